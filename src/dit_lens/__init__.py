@@ -1,0 +1,1 @@
+"""A microscope for diffusion transformers."""
