@@ -1,1 +1,64 @@
-"""A microscope for diffusion transformers."""
+"""A microscope for diffusion transformers: trace, edit and cache what every block holds at every denoising step.
+
+    import dit_lens as dl
+
+    lens = dl.load("organism")
+    run = lens.run(dl.tasks.maze(seed=1_000_007), record=[dl.energy, dl.x0])
+    run["energy"].sel(layer=6, branch="cond")
+
+Nothing heavy is imported until it is used: opening and plotting stores needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_FROM = {
+    "dit_lens.coords": ("At", "Spot", "at"),
+    "dit_lens.errors": ("CaptureError", "DitLensError", "PlanError", "StoreError", "TaskError"),
+    "dit_lens.records": (
+        *("channel_mean", "channel_variance", "energy", "hidden", "keeps", "latents", "velocity", "x0"),
+    ),
+    "dit_lens.edits": ("add_noise", "patch", "replace", "scale", "zero"),
+    "dit_lens.functions": ("options",),
+    "dit_lens.plan": ("Plan",),
+    "dit_lens.lens": ("Lens",),
+    "dit_lens.run": ("Run",),
+    "dit_lens.models": ("load",),
+    "dit_lens.store": ("open_run", "open_runs"),
+    "dit_lens.tasks.sample": ("Sample", "Score"),
+}
+_HOME = {name: module for module, names in _FROM.items() for name in names}
+_ROOMS = ("analysis", "plot", "store", "tasks")
+
+__all__ = sorted([*_HOME, *_ROOMS])
+
+if TYPE_CHECKING:
+    from dit_lens import analysis, plot, store, tasks
+    from dit_lens.coords import At, Spot, at
+    from dit_lens.edits import add_noise, patch, replace, scale, zero
+    from dit_lens.errors import CaptureError, DitLensError, PlanError, StoreError, TaskError
+    from dit_lens.functions import options
+    from dit_lens.lens import Lens
+    from dit_lens.models import load
+    from dit_lens.plan import Plan
+    from dit_lens.records import channel_mean, channel_variance, energy, hidden, keeps, latents, velocity, x0
+    from dit_lens.run import Run
+    from dit_lens.store import open_run, open_runs
+    from dit_lens.tasks.sample import Sample, Score
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the public face when it is first used."""
+    if name in _ROOMS:
+        return importlib.import_module(f"dit_lens.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'dit_lens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,1 +1,21 @@
-"""."""
+"""Analyses: arrays in, arrays out. No torch, no model; lazy arrays are read one state at a time.
+
+All functions take and return `xarray` objects on the dimensions of `dit_lens.coords.DIMS`. NaN means "not
+recorded": a state that is NaN throughout is an error that names its place.
+"""
+
+from dit_lens.analysis.channels import channel_importance, top_channels
+from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
+from dit_lens.analysis.pca import pca_basis, pca_maps, to_rgb
+
+__all__ = [
+    "channel_importance",
+    "energy",
+    "energy_by_layer",
+    "energy_by_step",
+    "pca_basis",
+    "pca_maps",
+    "temporal_energy",
+    "to_rgb",
+    "top_channels",
+]

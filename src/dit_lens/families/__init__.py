@@ -1,1 +1,25 @@
-"""."""
+"""Families: what the library knows of each architecture, one small file each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dit_lens.errors import PlanError
+from dit_lens.families.base import Family, Seen, Site
+
+
+def family_of(pipe: Any) -> Family:
+    """Return the family that knows a pipeline, by the name of its class.
+
+    Raises:
+        PlanError: none does.
+    """
+    names = [c.__name__ for c in type(pipe).__mro__]
+    if "WanVideoPipeline" in names:
+        from dit_lens.families.wan import WAN
+
+        return WAN
+    raise PlanError(f"No family knows {names[0]}: pass Lens(pipe, family=...); see docs/adding-a-family.md.")
+
+
+__all__ = ["Family", "Seen", "Site", "family_of"]

@@ -1,1 +1,47 @@
-"""."""
+"""Tasks: what a model is asked, with exact scorers. Each task is a pure generator `task(seed, ...) -> Sample`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dit_lens.errors import TaskError
+from dit_lens.tasks.choose import choose
+from dit_lens.tasks.maze import loop, maze
+from dit_lens.tasks.objects import circle, occlude, pattern
+from dit_lens.tasks.sample import Frames, Sample, Score, as_frames
+
+TASKS: dict[str, Callable[..., Sample]] = {
+    "maze": maze,
+    "loop": loop,
+    "choose": choose,
+    "circle": circle,
+    "pattern": pattern,
+    "occlude": occlude,
+}
+
+
+def make(task: str, seed: int, **options: object) -> Sample:
+    """Make a sample of a task by name.
+
+    Raises:
+        TaskError: there is no such task.
+    """
+    if task not in TASKS:
+        raise TaskError(f"No task is called {task!r}; there are: {', '.join(TASKS)}.")
+    return TASKS[task](seed, **options)
+
+
+__all__ = [
+    "TASKS",
+    "Frames",
+    "Sample",
+    "Score",
+    "as_frames",
+    "choose",
+    "circle",
+    "loop",
+    "make",
+    "maze",
+    "occlude",
+    "pattern",
+]

@@ -1,0 +1,108 @@
+"""Edits: pure functions that replace the value at a place.
+
+An edit is any function `f(h, at) -> h` of a value `h[frame, y, x, channel]`; `at` (a `Spot`) says where it is. It
+returns the same shape and type. `@options` lets an edit take options and stay data, so that a plan prints and hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.coords import Spot
+from dit_lens.errors import PlanError
+from dit_lens.functions import Configured, options
+
+Edit = Callable[[Tensor, Spot], Tensor]
+
+
+def _generator(at: Spot, salt: str, seed: int) -> torch.Generator:
+    """Return a random generator that depends on the place alone: the same on every device and in every replay."""
+    key = f"{salt}/{seed}/{at.seed}/{at.site}/{at.step}/{at.branch}/{at.layer}/{at.sample}"
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+
+
+@options
+def add_noise(h: Tensor, at: Spot, *, scale: float = 1.0, seed: int = 0) -> Tensor:
+    """Add Gaussian noise of standard deviation `scale`, in units of the value itself (latents have about unit variance).
+
+    The noise depends on the place and the seeds, not on any global state; a scale of 0 changes nothing, bit for bit.
+    """
+    if scale == 0:
+        return h
+    noise = torch.randn(h.shape, generator=_generator(at, "noise", seed))
+    return h + scale * noise.to(h)
+
+
+@options
+def scale(h: Tensor, at: Spot, *, factor: float) -> Tensor:
+    """Multiply by a factor."""
+    return h * factor
+
+
+@options
+def zero(h: Tensor, at: Spot) -> Tensor:
+    """Replace by zeros."""
+    return torch.zeros_like(h)
+
+
+@options
+def replace(h: Tensor, at: Spot, *, value: Any) -> Tensor:
+    """Replace by a value: a number, or an array that broadcasts to [frame, y, x, channel]."""
+    new = torch.as_tensor(_values(value)).to(h)
+    try:
+        return new.expand_as(h).clone()
+    except RuntimeError:
+        raise PlanError(
+            f"replace at {at}: a value of shape {tuple(new.shape)} does not broadcast to {tuple(h.shape)} "
+            "[frame, y, x, channel]."
+        ) from None
+
+
+@options
+def patch(h: Tensor, at: Spot, *, source: Any) -> Tensor:
+    """Replace by the state that another run held at the same place.
+
+    Args:
+        h: [frame, y, x, channel].
+        at: the place; its step, branch and layer are looked up in the source.
+        source: an `xarray.DataArray` as `run["hidden"]` gives it, with a coordinate for every one of `step`, `branch`
+            and `layer` that it spans; what it does not span is the same everywhere.
+
+    Raises:
+        PlanError: the source was not recorded at this place, or stands on another grid.
+    """
+    picked = source
+    for dim in ("step", "branch", "layer"):
+        if dim in getattr(source, "dims", ()):
+            if getattr(at, dim) not in source[dim].values:
+                raise PlanError(
+                    f"patch at {at}: the source has no {dim}={getattr(at, dim)!r}, only "
+                    f"{source[dim].values.tolist()}; place the edit there, or record more."
+                )
+            picked = picked.sel({dim: getattr(at, dim)})
+    new = torch.as_tensor(_values(picked)).to(h)
+    if new.shape != h.shape:
+        raise PlanError(
+            f"patch at {at}: the source is {tuple(new.shape)} there, the value {tuple(h.shape)} "
+            "[frame, y, x, channel]; patch between runs of one grid."
+        )
+    if bool(torch.isnan(new).any()) and not bool(torch.isnan(h).any()):
+        raise PlanError(f"patch at {at}: the source holds NaN there, which means that it was never recorded.")
+    return new
+
+
+def _values(value: Any) -> Any:
+    """Return what torch can read of a number, a tensor, an array or a DataArray."""
+    if isinstance(value, Tensor | int | float):
+        return value
+    import numpy as np
+
+    return np.array(value)  # a copy: arrays read from a store may not be writable
+
+
+__all__ = ["Configured", "Edit", "add_noise", "patch", "replace", "scale", "zero"]

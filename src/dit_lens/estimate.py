@@ -1,0 +1,113 @@
+"""How much a plan will write and hold, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dit_lens.capture import is_state, kept
+from dit_lens.errors import PlanError
+from dit_lens.plan import Layout, Placed, Plan
+
+
+@dataclass(frozen=True)
+class Line:
+    """One record's share.
+
+    Attributes:
+        variable: name of what it writes.
+        units: how many files.
+        bytes: in all, before compression.
+        memory: held on the device or on its way to the disk at once, at most.
+    """
+
+    variable: str
+    units: int
+    bytes: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan will write; prints as a table."""
+
+    lines: tuple[Line, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in all."""
+        return sum(line.bytes for line in self.lines)
+
+    @property
+    def memory(self) -> int:
+        """Memory held at once, at most."""
+        return sum(line.memory for line in self.lines)
+
+    def __str__(self) -> str:
+        rows = [("record", "files", "size", "memory")]
+        rows += [(n.variable, f"{n.units:,}", human(n.bytes), human(n.memory)) for n in self.lines]
+        rows += [("all", f"{sum(n.units for n in self.lines):,}", human(self.bytes), human(self.memory))]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join(
+            row[0].ljust(widths[0])
+            + "".join(f"  {c.rjust(w)}" for c, w in zip(row[1:], widths[1:], strict=True))
+            for row in rows
+        )
+
+
+def human(count: float) -> str:
+    """Write a number of bytes for people: '1.3 GB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def estimate(
+    plan: Plan,
+    layout: Layout,
+    latent: tuple[int, int, int, int],
+    grid: tuple[int, int, int],
+    channels: int,
+    dtype: torch.dtype,
+) -> Estimate:
+    """Estimate a plan on a grid.
+
+    Args:
+        plan: checked against the layout.
+        layout: coordinates of the run.
+        latent: (channel, frame, y, x) of the latents.
+        grid: (frame, y, x) of the tokens.
+        channels: of a state.
+        dtype: of the states.
+    """
+    tokens = (*grid, channels)
+    latents = (*latent[1:], latent[0])
+    return Estimate(
+        tuple(
+            _line(record, layout, latents if record.on_latents else tokens, dtype) for record in plan.records
+        )
+    )
+
+
+def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.dtype) -> Line:
+    # Run on a tensor without storage: only shapes are computed.
+    result = record.function(torch.empty(shape, dtype=dtype, device="meta"))
+    if result.ndim != len(kept(record)):
+        raise PlanError(f"record {record.name} keeps {kept(record)} but returns {result.ndim} dimensions.")
+    whole = is_state(record) or (record.on_latents and "latent_channel" in kept(record))
+    one = result.numel() * (dtype.itemsize if whole else 4)
+    steps = len(record.steps(layout))
+    a_step = 1 if record.on_latents else len(record.branches(layout)) * len(record.layers(layout))
+    return Line(
+        record.variable,
+        steps * (a_step if is_state(record) else 1),
+        steps * a_step * one,
+        # A state leaves at once; the writer's queue is bounded. Small records are held for one step.
+        min(a_step * one, 256 << 20) if is_state(record) else a_step * one,
+    )
+
+
+__all__ = ["Estimate", "Line", "estimate", "human"]

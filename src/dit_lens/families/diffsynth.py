@@ -1,0 +1,66 @@
+"""What all DiffSynth pipelines share: `model_fn` and the scheduler's `step` are wrapped on the instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dit_lens.errors import PlanError
+from dit_lens.families.base import Family, Seen, Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MARK = "_dit_lens_wrapped"
+
+
+def interceptor(
+    look: Callable[[Any, dict[str, Any]], Seen],
+) -> Callable[[Any, Family, Session], Callable[[], None]]:
+    """Make a family's `intercept` out of a function that labels one call.
+
+    Args:
+        look: (pipe, keywords of `model_fn`) to what the call says of itself.
+    """
+
+    def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
+        model_fn, scheduler = pipe.model_fn, pipe.scheduler
+        step = scheduler.step
+        if hasattr(model_fn, MARK):
+            raise PlanError(f"This {type(pipe).__name__} is being traced already: end that trace first.")
+
+        def call(**keywords: Any) -> Tensor:
+            def proceed(latents: Tensor) -> Tensor:
+                return model_fn(**{**keywords, "latents": latents})
+
+            return session.call(look(pipe, keywords), keywords["latents"], proceed)
+
+        def advance(model_output: Tensor, timestep: Any, sample: Tensor, **keywords: Any) -> Tensor:
+            return session.advance(
+                model_output, timestep, sample, lambda v, x: step(v, timestep, x, **keywords)
+            )
+
+        setattr(call, MARK, True)
+        undo = [_patch(pipe, "model_fn", call), _patch(scheduler, "step", advance)]
+
+        def restore() -> None:
+            for put_back in reversed(undo):
+                put_back()
+
+        return restore
+
+    return intercept
+
+
+def _patch(holder: Any, name: str, value: Any) -> Callable[[], None]:
+    """Set an instance attribute; return what puts back what was there, or removes it where nothing was."""
+    had, before = name in vars(holder), vars(holder).get(name)
+    setattr(holder, name, value)
+
+    def put_back() -> None:
+        if had:
+            setattr(holder, name, before)
+        else:
+            delattr(holder, name)
+
+    return put_back

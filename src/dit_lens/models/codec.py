@@ -1,0 +1,73 @@
+"""The organism's codec: linear, with the interface and the geometry of Wan's video VAE.
+
+Latents are 8x smaller in space and 4x in time, with the first frame alone: 13 frames give 4 latent frames.
+A patch of 8x8 pixels (one frame, or four) is projected on principal components, each scaled to unit variance.
+What it loses, `docs/organism.md` says; a linear codec blurs alike everywhere and invents nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+SPACE, TIME = 8, 4
+
+
+class LinearCodec(nn.Module):
+    """Projects pixel patches on principal components, and back.
+
+    Args:
+        channels: number of latent channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.upsampling_factor = SPACE
+        self.z_dim = channels
+        self.model = SimpleNamespace(z_dim=channels)  # where the pipeline looks for it
+        for name, pixels in (("first", 3 * SPACE**2), ("rest", 3 * SPACE**2 * TIME)):
+            self.register_buffer(f"{name}_mean", torch.zeros(pixels))
+            self.register_buffer(f"{name}_basis", torch.zeros(channels, pixels))
+            self.register_buffer(f"{name}_scale", torch.ones(channels))
+
+    def encode(self, videos: Tensor | Sequence[Tensor], device: Any = None, **_: Any) -> Tensor:
+        """Encode videos [batch, rgb, time, height, width] in [-1, 1].
+
+        Returns:
+            [batch, channel, frame, latent_y, latent_x], with 1 + (time - 1) / 4 frames.
+        """
+        video = torch.stack([v.to(device or v.device) for v in videos])
+        split = "b c (f t) (y p) (x q) -> b f y x (t p q c)"
+        first = rearrange(video[:, :, :1], split, t=1, p=SPACE, q=SPACE)
+        rest = rearrange(video[:, :, 1:], split, t=TIME, p=SPACE, q=SPACE)
+        latents = torch.cat([self._project(first, "first"), self._project(rest, "rest")], 1)
+        return rearrange(latents, "b f y x c -> b c f y x")
+
+    def decode(self, hidden_states: Tensor, device: Any = None, **_: Any) -> Tensor:
+        """Decode latents [batch, channel, frame, latent_y, latent_x].
+
+        Returns:
+            Videos [batch, rgb, time, height, width], about [-1, 1].
+        """
+        latents = rearrange(hidden_states.to(device or hidden_states.device), "b c f y x -> b f y x c")
+        join = "b f y x (t p q c) -> b c (f t) (y p) (x q)"
+        first = rearrange(self._restore(latents[:, :1], "first"), join, t=1, p=SPACE, q=SPACE, c=3)
+        rest = rearrange(self._restore(latents[:, 1:], "rest"), join, t=TIME, p=SPACE, q=SPACE, c=3)
+        return torch.cat([first, rest], 2)
+
+    def _part(self, name: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, basis, scale = (getattr(self, f"{name}_{part}") for part in ("mean", "basis", "scale"))
+        return mean.to(like), basis.to(like), scale.to(like)
+
+    def _project(self, patches: Tensor, name: str) -> Tensor:
+        mean, basis, scale = self._part(name, patches)
+        return (patches - mean) @ basis.T / scale
+
+    def _restore(self, latents: Tensor, name: str) -> Tensor:
+        mean, basis, scale = self._part(name, latents)
+        return (latents * scale) @ basis + mean

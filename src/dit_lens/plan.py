@@ -1,0 +1,213 @@
+"""A plan: records, edits and their places, as data. It prints, hashes, and is checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dit_lens.coords import DIMS, GRID_SITES, At, Spot, at, positions
+from dit_lens.errors import PlanError
+from dit_lens.functions import Configured, describe, restore
+
+Entry = Callable[..., Any] | tuple[Callable[..., Any], At]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a plan is checked against: the coordinates of one run on one model.
+
+    Attributes:
+        sites: site name to the path below a block, for messages.
+        layers: number of blocks.
+        steps: number of scheduler steps.
+        branches: guidance branches of the run.
+        experts: names of the DiTs.
+    """
+
+    sites: Mapping[str, str]
+    layers: int
+    steps: int
+    branches: tuple[str, ...]
+    experts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One record or edit at its place."""
+
+    function: Callable[..., Any]
+    place: At
+
+    @property
+    def name(self) -> str:
+        """Name of the function, and of what a record writes."""
+        inner = self.function.function if isinstance(self.function, Configured) else self.function
+        return str(getattr(inner, "__name__", type(inner).__name__)).replace("<lambda>", "lambda")
+
+    @property
+    def site(self) -> str:
+        """Where the value is read: the place's site, else the function's own, else `block`."""
+        return self.place.site or getattr(self.function, "site", None) or "block"
+
+    @property
+    def variable(self) -> str:
+        """Name of the variable that a record writes: with the site where it is not the default."""
+        default = getattr(self.function, "site", None) or "block"
+        return self.name if self.site == default else f"{self.name}_{self.site}"
+
+    @property
+    def on_latents(self) -> bool:
+        """Whether the site stands outside the blocks."""
+        return self.site in GRID_SITES
+
+    def steps(self, layout: Layout) -> tuple[int, ...]:
+        """Return the selected steps, sigma and expert aside."""
+        return positions("step", self.place.step, layout.steps)
+
+    def branches(self, layout: Layout) -> tuple[str, ...]:
+        """Return the selected branches."""
+        return layout.branches if self.place.branch is None else self.place.branch
+
+    def layers(self, layout: Layout) -> tuple[int, ...]:
+        """Return the selected layers."""
+        return positions("layer", self.place.layer, layout.layers)
+
+    def check(self, layout: Layout, kind: str) -> None:
+        """Refuse what cannot be carried out.
+
+        Raises:
+            PlanError: it names the function, the coordinate and the remedy.
+        """
+        what = f"{kind} {self.name} at {self.place}"
+        if not callable(self.function) or getattr(self.function, "is_maker", False):
+            raise PlanError(
+                f"{what}: this is not a function of a value; call it with its options, as {self.name}(...)."
+            )
+        known = [*layout.sites, *GRID_SITES]
+        if self.site not in known:
+            raise PlanError(f"{what}: unknown site {self.site!r}; there are {', '.join(known)}.")
+        if self.place.stream != "video":
+            raise PlanError(f"{what}: this model has no stream {self.place.stream!r}, only 'video'.")
+        if self.on_latents and (self.place.layer is not None or self.place.branch is not None):
+            raise PlanError(
+                f"{what}: {self.site} stands outside the blocks, after guidance: drop layer and branch."
+            )
+        self.steps(layout)
+        if not self.on_latents:
+            self.layers(layout)
+        for field, given, there in (
+            ("branch", self.place.branch, layout.branches),
+            ("expert", self.place.expert, layout.experts),
+        ):
+            for name in given or ():
+                if name not in there:
+                    hint = "; with cfg_scale=1 only cond runs" if field == "branch" else ""
+                    raise PlanError(
+                        f"{what}: this run has no {field} {name!r}, only {', '.join(there)}{hint}."
+                    )
+        if kind == "record":
+            self._check_record(what)
+
+    def _check_record(self, what: str) -> None:
+        dims = getattr(self.function, "dims", None)
+        if dims is None:
+            raise PlanError(
+                f"{what}: declare the dimensions that it keeps, with @dl.keeps('frame', 'y', 'x')."
+            )
+        if self.place.region:
+            raise PlanError(
+                f"{what}: a record reads the whole grid; select {', '.join(self.place.region)} afterwards."
+            )
+        known = [d for d in dims if d in DIMS]
+        if any(d in DIMS[:5] for d in dims) or known != sorted(known, key=DIMS.index):
+            raise PlanError(
+                f"{what}: it declares {dims}; keep some of frame, y, x, channel in this order, or others."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return describe(self.function) | {"at": self.place.to_json()}
+
+    def __str__(self) -> str:
+        return f"{self.function if isinstance(self.function, Configured) else self.name} at {self.place}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Records and edits with their places."""
+
+    records: tuple[Placed, ...] = ()
+    edits: tuple[Placed, ...] = ()
+
+    @classmethod
+    def of(cls, record: Iterable[Entry] | Entry = (), edit: Iterable[Entry] | Entry = ()) -> Plan:
+        """Make a plan of functions, or (function, place) pairs; a bare function means everywhere."""
+        return cls(tuple(_placed(record)), tuple(_placed(edit)))
+
+    def with_record(self, function: Callable[..., Any], place: At | None = None) -> Plan:
+        """Return the plan with one more record."""
+        return Plan((*self.records, Placed(function, place or at())), self.edits)
+
+    def with_edit(self, function: Callable[..., Any], place: At | None = None) -> Plan:
+        """Return the plan with one more edit."""
+        return Plan(self.records, (*self.edits, Placed(function, place or at())))
+
+    def check(self, layout: Layout) -> None:
+        """Refuse what cannot be carried out on this model.
+
+        Raises:
+            PlanError: the first such thing, with its remedy.
+        """
+        for kind, items in (("record", self.records), ("edit", self.edits)):
+            for item in items:
+                item.check(layout, kind)
+        names = [r.variable for r in self.records]
+        for name in names:
+            if names.count(name) > 1:
+                raise PlanError(
+                    f"Two records write {name!r}: merge their places, or give one function another name."
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: what the manifest holds."""
+        return {"records": [r.to_json() for r in self.records], "edits": [e.to_json() for e in self.edits]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Read a plan back; its functions are imported by name.
+
+        Raises:
+            PlanError: a function that cannot be imported, or has changed.
+        """
+        read = [
+            tuple(Placed(restore(item), At.from_json(item["at"])) for item in data[kind])
+            for kind in ("records", "edits")
+        ]
+        return cls(*read)
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything in the plan, the functions' code included."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        lines = [f"record {r}" for r in self.records] + [f"edit {e}" for e in self.edits]
+        return "Plan:" + "".join(f"\n  {line}" for line in lines) if lines else "Plan: nothing"
+
+
+def _placed(entries: Iterable[Entry] | Entry) -> Iterable[Placed]:
+    if callable(entries):
+        entries = [entries]
+    for entry in entries:
+        if isinstance(entry, tuple):
+            if len(entry) != 2 or not isinstance(entry[1], At):
+                raise PlanError(f"{entry!r}: give a function, or a pair (function, dl.at(...)).")
+            yield Placed(*entry)
+        else:
+            yield Placed(entry, at())
+
+
+__all__ = ["Entry", "Layout", "Placed", "Plan", "Spot"]

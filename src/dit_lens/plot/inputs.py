@@ -1,0 +1,85 @@
+"""What a plot may be given: the right dimensions, recorded values; and how to say where they are from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dit_lens.analysis.states import name_of, require_dims, require_recorded, shape_of
+from dit_lens.errors import DitLensError
+
+ENERGY_LABEL = "energy of a token\n(L2 over channels, dimensionless)"
+TEMPORAL_LABEL = "temporal energy of a frame\n(L2 over tokens and channels, dimensionless)"
+
+
+def select(
+    array: xr.DataArray, dims: Sequence[str], caller: str, optional: Sequence[str] = ()
+) -> xr.DataArray:
+    """Load an array that must have exactly some dimensions, in that order.
+
+    Args:
+        array: what the user passed; other dimensions are dropped where their length is 1.
+        dims: the dimensions needed, in order.
+        caller: the plot's name, for errors.
+        optional: at most one of these may be there too; it comes first.
+
+    Raises:
+        DitLensError: a dimension is missing or left over (the message says how to select), or a state was not
+            recorded.
+    """
+    require_dims(array, dims, caller)
+    allowed = {*dims, *optional}
+    array = array.squeeze([d for d in array.dims if d not in allowed and array.sizes[d] == 1])
+    array = array.squeeze([d for d in array.dims if d in optional and d not in dims and array.sizes[d] == 1])
+    spare = [str(d) for d in array.dims if d not in dims]
+    excess = [d for d in spare if d not in optional] or (spare if len(spare) > 1 else [])
+    if excess:
+        keep = f", leaving at most one of {', '.join(optional)}" if optional else ""
+        values = ", ".join(f"{d}={array[d].values[0]!r}" for d in excess)
+        raise DitLensError(
+            f"{caller}: {name_of(array)} has {shape_of(array)}, too much for one picture: "
+            f"select{keep}, e.g. .sel({values})."
+        )
+    return require_recorded(array.transpose(*spare, *dims), caller)
+
+
+def titled(what: str, array: xr.DataArray | xr.Dataset, title: str | None) -> str:
+    """Return the user's title, or what is shown and where: "Energy per token · step 3 · cond · layer 6"."""
+    return title if title is not None else " · ".join([what, *whereabouts(array)])
+
+
+def whereabouts(array: xr.DataArray | xr.Dataset) -> list[str]:
+    """Name the scalar coordinates of an array, as "step 3 (σ 0.89)", "cond", "layer 6"."""
+    scalars = {str(n): c.item() for n, c in array.coords.items() if c.ndim == 0}
+    parts = [f"{name} {scalars[name]}" for name in ("sample", "seed") if name in scalars]
+    if "step" in scalars:
+        sigma = f" (σ {scalars['sigma']:.3g})" if "sigma" in scalars else ""
+        parts.append(f"step {scalars['step']}{sigma}")
+    parts += [str(scalars["branch"])] if "branch" in scalars else []
+    parts += [f"layer {scalars['layer']}"] if "layer" in scalars else []
+    parts += [f"frame {scalars['frame']}"] if "frame" in scalars else []
+    return parts
+
+
+def labels_of(array: xr.DataArray | xr.Dataset, dim: str) -> list[object]:
+    """Return the coordinate values of a dimension, or 0, 1, ... where it has none."""
+    return list(array[dim].to_numpy().tolist()) if dim in array.coords else list(range(array.sizes[dim]))
+
+
+def spread(total: int, most: int | None) -> NDArray[np.intp]:
+    """Return at most `most` positions out of `total`, evenly spread, the first and the last among them."""
+    if most is None or most >= total:
+        return np.arange(total)
+    return np.unique(np.linspace(0, total - 1, max(most, 1)).round().astype(np.intp))
+
+
+def limits(values: NDArray[np.floating], low: float = 0.0, high: float = 100.0) -> tuple[float, float]:
+    """Return the colour limits shared by all panels: percentiles of the finite values, never empty."""
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return 0.0, 1.0
+    floor, ceiling = (float(v) for v in np.percentile(finite, [low, high]))
+    return (floor, ceiling) if ceiling > floor else (floor - 0.5, floor + 0.5)

@@ -1,0 +1,94 @@
+"""Videos as files: mp4 that every player shows, and back to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dit_lens.errors import DitLensError
+
+SMALLEST = 256
+"""Players show a video of fewer pixels as a stamp, or not at all."""
+
+
+def as_video(frames: Sequence[Any] | NDArray[np.uint8], caller: str = "as_video") -> NDArray[np.uint8]:
+    """Return frames as one array.
+
+    Args:
+        frames: PIL images or uint8 arrays [height, width, rgb], all of one size; or [time, height, width,
+            rgb].
+        caller: the name for error messages.
+
+    Returns:
+        [time, height, width, rgb], uint8.
+
+    Raises:
+        DitLensError: there are no frames, they differ in size, or they are not 8-bit RGB.
+    """
+    images = [np.asarray(f.convert("RGB") if hasattr(f, "convert") else f) for f in frames]
+    shapes = sorted({i.shape for i in images})
+    if (
+        len(shapes) != 1
+        or len(shapes[0]) != 3
+        or shapes[0][2] != 3
+        or any(i.dtype != np.uint8 for i in images)
+    ):
+        kinds = ", ".join(sorted({f"{i.dtype} {i.shape}" for i in images})) or "none"
+        raise DitLensError(
+            f"{caller}: frames must be uint8 [height, width, rgb], all of one size; found {kinds}."
+        )
+    return np.stack(images)
+
+
+def write_video(frames: Sequence[Any] | NDArray[np.uint8], path: str | Path, fps: float = 8) -> Path:
+    """Write an mp4 (H.264, yuv420p), which browsers and players show.
+
+    Videos with a side under 256 pixels are enlarged by a whole number, each pixel a square, until both sides
+    reach it; an odd side is padded by one pixel, as the format needs even ones. H.264 loses a little; keep
+    arrays for measurements.
+
+    Args:
+        frames: PIL images or uint8 [time, height, width, rgb].
+        path: where to write; folders are made.
+        fps: frames per second.
+
+    Returns:
+        The path.
+
+    Raises:
+        DitLensError: there are no frames, or they are not 8-bit RGB of one size.
+    """
+    import imageio.v3 as iio
+
+    video = as_video(frames, "write_video")
+    scale = max(1, ceil(SMALLEST / min(video.shape[1:3])))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with iio.imopen(path, "w", plugin="pyav") as file:
+        file.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+        for frame in video:  # one at a time, so that only one enlarged frame is held
+            large = frame.repeat(scale, 0).repeat(scale, 1)
+            odd = [(0, n % 2) for n in large.shape[:2]]
+            file.write_frame(np.pad(large, [*odd, (0, 0)], mode="edge"))
+    return path
+
+
+def read_video(path: str | Path) -> NDArray[np.uint8]:
+    """Read a video file: [time, height, width, rgb], uint8, at the size that the file has.
+
+    Raises:
+        DitLensError: there is no such file, or it is not a video.
+    """
+    import imageio.v3 as iio
+
+    if not Path(path).is_file():
+        raise DitLensError(f"read_video: there is no file {path}.")
+    try:
+        return np.asarray(iio.imread(path, plugin="pyav"))
+    except (OSError, ValueError) as error:
+        raise DitLensError(f"read_video: {path} cannot be read as a video: {error}") from error

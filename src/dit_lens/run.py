@@ -1,0 +1,85 @@
+"""A `Run`: what one traced trajectory left behind, by name, lazily."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dit_lens.errors import StoreError
+from dit_lens.store import RunStatus, open_run, status
+from dit_lens.tasks.sample import Frames
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Run:
+    """One traced trajectory.
+
+    Args:
+        path: the run's folder in its store.
+        scratch: the temporary folder that it lives in, where no store was asked for; it goes with the run.
+    """
+
+    def __init__(self, path: Path, scratch: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        self.path = path
+        self._scratch = scratch
+        self._dataset: xr.Dataset | None = None
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """All that was recorded, as a lazy `xarray.Dataset` on the run's full coordinates."""
+        if self._dataset is None:
+            self._dataset = open_run(self.path)
+        return self._dataset
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what was recorded."""
+        return [str(name) for name in self.dataset.data_vars]
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        """Return what was recorded under a name, on the steps, branches and layers that were asked for.
+
+        Raises:
+            StoreError: nothing was recorded under this name.
+        """
+        if name not in self.dataset.data_vars:
+            raise StoreError(
+                f"{self.path.name} holds no {name!r}, only {', '.join(self.names)}: record it in a new run."
+            )
+        array = self.dataset[name]
+        asked = array.attrs.get("recorded", {})
+        return (
+            array.isel({d: v for d, v in asked.items() if d in array.dims})
+            if isinstance(asked, dict)
+            else array
+        )
+
+    @property
+    def video(self) -> Frames:
+        """The decoded frames, [time, height, width, rgb] of uint8 (with `sample` before them for a prompt batch)."""
+        return np.asarray(self["video"].values)
+
+    @property
+    def attrs(self) -> dict[Any, Any]:
+        """The run's attributes, its manifest among them."""
+        return dict(self.dataset.attrs)
+
+    @property
+    def status(self) -> RunStatus:
+        """What is there and what is missing."""
+        return status(self.path)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for is there."""
+        return self.status.complete
+
+    def __repr__(self) -> str:
+        return (
+            f"Run({str(self.path)!r}: {', '.join(f'{n}{dict(self.dataset[n].sizes)}' for n in self.names)})"
+        )

@@ -1,0 +1,400 @@
+"""One run in progress: which call is running, which records and edits apply to it, and whether all of them did.
+
+Labels come from the pipeline (a family's `intercept` drives `call` and `advance`), never from counting hooks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.capture import Recorder
+from dit_lens.coords import Spot, positions
+from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.base import Family, Seen, submodule
+from dit_lens.plan import Layout, Placed, Plan
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward of a DiT inside a step.
+
+    Attributes:
+        step: scheduler step, 0 the noisiest.
+        sigma: noise level in [0, 1].
+        branch: guidance branch; `cond+uncond` where one batch carries both.
+        expert: the DiT that runs.
+        seen: what the call said of itself.
+    """
+
+    step: int
+    sigma: float
+    seen: Seen
+
+    @property
+    def branch(self) -> str:
+        """Name of the branch, or of all that the batch carries."""
+        return "+".join(self.seen.rows)
+
+    @property
+    def expert(self) -> str:
+        """Name of the DiT that runs."""
+        return self.seen.expert
+
+    def __str__(self) -> str:
+        return f"step={self.step}, branch={self.branch}, expert={self.expert}"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The coordinates that a placed function selects in this run, looked up at every visit."""
+
+    steps: frozenset[int]
+    branches: frozenset[str]
+    layers: frozenset[int]
+    experts: frozenset[str]
+
+    @classmethod
+    def of(cls, placed: Placed, layout: Layout, sigmas: list[float]) -> Chosen:
+        """Resolve a place on a run's layout and noise levels."""
+        low, high = placed.place.sigma or (0.0, 1.0)
+        steps = frozenset(s for s in placed.steps(layout) if low <= sigmas[s] <= high)
+        layers = frozenset() if placed.on_latents else frozenset(placed.layers(layout))
+        experts = frozenset(placed.place.expert or layout.experts)
+        return cls(steps, frozenset(placed.branches(layout)), layers, experts)
+
+
+class Session:
+    """Drives one run: applies edits, takes records, audits.
+
+    Args:
+        family: of the model.
+        pipe: the pipeline.
+        dits: experts by name.
+        plan: `plan()` gives records and edits; asked when the first call comes.
+        layout: coordinates of the run.
+        seed: of the trajectory.
+        open_recorder: makes the recorder once grid and noise levels are known; the stored latents of a run to go on with
+            come with it, by step.
+        watch: told of every call before it runs, and of the end (None).
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        pipe: Any,
+        dits: Mapping[str, torch.nn.Module],
+        plan: Callable[[], Plan],
+        layout: Layout,
+        seed: int,
+        open_recorder: Callable[[Session, Seen, Tensor], tuple[Recorder, Mapping[int, Tensor]]],
+        watch: Callable[[Call | None], None] | None = None,
+    ) -> None:
+        self.family, self.pipe, self.dits, self.layout, self.seed = family, pipe, dits, layout, seed
+        self._plan, self._open_recorder, self._watch = plan, open_recorder, watch
+        self.plan = Plan()
+        self.now: Call | None = None
+        self.step = 0
+        self.resume = 0  # first step that is not in the store yet
+        self.sigmas: list[float] = []
+        self.timesteps: list[float] = []
+        self._recorder: Recorder | None = None
+        self._stored: Mapping[int, Tensor] = {}
+        self._latents: Tensor | None = None  # what this step starts from, edits included
+        self._seen: dict[str, Seen] = {}  # branches that ran in this step
+        self._chosen: dict[int, Chosen] = {}
+        self._fired: dict[int, set[tuple[Any, ...]]] = defaultdict(
+            set
+        )  # by id: two equal edits are two edits
+        self._ever: set[int] = set()
+        self._undo: list[Callable[[], Any]] = []
+
+    # ---- what the family drives
+
+    def call(self, seen: Seen, latents: Tensor, proceed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Serve one forward of a DiT."""
+        if self._recorder is None:
+            self._open(seen, latents)
+        for branch in seen.rows:
+            if branch in self._seen or branch not in self.layout.branches:
+                raise CaptureError(
+                    f"step {self.step}: branch {branch!r} ran {'twice' if branch in self._seen else 'unasked'}; this run "
+                    f"has the branches {self.layout.branches}, once a step each. Something runs the model on its own."
+                )
+            self._seen[branch] = seen
+        if self.step < self.resume - 1:  # this step stands in the store: nothing to compute
+            rows = max(rows.stop for rows in seen.rows.values())
+            return latents.new_zeros((rows, *latents.shape[1:]))
+        if self._latents is None:
+            self._latents = self._start_step(latents, seen)
+        self.now = Call(self.step, self.sigmas[self.step], seen)
+        try:
+            if self._watch is not None:
+                self._watch(self.now)
+            return proceed(self._latents)
+        finally:
+            self.now = None
+
+    def advance(
+        self, velocity: Tensor, timestep: Any, latents: Tensor, proceed: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Serve one step of the scheduler: velocity and x0 are known now; the step is audited and committed."""
+        if self._recorder is None or not self._seen:
+            raise CaptureError(f"The scheduler stepped before the model ran (step {self.step}).")
+        if abs(float(timestep) - self.timesteps[self.step]) > 1e-3:
+            raise CaptureError(
+                f"step {self.step}: the scheduler was told timestep {float(timestep):.3f}, its own list says "
+                f"{self.timesteps[self.step]:.3f}: the pipeline skips or repeats steps, which cannot be labelled."
+            )
+        if self.step < self.resume - 1:
+            out = self._stored[self.step + 1].to(latents)
+        else:
+            assert self._latents is not None
+            velocity = self._velocity(velocity, self._latents)
+            out = proceed(velocity, self._latents)
+            if self.step >= self.resume:
+                self._end_step()
+        self._latents = None
+        self._seen = {}
+        self._fired.clear()
+        self.step += 1
+        return out
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Run the pipeline under this session; all that was installed is removed, whatever happens."""
+        self._undo.append(self.family.intercept(self.pipe, self.family, self))
+        try:
+            out = work()
+            if self._watch is not None:
+                self._watch(None)
+            self._audit_run()
+            return out
+        finally:
+            while self._undo:
+                self._undo.pop()()
+
+    # ---- opening
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder; there once the first call has come."""
+        if self._recorder is None:
+            raise CaptureError("The model never ran: the pipeline made no call.")
+        return self._recorder
+
+    def _open(self, seen: Seen, latents: Tensor) -> None:
+        self.plan = self._plan()
+        self.plan.check(self.layout)
+        scheduler = self.pipe.scheduler
+        self.sigmas = [float(s) for s in scheduler.sigmas][: self.layout.steps]
+        self.timesteps = [float(t) for t in scheduler.timesteps]
+        if len(self.timesteps) != self.layout.steps:
+            raise CaptureError(
+                f"The scheduler has {len(self.timesteps)} steps, the run was asked for {self.layout.steps}."
+            )
+        for placed in (*self.plan.records, *self.plan.edits):
+            self._chosen[id(placed)] = chosen = Chosen.of(placed, self.layout, self.sigmas)
+            if not chosen.steps:
+                raise PlanError(f"{placed}: no selected step has its sigma there; they are {self.sigmas}.")
+        self._recorder, self._stored = self._open_recorder(self, seen, latents)
+        self.resume = min(set(range(self.layout.steps + 1)) - self._recorder.writer.committed_steps)
+        self._install()
+
+    def _install(self) -> None:
+        """Put one hook on every module where something is placed, and nowhere else."""
+        placed = [p for p in (*self.plan.records, *self.plan.edits) if not p.on_latents]
+        for expert, dit in self.dits.items():
+            if all(p.place.expert is not None and expert not in p.place.expert for p in placed):
+                continue
+            for layer, block in enumerate(self.family.block_list(dit)):
+                for name, site in self.family.sites.items():
+                    here = [p for p in placed if p.site == name and layer in self._chosen[id(p)].layers]
+                    if here:
+                        module = submodule(block, site.path)
+                        self._undo.append(self._hook(module, site.end, name, layer, here).remove)
+
+    def _hook(self, module: torch.nn.Module, end: str, site: str, layer: int, placed: list[Placed]) -> Any:
+        # Closures: VRAM management deep-copies modules, and a bound method would then watch a copy.
+        edits = [p for p in placed if any(p is e for e in self.plan.edits)]
+        records = [p for p in placed if any(p is r for r in self.plan.records)]
+
+        def on_output(_: Any, __: Any, output: Any) -> Any:
+            if self.now is None:
+                return None
+            new = self._visit(self.now, site, layer, edits, records, _first(output))
+            return None if new is None else _put_first(output, new)
+
+        def on_input(_: Any, inputs: tuple[Any, ...]) -> Any:
+            if self.now is None:
+                return None
+            new = self._visit(self.now, site, layer, edits, records, inputs[0])
+            return None if new is None else (new, *inputs[1:])
+
+        if end == "input":
+            return module.register_forward_pre_hook(on_input)
+        return module.register_forward_hook(on_output)
+
+    # ---- values
+
+    def _visit(
+        self, call: Call, site: str, layer: int, edits: list[Placed], records: list[Placed], h: Tensor
+    ) -> Tensor | None:
+        """Apply what is placed here to the call's rows of h [row, token, channel]; None where nothing changed."""
+        seen, out = call.seen, None
+        for branch, rows in seen.rows.items():
+            for sample, row in enumerate(range(*rows.indices(h.shape[0]))):
+                spot = self._spot(site, call.expert, branch, layer, sample)
+                value = h[row, seen.prefix :].unflatten(0, seen.grid)
+                new = self._edited(edits, spot, value)
+                if new is not value:
+                    out = h.clone() if out is None else out
+                    out[row, seen.prefix :] = new.flatten(0, 2)
+                self._take(records, spot, new)
+        return out
+
+    def _spot(self, site: str, expert: str, branch: str | None, layer: int | None, sample: int) -> Spot:
+        s = self.step
+        return Spot(site, s, self.sigmas[s], self.timesteps[s], self.seed, expert, branch, layer, sample)
+
+    def _applies(self, placed: Placed, spot: Spot) -> bool:
+        chosen = self._chosen[id(placed)]
+        branch = spot.branch is None or spot.branch in chosen.branches
+        return branch and spot.step in chosen.steps and spot.expert in chosen.experts
+
+    def _edited(self, edits: list[Placed], spot: Spot, value: Tensor) -> Tensor:
+        for edit in edits:
+            if not self._applies(edit, spot):
+                continue
+            self._mark(edit, spot)
+            new = edit.function(value, spot)
+            if not isinstance(new, Tensor) or new.shape != value.shape or new.dtype != value.dtype:
+                got = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
+                raise PlanError(
+                    f"edit {edit.name} at {spot} returned {got}; the value is {value.dtype} {tuple(value.shape)} "
+                    "[frame, y, x, channel]: return the same shape and type."
+                )
+            value = new if not edit.place.region or new is value else _within(edit, value, new)
+        return value
+
+    def _take(self, records: list[Placed], spot: Spot, value: Tensor) -> None:
+        if self.step < self.resume:  # this step is in the store; it runs once more only to go on from it
+            return
+        for record in records:
+            if self._applies(record, spot):
+                self._mark(record, spot)
+                grid = dict(zip(("frame", "y", "x", "channel"), value.shape, strict=True))
+                if record.on_latents:
+                    grid = {f"latent_{k}" if k != "frame" else k: v for k, v in grid.items()}
+                self.recorder.take(record, spot, grid, record.function(value))
+
+    def _mark(self, placed: Placed, spot: Spot) -> None:
+        key = (spot.branch, spot.layer, spot.sample)
+        if key in self._fired[id(placed)]:
+            raise CaptureError(f"{placed} fired twice at {spot}: the module runs more than once a call.")
+        self._fired[id(placed)].add(key)
+        self._ever.add(id(placed))
+
+    def _on_grid(self, site: str, latents: Tensor) -> Iterator[tuple[int, Spot, Tensor]]:
+        expert = next(iter(self._seen.values())).expert
+        for row in range(latents.shape[0]):
+            yield row, self._spot(site, expert, None, None, row), latents[row].permute(1, 2, 3, 0)
+
+    def _at_site(self, site: str, latents: Tensor, edit: bool = True) -> Tensor:
+        """Edit and record what stands on the latent grid; the very same tensor where nothing changed."""
+        edits = [p for p in self.plan.edits if p.site == site] if edit else []
+        records = [p for p in self.plan.records if p.site == site]
+        out = None
+        for row, spot, value in self._on_grid(site, latents):
+            new = self._edited(edits, spot, value)
+            if new is not value:
+                out = latents.clone() if out is None else out
+                out[row] = new.permute(3, 0, 1, 2)
+            self._take(records, spot, new)
+        return latents if out is None else out
+
+    def _start_step(self, latents: Tensor, seen: Seen) -> Tensor:
+        samples = self.recorder.samples
+        if samples > 1 and latents.shape[0] == 1:
+            # The pipeline's first latents of a prompt batch are one row that the model repeats: the same numbers.
+            latents = latents.expand(samples, *latents.shape[1:]).contiguous()
+        replayed = self.step in self._stored and self.step == self.resume - 1 and self.step > 0
+        # What was stored had its edits already.
+        return self._at_site("latents", latents, edit=not replayed)
+
+    def _velocity(self, velocity: Tensor, latents: Tensor) -> Tensor:
+        velocity = self._at_site("velocity", velocity)
+        if not any(p.site == "x0" for p in (*self.plan.edits, *self.plan.records)):
+            return velocity
+        sigma = self.pipe.scheduler.sigmas[self.step]
+        x0 = latents + velocity * (0 - sigma)  # as the scheduler's own last step computes it
+        new = self._at_site("x0", x0)
+        return velocity if new is x0 or torch.equal(new, x0) else ((latents - new) / sigma).to(velocity.dtype)
+
+    # ---- audit
+
+    def _end_step(self) -> None:
+        if set(self._seen) != set(self.layout.branches):
+            missing = sorted(set(self.layout.branches) - set(self._seen))
+            raise CaptureError(
+                f"step {self.step}: the branches {missing} never ran; {sorted(self._seen)} did."
+            )
+        expert = next(iter(self._seen.values())).expert
+        for placed in (*self.plan.records, *self.plan.edits):
+            chosen = self._chosen[id(placed)]
+            if self.step in chosen.steps and expert in chosen.experts:
+                self._audit(placed, chosen, expert)
+        info = {"sigma": self.sigmas[self.step], "timestep": self.timesteps[self.step], "expert": expert}
+        self.recorder.end_step(self.step, info)
+
+    def _audit(self, placed: Placed, chosen: Chosen, expert: str) -> None:
+        wanted: set[tuple[Any, ...]] = {(None, None)}
+        if not placed.on_latents:
+            wanted = {(b, n) for b in chosen.branches for n in chosen.layers}
+        missing = {(b, n, s) for b, n in wanted for s in range(self.recorder.samples)} - self._fired[
+            id(placed)
+        ]
+        if missing:
+            branch, layer, sample = min(missing, key=str)
+            path = self.layout.sites.get(placed.site, "")
+            where = f"{self.family.blocks}.{layer}" + (f".{path}" if path else "")
+            raise CaptureError(
+                f"{placed}: nothing was captured at step={self.step}, branch={branch}, layer={layer}, expert={expert}"
+                f"{f', sample={sample}' if self.recorder.samples > 1 else ''} (module {where}), and at {len(missing) - 1} more "
+                "places: the module did not run there. Leave the place out, or switch off what skips the module."
+            )
+
+    def _audit_run(self) -> None:
+        if self.step != self.layout.steps:
+            raise CaptureError(f"The run ended after {self.step} of {self.layout.steps} steps.")
+        never = [p for p in (*self.plan.records, *self.plan.edits) if id(p) not in self._ever]
+        if never and self.resume == 0:
+            raise CaptureError(
+                f"{never[0]} never fired in this run: no step had its sigma and expert together."
+            )
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _put_first(output: Any, new: Tensor) -> Any:
+    return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+def _within(edit: Placed, value: Tensor, new: Tensor) -> Tensor:
+    """Take the new value inside the edit's region of the grid, the old one outside."""
+    mask = torch.ones(value.shape[:3], dtype=torch.bool, device=value.device)
+    for axis, dim in enumerate(("frame", "y", "x")):
+        if dim in edit.place.region:
+            inside = torch.zeros(value.shape[axis], dtype=torch.bool, device=value.device)
+            inside[list(positions(dim, edit.place.region[dim], value.shape[axis]))] = True
+            mask &= inside.view([-1 if a == axis else 1 for a in range(3)])
+    return torch.where(mask[..., None], new, value)
+
+
+__all__ = ["Call", "Session"]

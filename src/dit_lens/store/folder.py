@@ -1,0 +1,174 @@
+"""A run's folder while it is written: lock, attributes, metadata of its arrays. Made new or taken up."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dit_lens.errors import StoreError
+from dit_lens.store import files, metadata
+from dit_lens.store.coordinates import Coordinate
+from dit_lens.store.journal import Journal
+from dit_lens.store.layout import LAYOUT_VERSION
+from dit_lens.store.manifest import identity_hash, plain
+
+
+class RunFolder:
+    """Holds a run's folder for one writer; arguments are those of `RunWriter`.
+
+    Attributes:
+        path: The folder.
+        attrs: The group's attributes; `save` writes them.
+        arrays: `zarr.json` of every array, by name.
+        journal: The run's journal, locked.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        name: str,
+        manifest: Mapping[str, Any],
+        coords: Mapping[str, Coordinate],
+        durable: bool,
+    ) -> None:
+        if not name or name != os.path.basename(name) or name.startswith("."):
+            raise StoreError(
+                f"run name {name!r} is a folder's name: give one without '/' that does not begin with '.'"
+            )
+        self.path = str(Path(root) / name)
+        self.attrs = _new_attrs(manifest, coords)
+        self.arrays: dict[str, dict[str, Any]] = {}
+        self._durable = durable
+        self._saved = False
+        self._unsynced: list[str] = []  # metadata that only has to be durable once a commit needs it
+        os.makedirs(self.path, exist_ok=True)
+        if metadata.load_group(root) is None:
+            files.write_file(str(Path(root) / "zarr.json"), metadata.group_bytes({}, None), durable)
+        self.journal = Journal(self.path, durable)
+        try:
+            self._resume()
+            for coord in coords.values():
+                self._add_coord(coord)
+            self.save()
+        except BaseException:
+            self.journal.close()
+            raise
+
+    def _resume(self) -> None:
+        group = metadata.load_group(self.path)
+        if group is None:
+            return
+        metadata.check_version(group, self.path)
+        found, ours = group["attributes"], self.attrs["identity_sha256"]
+        if (theirs := found["identity_sha256"]) != ours:
+            raise StoreError(
+                f"{self.path} holds a run of another manifest (sha256 {theirs[:10]}, this one {ours[:10]}); "
+                "name runs with run_name(identity, prefix), so that two that differ never share a name"
+            )
+        if found["status"] == "complete":
+            raise StoreError(
+                f"{self.path} is complete: read it with open_run, or remove the folder to make it again"
+            )
+        for folder, _, names in os.walk(self.path):
+            for leftover in (name for name in names if name.endswith(files.PARTIAL)):
+                os.unlink(os.path.join(folder, leftover))
+        self.attrs = found
+        self.arrays = group["consolidated_metadata"]["metadata"]
+
+    def _add_coord(self, coord: Coordinate) -> None:
+        known = self.arrays.get(coord.name)
+        self.declare(coord.name, coord.to_json())
+        if known is None:
+            chunk, data = coord.chunk()
+            files.write_file(path := os.path.join(self.path, coord.name, chunk), data, durable=False)
+            self._unsynced.append(path)
+
+    def declare(self, name: str, array: dict[str, Any]) -> None:
+        """Add an array; one that is there already must be the same.
+
+        Raises:
+            StoreError: If it differs, or its size along a dimension is not that of the run's other arrays.
+        """
+        array = json.loads(metadata.array_bytes(array))
+        if known := self.arrays.get(name):
+            if known != array:
+                raise StoreError(
+                    f"{name} of {self.path} is declared already, and differs in {_difference(known, array)}; "
+                    "give the second record another name"
+                )
+            return
+        self._check_sizes(name, array)
+        os.makedirs(folder := os.path.join(self.path, name), exist_ok=True)
+        files.write_file(
+            path := os.path.join(folder, "zarr.json"), metadata.array_bytes(array), durable=False
+        )
+        self.arrays[name] = array
+        self._unsynced += [path, folder]
+        self._saved = False
+
+    def _check_sizes(self, name: str, array: Mapping[str, Any]) -> None:
+        sizes = dict(zip(array["dimension_names"], array["shape"], strict=True))
+        for other, known in self.arrays.items():
+            for dim, size in zip(known["dimension_names"], known["shape"], strict=True):
+                if sizes.get(dim, size) != size:
+                    raise StoreError(
+                        f"{name} has size {sizes[dim]} along {dim!r}, but {other} of {self.path} has {size}: "
+                        "one size per dimension and run; give the full size, or the dimension another name"
+                    )
+
+    def size(self, dim: str) -> int:
+        """Return the run's size along a dimension, 0 if no array has it."""
+        for array in self.arrays.values():
+            if dim in array["dimension_names"]:
+                return array["shape"][array["dimension_names"].index(dim)]
+        return 0
+
+    def save(self) -> None:
+        """Write the group's `zarr.json` with all that is declared, if anything changed since."""
+        if not self._saved:
+            data = metadata.group_bytes(self.attrs, self.arrays)
+            files.write_file(path := os.path.join(self.path, "zarr.json"), data, durable=False)
+            self._unsynced.append(path)
+            self._saved = True
+
+    def take_unsynced(self) -> list[str]:
+        """Return the files and folders that have to be made durable before the next commit, once."""
+        taken = (
+            [*self._unsynced, self.path, os.path.dirname(self.path)]
+            if self._unsynced and self._durable
+            else []
+        )
+        self._unsynced = []
+        return taken
+
+    def finish(self, status: str, nan: Mapping[str, int], inf: Mapping[str, int]) -> None:
+        """Write the final attributes, durably."""
+        self.attrs |= {"status": status, "ended": _now(), "nan": dict(nan), "inf": dict(inf)}
+        data = metadata.group_bytes(self.attrs, self.arrays)
+        files.write_file(os.path.join(self.path, "zarr.json"), data, self._durable)
+
+
+def _new_attrs(manifest: Mapping[str, Any], coords: Mapping[str, Coordinate]) -> dict[str, Any]:
+    # CF's way to say which variables are coordinates though no dimension has their name.
+    auxiliary = {name: coord for name, coord in coords.items() if coord.dims != (name,)}
+    return {
+        metadata.LAYOUT_ATTR: LAYOUT_VERSION,
+        "status": "incomplete",
+        "identity_sha256": identity_hash(manifest),
+        "manifest": plain(manifest),
+        "created": _now(),
+    } | ({"coordinates": " ".join(auxiliary)} if auxiliary else {})
+
+
+def _difference(known: Mapping[str, Any], array: Mapping[str, Any]) -> str:
+    both = [known | known["attributes"], array | array["attributes"]]
+    keys = [key for key in both[1] if key != "attributes" and both[0].get(key) != both[1][key]]
+    return ", ".join(f"{key} ({both[0].get(key)} there, {both[1][key]} now)" for key in keys)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,88 @@
+"""The manifest: a plain dict that says all that made a run, and whose hash names it.
+
+A manifest may hold the key `identity`: the part that is hashed; the rest (host, times, notes) may then differ
+between two attempts at the same run. Without that key the whole manifest is the identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from dit_lens.errors import StoreError
+
+PACKAGES = (
+    *("dit-lens", "numpy", "xarray", "zarr", "numcodecs", "torch", "diffsynth", "diffusers"),
+    *("transformers", "peft", "nnsight", "safetensors"),
+)
+"""Packages whose versions may change what a run holds."""
+
+
+def plain(value: Any, where: str = "manifest") -> Any:
+    """Return `value` as what JSON can hold: tuples become lists, numpy scalars numbers, and arrays lists.
+
+    Raises:
+        StoreError: If something in it has no exact JSON form; the message says where it stands.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise StoreError(
+                f"{where} is {value}, which JSON cannot hold; leave it out, or write it as a string"
+            )
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{n}]") for n, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        if bad := [key for key in value if not isinstance(key, str)]:
+            raise StoreError(
+                f"{where} has the key {bad[0]!r}; keys must be strings, so that they sort in one way"
+            )
+        return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
+    raise StoreError(
+        f"{where} is a {type(value).__name__}, not plain data; pass its name, its str() or its hash"
+    )
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of plain data: keys sorted, no spaces, UTF-8 as it is."""
+    return json.dumps(
+        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def identity_hash(manifest: Mapping[str, Any]) -> str:
+    """Return the sha256, in hex, of a manifest's identity."""
+    identity = manifest.get("identity", manifest)
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+
+
+def run_name(identity: Mapping[str, Any], prefix: str) -> str:
+    """Return the name of a run: `prefix` and ten hex digits of its identity's sha256.
+
+    Example:
+        >>> run_name({"seed": 7, "steps": 20}, "maze")
+        'maze-ff3eb4b4df'
+    """
+    return f"{prefix}-{hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:10]}"
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed, without importing any."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

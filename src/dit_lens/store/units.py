@@ -1,0 +1,165 @@
+"""Read a variable's units from their files: lazily, by outer indexing, with what is not committed masked."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from dit_lens.errors import StoreError
+from dit_lens.store.bfloat16 import widen_into
+from dit_lens.store.journal import Entry
+from dit_lens.store.layout import Variable
+from dit_lens.store.shard import decompress, read_compressed
+
+Key = tuple[int | slice | np.ndarray, ...]
+_ALL = slice(None)
+
+
+class UnitArray(BackendArray):
+    """A stored variable as xarray's lazy array; bfloat16 codes come out as float32.
+
+    Args:
+        folder: The variable's folder.
+        variable: What it holds.
+        committed: The committed units, by position on the variable's `unit_dims`.
+    """
+
+    def __init__(self, folder: str, variable: Variable, committed: Mapping[tuple[int, ...], Entry]) -> None:
+        self.folder, self.variable, self.committed = folder, variable, committed
+        self.shape = variable.shape
+        self.codes = variable.encoding == "codes"
+        self.dtype = np.dtype("float32") if self.codes else variable.stored_dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        """Read what an xarray indexer selects."""
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def _read(self, key: Key) -> np.ndarray:
+        variable = self.variable
+        kept = [
+            _positions(k, n) if dim in variable.unit_dims else _keep_axis(k) for k, n, dim in self._axes(key)
+        ]
+        inside: Key = tuple(
+            _ALL if dim in variable.unit_dims else k for k, dim in zip(kept, variable.dims, strict=True)
+        )
+        sizes = [len(_positions(k, n)) for k, n, _ in self._axes(tuple(kept))]
+        out = np.empty(sizes, self.dtype)
+        split = [axis for axis, dim in enumerate(variable.dims) if dim in variable.unit_dims]
+        for places in product(*(range(sizes[axis]) for axis in split)):
+            at: list[Any] = [_ALL] * out.ndim
+            for axis, place in zip(split, places, strict=True):
+                at[axis] = slice(place, place + 1)
+            self._read_unit(
+                tuple(int(kept[axis][place]) for axis, place in zip(split, places, strict=True)),
+                inside,
+                out[tuple(at)],
+            )
+        return out[tuple(0 if isinstance(k, int | np.integer) else _ALL for k in key)]
+
+    def _axes(self, key: Key) -> Any:
+        return zip(key, self.shape, self.variable.dims, strict=True)
+
+    def _read_unit(self, unit: tuple[int, ...], inside: Key, out: np.ndarray) -> None:
+        entry = self.committed.get(unit)
+        if entry is not None:
+            load_unit(self.folder, self.variable, unit, entry, inside, out)
+        elif out.dtype.kind == "f":
+            out[...] = np.nan
+        else:
+            at = dict(zip(self.variable.unit_dims, unit, strict=True)) or "all"
+            raise StoreError(
+                f"{self.folder} at {at} is not committed, and {self.dtype} has no NaN to say so; select what "
+                "status(run).missing does not name, or drop the variable"
+            )
+
+
+def load_unit(
+    folder: str, variable: Variable, unit: tuple[int, ...], entry: Entry, inside: Key, out: np.ndarray
+) -> None:
+    """Read part of one committed unit into `out`.
+
+    Args:
+        folder: The variable's folder.
+        variable: What it holds.
+        unit: Positions on the variable's `unit_dims`.
+        entry: The unit's line in the journal.
+        inside: Outer indices on all dimensions, of a unit with size 1 along `unit_dims`.
+        out: Array of the resulting shape; codes are decoded if it is a float array.
+
+    Raises:
+        StoreError: If the file is not there, or has not the size that the journal says.
+    """
+    path = os.path.join(folder, variable.chunk_name(unit))
+    try:
+        size = os.stat(path).st_size
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{path} is committed in the journal but not there; copy the run again, whole"
+        ) from error
+    if size != entry.bytes:
+        raise StoreError(
+            f"{path} has {size} bytes, the journal says {entry.bytes}; copy the run again, or trace it again"
+        )
+    if variable.compressed:
+        out[...] = _outer(_load_compressed(path, variable, inside), inside)
+        return
+    decode = variable.encoding == "codes" and out.dtype.kind == "f"
+    whole = all(isinstance(k, slice) and k == _ALL for k in inside)
+    if whole and out.flags.c_contiguous:
+        data = np.empty(variable.chunk_shape, variable.stored_dtype) if decode else out
+        _read_into(path, data)
+    else:
+        data = _outer(np.memmap(path, variable.stored_dtype, "r", shape=variable.chunk_shape), inside)
+    if decode:
+        widen_into(data, out)
+    elif data is not out:
+        out[...] = data
+
+
+def _read_into(path: str, out: np.ndarray) -> None:
+    view = out.reshape(-1).view(np.uint8).data
+    with open(path, "rb", buffering=0) as file:
+        while view:
+            if not (count := file.readinto(view)):
+                raise StoreError(
+                    f"{path} ends {len(view)} bytes early; copy the run again, or trace it again"
+                )
+            view = view[count:]
+
+
+def _load_compressed(path: str, variable: Variable, inside: Key) -> np.ndarray:
+    shape, inner_size = variable.chunk_shape, math.prod(variable.inner_shape)
+    if not variable.sharded:
+        out = np.empty(shape, np.float32)
+        with open(path, "rb") as file:
+            decompress(file.read(), out, path)
+        return out
+    # Rows that are not asked for are neither read nor decompressed.
+    rows = np.arange(math.prod(shape[:-2])).reshape(shape[:-2])
+    return read_compressed(path, shape, inner_size, _outer(rows, inside[: rows.ndim]).ravel().tolist())
+
+
+def _outer(data: np.ndarray, key: Key) -> np.ndarray:
+    """Index each axis on its own; slices first, for they cost nothing."""
+    arrays = {axis: k for axis, k in enumerate(key) if isinstance(k, np.ndarray)}
+    data = data[tuple(_ALL if axis in arrays else k for axis, k in enumerate(key))]
+    for axis, positions in arrays.items():
+        data = np.take(data, positions, axis)
+    return data
+
+
+def _positions(key: int | slice | np.ndarray, size: int) -> Any:
+    if isinstance(key, slice):
+        return range(size)[key]
+    return np.atleast_1d(np.asarray(key)) % size
+
+
+def _keep_axis(key: int | slice | np.ndarray) -> Any:
+    return np.array([key]) if isinstance(key, int | np.integer) else key

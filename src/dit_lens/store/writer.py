@@ -1,0 +1,238 @@
+"""Write one run: units go to a background thread, a step exists once committed, a run can be resumed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from dit_lens.errors import StoreError
+from dit_lens.store.committer import Committer
+from dit_lens.store.coordinates import Coordinate, CoordLike
+from dit_lens.store.folder import RunFolder
+from dit_lens.store.journal import UnitKey
+from dit_lens.store.layout import Variable
+from dit_lens.store.manifest import plain
+from dit_lens.store.metadata import Recorded, array_json, recorded_json
+from dit_lens.store.worker import Worker
+
+_QUEUE_BYTES = 256 << 20
+
+
+class RunWriter:
+    """Writes one run of a store, or goes on with one that was interrupted.
+
+    `write` and `commit_step` check their arguments and return; one background thread writes, in that order,
+    and what goes wrong there is raised by the next call. Leaving the `with` block closes the run as complete,
+    or, if the block raised, leaves it incomplete, with its committed steps readable. Not for use from two
+    threads.
+
+    Args:
+        root: The store's folder; becomes a zarr group if it is none.
+        name: The run's name; see `run_name`.
+        manifest: Plain data: what made the run. Its `identity` (or all of it) must be the same on resume.
+        coords: Coordinates by name: values, `(dims, values)` or `(dims, values, attrs)`; labels are strings.
+        durable: Whether a commit waits (in the background) until the disk has it. Without, a power cut may
+            spoil committed steps; a killed process does not.
+
+    Raises:
+        StoreError: If the name is taken by a complete run, by one of another manifest or layout, or by one
+            that another process is writing.
+
+    Example:
+        >>> coords = {"step": range(2), "sigma": ("step", [1.0, 0.5])}
+        >>> with RunWriter(folder, "maze-1", {"seed": 1}, coords) as writer:
+        ...     writer.declare(Variable("energy", ("step", "y", "x"), (2, 4, 4)))
+        ...     for step in range(2):
+        ...         writer.write("energy", {"step": step}, np.ones((4, 4), "float32"))
+        ...         writer.commit_step(step)
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        name: str,
+        manifest: Mapping[str, Any],
+        coords: Mapping[str, CoordLike],
+        *,
+        durable: bool = True,
+    ) -> None:
+        parsed = {key: Coordinate.of(key, given) for key, given in coords.items()}
+        self._folder = RunFolder(root, name, manifest, parsed, durable)
+        self._ledger = self._folder.journal.ledger
+        self._committer = Committer(
+            self._folder.path, self._folder.journal, durable
+        )  # used by the worker only
+        self._worker = Worker(_QUEUE_BYTES)
+        self._variables: dict[str, Variable] = {}
+        self._open: set[UnitKey] = set()  # units given since the last commit
+        self._given = set(self._ledger.steps)  # steps whose commit was asked for
+        self._closed = False
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self._folder.path)
+
+    @property
+    def committed_steps(self) -> set[int]:
+        """The steps that are on disk and stand in the journal; after resuming, those to leave out."""
+        return set(self._ledger.steps)
+
+    def declare(self, variable: Variable, recorded: Recorded | None = None) -> None:
+        """Add an array to the run; the same one again is fine.
+
+        Args:
+            variable: The array, on the run's full `step`, `branch` and `layer`.
+            recorded: The positions that the plan asks for, e.g. {"step": [0, 1], "layer": [5]}; all of a
+                dimension that it leaves out. A list of such dicts means their union. `status` says what is
+                missing.
+
+        Raises:
+            StoreError: If it is declared otherwise already, or does not fit the run's coordinates.
+        """
+        self._check_open()
+        self._folder.declare(variable.name, array_json(variable, recorded_json(variable, recorded)))
+        self._variables[variable.name] = variable
+
+    def write(self, name: str, index: Mapping[str, int], values: np.ndarray) -> None:
+        """Give one unit to the background thread. The values are not copied: leave them alone from here on.
+
+        Args:
+            name: A declared variable.
+            index: Positions on the variable's `unit_dims`: step, branch and layer; step; or nothing.
+            values: Shape `unit_shape`; number type of the variable, for bfloat16 its codes as uint16.
+
+        Raises:
+            StoreError: If the unit, shape or number type is wrong, the unit was given before, its step is
+                committed, or something given earlier could not be written.
+        """
+        self._check_open()
+        if (variable := self._variables.get(name)) is None:
+            raise StoreError(f"{name!r} is not declared in {self.path}; declared: {sorted(self._variables)}")
+        key = variable.key(index)
+        label = f"{name} at {dict(index)}"
+        if values.shape != variable.unit_shape or values.dtype != variable.value_dtype:
+            of = " (the codes of bfloat16)" if variable.dtype == "bfloat16" else ""
+            raise StoreError(
+                f"{label}: the values are {values.dtype} of shape {values.shape}; a unit of it is "
+                f"{variable.value_dtype}{of} of shape {variable.unit_shape}"
+            )
+        if (name, key) in self._open or (key and key[0] in self._given):
+            raise StoreError(
+                f"{label} was written before; a unit is written once, before its step is committed"
+            )
+        self._folder.save()
+        self._worker.submit(partial(self._committer.write_unit, variable, key, values), values.nbytes, label)
+        self._open.add((name, key))
+
+    def set_coord(self, name: str, values: Any) -> None:
+        """Replace a coordinate's values, e.g. the `expert` of each step, with the next commit or `close`.
+
+        Raises:
+            StoreError: If the run has no such coordinate of this shape and kind.
+        """
+        self._check_open()
+        known = self._folder.arrays.get(name)
+        if known is None or name in self._variables:
+            raise StoreError(f"{self.path} has no coordinate {name!r}; give it when the writer is made")
+        coord = Coordinate.of(name, (known["dimension_names"], values))
+        now = coord.to_json()
+        if any(now[field] != known[field] for field in ("shape", "data_type")):
+            raise StoreError(
+                f"coordinate {name} of {self.path} is {known['data_type']} of shape {known['shape']}, "
+                f"its new values are {now['data_type']} of shape {now['shape']}; give as many of that kind"
+            )
+        chunk, data = coord.chunk()
+        path = os.path.join(self._folder.path, name, chunk)
+        self._worker.submit(partial(self._committer.write_plain, path, data), len(data), f"coordinate {name}")
+
+    def commit_step(self, step: int, info: Mapping[str, Any] | None = None) -> None:
+        """Make a step exist: once all of it is on disk, its lines go into the journal. Returns before that.
+
+        Args:
+            step: Position on the step dimension.
+            info: Plain data to stand in the step's journal line, e.g. sigma, timestep, expert.
+
+        Raises:
+            StoreError: If the step is committed already, or something given earlier could not be written.
+        """
+        self._check_open()
+        steps = self._folder.size("step")
+        if not 0 <= step < steps:
+            raise StoreError(f"step {step} is not in 0..{steps - 1}, the steps of {self.path}")
+        if step in self._given:
+            raise StoreError(
+                f"step {step} of {self.path} is committed already; on resume, skip committed_steps"
+            )
+        self._submit_commit(int(step), plain(dict(info or {}), "info"))
+        self._given.add(int(step))
+        self._open = {unit for unit in self._open if unit[1] and unit[1][0] != step}
+
+    def _submit_commit(self, step: int | None, info: dict[str, Any]) -> None:
+        self._folder.save()
+        unsynced = self._folder.take_unsynced()
+        self._worker.submit(
+            partial(self._committer.commit, step, info, unsynced), 0, f"commit of step {step}"
+        )
+
+    def flush(self) -> None:
+        """Return when all that was given so far is done.
+
+        Raises:
+            StoreError: If some of it could not be written.
+        """
+        self._check_open()
+        self._worker.join()
+
+    def close(self, status: str = "complete") -> None:
+        """Write what waits, then the status, the time and the totals. Closing again does nothing.
+
+        Raises:
+            StoreError: If something could not be written, or units were written whose step was not committed;
+                the run then stays incomplete.
+        """
+        if self._closed:
+            return
+        try:
+            self._worker.join()  # what went wrong there comes first
+            if lost := sorted({key[0] for _, key in self._open if key}):
+                raise StoreError(
+                    f"{self.path}: units of steps {lost} were written; call commit_step for them"
+                )
+            self._submit_commit(None, {})
+            self._worker.join()
+            self._folder.finish(status, self._ledger.totals("nan"), self._ledger.totals("inf"))
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Stop, and leave the run incomplete: commits that were asked for are done, the rest is removed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._worker.stop()
+        self._committer.discard()
+        self._folder.journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(
+                f"the writer of {self.path} is closed; make a new RunWriter to go on with the run"
+            )

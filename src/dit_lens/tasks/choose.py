@@ -1,0 +1,71 @@
+"""`choose`: an agent and several identical goals on an open board; it may go to any one of them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dit_lens.errors import TaskError
+from dit_lens.tasks import canvas as cv
+from dit_lens.tasks import trail
+from dit_lens.tasks.canvas import Cell
+from dit_lens.tasks.sample import Sample, Score
+
+
+def choose(seed: int, goals: int | None = None, size: int = 4, num_frames: int = cv.NUM_FRAMES) -> Sample:
+    """Make an open board with an agent and identical goals; the answer is a trail to exactly one.
+
+    Args:
+        seed: below 1,000,000 for training, from there on for evaluation.
+        goals: how many goals, 2 to 4; random unless given.
+        size: cells along each side, 4 to 12.
+        num_frames: frames of the video.
+    """
+    if not 4 <= size <= 12 or goals not in (None, 2, 3, 4):
+        raise TaskError(f"choose(size={size}, goals={goals}): size is 4 to 12, goals 2 to 4.")
+    rng = cv.rng_for("choose", seed)
+    count = goals or int(rng.integers(2, 5))
+    while True:
+        start, *ends = (divmod(int(i), size) for i in rng.choice(size * size, count + 1, replace=False))
+        paths = [_corner(start, end) for end in ends]
+        # Every goal can be reached without stepping on another, and none is next door.
+        if all(len(p) >= 3 and not set(p[:-1]) & set(ends) for p in paths):
+            break
+    truth = trail.walk(trail.board(size, [], ends), paths[rng.integers(count)], num_frames)
+    return Sample(
+        prompt="go to one goal",
+        image=Image.fromarray(truth[0]),
+        num_frames=num_frames,
+        task="choose",
+        id=str(seed),
+        truth=truth,
+        scorer=partial(score_choice, size=size, start=start, goals=ends),
+    )
+
+
+def _corner(start: Cell, end: Cell) -> list[Cell]:
+    """Return the path that goes along the row first, then along the column."""
+    (r, c), (r1, c1) = start, end
+    across = [(r, i) for i in range(c, c1, 1 if c1 > c else -1)]
+    down = [(i, c1) for i in range(r, r1, 1 if r1 > r else -1)]
+    return [*across, *down, end]
+
+
+def score_choice(video: NDArray[np.uint8], size: int, start: Cell, goals: list[Cell]) -> Score:
+    """Judge the last frame: the trail is one path along cells from the start, and it touches one goal, its end.
+
+    The graded score is a third each for: the trail is one path; it touches exactly one goal; the agent stands there.
+    The answer is the goal ('goal 0', ...), or what the trail looks like where it is not one path to one goal.
+    """
+    edges = trail.read_trail(video[-1], size)
+    touched = [i for i, g in enumerate(goals) if any(g in e for e in edges)]
+    path = trail.follow(edges, start) if edges else None
+    one = len(touched) == 1
+    there = one and trail.read_agent(video[-1], size) == goals[touched[0]]
+    ends = path is not None and one and path[-1] == goals[touched[0]]
+    solved = ends and there
+    answer = f"goal {touched[0]}" if solved else f"goals {touched} by {trail.spell(edges, start)}"
+    return Score(solved, 1.0 if solved else (int(path is not None) + int(one) + int(there)) / 3.01, answer)

@@ -1,0 +1,159 @@
+"""`maze`: one path through a perfect maze. `loop`: a maze with two routes of equal length."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dit_lens.errors import TaskError
+from dit_lens.tasks import canvas as cv
+from dit_lens.tasks import trail
+from dit_lens.tasks.canvas import Cell
+from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.trail import Edge
+
+HELD_OUT = 16
+"""One in so many layouts is kept for evaluation."""
+
+
+def maze(seed: int, size: int = 6, num_frames: int = cv.NUM_FRAMES) -> Sample:
+    """Make a perfect maze, an agent and a goal; the answer is the only path.
+
+    Training seeds and evaluation seeds never share a maze: each layout belongs to one side by its checksum.
+
+    Args:
+        seed: below 1,000,000 for training, from there on for evaluation.
+        size: cells along each side, 3 to 12.
+        num_frames: frames of the video.
+    """
+    _check_size(size)
+    walls, path = _split(seed, f"maze{size}", partial(_perfect, size=size))
+    return _sample("maze" if size == 6 else f"maze{size}", seed, size, walls, [path], num_frames)
+
+
+def loop(seed: int, size: int = 4, num_frames: int = cv.NUM_FRAMES) -> Sample:
+    """Make a maze with exactly two routes from agent to goal, of equal length; the answer is one of them, entire.
+
+    Args:
+        seed: below 1,000,000 for training, from there on for evaluation.
+        size: cells along each side, 3 to 12.
+        num_frames: frames of the video.
+    """
+    _check_size(size)
+    walls, *routes = _split(seed, f"loop{size}", partial(_ring, size=size))
+    return _sample("loop" if size == 4 else f"loop{size}", seed, size, walls, routes, num_frames)
+
+
+def _check_size(size: int) -> None:
+    if not 3 <= size <= 12:
+        raise TaskError(f"size is {size}: a board has 3 to 12 cells a side.")
+
+
+def _split(seed: int, name: str, make: Callable[[np.random.Generator], tuple]) -> tuple:
+    """Draw layouts until one belongs to the seed's side of the split between training and evaluation."""
+    rng = cv.rng_for(name, seed)
+    while True:
+        layout = make(rng)
+        held_out = zlib.crc32(repr((sorted(layout[0]), layout[1][0], layout[1][-1])).encode()) % HELD_OUT == 0
+        if held_out == (seed >= cv.EVAL_SEED):
+            return layout
+
+
+def _grow(rng: np.random.Generator, size: int, tree: set[Edge], reached: list[Cell]) -> None:
+    """Add random passages until every cell is reached, depth first: long winding corridors, no new loop."""
+    seen, stack = set(reached), list(reached)
+    rng.shuffle(stack)
+    stack = [tuple(c) for c in stack]
+    while stack:
+        r, c = stack[-1]
+        ahead = [(r + dr, c + dc) for dr, dc in trail.MOVES.values()]
+        ahead = [n for n in ahead if min(n) >= 0 and max(n) < size and n not in seen]
+        if not ahead:
+            stack.pop()
+            continue
+        n = ahead[rng.integers(len(ahead))]
+        tree.add(trail.edge((r, c), n))
+        seen.add(n)
+        stack.append(n)
+
+
+def _perfect(rng: np.random.Generator, size: int) -> tuple[frozenset[Edge], list[Cell]]:
+    tree: set[Edge] = set()
+    _grow(rng, size, tree, [(int(rng.integers(size)), int(rng.integers(size)))])
+    while True:
+        a, b = rng.choice(size * size, 2, replace=False)
+        path = _path(tree, divmod(int(a), size), divmod(int(b), size))
+        if size <= len(path) <= 20:
+            return frozenset(trail.grid_edges(size)) - tree, path
+
+
+def _path(tree: set[Edge], start: Cell, goal: Cell) -> list[Cell]:
+    """Return the only path between two cells of a tree."""
+    steps: dict[Cell, list[Cell]] = {}
+    for a, b in tree:
+        steps.setdefault(a, []).append(b)
+        steps.setdefault(b, []).append(a)
+    came, stack = {start: start}, [start]
+    while stack:
+        here = stack.pop()
+        for n in steps[here]:
+            if n not in came:
+                came[n] = here
+                stack.append(n)
+    path = [goal]
+    while path[-1] != start:
+        path.append(came[path[-1]])
+    return path[::-1]
+
+
+def _ring(rng: np.random.Generator, size: int) -> tuple[frozenset[Edge], list[Cell], list[Cell]]:
+    """Find a cycle (a tree plus one edge) of at least 8 cells; agent and goal stand at opposite ends of it."""
+    while True:
+        tree: set[Edge] = set()
+        _grow(rng, size, tree, [(int(rng.integers(size)), int(rng.integers(size)))])
+        spare = sorted(set(trail.grid_edges(size)) - tree)
+        a, b = spare[rng.integers(len(spare))]
+        cycle = _path(tree, a, b)
+        if len(cycle) >= 8:
+            break
+    k, half = int(rng.integers(len(cycle))), len(cycle) // 2
+    cycle = cycle[k:] + cycle[:k]
+    walls = frozenset(trail.grid_edges(size)) - tree - {trail.edge(a, b)}
+    return walls, cycle[: half + 1], [cycle[0], *cycle[: half - 1 : -1]]
+
+
+def _sample(
+    task: str, seed: int, size: int, walls: frozenset[Edge], routes: list[list[Cell]], num_frames: int
+) -> Sample:
+    start, goal = routes[0][0], routes[0][-1]
+    pick = routes[cv.rng_for(task + "-route", seed).integers(len(routes))]
+    truth = trail.walk(trail.board(size, walls, [goal]), pick, num_frames)
+    return Sample(
+        prompt="solve the maze",
+        image=Image.fromarray(truth[0]),
+        num_frames=num_frames,
+        task=task,
+        id=str(seed),
+        truth=truth,
+        scorer=partial(
+            score_routes, size=size, routes=[trail.path_edges(r) for r in routes], start=start, goal=goal
+        ),
+    )
+
+
+def score_routes(
+    video: NDArray[np.uint8], size: int, routes: list[frozenset[Edge]], start: Cell, goal: Cell
+) -> Score:
+    """Judge the last frame: the trail is exactly one of the routes, and the agent stands on the goal.
+
+    The graded score is the overlap of edges (Jaccard) with the nearest route, halved where the agent is elsewhere.
+    """
+    edges = trail.read_trail(video[-1], size)
+    arrived = trail.read_agent(video[-1], size) == goal
+    near = max(trail.overlap(edges, r) for r in routes)
+    return Score(arrived and edges in routes, near * (1.0 if arrived else 0.5), trail.spell(edges, start))

@@ -1,0 +1,163 @@
+"""Tasks on objects: `circle` (ring every object of a kind), `pattern` (fill the gap), `occlude` (permanence)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dit_lens.errors import TaskError
+from dit_lens.tasks import canvas as cv
+from dit_lens.tasks.canvas import CELL, Canvas, Cell
+from dit_lens.tasks.sample import Sample, Score
+
+SIZES = (2.0, 4.0, 6.0)
+"""Radii of the discs of `pattern`, in pixels."""
+BOARD = 4
+
+
+def _finish(task: str, seed: int, prompt: str, truth: NDArray[np.uint8], scorer: partial[Score]) -> Sample:
+    image = Image.fromarray(truth[0])
+    return Sample(prompt, image, len(truth), task=task, id=str(seed), truth=truth, scorer=scorer)
+
+
+def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) -> Sample:
+    """Make 2 to 4 objects, discs and squares, at least one of each; every object of the named kind gets a ring.
+
+    Two samples of one seed with the two kinds share their scene: only the prompt differs.
+
+    Args:
+        seed: below 1,000,000 for training, from there on for evaluation.
+        kind: "disc" or "square"; random unless given.
+        num_frames: frames of the video.
+    """
+    if kind not in (None, "disc", "square"):
+        raise TaskError(f"circle(kind={kind!r}): kind is 'disc' or 'square'.")
+    rng = cv.rng_for("circle", seed)
+    count = int(rng.integers(2, 5))
+    cells = [divmod(int(i), BOARD) for i in rng.choice(BOARD * BOARD, count, replace=False)]
+    kinds = ["disc", "square", *rng.choice(["disc", "square"], count - 2)]
+    kind = kind or str(rng.choice(["disc", "square"]))
+    scene = cv.blank(BOARD)
+    for cell, shape in zip(cells, kinds, strict=True):
+        _object(scene, cell, shape)
+    wanted = frozenset(c for c, k in zip(cells, kinds, strict=True) if k == kind)
+    frames = []
+    for t in range(num_frames):
+        frame = scene.copy()
+        for cell in wanted:
+            cv.ring(frame, *cv.centre(cell), 6.5, 2, t / max(num_frames - 1, 1))
+        frames.append(frame)
+    return _finish(
+        "circle",
+        seed,
+        f"circle the {kind}",
+        cv.to_frames(frames),
+        partial(score_rings, wanted=wanted, cells=cells),
+    )
+
+
+def _object(scene: Canvas, cell: Cell, shape: str) -> None:
+    x, y = cv.centre(cell)
+    if shape == "disc":
+        cv.disc(scene, x, y, 4, cv.OBJECT)
+    else:
+        cv.rectangle(scene, x - 3.5, y - 3.5, x + 3.5, y + 3.5, cv.OBJECT)
+
+
+def score_rings(video: NDArray[np.uint8], wanted: frozenset[Cell], cells: list[Cell]) -> Score:
+    """Judge the last frame: the cells with a ring are the wanted ones. Graded: Jaccard index of the two sets."""
+    seen = cv.likeness(video[-1], cv.RING)
+    mask = cv.blank(1) * 0
+    cv.ring(mask, CELL / 2, CELL / 2, 6.5, 2, 1.0)
+    weight = mask[..., 0] / mask[..., 0].sum()
+    tiles = seen.reshape(BOARD, CELL, BOARD, CELL).transpose(0, 2, 1, 3)
+    strength = (tiles * weight).sum((2, 3))
+    ringed = frozenset((r, c) for r in range(BOARD) for c in range(BOARD) if strength[r, c] > 0.5)
+    answer = " ".join(f"{r}{c}" for r, c in sorted(ringed))
+    return Score(ringed == wanted, len(ringed & wanted) / len(ringed | wanted), f"rings {answer}".strip())
+
+
+def pattern(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
+    """Make two rows of discs whose sizes repeat in a cycle of three, with one place empty; fill it.
+
+    Args:
+        seed: below 1,000,000 for training, from there on for evaluation.
+        num_frames: frames of the video.
+    """
+    rng = cv.rng_for("pattern", seed)
+    cycle, gap, top = rng.permutation(3), int(rng.integers(8)), int(rng.integers(3))
+    places = [(top + i // BOARD, i % BOARD) for i in range(8)]
+    scene = cv.blank(BOARD)
+    for i, cell in enumerate(places):
+        if i != gap:
+            cv.disc(scene, *cv.centre(cell), SIZES[cycle[i % 3]], cv.OBJECT)
+    right = int(cycle[gap % 3])
+    frames = []
+    for t in range(num_frames):
+        disc = scene.copy()
+        cv.disc(disc, *cv.centre(places[gap]), SIZES[right], cv.OBJECT)
+        frames.append(scene + (disc - scene) * np.float32(t / max(num_frames - 1, 1)))
+    scorer = partial(score_size, cell=places[gap], right=right)
+    return _finish("pattern", seed, "complete the pattern", cv.to_frames(frames), scorer)
+
+
+def score_size(video: NDArray[np.uint8], cell: Cell, right: int) -> Score:
+    """Judge the last frame: the disc in the gap has the right size.
+
+    The size is the nearest of four areas (none, and the three discs). Graded: 1 minus the relative error of the area.
+    """
+    r, c = cell[0] * CELL, cell[1] * CELL
+    area = float(cv.likeness(video[-1], cv.OBJECT)[r : r + CELL, c : c + CELL].sum())
+    areas = np.array([0.0, *(np.pi * radius**2 for radius in SIZES)])
+    # Compared by radius, not area: the steps between sizes are even there.
+    read = int(np.abs(np.sqrt(areas) - np.sqrt(max(area, 0))).argmin()) - 1
+    error = abs(area - areas[right + 1]) / areas[right + 1]
+    solved = read == right
+    names = ("empty", "small", "middle", "large")
+    return Score(solved, 1.0 if solved else min(max(0.0, 1 - error), 0.99), names[read + 1])
+
+
+def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
+    """Make a ball that rolls along its lane, behind a bar, and comes out: same colour, same lane.
+
+    Args:
+        seed: below 1,000,000 for training, from there on for evaluation.
+        num_frames: frames of the video.
+    """
+    rng = cv.rng_for("occlude", seed)
+    colour, lane, leftward = str(rng.choice(list(cv.BALLS))), int(rng.integers(BOARD)), bool(rng.integers(2))
+    frames = []
+    for t in range(num_frames):
+        frame = cv.blank(BOARD)
+        x = CELL * (0.5 + (BOARD - 1) * t / max(num_frames - 1, 1))
+        x = BOARD * CELL - x if leftward else x
+        cv.disc(frame, x, (lane + 0.5) * CELL, 6, cv.BALLS[colour])
+        cv.rectangle(frame, CELL, 0, (BOARD - 1) * CELL, BOARD * CELL, cv.BAR)
+        frames.append(frame)
+    end = (lane, 0 if leftward else BOARD - 1)
+    scorer = partial(score_ball, end=end, colour=colour)
+    return _finish("occlude", seed, "roll the ball behind the bar", cv.to_frames(frames), scorer)
+
+
+def score_ball(video: NDArray[np.uint8], end: Cell, colour: str) -> Score:
+    """Judge the last frame: one ball of the right colour, at the far end of its lane, and nowhere else.
+
+    Graded: half for a ball at the right place, half for the right colour there.
+    """
+    found: dict[Cell, str] = {}
+    for column in (0, BOARD - 1):
+        for row in range(BOARD):
+            strength = {
+                name: cv.patch(cv.likeness(video[-1], rgb), *cv.centre((row, column)), 4)
+                for name, rgb in cv.BALLS.items()
+            }
+            name = max(strength, key=lambda n: strength[n])
+            if strength[name] > 0.5:
+                found[row, column] = name
+    answer = ", ".join(f"{name} at {r}{c}" for (r, c), name in sorted(found.items())) or "no ball"
+    if found == {end: colour}:
+        return Score(True, 1.0, answer)
+    return Score(False, min(0.5 * (end in found) + 0.5 * (found.get(end) == colour), 0.99), answer)

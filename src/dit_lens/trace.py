@@ -1,0 +1,280 @@
+"""The tracing context: an nnsight trace that knows steps and branches, and takes declared records and edits.
+
+Limits: the body must start on a line of its own, in a file or a notebook cell (nnsight compiles it from its source),
+and must ask for values in the order in which the model makes them. What needs no free-form code is cheaper as
+`lens.run(record=..., edit=...)`, which does not touch nnsight.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from nnsight.intervention.interleaver import Mediator
+from nnsight.intervention.tracer import InterleavingTracer
+
+from dit_lens.coords import At, Selector, at, positions
+from dit_lens.errors import CaptureError, PlanError
+from dit_lens.lens import Job, Lens
+from dit_lens.plan import Plan
+from dit_lens.run import Run
+from dit_lens.session import Call
+from dit_lens.tasks.sample import Sample
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+LOCATION = "dit_lens.call"
+"""Where the body waits for the next call of a DiT, in nnsight's terms."""
+
+
+def open_trace(lens: Lens, sample: Sample, seed: int, **options: Any) -> Trace:
+    """Return a tracing context; see `Lens.trace`."""
+    spare = {
+        k: options.pop(k, d)
+        for k, d in (("steps", None), ("cfg_scale", None), ("store", None), ("encoding", None))
+    }
+    plan = Plan.of(options.pop("record", ()), options.pop("edit", ()))
+    progress = bool(options.pop("progress", False))
+
+    def job(body: str) -> Job:
+        return Job(lens, sample, seed, plan, *spare.values(), progress, options, body)
+
+    job("")  # what cannot be carried out is refused here, before the body
+    envoy = lens.nnsight
+    return envoy.trace(fn=_never, tracer_cls=Trace, lens=lens, job=job, plan=plan)
+
+
+def _never() -> None:
+    raise AssertionError("a trace runs its own job")
+
+
+class Trace(InterleavingTracer):
+    """The object behind `with lens.trace(...) as tr`."""
+
+    def __init__(
+        self,
+        envoy: Any,
+        fn: Any,
+        *args: Any,
+        lens: Lens,
+        job: Callable[[str], Job],
+        plan: Plan,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(envoy, fn, *args, **kwargs)
+        self._lens, self._make, self._plan = lens, job, plan
+        self._job: Job | None = None
+        self._running: Call | None = None
+        self._peeked: Call | None = None
+        self._ended = False
+        self._run: Run | None = None
+
+    # ---- for the body
+
+    def record(self, function: Callable[..., Any], place: At | None = None) -> None:
+        """Record a function at a place, from the first step on.
+
+        Raises:
+            PlanError: it cannot be carried out, or the model is running already.
+        """
+        self._declare(self._plan.with_record(function, place), "record")
+
+    def edit(self, function: Callable[..., Any], place: At | None = None) -> None:
+        """Edit with a function at a place, from the first step on.
+
+        Raises:
+            PlanError: it cannot be carried out, or the model is running already.
+        """
+        self._declare(self._plan.with_edit(function, place), "edit")
+
+    def calls(
+        self, step: Selector = None, branch: str | None = None, expert: str | None = None
+    ) -> Iterator[TracedCall]:
+        """Go through the calls of the DiT that are selected, in the order in which they run.
+
+        Args:
+            step: as in `at`.
+            branch: one branch; all unless given.
+            expert: one expert; all unless given.
+
+        Yields:
+            The calls; `call.block(6).output` is that block's value in this call, to read or to set.
+        """
+        job = self._need_job()
+        place = at(step=step, branch=branch, expert=expert)
+        steps = positions("step", place.step, job.layout.steps)
+        for name, given, known in (
+            ("branch", branch, job.layout.branches),
+            ("expert", expert, job.layout.experts),
+        ):
+            if given is not None and given not in known:
+                raise PlanError(f"calls({name}={given!r}): this run has {', '.join(known)}.")
+        while (call := self._next()) is not None:
+            if call.step > steps[-1]:
+                self._peeked = call  # it belongs to the next loop
+                return
+            selected = branch is None or branch in call.seen.rows
+            if call.step in steps and selected and expert in (None, call.expert):
+                yield TracedCall(self, call)
+
+    @property
+    def run(self) -> Run:
+        """The run, with all that was recorded; there once the body has ended."""
+        if self._run is None:
+            raise CaptureError("tr.run is there after the `with` block: its body runs beside the model.")
+        return self._run
+
+    # ---- for nnsight
+
+    def execute(self, code: CodeType) -> None:
+        """Run the body beside the pipeline."""
+        self._job = self._make(ast.unparse(self.node))
+        self.fn, self.args, self.kwargs = self._generate, (None,), {}
+        try:
+            super().execute(code)
+        finally:
+            _release(self._lens)
+
+    def _generate(self, _: None) -> Any:
+        job = self._need_job()
+        self._run = job.run(self._watch, lambda: self._plan)
+        return None
+
+    def _watch(self, call: Call | None) -> None:
+        self._running = call
+        self._ended = call is None
+        self.envoy.interleaver.handle(LOCATION, call)
+
+    def _next(self) -> Call | None:
+        call, self._peeked = self._peeked, None
+        if call is not None or self._ended:
+            return call
+        # Relaxed: the next call that comes, and in it the next visit of each module.
+        Mediator.current("tr.calls()").iteration = None
+        return Mediator.value(LOCATION)
+
+    def _need_job(self) -> Job:
+        if self._job is None:
+            raise CaptureError("This is for the body of the `with` block.")
+        return self._job
+
+    def _declare(self, plan: Plan, kind: str) -> None:
+        job = self._need_job()
+        if self._running is not None:
+            raise PlanError(
+                f"tr.{kind} comes before the first loop over tr.calls: step {self._running.step} is running."
+            )
+        job.declare(plan)
+        self._plan = plan
+
+    def check_current(self, call: Call, what: str) -> None:
+        """Refuse a value that would come from a later call than the one asked for.
+
+        Raises:
+            CaptureError: the call is over.
+        """
+        if self._running is not call:
+            raise CaptureError(
+                f"{what} at {call}: the model is past it ({'the run has ended' if self._ended else self._running}). Ask for "
+                "values in the order in which the model makes them, lower layers first."
+            )
+
+
+class TracedCall:
+    """One call of a DiT in the body of a trace.
+
+    Attributes:
+        step: scheduler step.
+        sigma: its noise level.
+        branch: guidance branch.
+        expert: the DiT that runs.
+    """
+
+    def __init__(self, trace: Trace, call: Call) -> None:
+        self._trace, self._call = trace, call
+        self.step, self.sigma, self.branch, self.expert = call.step, call.sigma, call.branch, call.expert
+
+    @property
+    def dit(self) -> Any:
+        """The nnsight envoy of the DiT that runs."""
+        lens = self._trace._lens
+        path = next(
+            p for p in lens.family.experts.values() if getattr(lens.pipe, p, None) is lens.dits[self.expert]
+        )
+        return getattr(lens.nnsight, path)
+
+    def block(self, layer: int) -> TracedBlock:
+        """Return a block in this call.
+
+        Raises:
+            PlanError: there is no such layer.
+        """
+        (layer,) = positions("layer", ((layer, layer),), self._trace._lens.layers)
+        return TracedBlock(
+            self._trace, self._call, getattr(self.dit, self._trace._lens.family.blocks)[layer], layer
+        )
+
+    def __repr__(self) -> str:
+        return f"Call({self._call})"
+
+
+class TracedBlock:
+    """One block in one call: its values as the model has them, [row, token, channel]."""
+
+    def __init__(self, trace: Trace, call: Call, envoy: Any, layer: int) -> None:
+        self._trace, self._call, self.envoy, self._layer = trace, call, envoy, layer
+
+    @property
+    def output(self) -> Any:
+        """What the block returns."""
+        return self._value("output")
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self._check("output")
+        self.envoy.output = value
+        self._check("output")
+
+    @property
+    def input(self) -> Any:
+        """The block's first input."""
+        return self._value("input")
+
+    @input.setter
+    def input(self, value: Any) -> None:
+        self._check("input")
+        self.envoy.input = value
+        self._check("input")
+
+    def site(self, name: str) -> Any:
+        """Return the nnsight envoy of the submodule that a site stands for."""
+        sites = self._trace._lens.family.sites
+        if name not in sites:
+            raise PlanError(f"block {self._layer} has no site {name!r}, only {', '.join(sites)}.")
+        envoy = self.envoy
+        for part in sites[name].path.split(".") if sites[name].path else []:
+            envoy = getattr(envoy, part)
+        return envoy
+
+    def _value(self, end: str) -> Any:
+        self._check(end)
+        value = getattr(self.envoy, end)
+        self._check(end)  # nnsight would have waited for the next call where this one is past
+        return value
+
+    def _check(self, end: str) -> None:
+        self._trace.check_current(self._call, f"block({self._layer}).{end}")
+
+
+def _release(lens: Lens) -> None:
+    """Take nnsight's controllers off the modules: after a trace the model is what it was."""
+    lens._nnsight = None
+    for module in lens.pipe.modules():
+        if type(module.__dict__.get("forward")).__name__ == "Controller":
+            del module.__dict__["forward"]
+        module.__dict__.pop("__nnsight__", None)
+
+
+__all__ = ["Trace", "TracedBlock", "TracedCall", "open_trace"]
