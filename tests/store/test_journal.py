@@ -54,6 +54,7 @@ def test_opening_cuts_the_file_back_and_appends_a_session(tmp_path):
     path = tmp_path / journal.NAME
     path.write_bytes(lines(UNIT, {"step": 0}) + lines(UNIT) + b'{"step"')
     held = Journal(str(tmp_path), durable=True)
+    held.begin()
     held.append([{"step": 1}])
     held.close()
     held.close()
@@ -64,6 +65,7 @@ def test_opening_cuts_the_file_back_and_appends_a_session(tmp_path):
 
 def test_two_writers_are_refused_and_the_holder_is_named(tmp_path):
     held = Journal(str(tmp_path), durable=False)
+    held.begin()
     with pytest.raises(StoreError, match=r"is locked: .* pid \d+ on"):
         Journal(str(tmp_path), durable=False)
     held.close()

@@ -42,7 +42,7 @@ def axis_index(size):
     return one | slices | st.lists(one, min_size=1, max_size=3).map(np.array) | st.just(slice(None))
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.tuples(*map(axis_index, SIZES)), name=st.sampled_from(["hidden", "bf16", "codes"]))
 def test_outer_indexing_is_numpys(kit, key, name):
     run = kit.root / "run-1"

@@ -38,7 +38,7 @@ def state(shape, dtype, encoding=None):
     return Variable("h", dims, (2, 3, *shape), dtype, "state", encoding=encoding)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     data=st.data(), shape=shapes, dtype=st.sampled_from(["float32", "float16", "float64", "uint8", "int64"])
 )
@@ -53,7 +53,7 @@ def test_raw_shards_read_equal_in_zarr(tmp_path_factory, data, shape, dtype):
     assert seen.tobytes() == values.tobytes()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(data=st.data(), shape=shapes)
 def test_compressed_shards_read_equal_in_zarr_and_by_us(tmp_path_factory, data, shape):
     folder, variable = tmp_path_factory.mktemp("shard"), state(shape, "bfloat16")

@@ -1,10 +1,4 @@
-import json
-import os
-import signal
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +6,7 @@ import xarray as xr
 import zarr
 
 from dit_lens.errors import StoreError
-from dit_lens.store import RunWriter, Variable, open_run, read_codes, status, verify
+from dit_lens.store import RunWriter, Variable, open_run, read_codes, status
 
 
 def test_plain_xarray_reads_what_was_written_without_a_warning(kit, run):
@@ -178,44 +172,6 @@ def test_a_block_that_raises_leaves_the_committed_steps(kit):
     np.testing.assert_array_equal(open_run(writer.path).hidden[0].values, kit.expected("hidden")[0])
 
 
-def test_resuming_goes_on_and_equals_a_run_in_one_go(kit, run):
-    other = kit.root.parent / "other.zarr"
-    writer = kit.make_writer(other)
-    kit.write_step(writer, 0)
-    kit.write_step(writer, 2)
-    writer.abort()
-    leftover = writer.path / "hidden" / "c.1.0.0.0.0.0.0.partial"
-    leftover.write_bytes(b"torn")
-    (writer.path / "hidden" / "c.1.0.0.0.0.0.0").write_bytes(b"never committed")
-    again = kit.make_writer(other, manifest=kit.manifest | {"host": "elsewhere"})
-    assert again.committed_steps == {0, 2}
-    assert not leftover.exists()
-    again.abort()
-    path = kit.write_run(other)
-    assert status(path).complete and list(verify(path)) == []
-    xr.testing.assert_identical(open_run(path).load().drop_attrs(), open_run(run).load().drop_attrs())
-
-
-def test_a_name_that_is_taken_is_refused(kit, run, tmp_path):
-    with pytest.raises(StoreError, match="is complete: read it with open_run"):
-        kit.make_writer(kit.root)
-    kit.make_writer(kit.root, name="run-2").abort()
-    with pytest.raises(StoreError, match="another manifest"):
-        kit.make_writer(kit.root, name="run-2", manifest={"identity": {"seed": 8}})
-    held = kit.make_writer(kit.root, name="run-2")
-    with pytest.raises(StoreError, match="is locked"):
-        kit.make_writer(kit.root, name="run-2")
-    held.abort()
-    with pytest.raises(StoreError, match=r"layer of .* is declared already, and differs in shape"):
-        kit.make_writer(kit.root, name="run-2", coords=kit.coords() | {"layer": [0, 1]})
-    meta = kit.root / "run-2" / "zarr.json"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"attributes": {"dit_lens_layout": 9}}))
-    with pytest.raises(StoreError, match=r"layout 9.*knows layout 1"):
-        kit.make_writer(kit.root, name="run-2")
-    with pytest.raises(StoreError, match="without '/'"):
-        kit.make_writer(kit.root, name="a/b")
-
-
 @pytest.mark.parametrize("bad", [[], [[1, 2]], np.array([1j])])
 def test_a_coordinate_must_be_numbers_or_labels(kit, bad):
     with pytest.raises(StoreError, match="coordinate 'layer'"):
@@ -232,27 +188,3 @@ def test_a_disk_that_fails_is_named(kit):
     (writer.path / "energy" / "c.1.0.0.0.0.0.partial").rmdir()
     writer.abort()
     assert status(writer.path).committed_steps == (0,)
-
-
-@pytest.mark.parametrize("durable", [True, False])
-def test_a_writer_killed_in_mid_run_is_resumed(kit, run, durable):
-    other = kit.root.parent / "killed.zarr"
-    script = (
-        "import conftest as kit, os, sys\n"
-        f"writer = kit.make_writer({str(other)!r}, durable={durable})\n"
-        "for step in range(3):\n    kit.write_step(writer, step)\n"
-        "    writer.flush()\n    print(step, flush=True)\n"
-        "while True:\n    writer._committer.write_unit(kit.variables()[0], (3, 0, 0),"
-        " kit.values_of(kit.variables()[0], (3, 0, 0)))\n"
-    )
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env)
-    assert process.stdout is not None
-    assert [process.stdout.readline().strip() for _ in range(3)] == ["0", "1", "2"]
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert status(other / "run-1").committed_steps == (0, 1, 2)
-    path = kit.write_run(other)
-    assert status(path).complete and list(verify(path)) == []
-    xr.testing.assert_identical(open_run(path).load().drop_attrs(), open_run(run).load().drop_attrs())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,10 +48,11 @@ class RunFolder:
         self._unsynced: list[str] = []  # metadata that only has to be durable once a commit needs it
         os.makedirs(self.path, exist_ok=True)
         if metadata.load_group(root) is None:
-            files.write_file(str(Path(root) / "zarr.json"), metadata.group_bytes({}, None), durable)
+            _make_store(str(root), durable)
         self.journal = Journal(self.path, durable)
         try:
             self._resume()
+            self.journal.begin()
             for coord in coords.values():
                 self._add_coord(coord)
             self.save()
@@ -150,6 +152,13 @@ class RunFolder:
         self.attrs |= {"status": status, "ended": _now(), "nan": dict(nan), "inf": dict(inf)}
         data = metadata.group_bytes(self.attrs, self.arrays)
         files.write_file(os.path.join(self.path, "zarr.json"), data, self._durable)
+
+
+def _make_store(root: str, durable: bool) -> None:
+    # Several writers may do this at once, so each has a file of its own to rename.
+    mine, data = os.path.join(root, f"zarr.json.{uuid.uuid4().hex}"), metadata.group_bytes({}, None)
+    files.write_file(mine, data, durable)
+    os.replace(mine, os.path.join(root, "zarr.json"))
 
 
 def _new_attrs(manifest: Mapping[str, Any], coords: Mapping[str, Coordinate]) -> dict[str, Any]:

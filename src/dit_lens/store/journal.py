@@ -108,7 +108,7 @@ def read(folder: str | os.PathLike[str]) -> Ledger:
 
 
 class Journal:
-    """A run's journal, held by one writer: locked while open, and cut back to its last commit when opened.
+    """A run's journal, held by one writer: locked while open, changed only from `begin` on.
 
     The lock is the kernel's (`flock` on the journal itself), so that of a dead process is gone with it.
     """
@@ -121,9 +121,6 @@ class Journal:
             self._lock()
             with open(self.path, "rb") as file:
                 self.ledger = parse(file.read(), self.path)
-            os.ftruncate(self._fd, self.ledger.end)
-            time = datetime.now(UTC).isoformat(timespec="seconds")
-            self.append([{"session": {"pid": os.getpid(), "host": socket.gethostname(), "time": time}}])
         except BaseException:
             self.close()
             raise
@@ -141,6 +138,12 @@ class Journal:
                 f"{holder.get('host')} since {holder.get('time')}; "
                 "wait for it, end it, or give this run another seed or plan"
             ) from error
+
+    def begin(self) -> None:
+        """Cut the journal back to its last commit, and say who writes from here on."""
+        os.ftruncate(self._fd, self.ledger.end)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        self.append([{"session": {"pid": os.getpid(), "host": socket.gethostname(), "time": time}}])
 
     def append(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines in one write, and return when they are on disk."""
