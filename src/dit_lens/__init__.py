@@ -1,4 +1,4 @@
-"""A microscope for diffusion transformers: trace, edit and cache what every block holds at every denoising step.
+"""A microscope for diffusion transformers: trace, edit and cache what every block holds at every step.
 
     import dit_lens as dl
 
@@ -9,6 +9,7 @@
 Nothing heavy is imported until it is used: opening and plotting stores needs no torch.
 """
 
+# ruff: noqa: F401 (what TYPE_CHECKING imports is the face that type checkers see; `__all__` is made from `_FROM`)
 from __future__ import annotations
 
 import importlib

@@ -6,8 +6,10 @@ Places are named by meaning, never by the count of a hook's calls. No torch here
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from dit_lens.errors import PlanError
@@ -21,6 +23,8 @@ GRID_SITES = ("latents", "velocity", "x0")
 Selector = int | str | slice | Iterable[int] | None
 Ranges = tuple[tuple[int, int | None], ...]
 """Inclusive ranges; an end of None is open. Negative positions count from the end."""
+
+_RANGE = re.compile(r"(?P<low>-?\d+)\s*((?P<dash>-)\s*(?P<high>-?\d+)?)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class At:
     frame: Ranges | None = None
     y: Ranges | None = None
     x: Ranges | None = None
-    stream: str = field(default="video")
+    stream: str = "video"
 
     def __str__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -110,14 +114,15 @@ def at(
 
     Args:
         site: where the value is read; the default is the record's own, else `block`.
-        step: an int (negative from the end), a list, a slice, a text such as "0-19,45-49", or "all".
+        step: an int (negative from the end), a list, a slice, or a text such as "0-19,45-49", "-5-" (the last
+            five) or "all".
         branch: one or more branch names.
         layer: like step.
         expert: one or more expert names.
         sigma: (low, high), inclusive: steps at noise levels in between.
         frame: latent frames, like step; for edits.
-        y: token rows, like step; for edits.
-        x: token columns, like step; for edits.
+        y: rows of the grid at the site (of tokens; of latents outside the blocks), like step; for edits.
+        x: columns, likewise.
         stream: `video`, or `audio` where a block carries both.
 
     Returns:
@@ -126,64 +131,95 @@ def at(
     Raises:
         PlanError: a selector that cannot be read.
     """
-    if sigma is not None:
-        low, high = sigma
-        if not 0 <= low <= high <= 1:
-            raise PlanError(f"at(sigma={sigma!r}): give (low, high) with 0 <= low <= high <= 1.")
-        sigma = (float(low), float(high))
     ranges = {
         k: parse_selector(k, v)
         for k, v in {"step": step, "layer": layer, "frame": frame, "y": y, "x": x}.items()
     }
-    return At(site=site, branch=_names(branch), expert=_names(expert), sigma=sigma, stream=stream, **ranges)
+    return At(
+        site=site,
+        branch=_names("branch", branch),
+        expert=_names("expert", expert),
+        sigma=_sigmas(sigma),
+        stream=stream,
+        **ranges,
+    )
 
 
-def _names(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    if value is None or value == "all":
+def _names(name: str, value: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if value is None or (isinstance(value, str) and value == "all"):
         return None
-    return (value,) if isinstance(value, str) else tuple(value)
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
+    if not names or not all(isinstance(n, str) and n for n in names):
+        raise PlanError(f"at({name}={value!r}): give a name, a list of names, or 'all'.")
+    return tuple(dict.fromkeys(names))
+
+
+def _sigmas(value: tuple[float, float] | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        low, high = (float(v) for v in value)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not 0 <= low <= high <= 1:
+        raise PlanError(f"at(sigma={value!r}): give (low, high) with 0 <= low <= high <= 1.")
+    return low, high
 
 
 def parse_selector(name: str, value: Selector) -> Ranges | None:
-    """Read a selector of whole numbers.
+    """Read a selector of whole numbers; numpy's count as such.
 
     Raises:
         PlanError: it cannot be read, or selects nothing.
     """
-    if value is None or value == "all":
+    if value is None or (isinstance(value, str) and value.strip() == "all"):
         return None
-    if isinstance(value, bool):
-        raise PlanError(f"at({name}={value!r}): give an int, a list, a slice, '0-4,7' or 'all'.")
-    if isinstance(value, int):
-        return ((value, value),)
-    if isinstance(value, slice):
-        if value.step not in (None, 1):
-            return parse_selector(name, range(value.start or 0, _closed(name, value), value.step))
-        last = None if value.stop is None else value.stop - 1
-        if last is not None and value.stop > 0 and last < (value.start or 0):
-            raise PlanError(f"at({name}={value!r}) selects nothing.")
-        return ((value.start or 0, last),)
     if isinstance(value, str):
         return tuple(_range(name, value, part.strip()) for part in value.split(","))
-    numbers = list(value)
-    if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
-        raise PlanError(f"at({name}={numbers!r}): a list selects by whole numbers, at least one.")
-    return tuple((n, n) for n in sorted(set(numbers)))
+    if isinstance(value, slice):
+        return _slice(name, value)
+    numbers = [_whole(n) for n in value] if isinstance(value, Iterable) else [_whole(value)]
+    known = {n for n in numbers if n is not None}
+    if not known or None in numbers:
+        raise PlanError(
+            f"at({name}={value!r}): give a whole number, a list of at least one, a slice, '0-4,7' or 'all'."
+        )
+    return tuple((n, n) for n in sorted(known))
 
 
-def _closed(name: str, value: slice) -> int:
-    if value.stop is None:
-        raise PlanError(f"at({name}={value!r}): a slice with a stride needs an end.")
-    return int(value.stop)
+def _whole(value: object) -> int | None:
+    """Return a Python or numpy integer as an int; None for anything else, True and False too."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
+def _slice(name: str, value: slice) -> Ranges:
+    start, stop = (None if v is None else _whole(v) for v in (value.start, value.stop))
+    stride = 1 if value.step is None else _whole(value.step)
+    if stride is None or stride < 1 or (start, stop) != (value.start, value.stop):
+        raise PlanError(f"at({name}={value!r}): a slice is of whole numbers, its stride at least 1.")
+    first = start or 0
+    # Ends counted from different sides can only be compared once the count is known: `positions` does.
+    same_side = stop is not None and (first < 0) == (stop < 0)
+    if stop == 0 or (same_side and not range(first, stop or 0)):
+        raise PlanError(f"at({name}={value!r}) selects nothing.")
+    if stride == 1:
+        return ((first, None if stop is None else stop - 1),)
+    if not same_side:
+        raise PlanError(
+            f"at({name}={value!r}): a slice with a stride needs an end, counted from the side of its start."
+        )
+    return tuple((n, n) for n in range(first, stop or 0, stride))
 
 
 def _range(name: str, whole: str, part: str) -> tuple[int, int | None]:
-    first, dash, last = part.partition("-")
-    try:
-        low, high = int(first), (int(last) if last.strip() else None) if dash else int(first)
-    except ValueError:
-        raise PlanError(f"at({name}={whole!r}): cannot read {part!r}; write '3', '0-19' or '45-'.") from None
-    if high is not None and high < low:
+    found = _RANGE.fullmatch(part)
+    if found is None:
+        raise PlanError(
+            f"at({name}={whole!r}): cannot read {part!r}; write '3', '0-19' or '45-', '-1' for the last."
+        )
+    low = int(found["low"])
+    high = low if found["dash"] is None else int(found["high"]) if found["high"] else None
+    if high is not None and (low < 0) == (high < 0) and high < low:
         raise PlanError(f"at({name}={whole!r}): {part!r} runs backwards.")
     return low, high
 
@@ -192,7 +228,7 @@ def positions(name: str, ranges: Ranges | None, count: int) -> tuple[int, ...]:
     """Return the selected positions out of `count`, sorted.
 
     Raises:
-        PlanError: a position that is not there.
+        PlanError: a position that is not there, or a range that is empty.
     """
     if ranges is None:
         return tuple(range(count))
@@ -204,18 +240,20 @@ def positions(name: str, ranges: Ranges | None, count: int) -> tuple[int, ...]:
             raise PlanError(
                 f"{name}={_spell(name, ranges)} is out of range: there are {count} of them, 0 to {count - 1}."
             )
+        if last < first:
+            raise PlanError(
+                f"{name}={_spell(name, ranges)} runs backwards: {first} to {last}, with {count} of them."
+            )
         out.update(range(first, last + 1))
-    if not out:
-        raise PlanError(f"{name}={_spell(name, ranges)} selects nothing out of {count}.")
     return tuple(sorted(out))
 
 
 def _spell(name: str, value: Any) -> str:
     if name in ("step", "layer", "frame", "y", "x"):
         return ",".join(str(a) if a == b else f"{a}-{'' if b is None else b}" for a, b in value)
-    if isinstance(value, tuple):
-        return "/".join(map(str, value))
-    return str(value)
+    if name == "sigma":
+        return f"{value[0]}..{value[1]}"
+    return "/".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _tuples(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Edits: pure functions that replace the value at a place.
 
-An edit is any function `f(h, at) -> h` of a value `h[frame, y, x, channel]`; `at` (a `Spot`) says where it is. It
-returns the same shape and type. `@options` lets an edit take options and stay data, so that a plan prints and hashes.
+An edit is any function `f(h, at) -> h` of a value `h[frame, y, x, channel]`; `at` (a `Spot`) says where it
+is. It returns the same shape and type. `@options` lets it take options and stay data, so that a plan prints
+and hashes.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from dit_lens.errors import PlanError
 from dit_lens.functions import Configured, options
 
 Edit = Callable[[Tensor, Spot], Tensor]
+GRID = ["frame", "y", "x", "channel"]
 
 
 def _generator(at: Spot, salt: str, seed: int) -> torch.Generator:
-    """Return a random generator that depends on the place alone: the same on every device and in every replay."""
+    """Return a generator that depends on the place alone: the same on every device and in every replay."""
     key = f"{salt}/{seed}/{at.seed}/{at.site}/{at.step}/{at.branch}/{at.layer}/{at.sample}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
 
 
 @options
 def add_noise(h: Tensor, at: Spot, *, scale: float = 1.0, seed: int = 0) -> Tensor:
-    """Add Gaussian noise of standard deviation `scale`, in units of the value itself (latents have about unit variance).
+    """Add Gaussian noise of standard deviation `scale`, in units of the value itself (latents: about 1).
 
-    The noise depends on the place and the seeds, not on any global state; a scale of 0 changes nothing, bit for bit.
+    The noise depends on the place and the seeds, not on any global state; a scale of 0 changes nothing, bit
+    for bit.
     """
     if scale == 0:
         return h
@@ -70,21 +73,34 @@ def patch(h: Tensor, at: Spot, *, source: Any) -> Tensor:
     Args:
         h: [frame, y, x, channel].
         at: the place; its step, branch and layer are looked up in the source.
-        source: an `xarray.DataArray` as `run["hidden"]` gives it, with a coordinate for every one of `step`, `branch`
-            and `layer` that it spans; what it does not span is the same everywhere.
+        source: an `xarray.DataArray` as `run["hidden"]` gives it, with a coordinate for every one of `step`,
+            `branch` and `layer` that it spans; what it does not span is the same everywhere.
 
     Raises:
-        PlanError: the source was not recorded at this place, or stands on another grid.
+        PlanError: the source was not recorded at this place, lacks a coordinate, or stands on another grid.
     """
-    picked = source
+    picked, dims = source, getattr(source, "dims", ())
     for dim in ("step", "branch", "layer"):
-        if dim in getattr(source, "dims", ()):
-            if getattr(at, dim) not in source[dim].values:
-                raise PlanError(
-                    f"patch at {at}: the source has no {dim}={getattr(at, dim)!r}, only "
-                    f"{source[dim].values.tolist()}; place the edit there, or record more."
-                )
-            picked = picked.sel({dim: getattr(at, dim)})
+        if dim not in dims:
+            continue
+        if dim not in source.coords:
+            raise PlanError(
+                f"patch at {at}: the source spans {dim} without a coordinate, so that nothing says which is "
+                f"which: add it with source.assign_coords({dim}=...)."
+            )
+        here, there = getattr(at, dim), source[dim].values.tolist()
+        if here not in there:
+            raise PlanError(
+                f"patch at {at}: the source has no {dim}={here!r}, only {there}; "
+                "place the edit there, or record more."
+            )
+        picked = picked.sel({dim: here})
+    left = [str(dim).removeprefix("latent_") for dim in getattr(picked, "dims", GRID)]
+    if left != GRID:
+        raise PlanError(
+            f"patch at {at}: the source has the dimensions {left} there, the value {GRID}: "
+            "select one of what is more, and transpose."
+        )
     new = torch.as_tensor(_values(picked)).to(h)
     if new.shape != h.shape:
         raise PlanError(

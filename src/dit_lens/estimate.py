@@ -9,6 +9,7 @@ import torch
 from dit_lens.capture import is_state, kept
 from dit_lens.errors import PlanError
 from dit_lens.plan import Layout, Placed, Plan
+from dit_lens.units import human
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,6 @@ class Estimate:
         )
 
 
-def human(count: float) -> str:
-    """Write a number of bytes for people: '1.3 GB'."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def estimate(
     plan: Plan,
     layout: Layout,
@@ -110,4 +102,4 @@ def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.d
     )
 
 
-__all__ = ["Estimate", "Line", "estimate", "human"]
+__all__ = ["Estimate", "Line", "estimate"]

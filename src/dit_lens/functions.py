@@ -7,8 +7,9 @@ import hashlib
 import importlib
 import inspect
 import json
+import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from dit_lens.errors import PlanError
@@ -16,13 +17,19 @@ from dit_lens.errors import PlanError
 
 @dataclass(frozen=True, eq=False)
 class Configured:
-    """A function with its options: still a function, and data."""
+    """A function with its options: still a function, and data. What `keeps` declared of it holds on."""
 
     function: Callable[..., Any]
     options: Mapping[str, Any]
 
     def __call__(self, *args: Any) -> Any:
+        """Call the function with its options."""
         return self.function(*args, **self.options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("dims", "site", "units", "long_name"):  # what `keeps` declares
+            return getattr(self.function, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={_short(v)}" for k, v in self.options.items())
@@ -38,7 +45,8 @@ class Configured:
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn `f(h, at, *, option)` into a maker: `f(option=1)` gives the function with that option.
 
-    The function itself stays reachable as `f.function`.
+    Records take options likewise: `@options` stands above `@keeps(...)`. The function itself stays reachable
+    as `f.function`.
 
     Raises:
         PlanError: (the maker) an option that the function does not have, or one that is missing.
@@ -66,90 +74,166 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def describe(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return plain data that identifies a function: its name, its code, its options (arrays by their content)."""
-    inner = function.function if isinstance(function, Configured) else function
-    out: dict[str, Any] = {"function": _name(inner), "code": _code_hash(inner)}
-    if isinstance(function, Configured):
-        out["options"] = {k: _plain(v) for k, v in function.options.items()}
-    return out
+    """Return plain data that identifies a function: its name, code and options (arrays by their content).
+
+    What a function closes over, its defaults, and the state of a callable object count as its code. What it
+    looks up in its module when it runs (another function, a global) does not.
+
+    Raises:
+        PlanError: what it closes over refers back to itself.
+    """
+    inner, given = _unwrap(function)
+    try:
+        out: dict[str, Any] = {"function": _name(inner), "code": _code_hash(inner)}
+        return out if given is None else {**out, "options": _plain(given)}
+    except RecursionError:
+        raise PlanError(
+            f"{_name(inner)} holds an object that refers back to itself, so that it cannot be hashed: "
+            "give it what it needs as options."
+        ) from None
 
 
 def restore(data: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the function that `describe` described.
 
     Raises:
-        PlanError: it cannot be imported by name, has changed since, or had an array among its options.
+        PlanError: it cannot be imported by name, has changed since, or had an option that is not plain data.
     """
     module, _, name = str(data["function"]).partition(":")
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
         raise PlanError(
             f"The plan's function {data['function']} cannot be imported: put it in a module."
         ) from None
     inner = getattr(found, "function", found)
     if _code_hash(inner) != data["code"]:
         raise PlanError(
-            f"{data['function']} is not what it was when the plan was written: its code has changed."
+            f"{data['function']} is not what it was when the plan was written: its code, its object's state "
+            "or Python's version has changed. Make the plan anew."
         )
     if "options" not in data:
         return inner
-    for key, value in data["options"].items():
-        if isinstance(value, dict) and "sha256" in value:
-            raise PlanError(
-                f"The option {key} of {data['function']} is an array, which JSON does not hold: pass it anew."
-            )
-    return Configured(inner, dict(data["options"]))
+    what = f"of {data['function']}"
+    return Configured(inner, {k: _revive(v, f"{k} {what}") for k, v in data["options"].items()})
+
+
+def _unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], Mapping[str, Any] | None]:
+    """Return a function and its options; None where it has none."""
+    if isinstance(function, Configured):
+        return function.function, function.options
+    if isinstance(function, functools.partial) and not function.args:
+        return function.func, function.keywords
+    return function, None
 
 
 def _name(function: Callable[..., Any]) -> str:
-    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', repr(function))}"
+    """Return where a function can be imported from; for a callable object, the name of its class."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _code_hash(function: Callable[..., Any]) -> str:
-    """Hash what a function does: its code, its constants, its defaults and what it closes over."""
-    code = getattr(function, "__code__", None)
-    if code is None:  # a callable object: its class and its state
-        return _digest(
-            repr(
-                (
-                    type(function).__qualname__,
-                    sorted(vars(function).items()) if hasattr(function, "__dict__") else "",
-                )
-            )
-        )
-    cells = [_plain(cell.cell_contents) for cell in function.__closure__ or ()]  # type: ignore[attr-defined]
-    held = [_plain(v) for v in function.__defaults__ or ()]  # type: ignore[attr-defined]
-    return _digest(repr((_code(code), cells, held)))
+    """Hash what a function does: code, constants, defaults, what it closes over or is bound to."""
+    plain = getattr(function, "__func__", function)  # a method is its function and its object
+    parts = [] if plain is function else [_plain(function.__self__)]  # type: ignore[attr-defined]
+    if isinstance(plain, types.FunctionType):
+        parts += [_code(plain.__code__), _plain(plain.__defaults__), _plain(plain.__kwdefaults__)]
+        held = [cell.cell_contents for cell in plain.__closure__ or ()]
+        parts += [
+            _plain(value) for value in held if value is not function
+        ]  # a recursive one closes over itself
+    elif isinstance(plain, functools.partial):
+        parts += [describe(plain.func), _plain(plain.args), _plain(plain.keywords)]
+    elif hasattr(plain, "__dict__") and not isinstance(
+        plain, type
+    ):  # a callable object: its class and its state
+        of_class = {k: f for base in reversed(type(plain).__mro__) for k, f in vars(base).items()}
+        parts += [[k, _code(f.__code__)] for k, f in sorted(of_class.items()) if hasattr(f, "__code__")]
+        parts += [_plain(vars(plain))]
+    return _digest(json.dumps(parts, sort_keys=True))
 
 
-def _code(code: Any) -> tuple[Any, ...]:
-    constants = tuple(_code(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts)
-    return code.co_code, code.co_names, constants
+def _code(code: types.CodeType) -> list[Any]:
+    return [code.co_code.hex(), list(code.co_names), [_constant(c) for c in code.co_consts]]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    if isinstance(value, tuple):
+        return [_constant(v) for v in value]
+    # A set has another order in every process.
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
 def _plain(value: Any) -> Any:
-    """Return JSON-able data for an option; what is an array becomes the hash of its content."""
+    """Return JSON-able data for a value; what JSON does not hold becomes a dict that `_revive` knows."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
-    if callable(value) and hasattr(value, "__code__"):
+    if isinstance(value, set | frozenset):
+        return {"python": "set", "state": sorted(map(repr, value))}
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return _array(value)
+    if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
+        return {"python": f"{getattr(value, '__module__', '')}:{value.__name__}"}
+    if callable(value):
         return describe(value)
-    if hasattr(value, "dtype"):
-        import numpy as np
-
-        array = value.detach().cpu().float().numpy() if hasattr(value, "detach") else np.asarray(value)
+    if hasattr(value, "__dict__") and (is_dataclass(value) or type(value).__repr__ is object.__repr__):
         return {
-            "sha256": hashlib.sha256(array.tobytes()).hexdigest(),
-            "shape": list(array.shape),
-            "dtype": str(value.dtype),
+            "python": f"{type(value).__module__}:{type(value).__qualname__}",
+            "state": _plain(vars(value)),
         }
-    return repr(value)
+    return {"python": repr(value)}
+
+
+def _array(value: Any) -> Any:
+    """Return a scalar as a number; an array (numpy, torch, xarray) as the hash of its content."""
+    if value.shape == () and not hasattr(value, "detach"):
+        return _plain(value.item())
+    digest = hashlib.sha256()
+    # A slab at a time: a lazy array of states may be far larger than memory.
+    for slab in value if len(value.shape) > 1 else [value]:
+        digest.update(_bytes(slab))
+    out: dict[str, Any] = {
+        "sha256": digest.hexdigest(),
+        "shape": list(value.shape),
+        "dtype": str(value.dtype),
+    }
+    if hasattr(value, "coords"):
+        coords = {str(name): _plain(coord.values.tolist()) for name, coord in value.coords.items()}
+        out |= {"dims": list(value.dims), "coords": coords}
+    return out
+
+
+def _bytes(array: Any) -> bytes:
+    import numpy as np
+
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        array = array.float() if "bfloat16" in str(array.dtype) else array  # exact; numpy has no bfloat16
+    array = np.asarray(array)
+    return repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+
+
+def _revive(value: Any, what: str) -> Any:
+    """Turn what `_plain` wrote back into an option."""
+    if isinstance(value, list):
+        return [_revive(v, what) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if "code" in value:
+        return restore(value)
+    if "sha256" in value or "python" in value:
+        kind = "an array" if "sha256" in value else f"{value['python']}"
+        raise PlanError(f"The option {what} is {kind}, which JSON does not hold: pass it anew.")
+    return {k: _revive(v, what) for k, v in value.items()}
 
 
 def _digest(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A plan: records, edits and their places, as data. It prints, hashes, and is checked before anything runs."""
+"""A plan: records, edits and their places, as data. It prints, hashes, and is checked before any run."""
 
 from __future__ import annotations
 
@@ -81,10 +81,12 @@ class Placed:
         Raises:
             PlanError: it names the function, the coordinate and the remedy.
         """
-        what = f"{kind} {self.name} at {self.place}"
-        if not callable(self.function) or getattr(self.function, "is_maker", False):
+        if not callable(self.function):
+            raise PlanError(f"{kind} {self.function!r}: this is not a function; give one, such as dl.energy.")
+        what = f"{kind} {self.name} {self.place}"
+        if getattr(self.function, "is_maker", False):
             raise PlanError(
-                f"{what}: this is not a function of a value; call it with its options, as {self.name}(...)."
+                f"{what}: this makes a function; call it with its options first, as {self.name}(...)."
             )
         known = [*layout.sites, *GRID_SITES]
         if self.site not in known:
@@ -95,9 +97,11 @@ class Placed:
             raise PlanError(
                 f"{what}: {self.site} stands outside the blocks, after guidance: drop layer and branch."
             )
-        self.steps(layout)
-        if not self.on_latents:
+        try:
+            self.steps(layout)
             self.layers(layout)
+        except PlanError as error:
+            raise PlanError(f"{what}: {error}") from None
         for field, given, there in (
             ("branch", self.place.branch, layout.branches),
             ("expert", self.place.expert, layout.experts),
@@ -122,7 +126,7 @@ class Placed:
                 f"{what}: a record reads the whole grid; select {', '.join(self.place.region)} afterwards."
             )
         known = [d for d in dims if d in DIMS]
-        if any(d in DIMS[:5] for d in dims) or known != sorted(known, key=DIMS.index):
+        if any(d in DIMS[:5] for d in dims) or known != sorted(set(known), key=DIMS.index):
             raise PlanError(
                 f"{what}: it declares {dims}; keep some of frame, y, x, channel in this order, or others."
             )
@@ -132,7 +136,7 @@ class Placed:
         return describe(self.function) | {"at": self.place.to_json()}
 
     def __str__(self) -> str:
-        return f"{self.function if isinstance(self.function, Configured) else self.name} at {self.place}"
+        return f"{self.function if isinstance(self.function, Configured) else self.name} {self.place}"
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,8 @@ class Plan:
 
 
 def _placed(entries: Iterable[Entry] | Entry) -> Iterable[Placed]:
-    if callable(entries):
-        entries = [entries]
+    if callable(entries) or (isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[1], At)):
+        entries = [entries]  # one entry alone
     for entry in entries:
         if isinstance(entry, tuple):
             if len(entry) != 2 or not isinstance(entry[1], At):

@@ -33,7 +33,8 @@ def keeps(*dims: str, site: str | None = None, units: str = "1", long_name: str 
     """
 
     def declare(function: F) -> F:
-        declared = {"dims": dims, "site": site, "units": units, "long_name": long_name or function.__name__}
+        words = long_name or getattr(function, "__name__", type(function).__name__)
+        declared = {"dims": dims, "site": site, "units": units, "long_name": words}
         for name, value in declared.items():
             setattr(function, name, value)
         return function
@@ -44,7 +45,7 @@ def keeps(*dims: str, site: str | None = None, units: str = "1", long_name: str 
 @keeps("frame", "y", "x", long_name="activation energy (L2 norm over channel)")
 def energy(h: Tensor) -> Tensor:
     """L2 norm over channel of every token: [frame, y, x]."""
-    return torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32)
+    return torch.linalg.vector_norm(h, dim=-1, dtype=torch.promote_types(h.dtype, torch.float32))
 
 
 @keeps("frame", "y", "x", "channel", long_name="hidden state")

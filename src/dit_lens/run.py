@@ -61,7 +61,7 @@ class Run:
 
     @property
     def video(self) -> Frames:
-        """The decoded frames, [time, height, width, rgb] of uint8 (with `sample` before them for a prompt batch)."""
+        """The decoded frames, [time, height, width, rgb] of uint8; a prompt batch has `sample` first."""
         return np.asarray(self["video"].values)
 
     @property

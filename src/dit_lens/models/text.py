@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WORDS = ["<pad>", "<end>", "<unknown>", "solve", "the", "maze", "go", "to", "one", "goal", "circle", "disc", "square", "complete", "pattern", "roll", "ball", "behind", "bar"]
+# fmt: off
+WORDS = [
+    "<pad>", "<end>", "<unknown>", "solve", "the", "maze", "go", "to", "one", "goal", "circle", "disc",
+    "square", "complete", "pattern", "roll", "ball", "behind", "bar",
+]
+# fmt: on
 LENGTH = 8
 
 

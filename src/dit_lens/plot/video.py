@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from dit_lens.errors import DitLensError
 
 SMALLEST = 256
 """Players show a video of fewer pixels as a stamp, or not at all."""
+X264 = {"preset": "veryfast", "crf": "18"}
+"""Six times faster than x264's default on a dozen frames, and little larger."""
 
 
 def as_video(frames: Sequence[Any] | NDArray[np.uint8], caller: str = "as_video") -> NDArray[np.uint8]:
@@ -63,18 +66,22 @@ def write_video(frames: Sequence[Any] | NDArray[np.uint8], path: str | Path, fps
     Raises:
         DitLensError: there are no frames, or they are not 8-bit RGB of one size.
     """
-    import imageio.v3 as iio
+    import av
 
     video = as_video(frames, "write_video")
     scale = max(1, ceil(SMALLEST / min(video.shape[1:3])))
+    height, width = (n * scale + n * scale % 2 for n in video.shape[1:3])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with iio.imopen(path, "w", plugin="pyav") as file:
-        file.init_video_stream("libx264", fps=fps, pixel_format="yuv420p")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=X264)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame in video:  # one at a time, so that only one enlarged frame is held
             large = frame.repeat(scale, 0).repeat(scale, 1)
-            odd = [(0, n % 2) for n in large.shape[:2]]
-            file.write_frame(np.pad(large, [*odd, (0, 0)], mode="edge"))
+            odd = (height - large.shape[0], width - large.shape[1])
+            large = np.pad(large, [*((0, n) for n in odd), (0, 0)], mode="edge")
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="rgb24")))
+        file.mux(stream.encode())
     return path
 
 
@@ -84,11 +91,12 @@ def read_video(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         DitLensError: there is no such file, or it is not a video.
     """
-    import imageio.v3 as iio
+    import av
 
     if not Path(path).is_file():
         raise DitLensError(f"read_video: there is no file {path}.")
     try:
-        return np.asarray(iio.imread(path, plugin="pyav"))
-    except (OSError, ValueError) as error:
+        with av.open(str(path)) as file:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+    except (av.FFmpegError, ValueError, IndexError) as error:
         raise DitLensError(f"read_video: {path} cannot be read as a video: {error}") from error

@@ -1,4 +1,4 @@
-"""Tasks: what a model is asked, with exact scorers. Each task is a pure generator `task(seed, ...) -> Sample`."""
+"""Tasks: what a model is asked, with exact scorers. Each is a pure generator `task(seed, ...) -> Sample`."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dit_lens.errors import TaskError
+
 CELL = 16
 NUM_FRAMES = 13
 EVAL_SEED = 1_000_000
@@ -34,7 +36,15 @@ BALLS = {
 
 
 def rng_for(task: str, seed: int) -> np.random.Generator:
-    """Return the random generator of one task's seed: the same everywhere, apart for every task."""
+    """Return the random generator of one task's seed: the same everywhere, apart for every task.
+
+    Raises:
+        TaskError: the seed is negative.
+    """
+    if seed < 0:
+        raise TaskError(
+            f"{task}(seed={seed}): seeds are 0 or more; from {EVAL_SEED:,} on they are for evaluation."
+        )
     return np.random.default_rng([seed, *task.encode()])
 
 
@@ -90,7 +100,13 @@ def ring(canvas: Canvas, x: float, y: float, radius: float, width: float, opacit
 
 
 def to_frames(canvases: list[Canvas]) -> NDArray[np.uint8]:
-    """Stack canvases to a video [time, height, width, rgb] of uint8."""
+    """Stack canvases to a video [time, height, width, rgb] of uint8.
+
+    Raises:
+        TaskError: there are none.
+    """
+    if not canvases:
+        raise TaskError("num_frames is 0: a video has at least one frame.")
     return (np.stack(canvases) * 255).round().clip(0, 255).astype(np.uint8)
 
 

@@ -55,9 +55,10 @@ def _corner(start: Cell, end: Cell) -> list[Cell]:
 
 
 def score_choice(video: NDArray[np.uint8], size: int, start: Cell, goals: list[Cell]) -> Score:
-    """Judge the last frame: the trail is one path along cells from the start, and it touches one goal, its end.
+    """Judge the last frame: the trail is one path along cells from the start; it touches one goal, its end.
 
-    The graded score is a third each for: the trail is one path; it touches exactly one goal; the agent stands there.
+    The graded score is a third each for: the trail is one path; it touches exactly one goal; the agent stands
+    there.
     The answer is the goal ('goal 0', ...), or what the trail looks like where it is not one path to one goal.
     """
     edges = trail.read_trail(video[-1], size)

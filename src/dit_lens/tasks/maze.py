@@ -37,7 +37,7 @@ def maze(seed: int, size: int = 6, num_frames: int = cv.NUM_FRAMES) -> Sample:
 
 
 def loop(seed: int, size: int = 4, num_frames: int = cv.NUM_FRAMES) -> Sample:
-    """Make a maze with exactly two routes from agent to goal, of equal length; the answer is one of them, entire.
+    """Make a maze with two routes of equal length from agent to goal; the answer is one of them, entire.
 
     Args:
         seed: below 1,000,000 for training, from there on for evaluation.
@@ -64,15 +64,15 @@ def _split(seed: int, name: str, make: Callable[[np.random.Generator], tuple]) -
             return layout
 
 
-def _grow(rng: np.random.Generator, size: int, tree: set[Edge], reached: list[Cell]) -> None:
-    """Add random passages until every cell is reached, depth first: long winding corridors, no new loop."""
-    seen, stack = set(reached), list(reached)
-    rng.shuffle(stack)
-    stack = [tuple(c) for c in stack]
+def _tree(rng: np.random.Generator, size: int) -> set[Edge]:
+    """Draw passages that join all cells without a loop, depth first: long winding corridors."""
+    start = int(rng.integers(size)), int(rng.integers(size))
+    tree: set[Edge] = set()
+    seen, stack = {start}, [start]
     while stack:
         r, c = stack[-1]
-        ahead = [(r + dr, c + dc) for dr, dc in trail.MOVES.values()]
-        ahead = [n for n in ahead if min(n) >= 0 and max(n) < size and n not in seen]
+        around = [(r + dr, c + dc) for dr, dc in trail.MOVES.values()]
+        ahead = [n for n in around if min(n) >= 0 and max(n) < size and n not in seen]
         if not ahead:
             stack.pop()
             continue
@@ -80,11 +80,11 @@ def _grow(rng: np.random.Generator, size: int, tree: set[Edge], reached: list[Ce
         tree.add(trail.edge((r, c), n))
         seen.add(n)
         stack.append(n)
+    return tree
 
 
 def _perfect(rng: np.random.Generator, size: int) -> tuple[frozenset[Edge], list[Cell]]:
-    tree: set[Edge] = set()
-    _grow(rng, size, tree, [(int(rng.integers(size)), int(rng.integers(size)))])
+    tree = _tree(rng, size)
     while True:
         a, b = rng.choice(size * size, 2, replace=False)
         path = _path(tree, divmod(int(a), size), divmod(int(b), size))
@@ -112,10 +112,9 @@ def _path(tree: set[Edge], start: Cell, goal: Cell) -> list[Cell]:
 
 
 def _ring(rng: np.random.Generator, size: int) -> tuple[frozenset[Edge], list[Cell], list[Cell]]:
-    """Find a cycle (a tree plus one edge) of at least 8 cells; agent and goal stand at opposite ends of it."""
+    """Find a cycle (a tree plus one edge) of at least 8 cells; agent and goal stand at its opposite ends."""
     while True:
-        tree: set[Edge] = set()
-        _grow(rng, size, tree, [(int(rng.integers(size)), int(rng.integers(size)))])
+        tree = _tree(rng, size)
         spare = sorted(set(trail.grid_edges(size)) - tree)
         a, b = spare[rng.integers(len(spare))]
         cycle = _path(tree, a, b)
@@ -151,7 +150,8 @@ def score_routes(
 ) -> Score:
     """Judge the last frame: the trail is exactly one of the routes, and the agent stands on the goal.
 
-    The graded score is the overlap of edges (Jaccard) with the nearest route, halved where the agent is elsewhere.
+    The graded score is the overlap of edges (Jaccard) with the nearest route, halved where the agent stands
+    elsewhere.
     """
     edges = trail.read_trail(video[-1], size)
     arrived = trail.read_agent(video[-1], size) == goal

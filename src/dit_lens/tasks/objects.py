@@ -1,4 +1,4 @@
-"""Tasks on objects: `circle` (ring every object of a kind), `pattern` (fill the gap), `occlude` (permanence)."""
+"""Tasks on objects: `circle` (ring all of a kind), `pattern` (fill the gap), `occlude` (permanence)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _finish(task: str, seed: int, prompt: str, truth: NDArray[np.uint8], scorer:
 
 
 def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) -> Sample:
-    """Make 2 to 4 objects, discs and squares, at least one of each; every object of the named kind gets a ring.
+    """Make 2 to 4 objects, discs and squares, at least one of each; all of the named kind get a ring.
 
     Two samples of one seed with the two kinds share their scene: only the prompt differs.
 
@@ -55,7 +55,7 @@ def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) 
         seed,
         f"circle the {kind}",
         cv.to_frames(frames),
-        partial(score_rings, wanted=wanted, cells=cells),
+        partial(score_rings, wanted=wanted),
     )
 
 
@@ -67,8 +67,8 @@ def _object(scene: Canvas, cell: Cell, shape: str) -> None:
         cv.rectangle(scene, x - 3.5, y - 3.5, x + 3.5, y + 3.5, cv.OBJECT)
 
 
-def score_rings(video: NDArray[np.uint8], wanted: frozenset[Cell], cells: list[Cell]) -> Score:
-    """Judge the last frame: the cells with a ring are the wanted ones. Graded: Jaccard index of the two sets."""
+def score_rings(video: NDArray[np.uint8], wanted: frozenset[Cell]) -> Score:
+    """Judge the last frame: the cells with a ring are the wanted ones. Graded: Jaccard index of the sets."""
     seen = cv.likeness(video[-1], cv.RING)
     mask = cv.blank(1) * 0
     cv.ring(mask, CELL / 2, CELL / 2, 6.5, 2, 1.0)
@@ -107,7 +107,8 @@ def pattern(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
 def score_size(video: NDArray[np.uint8], cell: Cell, right: int) -> Score:
     """Judge the last frame: the disc in the gap has the right size.
 
-    The size is the nearest of four areas (none, and the three discs). Graded: 1 minus the relative error of the area.
+    The size is the nearest of four areas (none, and the three discs). Graded: 1 minus the relative error of
+    the area.
     """
     r, c = cell[0] * CELL, cell[1] * CELL
     area = float(cv.likeness(video[-1], cv.OBJECT)[r : r + CELL, c : c + CELL].sum())

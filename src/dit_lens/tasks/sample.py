@@ -1,6 +1,6 @@
 """A sample: what a model is asked to do and, where it is known, how the result is judged.
 
-A `Sample` is frozen data. It knows nothing of any model: the same sample runs on the organism and on a 14B model.
+A `Sample` is frozen data. It knows nothing of any model: it runs on the organism as on a 14B model.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Sample:
         if self.size is None:
             if self.image is None:
                 raise TaskError(
-                    f"Sample {self.task}/{self.id} has neither an image nor a size: pass size=(height, width)."
+                    f"Sample {self.task}/{self.id} has neither an image nor a size: "
+                    "pass size=(height, width)."
                 )
             object.__setattr__(self, "size", (self.image.height, self.image.width))
 
@@ -107,7 +108,10 @@ class Sample:
         return self.scorer(frames)
 
     def with_(self, **changes: Any) -> Sample:
-        """Return a copy with some fields changed."""
+        """Return a copy with some fields changed; the size follows a new image where it was the old one's."""
+        image, old = changes.get("image"), self.image
+        if image is not None and old is not None and self.size == (old.height, old.width):
+            changes = {"size": None, **changes}
         return replace(self, **changes)
 
 
@@ -115,14 +119,20 @@ def as_frames(video: Any) -> Frames:
     """Turn a list of images, or an array, into a video [time, height, width, rgb] of uint8.
 
     Raises:
-        TaskError: not a video of that shape, or float values (whose range would have to be guessed).
+        TaskError: not a video of that shape, images of several sizes, or float values (whose range would
+            have to be guessed).
     """
     if isinstance(video, Sequence):
-        video = np.stack([np.asarray(f.convert("RGB") if isinstance(f, Image.Image) else f) for f in video])
+        images = [np.asarray(f.convert("RGB") if isinstance(f, Image.Image) else f) for f in video]
+        if len({i.shape for i in images}) > 1:
+            raise TaskError(
+                f"The frames have several shapes, {sorted({i.shape for i in images})}: give one size."
+            )
+        video = np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)
     frames = np.asarray(video)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+    if frames.ndim != 4 or len(frames) == 0 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise TaskError(
-            "A video is uint8 with dimensions [time, height, width, rgb]; "
+            "A video is uint8 with dimensions [time, height, width, rgb], at least one frame; "
             f"this is {frames.dtype} with shape {frames.shape}."
         )
     return frames

@@ -6,6 +6,7 @@ The trail is read on the edges between neighbouring cells, so a trail through a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ def edge(a: Cell, b: Cell) -> Edge:
 
 def path_edges(path: Sequence[Cell]) -> frozenset[Edge]:
     """Return the edges along a path of cells."""
-    return frozenset(edge(a, b) for a, b in zip(path, path[1:], strict=False))
+    return frozenset(edge(a, b) for a, b in pairwise(path))
 
 
 def grid_edges(size: int) -> list[Edge]:
@@ -74,14 +75,14 @@ def walk(background: Canvas, path: Sequence[Cell], num_frames: int) -> NDArray[n
         head = points[k] + (done - k) * (points[k + 1] - points[k])
         frame = trail.copy()
         _line(frame, points[k], head)
-        cv.disc(frame, *head, 5, cv.AGENT)
+        cv.disc(frame, head[0], head[1], 5, cv.AGENT)
         frames.append(frame)
     return cv.to_frames(frames)
 
 
 def _line(canvas: Canvas, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
-    low, high = np.minimum(a, b) - HALF_WIDTH, np.maximum(a, b) + HALF_WIDTH
-    cv.rectangle(canvas, *low, *high, cv.TRAIL)
+    (x0, y0), (x1, y1) = np.minimum(a, b) - HALF_WIDTH, np.maximum(a, b) + HALF_WIDTH
+    cv.rectangle(canvas, x0, y0, x1, y1, cv.TRAIL)
 
 
 def trail_strength(frame: NDArray[np.uint8], size: int) -> dict[Edge, float]:
@@ -126,7 +127,7 @@ def spell(edges: frozenset[Edge], start: Cell) -> str:
     if path is None:
         return "edges " + " ".join(f"{r}{c}{'R' if b == (r, c + 1) else 'D'}" for (r, c), b in sorted(edges))
     names = {step: name for name, step in MOVES.items()}
-    return "".join(names[b[0] - a[0], b[1] - a[1]] for a, b in zip(path, path[1:], strict=False))
+    return "".join(names[b[0] - a[0], b[1] - a[1]] for a, b in pairwise(path))
 
 
 def overlap(a: frozenset[Edge], b: frozenset[Edge]) -> float:

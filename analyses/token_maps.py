@@ -1,0 +1,71 @@
+"""What does every layer hold? Energy and PCA maps of the tokens, over steps and layers.
+
+The paper's layer-wise token visualisation (arXiv 2603.16870). Writes, per sample: for chosen steps and layers the energy
+heat map and PCA map of every frame, temporal energy, channel importance and top channels; per step the energy across
+layers and a grid of all layers; per run the energy against step, and step x frame heat maps.
+
+    python analyses/token_maps.py --task maze --layers 2,5,9 --vis-steps 0,5,19 --out runs/token_maps
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+import xarray as xr
+
+import dit_lens as dl
+from dit_lens import experiment, report
+
+
+@dataclass
+class Options(experiment.Options):
+    """Map the tokens of layers and steps."""
+
+    vis_steps: str = "auto"
+    branch: str = "cond"
+    """Guidance branch to look at."""
+    out: Path = Path("runs/token_maps")
+
+
+def main(options: Options) -> int:
+    """Record energy everywhere and full states where asked for; draw; save."""
+    lens = dl.load(options.model)
+    options.out.mkdir(parents=True, exist_ok=True)
+    steps = report.choose(options.vis_steps, options.steps or lens.family.default_steps, "vis-steps")
+    layers = report.choose(options.layers, lens.layers, "layers", auto=4)
+    record = [dl.energy, (dl.hidden, dl.at(step=steps, layer=layers, branch=options.branch))]
+    first = experiment.samples(options)[0]
+    print(lens.estimate(record, first, options.steps, cfg_scale=options.cfg_scale))
+
+    def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
+        run = lens.run(
+            sample,
+            options.seed,
+            record=record,
+            steps=options.steps,
+            cfg_scale=options.cfg_scale,
+            store=options.out / "store.zarr",
+        )
+        report.held(run, folder, steps, layers, options.branch)
+        mean = run["energy"].sel(branch=options.branch).mean(("frame", "y", "x"))
+        return {"energy": mean.values.tolist()}
+
+    found, code = experiment.each_sample(options, "token_maps", analyse)
+    if found:
+        dims = ("sample", "step", "layer")
+        about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}
+        coords = {"sample": [f"{f['task']}/{f['id']}" for f in found]}
+        results = xr.Dataset({"energy": (dims, [f["energy"] for f in found], about)}, coords)
+        results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
+        mean = results.energy.mean(("sample", "step")).values.tolist()
+        experiment.write_summary(options.out, {"n": len(found), "mean_energy_by_layer": mean}, options.settings)
+    print(f"see {options.out}/*/*/")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))

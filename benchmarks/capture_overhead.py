@@ -1,0 +1,156 @@
+"""What does capture cost? The bare pipeline against what a user could do, interleaved in one run, as ratios.
+
+    python benchmarks/capture_overhead.py [--rounds 7] [--steps 20] [--out benchmarks/capture_overhead.json]
+
+Arms: the bare pipeline; the official-style hook (`.detach().cpu().float()` of every block, kept in memory); nnsight's
+cache of every block; ours: energy of all layers into a store; full states of all layers into a store. Each round runs all
+arms in a shuffled order, in a process of its own for the peak memory (`--arm`), in one process for the times.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+import dit_lens as dl
+from dit_lens.tasks.canvas import EVAL_SEED
+
+
+@dataclass
+class Options:
+    """Options of the benchmark."""
+
+    rounds: int = 7
+    steps: int = 20
+    cfg_scale: float = 3.0
+    """Over 1, so that both branches run."""
+    threads: int = 0
+    """Torch threads; its default unless given."""
+    arm: str | None = None
+    """Run one arm once, and print its peak memory (used by the benchmark itself)."""
+    out: Path | None = None
+
+
+class Arms:
+    """The ways to capture, each a function that generates one sample."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.lens = dl.load("organism")
+        self.sample = dl.tasks.maze(EVAL_SEED)
+        self.keywords = self.lens.family.arguments(
+            self.sample, 0, options.steps, options.cfg_scale, {"progress_bar_cmd": lambda steps: steps}
+        )
+        self.arms: dict[str, Callable[[], Any]] = {
+            "bare": self.bare,
+            "official-style hook": self.official,
+            "nnsight cache": self.nnsight_cache,
+            "ours: energy": lambda: self.ours([dl.energy]),
+            "ours: full states": lambda: self.ours([dl.hidden]),
+        }
+
+    def bare(self) -> Any:
+        """The pipeline alone."""
+        return self.lens.pipe(**self.keywords)
+
+    def official(self) -> Any:
+        """Hooks as released tools have them: every block's output, off the device, as float32, in memory."""
+        kept: list[Any] = []
+
+        def hook(_: Any, __: Any, output: Any) -> None:
+            kept.append(output.detach().cpu().float())
+
+        handles = [b.register_forward_hook(hook) for b in self.lens.pipe.dit.blocks]
+        try:
+            return self.bare(), kept
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def nnsight_cache(self) -> Any:
+        """nnsight's own cache of every block's output."""
+        from nnsight import NNsight
+
+        from dit_lens.trace import _release
+
+        model = NNsight(self.lens.pipe)
+        blocks = [model.dit.blocks[i] for i in range(self.lens.layers)]
+        with model.trace(None, fn=lambda _: self.bare()) as tracer:
+            cache = tracer.cache(modules=blocks)
+        _release(self.lens)
+        return cache
+
+    def ours(self, record: list[Any]) -> Any:
+        """A traced run into a store."""
+        store = tempfile.mkdtemp(prefix="bench_")
+        try:
+            return self.lens.run(
+                self.sample, 0, record=record, steps=self.options.steps, cfg_scale=self.options.cfg_scale, store=store
+            )
+        finally:
+            shutil.rmtree(store)
+
+
+def peak(options: Options, arm: str) -> float:
+    """Return the peak memory of a process that runs one arm once, in MB."""
+    command = [sys.executable, __file__, "--arm", arm, "--steps", str(options.steps)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(out.strip().splitlines()[-1])
+
+
+def main(options: Options) -> None:
+    """Time all arms, interleaved; print a table; write JSON."""
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    arms = Arms(options)
+    if options.arm:
+        arms.bare()
+        arms.arms[options.arm]()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+        return
+    for work in arms.arms.values():
+        work()  # not counted
+    seconds: dict[str, list[float]] = {name: [] for name in arms.arms}
+    for _ in range(options.rounds):
+        order = list(arms.arms)
+        random.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            arms.arms[name]()
+            seconds[name].append(time.perf_counter() - start)
+    rows = {}
+    for name, taken in seconds.items():
+        ratios = sorted(t / b for t, b in zip(taken, seconds["bare"], strict=True))
+        rows[name] = {
+            "median_s": statistics.median(taken),
+            "ratio_median": statistics.median(ratios),
+            "ratio_min": ratios[0],
+            "ratio_max": ratios[-1],
+            "peak_MB": peak(options, name),
+        }
+    print(f"{'':22s}{'median s':>10s}{'ratio':>8s}{'min':>8s}{'max':>8s}{'peak MB':>10s}   n={options.rounds}")
+    for name, r in rows.items():
+        line = f"{name:22s}{r['median_s']:10.3f}{r['ratio_median']:8.3f}{r['ratio_min']:8.3f}{r['ratio_max']:8.3f}"
+        print(f"{line}{r['peak_MB']:10.0f}")
+    if options.out:
+        about = {"command": " ".join(["python", *sys.argv]), "rounds": options.rounds, "steps": options.steps}
+        options.out.write_text(json.dumps({**about, "arms": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

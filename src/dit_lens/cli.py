@@ -1,0 +1,81 @@
+"""The command `dit-lens`: `demo` shows everything on the organism, `info` says what a store holds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dit_lens.errors import DitLensError
+
+
+def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
+    """Generate one sample of every task with the organism, and see what it believed at every step.
+
+    Args:
+        out: folder to write into.
+        steps: scheduler steps.
+        seed: of the initial noise.
+    """
+    from tqdm import tqdm
+
+    import dit_lens as dl
+    from dit_lens import report
+    from dit_lens.tasks.canvas import EVAL_SEED
+
+    start = time.time()
+    print("loading the organism (diffsynth takes a few seconds to import)")
+    lens = dl.load("organism")
+    store = out / "store.zarr"
+    record = [dl.energy, dl.hidden, dl.x0]
+    lines = []
+    for task in tqdm(dl.tasks.TASKS, desc="tasks"):
+        sample = dl.tasks.make(task, EVAL_SEED)
+        run = lens.run(sample, seed, record=record, steps=steps, store=store)
+        folder = out / task
+        said = report.believed(run, lens.decode, sample, folder)
+        middle = lens.layers // 2
+        report.held(run, folder / "maps", report.choose("auto", steps, "step", auto=3), [middle])
+        score = sample.score(run.video)
+        first = next((s for s, ok in zip(said["step"], said["solved"], strict=True) if ok), None)
+        when = f"x0 right from step {first}" if first is not None else "x0 never right"
+        lines.append(f"  {task:8s} {'solved' if score.solved else 'not solved':10s}  score {score.score:.2f}  {when}")
+    print(f"\nwhat the organism made of scene {EVAL_SEED}, noise seed {seed}, {steps} steps:")
+    print("\n".join(lines))
+    print(f"\nlook at {out}/maze/steps.png (what it believed), {out}/maze/maps/ (what its layers held), {out}/*/video.mp4")
+    print(f"all of it, for xarray: xarray.open_datatree('{store}', engine='zarr', consolidated=False)")
+    print(f"took {time.time() - start:.0f} s")
+
+
+def info(store: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Say what a store holds: its runs, what is complete, what is missing, how large.
+
+    Args:
+        store: a store, a folder of stores, or one run.
+    """
+    from dit_lens.units import human
+    from dit_lens.store import find_runs, status
+
+    for path in find_runs(store):
+        found = status(path)
+        size = sum(found.bytes.values())
+        print(f"{path}: {found.status}, {len(found.committed_steps)} steps, {human(size)}")
+        for name, count in found.bytes.items():
+            gone = f", {len(found.missing[name])} units missing" if name in found.missing else ""
+            odd = f", {found.nan[name]} NaN, {found.inf[name]} Inf" if found.nan[name] or found.inf[name] else ""
+            print(f"  {name}: {human(count)}{gone}{odd}")
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        tyro.extras.subcommand_cli_from_dict({"demo": demo, "info": info})
+    except DitLensError as error:
+        sys.exit(f"dit-lens: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Edits are pure functions of a small tensor and of where it stands."""
+
+from dataclasses import replace as change
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from dit_lens.coords import Spot
+from dit_lens.edits import add_noise, patch, replace, scale, zero
+from dit_lens.errors import PlanError
+
+SHAPE = (2, 3, 4, 5)
+SPOT = Spot("block", 5, 0.5, 500.0, 7, "dit", "cond", 6)
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+floats = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+
+
+def state(dtype=torch.float32):
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+@pytest.fixture
+def source():
+    """States of another run: the value says where each stands, as 1000 step + 100 branch + layer."""
+    place = np.add.outer(np.add.outer([0, 5000, 10000], [0, 100]), [0, 6, 11]).astype(np.float32)
+    return xr.DataArray(
+        np.broadcast_to(place[..., None, None, None, None], (3, 2, 3, *SHAPE)).copy(),
+        dims=["step", "branch", "layer", "frame", "y", "x", "channel"],
+        coords={"step": [0, 5, 10], "branch": ["cond", "uncond"], "layer": [0, 6, 11]},
+    )
+
+
+@floats
+def test_every_edit_keeps_shape_and_type_and_leaves_its_input_alone(dtype):
+    value = np.full(SHAPE, 2.0)
+    source = xr.DataArray(value, dims=["frame", "y", "x", "channel"])
+    for edit in (add_noise(), scale(2.0), zero(), replace(value), replace(3), patch(source)):
+        h = state(dtype)
+        before = h.clone()
+        out = edit(h, SPOT)
+        assert (out.dtype, out.shape) == (dtype, h.shape), edit
+        assert torch.equal(h, before), edit
+        out.zero_()
+        assert torch.equal(h, before), f"{edit} returns a view of its input"
+
+
+# ---- noise
+
+
+@floats
+@pytest.mark.parametrize("nothing", [0, 0.0, -0.0])
+def test_noise_of_scale_0_is_the_very_same_value(dtype, nothing):
+    h = state(dtype)
+    assert add_noise(scale=nothing)(h, SPOT) is h
+
+
+@floats
+def test_noise_depends_on_the_place_alone(dtype):
+    h = state(dtype)
+    torch.manual_seed(0)
+    first = add_noise(scale=0.5)(h, SPOT)
+    torch.manual_seed(1)
+    state_before = torch.get_rng_state()
+    second = add_noise(scale=0.5)(h, SPOT)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state_before)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"site": "q"}, {"step": 6}, {"branch": "uncond"}, {"branch": None}, {"layer": 7}, {"seed": 8}, {"sample": 1}],
+    ids=str,
+)
+def test_another_place_has_other_noise(other):
+    h = torch.zeros(SHAPE)
+    assert not torch.equal(add_noise()(h, SPOT), add_noise()(h, change(SPOT, **other)))
+
+
+def test_another_seed_of_the_edit_has_other_noise():
+    h = torch.zeros(SHAPE)
+    assert not torch.equal(add_noise(seed=0)(h, SPOT), add_noise(seed=1)(h, SPOT))
+
+
+def test_places_whose_numbers_read_alike_have_noise_of_their_own():
+    h = torch.zeros(SHAPE)
+    one = add_noise()(h, change(SPOT, step=1, layer=11))
+    assert not torch.equal(one, add_noise()(h, change(SPOT, step=11, layer=1)))
+
+
+def test_noise_has_the_scale_asked_for_and_no_mean():
+    noise = add_noise(scale=0.3)(torch.zeros(10, 20, 20, 50), SPOT)
+    assert noise.std().item() == pytest.approx(0.3, rel=0.01)
+    assert abs(noise.mean().item()) < 0.005
+    assert torch.allclose(add_noise(scale=0.6)(torch.zeros_like(noise), SPOT), 2 * noise)
+
+
+def test_noise_is_added_to_the_value():
+    h = state()
+    assert torch.allclose(add_noise()(h, SPOT) - h, add_noise()(torch.zeros(SHAPE), SPOT), atol=1e-6)
+
+
+# ---- scale, zero, replace
+
+
+@floats
+def test_scale_multiplies_and_zero_clears(dtype):
+    h = state(dtype)
+    assert torch.equal(scale(factor=-2.0)(h, SPOT), h * -2)
+    assert torch.equal(zero()(h, SPOT), torch.zeros_like(h))
+
+
+def test_zero_also_clears_what_is_not_a_number():
+    assert zero()(torch.full(SHAPE, torch.nan), SPOT).abs().sum() == 0
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1,), (4, 1), (3, 1, 5), SHAPE])
+@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor, np.ndarray.tolist, xr.DataArray])
+def test_replace_broadcasts_over_the_leading_dimensions(shape, form):
+    value = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    out = replace(form(value))(state(), SPOT)
+    np.testing.assert_array_equal(out.numpy(), np.broadcast_to(value, SHAPE))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 1, 1), (1, *SHAPE), (3, *SHAPE)])
+def test_replace_refuses_a_value_that_does_not_broadcast(shape):
+    with pytest.raises(PlanError) as error:
+        replace(np.ones(shape))(state(), SPOT)
+    for part in ("replace at block(step=5", str(shape), str(SHAPE), "[frame, y, x, channel]"):
+        assert part in str(error.value)
+
+
+# ---- patch
+
+
+@floats
+@pytest.mark.parametrize("step, branch, layer, value", [(0, "cond", 0, 0), (5, "uncond", 11, 5111), (10, "cond", 6, 10006)])
+def test_patch_looks_the_place_up_by_its_labels(source, dtype, step, branch, layer, value):
+    out = patch(source)(state(dtype), change(SPOT, step=step, branch=branch, layer=layer))
+    assert torch.equal(out, torch.full(SHAPE, value).to(dtype))
+
+
+def test_patch_takes_what_the_source_does_not_span_everywhere(source):
+    one_layer = source.sel(layer=11, branch="cond")
+    for layer in (0, 3):
+        out = patch(one_layer)(state(), change(SPOT, branch="uncond", layer=layer))
+        assert (out == 5011).all()
+
+
+def test_patch_reads_lazy_states_from_a_store(source, tmp_path):
+    source.rename("hidden").to_dataset().to_zarr(tmp_path / "run.zarr", consolidated=False, zarr_format=3)
+    lazy = xr.open_zarr(tmp_path / "run.zarr", chunks=None, consolidated=False)["hidden"]
+    assert (patch(lazy)(state(), SPOT) == 5006).all()
+
+
+def test_patch_between_latents_needs_no_branch_or_layer():
+    dims = ["step", "frame", "latent_y", "latent_x", "latent_channel"]
+    latents = xr.DataArray(np.ones((1, *SHAPE)), dims=dims, coords={"step": [5]})
+    out = patch(latents)(state(), Spot("latents", 5, 0.5, 500.0, 7, "dit"))
+    assert (out == 1).all()
+
+
+@pytest.mark.parametrize("other, said", [({"step": 3}, "step=3"), ({"branch": None}, "branch=None"), ({"layer": 7}, "layer=7")])
+def test_patch_refuses_a_place_that_the_source_does_not_hold(source, other, said):
+    with pytest.raises(PlanError) as error:
+        patch(source)(state(), change(SPOT, **other))
+    (dim,) = other
+    assert f"the source has no {said}, only {source[dim].values.tolist()}" in str(error.value)
+    assert "record more" in str(error.value)
+
+
+@pytest.mark.parametrize("dim", ["step", "branch", "layer"])
+def test_patch_refuses_a_source_without_labels_instead_of_counting(source, dim):
+    with pytest.raises(PlanError, match=rf"spans {dim} without a coordinate.*assign_coords\({dim}="):
+        patch(source.drop_vars(dim))(state(), change(SPOT, step=0, layer=0))
+
+
+def test_patch_refuses_another_grid(source):
+    with pytest.raises(PlanError, match=r"the source is \(2, 3, 3, 5\) there, the value \(2, 3, 4, 5\)"):
+        patch(source.isel(x=slice(3)))(state(), SPOT)
+
+
+def test_patch_refuses_dimensions_in_another_order_or_too_many(source):
+    square = source.isel(x=slice(3))
+    h = torch.zeros(2, 3, 3, 5)
+    with pytest.raises(PlanError, match=r"'frame', 'x', 'y', 'channel'.*transpose"):
+        patch(square.transpose(..., "x", "y", "channel"))(h, SPOT)
+    with pytest.raises(PlanError, match=r"'sample', 'frame', 'y', 'x', 'channel'.*select one"):
+        patch(square.expand_dims(sample=2))(h, SPOT)
+
+
+def test_patch_refuses_what_was_never_recorded(source):
+    source.loc[{"step": 5, "layer": 6}] = np.nan
+    with pytest.raises(PlanError, match=r"patch at block\(step=5.*never recorded"):
+        patch(source)(state(), SPOT)
+    assert (patch(source)(state(), change(SPOT, layer=0)) == 5000).all()
