@@ -1,8 +1,8 @@
 """What does the model believe at every step? Decode its clean estimate x0, and let the task's scorer read it.
 
-The paper's Chain-of-Steps (arXiv 2603.16870): answers are made along the denoising steps. Writes, per sample: x0 of every
-step as a video, a contact sheet (rows = steps, columns = frames) with the answer read at each, and the noise schedule;
-over samples: how many are solved at each step.
+The paper's Chain-of-Steps (arXiv 2603.16870): answers are made along the denoising steps. Writes, per sample:
+x0 of every step as a video, a contact sheet (rows = steps, columns = frames) with the answer read at each,
+and the noise schedule; over samples: how many are solved at each step.
 
     python analyses/decode_steps.py --task maze --max-samples 8 --out runs/decode_steps
 """
@@ -53,12 +53,17 @@ def main(options: Options) -> int:
             "sample": [f"{f['task']}/{f['id']}" for f in scored],
             "step": ("step", scored[0]["step"], {"long_name": "scheduler step (0 = most noise)"}),
         }
-        names = {"solved": "x0 holds the right answer", "score": "graded score of x0", "answer": "answer read off x0"}
+        names = {
+            "solved": "x0 holds the right answer",
+            "score": "graded score of x0",
+            "answer": "answer read off x0",
+        }
         data = {k: (dims, [f[k] for f in scored], {"long_name": v}) for k, v in names.items()}
         results = xr.Dataset(data, coords)
         results.astype({"answer": str}).to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
         by_step = {
-            str(s): experiment.rate(list(results.solved.sel(step=s).values)) for s in results.step.values.tolist()
+            str(s): experiment.rate(list(results.solved.sel(step=s).values))
+            for s in results.step.values.tolist()
         }
         experiment.write_summary(options.out, {"solved_at_step": by_step}, options.settings)
         last = by_step[str(results.step.values[-1])]

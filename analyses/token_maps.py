@@ -1,8 +1,9 @@
 """What does every layer hold? Energy and PCA maps of the tokens, over steps and layers.
 
-The paper's layer-wise token visualisation (arXiv 2603.16870). Writes, per sample: for chosen steps and layers the energy
-heat map and PCA map of every frame, temporal energy, channel importance and top channels; per step the energy across
-layers and a grid of all layers; per run the energy against step, and step x frame heat maps.
+The paper's layer-wise token visualisation (arXiv 2603.16870). Writes, per sample: for chosen steps and layers
+the energy heat map and PCA map of every frame, temporal energy, channel importance and top channels; per step
+the energy across layers and a grid of all layers; per run the energy against step, and step x frame heat
+maps.
 
     python analyses/token_maps.py --task maze --layers 2,5,9 --vis-steps 0,5,19 --out runs/token_maps
 """
@@ -62,7 +63,9 @@ def main(options: Options) -> int:
         results = xr.Dataset({"energy": (dims, [f["energy"] for f in found], about)}, coords)
         results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
         mean = results.energy.mean(("sample", "step")).values.tolist()
-        experiment.write_summary(options.out, {"n": len(found), "mean_energy_by_layer": mean}, options.settings)
+        experiment.write_summary(
+            options.out, {"n": len(found), "mean_energy_by_layer": mean}, options.settings
+        )
     print(f"see {options.out}/*/*/")
     return code
 

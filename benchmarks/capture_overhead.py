@@ -2,9 +2,10 @@
 
     python benchmarks/capture_overhead.py [--rounds 7] [--steps 20] [--out benchmarks/capture_overhead.json]
 
-Arms: the bare pipeline; the official-style hook (`.detach().cpu().float()` of every block, kept in memory); nnsight's
-cache of every block; ours: energy of all layers into a store; full states of all layers into a store. Each round runs all
-arms in a shuffled order, in a process of its own for the peak memory (`--arm`), in one process for the times.
+Arms: the bare pipeline; the official-style hook (`.detach().cpu().float()` of every block, kept in memory);
+nnsight's cache of every block; ours: energy of all layers into a store; full states of all layers into a
+store. Each round runs all arms in a shuffled order, in a process of its own for the peak memory (`--arm`), in
+one process for the times.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Arms:
                 handle.remove()
 
     def nnsight_cache(self) -> Any:
-        """nnsight's own cache of every block's output."""
+        """Nnsight's own cache of every block's output."""
         from nnsight import NNsight
 
         from dit_lens.trace import _release
@@ -98,7 +99,12 @@ class Arms:
         store = tempfile.mkdtemp(prefix="bench_")
         try:
             return self.lens.run(
-                self.sample, 0, record=record, steps=self.options.steps, cfg_scale=self.options.cfg_scale, store=store
+                self.sample,
+                0,
+                record=record,
+                steps=self.options.steps,
+                cfg_scale=self.options.cfg_scale,
+                store=store,
             )
         finally:
             shutil.rmtree(store)
@@ -143,10 +149,10 @@ def main(options: Options) -> None:
             "ratio_max": ratios[-1],
             "peak_MB": peak(options, name),
         }
-    print(f"{'':22s}{'median s':>10s}{'ratio':>8s}{'min':>8s}{'max':>8s}{'peak MB':>10s}   n={options.rounds}")
+    print("| arm | median s | ratio | min | max | peak MB |\n|---|---|---|---|---|---|")
     for name, r in rows.items():
-        line = f"{name:22s}{r['median_s']:10.3f}{r['ratio_median']:8.3f}{r['ratio_min']:8.3f}{r['ratio_max']:8.3f}"
-        print(f"{line}{r['peak_MB']:10.0f}")
+        ratios = f"{r['ratio_median']:.3f} | {r['ratio_min']:.3f} | {r['ratio_max']:.3f}"
+        print(f"| {name} | {r['median_s']:.3f} | {ratios} | {r['peak_MB']:.0f} |")
     if options.out:
         about = {"command": " ".join(["python", *sys.argv]), "rounds": options.rounds, "steps": options.steps}
         options.out.write_text(json.dumps({**about, "arms": rows}, indent=1) + "\n")

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--steps 10 100]
 
-Each run is a process of its own; full states of all layers go into a store. The official-style hook, which keeps
-them, is beside it.
+Each run is a process of its own; full states of all layers go into a store. The official-style hook, which
+keeps them, is beside it.
 """
 
 from __future__ import annotations

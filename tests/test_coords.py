@@ -114,7 +114,24 @@ def test_the_forms_of_a_selector(value, expected):
 @pytest.mark.parametrize(
     "value",
     [
-        *("", " ", ",", "1,", "a", "1-a", "1.5", "1..3", "0:4", "-", "--1", "1-2-3", "- 3", "ALL", "1_000", "٣"),
+        *(
+            "",
+            " ",
+            ",",
+            "1,",
+            "a",
+            "1-a",
+            "1.5",
+            "1..3",
+            "0:4",
+            "-",
+            "--1",
+            "1-2-3",
+            "- 3",
+            "ALL",
+            "1_000",
+            "٣",
+        ),
         *(True, False, 1.0, 2.5, [], (), [1, 2.0], [1, None], [True], ["1"], np.array([0.5]), {}, object()),
         *(slice(0.0, 2), slice("a", None), slice(0, 2, 0), slice(2, 0, -1), slice(0, 4, True)),
     ],
@@ -128,7 +145,16 @@ def test_what_cannot_be_read_is_refused_with_its_name_and_a_form_that_can(value)
 
 @pytest.mark.parametrize(
     "value",
-    [slice(0, 0), slice(None, 0), slice(3, 0), slice(-3, 0), slice(5, 2), slice(4, 4), slice(-1, -3), slice(4, 4, 2)],
+    [
+        slice(0, 0),
+        slice(None, 0),
+        slice(3, 0),
+        slice(-3, 0),
+        slice(5, 2),
+        slice(4, 4),
+        slice(-1, -3),
+        slice(4, 4, 2),
+    ],
 )
 def test_a_slice_that_is_empty_for_python_is_refused_at_once(value):
     with pytest.raises(PlanError, match=r"at\(step=slice\(.*\) selects nothing"):
@@ -149,7 +175,7 @@ def test_a_range_that_runs_backwards_is_refused_at_once(text):
 
 @pytest.mark.parametrize("value", ["4--4", "0,4--4", slice(4, -3)])
 def test_a_range_that_runs_backwards_for_this_count_is_refused(value):
-    with pytest.raises(PlanError, match="runs backwards: 4 to [12], with 5 of them"):
+    with pytest.raises(PlanError, match=r"runs backwards: 4 to [12], with 5 of them"):
         select(value, 5)
 
 
@@ -179,7 +205,8 @@ def test_a_sigma_range_is_inclusive_numbers_in_0_to_1():
 
 
 @pytest.mark.parametrize(
-    "value", [0.5, (0.5,), (0.1, 0.2, 0.3), (0.9, 0.1), (-0.1, 0.5), (0.5, 1.1), (0, float("nan")), ("a", "b")]
+    "value",
+    [0.5, (0.5,), (0.1, 0.2, 0.3), (0.9, 0.1), (-0.1, 0.5), (0.5, 1.1), (0, float("nan")), ("a", "b")],
 )
 def test_another_sigma_range_is_refused(value):
     with pytest.raises(PlanError, match=r"at\(sigma=.*0 <= low <= high <= 1"):

@@ -70,7 +70,15 @@ def test_noise_depends_on_the_place_alone(dtype):
 
 @pytest.mark.parametrize(
     "other",
-    [{"site": "q"}, {"step": 6}, {"branch": "uncond"}, {"branch": None}, {"layer": 7}, {"seed": 8}, {"sample": 1}],
+    [
+        {"site": "q"},
+        {"step": 6},
+        {"branch": "uncond"},
+        {"branch": None},
+        {"layer": 7},
+        {"seed": 8},
+        {"sample": 1},
+    ],
     ids=str,
 )
 def test_another_place_has_other_noise(other):
@@ -123,6 +131,15 @@ def test_replace_broadcasts_over_the_leading_dimensions(shape, form):
     np.testing.assert_array_equal(out.numpy(), np.broadcast_to(value, SHAPE))
 
 
+def test_replace_gives_away_neither_its_value_nor_one_number_for_many():
+    value = torch.ones(SHAPE)
+    replace(value)(state(), SPOT).zero_()
+    assert (value == 1).all()
+    out = replace(torch.ones(5))(state(), SPOT)
+    out[0, 0, 0] = 7
+    assert (out[1:] == 1).all()
+
+
 @pytest.mark.parametrize("shape", [(4,), (2, 1, 1), (1, *SHAPE), (3, *SHAPE)])
 def test_replace_refuses_a_value_that_does_not_broadcast(shape):
     with pytest.raises(PlanError) as error:
@@ -135,7 +152,9 @@ def test_replace_refuses_a_value_that_does_not_broadcast(shape):
 
 
 @floats
-@pytest.mark.parametrize("step, branch, layer, value", [(0, "cond", 0, 0), (5, "uncond", 11, 5111), (10, "cond", 6, 10006)])
+@pytest.mark.parametrize(
+    "step, branch, layer, value", [(0, "cond", 0, 0), (5, "uncond", 11, 5111), (10, "cond", 6, 10006)]
+)
 def test_patch_looks_the_place_up_by_its_labels(source, dtype, step, branch, layer, value):
     out = patch(source)(state(dtype), change(SPOT, step=step, branch=branch, layer=layer))
     assert torch.equal(out, torch.full(SHAPE, value).to(dtype))
@@ -161,7 +180,9 @@ def test_patch_between_latents_needs_no_branch_or_layer():
     assert (out == 1).all()
 
 
-@pytest.mark.parametrize("other, said", [({"step": 3}, "step=3"), ({"branch": None}, "branch=None"), ({"layer": 7}, "layer=7")])
+@pytest.mark.parametrize(
+    "other, said", [({"step": 3}, "step=3"), ({"branch": None}, "branch=None"), ({"layer": 7}, "layer=7")]
+)
 def test_patch_refuses_a_place_that_the_source_does_not_hold(source, other, said):
     with pytest.raises(PlanError) as error:
         patch(source)(state(), change(SPOT, **other))

@@ -85,7 +85,12 @@ def test_keeps_declares_and_returns_the_same_function():
 
     declared = keeps("frame", site="q", units="m", long_name="largest value")(spread)
     assert declared is spread
-    assert (spread.dims, spread.site, spread.units, spread.long_name) == (("frame",), "q", "m", "largest value")
+    assert (spread.dims, spread.site, spread.units, spread.long_name) == (
+        ("frame",),
+        "q",
+        "m",
+        "largest value",
+    )
 
 
 def test_keeps_names_a_record_after_itself_unless_told():

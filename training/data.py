@@ -36,7 +36,7 @@ def pixels(sample: Sample) -> Tensor:
 
 
 class Scenes:
-    """A buffer of encoded scenes of one board size; every scene is drawn once and used `reuse` times on average.
+    """A buffer of encoded scenes of one board size, each drawn once and used a few times.
 
     Args:
         makers: name to (maker, share).
@@ -79,7 +79,7 @@ class Scenes:
         return self.words[prompt]
 
     def batch(self, n: int, dropout: float = 0.1) -> tuple[Tensor, Tensor]:
-        """Return latents [n, channel, frame, y, x] and contexts [n, token, channel]; some prompts are emptied."""
+        """Return latents [n, channel, frame, y, x], contexts [n, token, channel]; some prompts emptied."""
         self.debt += n / self.reuse
         while self.debt >= 1:
             self.items[self.at] = self._draw()

@@ -2,14 +2,14 @@
 
 Usage: python training/evaluate.py [--n 200] [--out docs/organism.json]
 
-Samples of one task go through the model as one batch: the pipeline's own units prepare each, and `model_fn` and the
-scheduler run the loop once for all. Rates come with Wilson 95% intervals.
+Samples of one task go through the model as one batch: the pipeline's own units prepare each, and `model_fn`
+and the scheduler run the loop once for all. Rates come with Wilson 95% intervals. The slow tasks come first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from dit_lens import tasks
+from dit_lens.experiment import rate
 from dit_lens.families.wan import arguments
 from dit_lens.models import organism
 from dit_lens.tasks.canvas import EVAL_SEED
@@ -31,13 +32,13 @@ from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.trail import trail_strength
 
 SETS = {
-    "circle": tasks.circle,
+    "maze": tasks.maze,
     "maze4": partial(tasks.maze, size=4),
+    "loop": tasks.loop,
+    "choose": tasks.choose,
+    "circle": tasks.circle,
     "pattern": tasks.pattern,
     "occlude": tasks.occlude,
-    "choose": tasks.choose,
-    "loop": tasks.loop,
-    "maze": tasks.maze,
 }
 
 
@@ -50,21 +51,18 @@ class Args:
     steps: tuple[int, ...] = (1, 4, 20)
     cfg_scale: float = 1.0
     batch: int = 50
+    workers: int = 2
+    """Processes, a task each at a time."""
     tasks: tuple[str, ...] = tuple(SETS)
     weights: Path = organism.WEIGHTS
     out: Path | None = None
     """Write the figures here, as JSON."""
 
 
-def wilson(k: int, n: int) -> tuple[float, float]:
-    """Return the Wilson 95% interval of a rate (Wilson 1927)."""
-    z, p = 1.959964, k / n
-    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-
 @torch.no_grad()
-def generate(pipe: Any, samples: Sequence[Sample], steps: int, cfg_scale: float) -> tuple[np.ndarray, np.ndarray]:
+def generate(
+    pipe: Any, samples: Sequence[Sample], steps: int, cfg_scale: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Generate a batch, seed i for sample i.
 
     Returns:
@@ -75,7 +73,9 @@ def generate(pipe: Any, samples: Sequence[Sample], steps: int, cfg_scale: float)
     latents, context, empty, y = (torch.cat(parts) for parts in zip(*prepared, strict=True))
     first = latents
     for i, timestep in enumerate(pipe.scheduler.timesteps):
-        call = partial(pipe.model_fn, dit=pipe.dit, latents=latents, timestep=timestep.expand(len(latents)), y=y)
+        call = partial(
+            pipe.model_fn, dit=pipe.dit, latents=latents, timestep=timestep.expand(len(latents)), y=y
+        )
         v = call(context=context)
         if cfg_scale != 1:
             v0 = call(context=empty)
@@ -102,7 +102,9 @@ def _prepare(pipe: Any, sample: Sample, seed: int) -> tuple[torch.Tensor, ...]:
         tile_size=None,
         tile_stride=None,
     )["y"]
-    words = [prompt.process(pipe, text, True)["context"] for text in (given["prompt"], given["negative_prompt"])]
+    words = [
+        prompt.process(pipe, text, True)["context"] for text in (given["prompt"], given["negative_prompt"])
+    ]
     return noise, *words, image
 
 
@@ -112,7 +114,7 @@ def _frames(pipe: Any, latents: torch.Tensor) -> np.ndarray:
 
 
 def candidates(sample: Sample, frames: np.ndarray) -> int:
-    """Count the answers that a decoded x0 shows at all: goals, or routes, with a trail of at least 15% on their own part."""
+    """Count the answers that a decoded x0 shows at all: goals, or routes' own parts, with 15% of a trail."""
     options = sample.scorer.keywords  # type: ignore[union-attr]
     strength = trail_strength(frames[-1], options["size"])
     if "routes" in options:
@@ -121,64 +123,75 @@ def candidates(sample: Sample, frames: np.ndarray) -> int:
     return sum(max(s for e, s in strength.items() if goal in e) > 0.15 for goal in options["goals"])
 
 
-def measure(pipe: Any, name: str, args: Args) -> dict[str, Any]:
-    """Measure one task."""
+def measure(name: str, args: Args) -> dict[str, Any]:
+    """Measure one task: rates by number of steps, and what x0 holds at step 0."""
+    torch.set_num_threads(1)
+    pipe = organism.pipeline(args.weights)
     samples = [SETS[name](EVAL_SEED + i) for i in range(args.n)]
-    out: dict[str, Any] = {"n": args.n, "rates": {}}
+    out: dict[str, Any] = {}
     for steps in args.steps:
-        solved, answers, firsts, shown = 0, [], 0, []
+        solved, early_solved, several = [], [], []
         for start in range(0, args.n, args.batch):
             part = samples[start : start + args.batch]
-            videos, x0 = generate(pipe, part, steps, args.cfg_scale)
-            for sample, video, early in zip(part, videos, x0, strict=True):
-                score = sample.score(video)
-                solved += score.solved
-                firsts += sample.score(early).solved
-                answers.append(score.answer)
-                if name in ("choose", "loop") and steps == max(args.steps):
-                    shown.append(candidates(sample, early))
-        out["rates"][str(steps)] = {"solved": solved, "rate": solved / args.n, "interval": wilson(solved, args.n)}
-        if steps == max(args.steps):
-            out["x0_at_step_0"] = {"solved": firsts, "rate": firsts / args.n, "interval": wilson(firsts, args.n)}
-        if shown:
-            several = sum(c > 1 for c in shown)
-            out["several_candidates_at_step_0"] = {
-                "count": several, "rate": several / args.n, "interval": wilson(several, args.n)
-            }
+            for sample, video, early in zip(part, *generate(pipe, part, steps, args.cfg_scale), strict=True):
+                solved.append(sample.score(video).solved)
+                early_solved.append(sample.score(early).solved)
+                if name in ("choose", "loop"):
+                    several.append(candidates(sample, early) > 1)
+        out[f"solved, {steps} steps"] = rate(solved)
+    out["x0 at step 0 right"] = rate(early_solved)
     if name in ("choose", "loop"):
-        out["varies_with_seed"] = vary(pipe, samples[: min(50, args.n)], max(args.steps), args.cfg_scale)
+        out["x0 at step 0 shows several answers"] = rate(several)
+        out["answer varies with the seed"] = vary(pipe, samples[: min(50, args.n)], args)
+    if 1 in args.steps and len(args.steps) > 1:
+        out["gain"] = gain(out[f"solved, {args.steps[-1]} steps"], out["solved, 1 steps"])
     return out
 
 
-def vary(pipe: Any, samples: Sequence[Sample], steps: int, cfg_scale: float, seeds: int = 8) -> dict[str, Any]:
-    """Count the scenes in which different seeds give different right answers."""
-    varied = 0
+def gain(many: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
+    """Return the difference of two rates, with its 95% interval (Newcombe 1998, method 10)."""
+    a, b, (al, ah), (bl, bh) = many["rate"], one["rate"], many["interval_95"], one["interval_95"]
+    low = a - b - ((a - al) ** 2 + (bh - b) ** 2) ** 0.5
+    high = a - b + ((ah - a) ** 2 + (b - bl) ** 2) ** 0.5
+    return {"n": many["n"], "rate": a - b, "interval_95": [low, high]}
+
+
+def vary(pipe: Any, samples: Sequence[Sample], args: Args, seeds: int = 8) -> dict[str, Any]:
+    """Say in how many scenes different seeds give different right answers."""
+    varied = []
     for sample in samples:
-        videos, _ = generate(pipe, [sample] * seeds, steps, cfg_scale)
-        scores = [sample.score(v) for v in videos]
-        varied += len({s.answer for s in scores if s.solved}) > 1
-    interval = wilson(varied, len(samples))
-    return {"n": len(samples), "seeds": seeds, "count": varied, "rate": varied / len(samples), "interval": interval}
+        videos, _ = generate(pipe, [sample] * seeds, args.steps[-1], args.cfg_scale)
+        varied.append(len({s.answer for s in map(sample.score, videos) if s.solved}) > 1)
+    return rate(varied) | {"seeds": seeds}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the results as a table in markdown."""
+    lines = ["| task | figure | rate | 95% interval | n |", "|---|---|---|---|---|"]
+    for task, figures in results.items():
+        for name, f in figures.items():
+            low, high = f["interval_95"]
+            lines.append(f"| {task} | {name} | {f['rate']:.3f} | {low:.3f} to {high:.3f} | {f['n']} |")
+    return "\n".join(lines)
 
 
 def main(args: Args) -> None:
     """Measure all tasks, print a table, write the JSON."""
-    pipe = organism.pipeline(args.weights)
-    results: dict[str, Any] = {}
     start = time.time()
-    for name in tqdm(args.tasks, desc="tasks"):
-        results[name] = measure(pipe, name, args)
-        rates = "  ".join(
-            f"{s} steps {r['rate']:.3f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]"
-            for s, r in results[name]["rates"].items()
-        )
-        tqdm.write(f"{name:8s} n={args.n}  {rates}")
-        rest = {k: round(v["rate"], 3) for k, v in results[name].items() if isinstance(v, dict) and "rate" in v}
-        tqdm.write(f"         {rest}")
+    with torch.multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        work = pool.imap(partial(measure, args=args), args.tasks)
+        results = dict(zip(args.tasks, tqdm(work, total=len(args.tasks), desc="tasks"), strict=True))
+    print(table(results))
     if args.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        about = {"command": " ".join(["python", *sys.argv]), "commit": commit, "seconds": round(time.time() - start)}
-        args.out.write_text(json.dumps({**about, "cfg_scale": args.cfg_scale, "tasks": results}, indent=1) + "\n")
+        weights = hashlib.sha256(args.weights.read_bytes()).hexdigest()[:16]
+        about = {
+            "command": " ".join(["python", *sys.argv]),
+            "weights": weights,
+            "seconds": round(time.time() - start),
+        }
+        args.out.write_text(
+            json.dumps({**about, "cfg_scale": args.cfg_scale, "tasks": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ Usage:
     python training/train.py --minutes 90 --workers 2          # CPU: one thread a worker
     python training/train.py --minutes 20 --device cuda        # GPU: one worker
 
-Two workers of one thread share gradients: on two cores that is a quarter faster than one worker of two threads,
-and does not collapse when something else runs. The schedule follows the time spent training, not the step.
+Two workers of one thread share gradients: on two cores that is a quarter faster than one worker of two
+threads, and does not collapse when something else runs. The schedule follows the time spent training, not the
+step.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class Trainer:
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - decay)
         self.step += 1
         self.samples[kind] += n * args.workers
-        return float(loss)
+        return float(loss.detach())
 
 
 def work(rank: int, args: Args) -> None:
@@ -192,12 +193,15 @@ def work(rank: int, args: Args) -> None:
         {"small": 1.0, "large": 1.0},
     )
     owed, cost = 0.0, {"small": 1.0, "large": 1.0}
-    while trainer.spent < 60 * args.minutes:
+    parent = os.getppid()  # a worker whose starter was killed stops too, and never writes over a new run
+    while os.getppid() == parent:
         # Rank 0 keeps the clock and picks the board size that is behind its share of the time.
         share = args.large_share * (1.0 if trainer.spent > 15 * args.minutes else 1 / 3)
         plan = torch.tensor([float(owed > 0), trainer.spent])
         if args.workers > 1:
             dist.broadcast(plan, 0)
+        if float(plan[1]) >= 60 * args.minutes:
+            break
         kind = "large" if plan[0] > 0 else "small"
         t = time.time()
         losses[kind] += 0.01 * (trainer.train_step(kind) - losses[kind])
@@ -212,7 +216,7 @@ def work(rank: int, args: Args) -> None:
         if rank == 0 and time.time() - saved > 60 * args.every:
             trainer.save()
             saved = time.time()
-    if rank == 0:
+    if rank == 0 and os.getppid() == parent:
         trainer.save()
 
 

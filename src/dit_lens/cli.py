@@ -42,10 +42,13 @@ def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
         score = sample.score(run.video)
         first = next((s for s, ok in zip(said["step"], said["solved"], strict=True) if ok), None)
         when = f"x0 right from step {first}" if first is not None else "x0 never right"
-        lines.append(f"  {task:8s} {'solved' if score.solved else 'not solved':10s}  score {score.score:.2f}  {when}")
+        lines.append(
+            f"  {task:8s} {'solved' if score.solved else 'not solved':10s}  score {score.score:.2f}  {when}"
+        )
     print(f"\nwhat the organism made of scene {EVAL_SEED}, noise seed {seed}, {steps} steps:")
     print("\n".join(lines))
-    print(f"\nlook at {out}/maze/steps.png (what it believed), {out}/maze/maps/ (what its layers held), {out}/*/video.mp4")
+    print(f"\nlook at {out}/maze/steps.png (what it believed), {out}/maze/maps/ (what its layers held),")
+    print(f"{out}/*/video.mp4 (what it made) and {out}/*/x0/ (what it believed, as videos)")
     print(f"all of it, for xarray: xarray.open_datatree('{store}', engine='zarr', consolidated=False)")
     print(f"took {time.time() - start:.0f} s")
 
@@ -56,8 +59,8 @@ def info(store: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         store: a store, a folder of stores, or one run.
     """
-    from dit_lens.units import human
     from dit_lens.store import find_runs, status
+    from dit_lens.units import human
 
     for path in find_runs(store):
         found = status(path)
@@ -65,7 +68,11 @@ def info(store: Annotated[Path, tyro.conf.Positional]) -> None:
         print(f"{path}: {found.status}, {len(found.committed_steps)} steps, {human(size)}")
         for name, count in found.bytes.items():
             gone = f", {len(found.missing[name])} units missing" if name in found.missing else ""
-            odd = f", {found.nan[name]} NaN, {found.inf[name]} Inf" if found.nan[name] or found.inf[name] else ""
+            odd = (
+                f", {found.nan[name]} NaN, {found.inf[name]} Inf"
+                if found.nan[name] or found.inf[name]
+                else ""
+            )
             print(f"  {name}: {human(count)}{gone}{odd}")
 
 

@@ -1,7 +1,7 @@
-"""What the scripts in `analyses/` share: options, samples, and folders that a repeated command does not make again.
+"""What the scripts in `analyses/` share: options, samples, and folders that are not made twice.
 
-Layout of `--out DIR`: `TASK/ID/` with the pictures and `done.json` of each sample, `store.zarr` with the runs, and
-`results.zarr`, `summary.json`, `manifest.json` over all samples.
+Layout of `--out DIR`: `TASK/ID/` with the pictures and `done.json` of each sample, `store.zarr` with the
+runs, and `results.zarr`, `summary.json`, `manifest.json` over all samples.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ class Options:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that makes a sample's result what it is."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items() if k not in ("max_samples", "out")}
+        return {
+            k: str(v) if isinstance(v, Path) else v
+            for k, v in asdict(self).items()
+            if k not in ("max_samples", "out")
+        }
 
 
 def samples(options: Options) -> list[Sample]:
@@ -102,7 +106,9 @@ def each_sample(
     for sample in tqdm(samples(options), desc=name, unit="sample"):
         folder = options.out / sample.task / sample.id
         done, settings = folder / "done.json", {"script": name, **options.settings}
-        key = hashlib.sha256(json.dumps([settings, sample.prompt, sample.num_frames], default=str).encode()).hexdigest()
+        key = hashlib.sha256(
+            json.dumps([settings, sample.prompt, sample.num_frames], default=str).encode()
+        ).hexdigest()
         if done.exists() and (known := json.loads(done.read_text()))["key"] == key:
             found.append(known["numbers"])
             continue
@@ -117,7 +123,9 @@ def each_sample(
             tqdm.write(f"{sample.task}/{sample.id} failed:\n{traceback.format_exc()}", file=sys.stderr)
             failed += 1
             continue
-        done.write_text(json.dumps({"key": key, "settings": settings, "numbers": numbers}, indent=1, default=_number))
+        done.write_text(
+            json.dumps({"key": key, "settings": settings, "numbers": numbers}, indent=1, default=_number)
+        )
         found.append(json.loads(done.read_text())["numbers"])
     return found, int(failed > 0)
 
@@ -136,7 +144,9 @@ def rate(hits: Sequence[bool]) -> dict[str, Any]:
 def write_summary(out: Path, summary: dict[str, Any], settings: dict[str, Any]) -> None:
     """Write `summary.json` (headline numbers and the command) and `manifest.json` (settings and versions)."""
     command = " ".join(["python", *sys.argv])
-    (out / "summary.json").write_text(json.dumps({"command": command, **summary}, indent=1, default=_number) + "\n")
+    (out / "summary.json").write_text(
+        json.dumps({"command": command, **summary}, indent=1, default=_number) + "\n"
+    )
     manifest = {"command": command, "settings": settings, "versions": versions()}
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, default=_number) + "\n")
 

@@ -65,8 +65,7 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
                 f"{function.__name__}() takes the options {[p.name for p in named]}; "
                 f"unknown: {sorted(unknown)}, missing: {sorted(missing)}."
             )
-        defaults = {p.name: p.default for p in named if p.default is not p.empty}
-        return Configured(function, {**defaults, **given})
+        return Configured(function, {p.name: given.get(p.name, p.default) for p in named})
 
     make.function = function  # type: ignore[attr-defined]
     make.is_maker = True  # type: ignore[attr-defined]
@@ -179,10 +178,10 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, set | frozenset):
         return {"python": "set", "state": sorted(map(repr, value))}
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return _array(value)
     if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
         return {"python": f"{getattr(value, '__module__', '')}:{value.__name__}"}
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return _array(value)
     if callable(value):
         return describe(value)
     if hasattr(value, "__dict__") and (is_dataclass(value) or type(value).__repr__ is object.__repr__):

@@ -1,6 +1,7 @@
 """Pictures of one run, into a folder: what the model believed at every step, and what every layer held.
 
-Shared by the scripts in `analyses/` and by the demo. Needs no model, except to decode latents (a function is given).
+Shared by the scripts in `analyses/` and by the demo. Needs no model, except to decode latents (a function is
+given).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def believed(
     steps: Sequence[int] | None = None,
     fps: float = 8,
 ) -> dict[str, list[Any]]:
-    """Write what the model believed: x0 of each step as a video, all as a contact sheet, the video, the schedule.
+    """Write what the model believed: x0 of each step as a video, a contact sheet, the noise schedule.
 
     Args:
         run: with `x0` recorded.
@@ -107,7 +108,8 @@ def held(
 ) -> list[Path]:
     """Write what the layers held: per (step, layer), per step, and per run.
 
-    One PCA basis is fitted for each layer over all its recorded steps, so its colours compare across steps and frames.
+    One PCA basis is fitted for each layer over all its recorded steps, so its colours compare across steps
+    and frames.
 
     Args:
         run: with `energy` of all layers, and `hidden` of the chosen layers and steps.
@@ -131,7 +133,10 @@ def held(
 
     save(plot.energy_vs_step(energy.sel(layer=layers)), "energy_vs_step")
     for layer in tqdm(layers, desc="layers", leave=False):
-        save(plot.temporal_heatmap(analysis.temporal_energy(energy.sel(layer=layer))), f"layer_{layer:02d}/temporal")
+        save(
+            plot.temporal_heatmap(analysis.temporal_energy(energy.sel(layer=layer))),
+            f"layer_{layer:02d}/temporal",
+        )
         colours = analysis.to_rgb(analysis.pca_maps(states.sel(layer=layer))["maps"])
         for step in steps:
             here, name = states.sel(layer=layer, step=step).load(), f"layer_{layer:02d}/step_{step:03d}"
@@ -141,7 +146,9 @@ def held(
             save(plot.temporal_energy(spatial), f"{name}_temporal_energy")
             importance = analysis.channel_importance(here)
             save(plot.channel_importance(importance), f"{name}_channels")
-            save(plot.top_channels(analysis.top_channels(here, importance=importance)), f"{name}_top_channels")
+            save(
+                plot.top_channels(analysis.top_channels(here, importance=importance)), f"{name}_top_channels"
+            )
     for step in steps:
         save(plot.energy_across_layers(energy.sel(step=step)), f"step_{step:03d}_energy_across_layers")
         save(plot.layer_grid(energy.sel(step=step), relative=True), f"step_{step:03d}_layer_grid")

@@ -6,7 +6,7 @@ Labels come from the pipeline (a family's `intercept` drives `call` and `advance
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +131,7 @@ class Session:
             rows = max(rows.stop for rows in seen.rows.values())
             return latents.new_zeros((rows, *latents.shape[1:]))
         if self._latents is None:
-            self._latents = self._start_step(latents, seen)
+            self._latents = self._start_step(latents)
         self.now = Call(self.step, self.sigmas[self.step], seen)
         try:
             if self._watch is not None:
@@ -299,31 +299,26 @@ class Session:
         self._fired[id(placed)].add(key)
         self._ever.add(id(placed))
 
-    def _on_grid(self, site: str, latents: Tensor) -> Iterator[tuple[int, Spot, Tensor]]:
-        expert = next(iter(self._seen.values())).expert
-        for row in range(latents.shape[0]):
-            yield row, self._spot(site, expert, None, None, row), latents[row].permute(1, 2, 3, 0)
-
     def _at_site(self, site: str, latents: Tensor, edit: bool = True) -> Tensor:
         """Edit and record what stands on the latent grid; the very same tensor where nothing changed."""
         edits = [p for p in self.plan.edits if p.site == site] if edit else []
         records = [p for p in self.plan.records if p.site == site]
-        out = None
-        for row, spot, value in self._on_grid(site, latents):
+        expert, out = next(iter(self._seen.values())).expert, None
+        # The first latents of a prompt batch are one row, which the model repeats for every prompt.
+        rows = latents.expand(max(self.recorder.samples, latents.shape[0]), *latents.shape[1:])
+        for sample, row in enumerate(rows):
+            spot = self._spot(site, expert, None, None, sample)
+            value = row.permute(1, 2, 3, 0)
             new = self._edited(edits, spot, value)
             if new is not value:
-                out = latents.clone() if out is None else out
-                out[row] = new.permute(3, 0, 1, 2)
+                out = rows.clone() if out is None else out
+                out[sample] = new.permute(3, 0, 1, 2)
             self._take(records, spot, new)
         return latents if out is None else out
 
-    def _start_step(self, latents: Tensor, seen: Seen) -> Tensor:
-        samples = self.recorder.samples
-        if samples > 1 and latents.shape[0] == 1:
-            # The pipeline's first latents of a prompt batch are one row that the model repeats: the same numbers.
-            latents = latents.expand(samples, *latents.shape[1:]).contiguous()
-        replayed = self.step in self._stored and self.step == self.resume - 1 and self.step > 0
-        # What was stored had its edits already.
+    def _start_step(self, latents: Tensor) -> Tensor:
+        # What comes from the store had its edits already.
+        replayed = 0 < self.step == self.resume - 1
         return self._at_site("latents", latents, edit=not replayed)
 
     def _velocity(self, velocity: Tensor, latents: Tensor) -> Tensor:

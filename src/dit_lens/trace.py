@@ -68,6 +68,7 @@ class Trace(InterleavingTracer):
         self._job: Job | None = None
         self._running: Call | None = None
         self._peeked: Call | None = None
+        self._asked = 0
         self._ended = False
         self._run: Run | None = None
 
@@ -151,9 +152,14 @@ class Trace(InterleavingTracer):
         call, self._peeked = self._peeked, None
         if call is not None or self._ended:
             return call
-        # Relaxed: the next call that comes, and in it the next visit of each module.
-        Mediator.current("tr.calls()").iteration = None
-        return Mediator.value(LOCATION)
+        # Pinned to the call after the last one that was served: while it is being served, nnsight would hand
+        # out the same visit again. Relaxed after it: in a call, the next visit of each module.
+        mediator = Mediator.current("tr.calls()")
+        mediator.iteration = self._asked
+        self._asked += 1
+        call = Mediator.value(LOCATION)
+        mediator.iteration = None
+        return call
 
     def _need_job(self) -> Job:
         if self._job is None:

@@ -40,10 +40,7 @@ REFUSED = {
 def look(pipe: Any, keywords: dict[str, Any]) -> Seen:
     """Label one call of `model_fn` from its own keywords."""
     dit, latents, context = keywords["dit"], keywords["latents"], keywords["context"]
-    if pipe.dit2 is None:
-        expert = "dit"
-    else:
-        expert = "low" if dit is pipe.dit2 else "high"
+    expert = "dit" if pipe.dit2 is None else "low" if dit is pipe.dit2 else "high"
     rows: dict[str, slice]
     if keywords.get("cfg_merge"):
         half = context.shape[0] // 2
@@ -81,9 +78,11 @@ def arguments(
     sample: Sample, seed: int, steps: int, cfg_scale: float, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the keywords of the pipeline's call; `extra` is the user's own and wins."""
+    batch = not isinstance(sample.prompt, str)
     own = {
-        "prompt": sample.prompt if isinstance(sample.prompt, str) else list(sample.prompt),
-        "negative_prompt": sample.negative_prompt,
+        "prompt": list(sample.prompt) if batch else sample.prompt,
+        # One negative prompt a row, so that both branches of a prompt batch have the same rows.
+        "negative_prompt": [sample.negative_prompt] * len(sample.prompt) if batch else sample.negative_prompt,
         "input_image": sample.image,
         "seed": seed,
         "height": sample.height,

@@ -15,6 +15,12 @@ from dit_lens.tasks.sample import Sample, Score
 
 SIZES = (2.0, 4.0, 6.0)
 """Radii of the discs of `pattern`, in pixels."""
+NAMES = ("empty", "small", "middle", "large")
+UNCLEAR = 8.0
+"""A gap that is off from every disc by more (squared differences, summed over pixels) is none of them.
+
+The codec costs up to 2; an even blend of the three sizes is off by 9, noise by 60.
+"""
 BOARD = 4
 
 
@@ -105,20 +111,29 @@ def pattern(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
 
 
 def score_size(video: NDArray[np.uint8], cell: Cell, right: int) -> Score:
-    """Judge the last frame: the disc in the gap has the right size.
+    """Judge the last frame: what stands in the gap is the disc of the right size.
 
-    The size is the nearest of four areas (none, and the three discs). Graded: 1 minus the relative error of
-    the area.
+    It is read as the nearest of four pictures (nothing, and the three discs), and as "unclear" where that one
+    is off by more than `UNCLEAR`: noise, a blend of sizes, something half faded in. Graded: 1 minus the
+    squared difference from the right picture, over that of an empty gap.
     """
     r, c = cell[0] * CELL, cell[1] * CELL
-    area = float(cv.likeness(video[-1], cv.OBJECT)[r : r + CELL, c : c + CELL].sum())
-    areas = np.array([0.0, *(np.pi * radius**2 for radius in SIZES)])
-    # Compared by radius, not area: the steps between sizes are even there.
-    read = int(np.abs(np.sqrt(areas) - np.sqrt(max(area, 0))).argmin()) - 1
-    error = abs(area - areas[right + 1]) / areas[right + 1]
-    solved = read == right
-    names = ("empty", "small", "middle", "large")
-    return Score(solved, 1.0 if solved else min(max(0.0, 1 - error), 0.99), names[read + 1])
+    seen = cv.likeness(video[-1], cv.OBJECT)[r : r + CELL, c : c + CELL]
+    pictures = np.stack([_disc_alone(radius) for radius in (0.0, *SIZES)])
+    off = ((seen - pictures) ** 2).sum((1, 2))
+    read = int(off.argmin()) - 1
+    clear = bool(off[read + 1] <= UNCLEAR)
+    if clear and read == right:
+        return Score(True, 1.0, NAMES[read + 1])
+    graded = 1 - float(off[right + 1]) / float((pictures[right + 1] ** 2).sum())
+    return Score(False, min(max(graded, 0.0), 0.99), NAMES[read + 1] if clear else "unclear")
+
+
+def _disc_alone(radius: float) -> NDArray[np.float32]:
+    """Return a cell with a disc in it, as `likeness` sees it."""
+    canvas = cv.blank(1)
+    cv.disc(canvas, CELL / 2, CELL / 2, radius, cv.OBJECT if radius else cv.FLOOR)
+    return cv.likeness(cv.to_frames([canvas])[0], cv.OBJECT)
 
 
 def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
@@ -148,16 +163,13 @@ def score_ball(video: NDArray[np.uint8], end: Cell, colour: str) -> Score:
 
     Graded: half for a ball at the right place, half for the right colour there.
     """
+    seen = {name: cv.likeness(video[-1], rgb) for name, rgb in cv.BALLS.items()}
     found: dict[Cell, str] = {}
-    for column in (0, BOARD - 1):
-        for row in range(BOARD):
-            strength = {
-                name: cv.patch(cv.likeness(video[-1], rgb), *cv.centre((row, column)), 4)
-                for name, rgb in cv.BALLS.items()
-            }
-            name = max(strength, key=lambda n: strength[n])
-            if strength[name] > 0.5:
-                found[row, column] = name
+    for cell in ((row, column) for row in range(BOARD) for column in (0, BOARD - 1)):
+        strength = {name: cv.patch(values, *cv.centre(cell), 4) for name, values in seen.items()}
+        name = max(strength, key=lambda n: strength[n])
+        if strength[name] > 0.5:
+            found[cell] = name
     answer = ", ".join(f"{name} at {r}{c}" for (r, c), name in sorted(found.items())) or "no ball"
     if found == {end: colour}:
         return Score(True, 1.0, answer)

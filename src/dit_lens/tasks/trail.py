@@ -114,11 +114,11 @@ def follow(edges: frozenset[Edge], start: Cell) -> list[Cell] | None:
     while left:
         here = path[-1]
         ahead = [e for e in left if here in e]
-        if len(ahead) != 1:
+        if len(ahead) != 1:  # a fork, a cycle, or edges elsewhere
             return None
         left.remove(ahead[0])
         path.append(ahead[0][1] if ahead[0][0] == here else ahead[0][0])
-    return path if len(set(path)) == len(path) else None
+    return path
 
 
 def spell(edges: frozenset[Edge], start: Cell) -> str:

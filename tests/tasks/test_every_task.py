@@ -1,0 +1,128 @@
+"""What holds of every task: truth scores 1, spoiled videos are not solved, and a seed gives one sample."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dit_lens import tasks
+from dit_lens.errors import TaskError
+from dit_lens.tasks import canvas as cv
+
+TASKS = {**tasks.TASKS, "maze4": partial(tasks.maze, size=4), "choose6": partial(tasks.choose, size=6)}
+SEEDS = [*range(50), *range(cv.EVAL_SEED, cv.EVAL_SEED + 50)]
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def task(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def samples(task):
+    return [TASKS[task](seed) for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def decoded(samples, through_codec):
+    """What comes back of each truth: the best that a model can do."""
+    return [through_codec(sample.truth) for sample in samples]
+
+
+def test_the_truth_is_solved_and_scores_1(samples):
+    for sample in samples:
+        score = sample.score(sample.truth)
+        assert (score.solved, score.score) == (True, 1.0), sample.id
+
+
+def test_the_truth_is_solved_after_the_codec(samples, decoded):
+    solved = [sample.score(video).solved for sample, video in zip(samples, decoded, strict=True)]
+    assert np.mean(solved) >= 0.98
+
+
+def test_the_codec_does_not_change_the_answer_that_is_read(samples, decoded):
+    same = [s.score(v).answer == s.score(s.truth).answer for s, v in zip(samples, decoded, strict=True)]
+    assert np.mean(same) >= 0.98
+
+
+def test_spoiled_videos_are_not_solved(task, samples, noise):
+    for sample, other in zip(samples[::7], samples[1::7], strict=False):
+        truth = sample.truth
+        spoiled = {
+            "frozen": np.repeat(truth[:1], len(truth), 0),
+            "backwards": truth[::-1],
+            "noise": noise(truth, int(sample.id)),
+            "black": np.zeros_like(truth),
+            "white": np.full_like(truth, 255),
+            "grey": np.full_like(truth, 128),
+            "a quarter of the way": truth[: len(truth) // 4],
+        }
+        if task in ("maze", "maze4", "loop"):  # elsewhere another question may well have the same answer
+            spoiled |= {"another's": other.truth, "upside down": truth[:, ::-1, ::-1]}
+        for name, video in spoiled.items():
+            score = sample.score(video)
+            assert not score.solved and score.score < 1, (sample.id, name, score)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(sorted(TASKS)),
+    st.integers(0, 2 * cv.EVAL_SEED),
+    st.integers(0, 12),
+    st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_score_is_in_0_to_1_and_is_1_exactly_where_solved(task, seed, frame, share, noise_seed):
+    sample = TASKS[task](seed)
+    noise = np.random.default_rng(noise_seed).integers(0, 256, sample.truth.shape[1:])
+    last = (share * sample.truth[frame] + (1 - share) * noise).round().astype(np.uint8)
+    score = sample.score(last[None])
+    assert isinstance(score.solved, bool)
+    assert 0 <= score.score <= 1
+    assert (score.score == 1) == score.solved
+    assert isinstance(score.answer, str)
+
+
+def test_a_seed_gives_one_sample_and_another_seed_another(task):
+    one, same, other = (TASKS[task](seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.truth, same.truth)
+    assert (one.prompt, one.id) == (same.prompt, same.id)
+    assert not np.array_equal(one.truth, other.truth)
+
+
+def test_the_first_frame_is_the_question_and_ids_name_the_seed(task):
+    sample = TASKS[task](cv.EVAL_SEED + 7)
+    np.testing.assert_array_equal(np.asarray(sample.image), sample.truth[0])
+    assert sample.truth.dtype == np.uint8
+    assert sample.truth.shape == (sample.num_frames, *sample.size, 3)
+    assert sample.num_frames == 13
+    assert sample.id == str(cv.EVAL_SEED + 7)
+
+
+@pytest.mark.parametrize("num_frames", [2, 5, 25])
+def test_the_number_of_frames_changes_the_video_and_not_the_question(task, num_frames):
+    sample, usual = TASKS[task](5, num_frames=num_frames), TASKS[task](5)
+    assert len(sample.truth) == sample.num_frames == num_frames
+    assert sample.score(sample.truth) == usual.score(usual.truth)
+    np.testing.assert_array_equal(np.asarray(sample.image), np.asarray(usual.image))
+
+
+def test_a_video_needs_a_frame_and_a_seed_is_not_negative(task):
+    with pytest.raises(TaskError, match="num_frames is 0"):
+        TASKS[task](1, num_frames=0)
+    with pytest.raises(TaskError, match=r"seed=-1\): seeds are 0 or more"):
+        TASKS[task](-1)
+
+
+def test_tasks_are_made_by_name():
+    for name, task in tasks.TASKS.items():
+        assert tasks.make(name, 3) == task(3)
+        assert task(3).task == name
+    assert tasks.make("maze", 3, size=4).task == "maze4"
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones():
+    with pytest.raises(TaskError, match="No task is called 'sudoku'; there are: maze, loop, choose"):
+        tasks.make("sudoku", 1)

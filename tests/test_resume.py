@@ -1,0 +1,164 @@
+"""An interrupted run goes on where it stopped, and equals one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+import dit_lens as dl
+
+PLAN = {"record": [dl.energy, dl.hidden, dl.x0], "steps": 5}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(step):
+    """Return a record that raises at a step, once; its name and code are the same before and after."""
+
+    @dl.keeps("frame", "y", "x")
+    def guarded(h):
+        if guarded.left == 0:
+            raise Interrupted
+        guarded.left -= 1
+        return h[..., 0]
+
+    return guarded
+
+
+def same(a, b):
+    assert set(a.names) == set(b.names)
+    for name in a.names:
+        assert np.array_equal(a[name].values, b[name].values, equal_nan=a[name].dtype.kind == "f"), name
+
+
+def count_calls(pipe, work):
+    """Count the model's calls, below any tracing."""
+    calls, forward = [], type(pipe.dit.blocks[0]).forward
+
+    def counted(self, *args):
+        calls.append(self is pipe.dit.blocks[0])
+        return forward(self, *args)
+
+    type(pipe.dit.blocks[0]).forward = counted
+    try:
+        return work(), sum(calls)
+    finally:
+        type(pipe.dit.blocks[0]).forward = forward
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["clean", "noise on latents"])
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one(lens, pipe, sample, tmp_path, step, noisy):
+    edits = [(dl.add_noise(scale=0.3), dl.at(site="latents"))] if noisy else []
+    guarded = interrupt_at(step)
+    guarded.left = step * 2 * 3
+    options = {**PLAN, "record": [*PLAN["record"], guarded], "edit": edits, "store": tmp_path / "store.zarr"}
+    with pytest.raises(Interrupted):
+        lens.run(sample, **options)
+    path = next(iter((tmp_path / "store.zarr").glob("custom-*")))
+    from dit_lens.store import open_run, status
+
+    found = status(path)
+    assert found.committed_steps == tuple(range(step)) and not found.complete
+    assert len(found.missing["energy"]) == 5 - step if step else True
+    if step:
+        assert np.isnan(open_run(path)["energy"].isel(step=slice(step, None)).values).all()
+    guarded.left = -1
+    again, calls = count_calls(pipe, lambda: lens.run(sample, **options))
+    assert calls == 2 * (5 - max(step - 1, 0))  # the last committed step runs once more, to go on from it
+    guarded.left = -1
+    whole = lens.run(sample, **{**options, "store": tmp_path / "other.zarr"})
+    assert again.complete and again.path.name == whole.path.name
+    same(again, whole)
+
+
+def test_a_complete_run_is_not_made_again(lens, pipe, sample, tmp_path):
+    first = lens.run(sample, store=tmp_path, **PLAN)
+    again, calls = count_calls(pipe, lambda: lens.run(sample, store=tmp_path, **PLAN))
+    assert calls == 0 and again.path == first.path
+    same(again, first)
+
+
+def test_what_differs_in_anything_has_another_name(lens, tiny_pipe, sample, tmp_path):
+    edit = {"edit": [dl.add_noise(scale=1.0)]}
+    changes = [
+        {},
+        {"seed": 1},
+        {"steps": 2},
+        {"cfg_scale": 2.0},
+        {"record": [dl.energy]},
+        edit,
+        {"edit": [dl.add_noise(scale=2.0)]},
+        {"edit": [(dl.add_noise(scale=1.0), dl.at(step=0))]},
+        {"sigma_shift": 3.0},
+    ]
+    names = [lens.run(sample, store=tmp_path, **{"steps": 1, **c}).path.name for c in changes]
+    names.append(lens.run(sample.with_(prompt="go to one goal"), store=tmp_path, steps=1).path.name)
+    names.append(dl.Lens(tiny_pipe(seed=1)).run(sample, store=tmp_path, steps=1).path.name)
+    assert len(set(names)) == len(names)
+
+
+def test_changed_weights_change_the_name(tiny_pipe, sample):
+    import torch
+
+    lens = dl.Lens(tiny_pipe())
+    before = lens.fingerprint()
+    with torch.no_grad():
+        lens.pipe.dit.blocks[1].ffn[0].weight[0, 0] += 1
+    assert lens.fingerprint() != before
+
+
+SCRIPT = """
+    import sys
+    import torch
+    import numpy as np
+    from PIL import Image
+    torch.set_num_threads(1)
+    import dit_lens as dl
+    lens = dl.load("organism")
+    sample = dl.tasks.occlude(1_000_000)
+    run = lens.run(sample, steps=int(sys.argv[2]), record=[dl.energy, dl.hidden], store=sys.argv[1])
+    print("ended", run.path)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_loses_no_committed_step(tmp_path):
+    script = tmp_path / "make.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    store, other = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
+    steps = "60"
+    process = subprocess.Popen([sys.executable, str(script), str(store), steps], stdout=subprocess.PIPE)
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        journals = list(store.glob("*/journal.jsonl"))
+        if journals and journals[0].read_text().count('"step": 5') + journals[0].read_text().count(
+            '"step":5'
+        ):
+            break
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (path,) = store.glob("occlude-*")
+    from dit_lens.store import open_run, status
+
+    found = status(path)
+    assert not found.complete and 5 <= len(found.committed_steps) < 60
+    energy = open_run(path)["energy"]
+    assert not np.isnan(energy.isel(step=list(found.committed_steps)).values).any()
+    assert np.isnan(energy.isel(step=slice(len(found.committed_steps), None)).values).all()
+    assert len(found.missing["energy"]) == 60 - len(found.committed_steps)
+    for where in (store, other):
+        subprocess.run([sys.executable, str(script), str(where), steps], check=True, capture_output=True)
+    (whole,) = other.glob("occlude-*")
+    assert whole.name == path.name
+    a, b = open_run(path), open_run(whole)
+    for name in a.data_vars:
+        assert np.array_equal(a[name].values, b[name].values), name
