@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 
 from dit_lens.edits import add_noise, patch, replace
 from dit_lens.errors import PlanError
@@ -275,11 +276,49 @@ def test_a_recursive_function_can_be_described():
     assert describe(countdown) == describe(countdown)
 
 
-def test_an_object_that_holds_itself_is_refused_by_name():
-    steer = Steer(None)
-    steer.vector = steer
-    with pytest.raises(PlanError, match=r"Steer holds an object that refers back to itself.*options"):
-        describe(steer)
+def test_an_object_that_holds_itself_can_be_described_at_any_depth_of_the_stack():
+    def holding(weight):
+        steer = Steer(weight)
+        steer.me = [steer]
+        return steer
+
+    def deeper(n):
+        return describe(holding(1)) if n == 0 else deeper(n - 1)
+
+    assert deeper(0) == deeper(300) == describe(holding(1)) != describe(holding(2))
+
+
+def test_a_function_may_close_over_the_model_that_it_is_placed_on():
+    """Hooks come and go during a run, and refer to the function itself."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), Probe(1.0))
+    edit = closing_over(model)
+    before = describe(edit)
+    handle = model[0].register_forward_hook(lambda *_: edit)
+    assert describe(edit) == before
+    handle.remove()
+    with torch.no_grad():
+        model[0].bias[1] += 1
+    assert describe(edit) != before
+
+
+def test_large_modules_are_told_apart_by_a_sample_of_their_values():
+    small, other = torch.nn.Linear(2000, 2000), torch.nn.Linear(2000, 2000)
+    assert describe(closing_over(small)) == describe(closing_over(copy.deepcopy(small)))
+    assert describe(closing_over(small)) != describe(closing_over(other))
+
+
+def test_modules_are_told_apart_by_their_settings():
+    assert (
+        describe(torch.nn.Dropout(0.1)) == describe(torch.nn.Dropout(0.1)) != describe(torch.nn.Dropout(0.2))
+    )
+    assert describe(torch.nn.ReLU()) != describe(torch.nn.GELU())
+
+
+def test_images_are_told_apart_by_their_pixels():
+    black, white = Image.new("L", (4, 4)), Image.new("L", (4, 4), 255)
+    assert (
+        describe(closing_over(black)) == describe(closing_over(black.copy())) != describe(closing_over(white))
+    )
 
 
 # ---- and back

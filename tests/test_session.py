@@ -321,16 +321,20 @@ def test_a_pipeline_is_traced_once_at_a_time(pipe, lens, sample):
         lens.run(sample, steps=1, edit=[nested])
 
 
+SEEN = {}
+
+
+def look_for_hooks(h, at):
+    modules = SEEN["pipe"].named_modules()
+    SEEN["hooks"] = [n for n, m in modules if m._forward_hooks or m._forward_pre_hooks]
+    return h
+
+
 def test_hooks_stand_only_where_something_is_placed(pipe, lens, sample):
-    seen = {}
-
-    def look(h, at):
-        seen["hooks"] = [n for n, m in pipe.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-        return h
-
+    SEEN["pipe"] = pipe
     record = [(dl.energy, dl.at(site="q", layer=2)), dl.x0]
-    lens.run(sample, steps=1, edit=[(look, dl.at(layer=1))], record=record)
-    assert seen["hooks"] == ["dit.blocks.1", "dit.blocks.2.self_attn.q"]
+    lens.run(sample, steps=1, edit=[(look_for_hooks, dl.at(layer=1))], record=record)
+    assert SEEN["hooks"] == ["dit.blocks.1", "dit.blocks.2.self_attn.q"]
 
 
 def test_nan_and_inf_are_kept_and_counted(lens, sample):

@@ -9,10 +9,17 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from dit_lens.errors import PlanError
+
+SAMPLED = 1 << 16
+"""Of a torch module's tensors, about this many values are hashed."""
+
+_above: ContextVar[frozenset[int]] = ContextVar("_above", default=frozenset())
+"""The objects inside which `_plain` is: what refers back to one of them is not entered again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,20 +83,12 @@ def describe(function: Callable[..., Any]) -> dict[str, Any]:
     """Return plain data that identifies a function: its name, code and options (arrays by their content).
 
     What a function closes over, its defaults, and the state of a callable object count as its code. What it
-    looks up in its module when it runs (another function, a global) does not.
-
-    Raises:
-        PlanError: what it closes over refers back to itself.
+    looks up in its module when it runs (another function, a global) does not. Of a torch module, large
+    tensors are sampled and hooks left out: a function may well close over the model that it is placed on.
     """
     inner, given = _unwrap(function)
-    try:
-        out: dict[str, Any] = {"function": _name(inner), "code": _code_hash(inner)}
-        return out if given is None else {**out, "options": _plain(given)}
-    except RecursionError:
-        raise PlanError(
-            f"{_name(inner)} holds an object that refers back to itself, so that it cannot be hashed: "
-            "give it what it needs as options."
-        ) from None
+    out: dict[str, Any] = {"function": _name(inner), "code": _code_hash(inner)}
+    return out if given is None else {**out, "options": _plain(given)}
 
 
 def restore(data: Mapping[str, Any]) -> Callable[..., Any]:
@@ -140,19 +139,37 @@ def _code_hash(function: Callable[..., Any]) -> str:
     parts = [] if plain is function else [_plain(function.__self__)]  # type: ignore[attr-defined]
     if isinstance(plain, types.FunctionType):
         parts += [_code(plain.__code__), _plain(plain.__defaults__), _plain(plain.__kwdefaults__)]
-        held = [cell.cell_contents for cell in plain.__closure__ or ()]
-        parts += [
-            _plain(value) for value in held if value is not function
-        ]  # a recursive one closes over itself
+        parts += [_plain(cell.cell_contents) for cell in plain.__closure__ or ()]
     elif isinstance(plain, functools.partial):
         parts += [describe(plain.func), _plain(plain.args), _plain(plain.keywords)]
-    elif hasattr(plain, "__dict__") and not isinstance(
-        plain, type
-    ):  # a callable object: its class and its state
-        of_class = {k: f for base in reversed(type(plain).__mro__) for k, f in vars(base).items()}
-        parts += [[k, _code(f.__code__)] for k, f in sorted(of_class.items()) if hasattr(f, "__code__")]
-        parts += [_plain(vars(plain))]
+    elif hasattr(plain, "named_modules"):
+        parts += [_module(plain)]
+    elif hasattr(plain, "__dict__") and not isinstance(plain, type):  # a callable object
+        parts += [_class(type(plain)), _plain(vars(plain))]
     return _digest(json.dumps(parts, sort_keys=True))
+
+
+def _class(kind: type) -> str:
+    """Hash the code of a class, with what it inherits."""
+    members = {name: f for base in reversed(kind.__mro__) for name, f in vars(base).items()}
+    return _digest(
+        repr([(n, _code(f.__code__)) for n, f in sorted(members.items()) if hasattr(f, "__code__")])
+    )
+
+
+def _module(module: Any) -> list[Any]:
+    """Return a torch module as data: the classes, the settings and some of the values of all its parts."""
+    parts: dict[str, Any] = dict(module.named_modules())
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors |= {f"{n}.{k}": v for n, p in parts.items() for k, v in vars(p).items() if hasattr(v, "detach")}
+    settings = {
+        name: {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str)}
+        for name, part in parts.items()
+    }
+    sampled = {k: _plain(v.flatten()[:: v.numel() // SAMPLED + 1]) for k, v in tensors.items()}
+    kinds = sorted((kind.__qualname__, _class(kind)) for kind in {type(part) for part in parts.values()})
+    names = {name: type(part).__qualname__ for name, part in parts.items()}
+    return [kinds, names, settings, {k: list(v.shape) for k, v in tensors.items()}, sampled]
 
 
 def _code(code: types.CodeType) -> list[Any]:
@@ -172,6 +189,17 @@ def _plain(value: Any) -> Any:
     """Return JSON-able data for a value; what JSON does not hold becomes a dict that `_revive` knows."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    above = _above.get()
+    if id(value) in above:  # it holds itself
+        return {"python": type(value).__qualname__}
+    token = _above.set(above | {id(value)})
+    try:
+        return _parts(value)
+    finally:
+        _above.reset(token)
+
+
+def _parts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
@@ -182,13 +210,13 @@ def _plain(value: Any) -> Any:
         return {"python": f"{getattr(value, '__module__', '')}:{value.__name__}"}
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return _array(value)
+    if hasattr(value, "tobytes"):  # an image
+        return {"sha256": hashlib.sha256(value.tobytes()).hexdigest()}
     if callable(value):
         return describe(value)
+    name = f"{type(value).__module__}:{type(value).__qualname__}"
     if hasattr(value, "__dict__") and (is_dataclass(value) or type(value).__repr__ is object.__repr__):
-        return {
-            "python": f"{type(value).__module__}:{type(value).__qualname__}",
-            "state": _plain(vars(value)),
-        }
+        return {"python": name, "state": _plain(vars(value))}
     return {"python": repr(value)}
 
 
