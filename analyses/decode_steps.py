@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 import xarray as xr
 
@@ -50,7 +51,7 @@ def main(options: Options) -> int:
     if scored:
         dims = ("sample", "step")
         coords = {
-            "sample": [f"{f['task']}/{f['id']}" for f in scored],
+            "sample": np.array([f"{f['task']}/{f['id']}" for f in scored], np.dtypes.StringDType()),
             "step": ("step", scored[0]["step"], {"long_name": "scheduler step (0 = most noise)"}),
         }
         names = {
@@ -58,9 +59,11 @@ def main(options: Options) -> int:
             "score": "graded score of x0",
             "answer": "answer read off x0",
         }
-        data = {k: (dims, [f[k] for f in scored], {"long_name": v}) for k, v in names.items()}
+        data = {k: (dims, np.array([f[k] for f in scored]), {"long_name": v}) for k, v in names.items()}
+        text = np.dtypes.StringDType()  # what zarr has a specification for
+        data["answer"] = (dims, data["answer"][1].astype(text), data["answer"][2])
         results = xr.Dataset(data, coords)
-        results.astype({"answer": str}).to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
+        results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
         by_step = {
             str(s): experiment.rate(list(results.solved.sel(step=s).values))
             for s in results.step.values.tolist()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 import xarray as xr
 
@@ -59,7 +60,7 @@ def main(options: Options) -> int:
     if found:
         dims = ("sample", "step", "layer")
         about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}
-        coords = {"sample": [f"{f['task']}/{f['id']}" for f in found]}
+        coords = {"sample": np.array([f"{f['task']}/{f['id']}" for f in found], np.dtypes.StringDType())}
         results = xr.Dataset({"energy": (dims, [f["energy"] for f in found], about)}, coords)
         results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
         mean = results.energy.mean(("sample", "step")).values.tolist()

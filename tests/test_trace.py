@@ -70,13 +70,15 @@ def test_a_body_without_calls_only_declares(lens, sample):
 
 
 def test_asking_for_an_earlier_layer_is_an_error_not_the_next_call(lens, pipe, sample, left_behind):
-    with pytest.raises(
-        dl.CaptureError, match=r"block\(0\)\.output at step=0, branch=cond.*lower layers first"
+    with (
+        pytest.raises(
+            dl.CaptureError, match=r"block\(0\)\.output at step=0, branch=cond.*lower layers first"
+        ),
+        lens.trace(sample, steps=3) as tr,
     ):
-        with lens.trace(sample, steps=3) as tr:
-            for call in tr.calls(branch="cond"):
-                call.block(2).output.sum()
-                call.block(0).output.sum()
+        for call in tr.calls(branch="cond"):
+            call.block(2).output.sum()
+            call.block(0).output.sum()
     assert left_behind(pipe) == []
 
 
@@ -89,17 +91,15 @@ def test_asking_for_an_earlier_layer_is_an_error_not_the_next_call(lens, pipe, s
     ],
 )
 def test_calls_that_are_not_there_are_refused(lens, sample, asked, words):
-    with pytest.raises(dl.PlanError, match=words):
-        with lens.trace(sample, steps=2) as tr:
-            for call in tr.calls(**asked):
-                call.block(0).output.sum()
+    with pytest.raises(dl.PlanError, match=words), lens.trace(sample, steps=2) as tr:
+        for call in tr.calls(**asked):
+            call.block(0).output.sum()
 
 
 def test_a_layer_that_is_not_there_is_refused(lens, sample):
-    with pytest.raises(dl.PlanError, match="there are 3 of them"):
-        with lens.trace(sample, steps=2) as tr:
-            for call in tr.calls():
-                call.block(7).output.sum()
+    with pytest.raises(dl.PlanError, match="there are 3 of them"), lens.trace(sample, steps=2) as tr:
+        for call in tr.calls():
+            call.block(7).output.sum()
 
 
 def test_records_come_before_the_first_loop(lens, sample):
@@ -111,11 +111,10 @@ def test_records_come_before_the_first_loop(lens, sample):
 
 
 def test_an_error_in_the_body_surfaces_and_leaves_nothing(lens, pipe, sample, left_behind):
-    with pytest.raises(ZeroDivisionError):
-        with lens.trace(sample, steps=2) as tr:
-            for call in tr.calls(step=1):
-                call.block(0).output.sum()
-                1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError), lens.trace(sample, steps=2) as tr:
+        for call in tr.calls(step=1):
+            call.block(0).output.sum()
+            1 / 0  # noqa: B018
     assert left_behind(pipe) == []
     assert lens.run(sample, steps=1).complete
 

@@ -9,7 +9,8 @@
 Nothing heavy is imported until it is used: opening and plotting stores needs no torch.
 """
 
-# ruff: noqa: F401 (what TYPE_CHECKING imports is the face that type checkers see; `__all__` is made from `_FROM`)
+# ruff: noqa: F401 (what TYPE_CHECKING imports is the face that type checkers see; `__all__` is made from
+# `_FROM`)
 from __future__ import annotations
 
 import importlib

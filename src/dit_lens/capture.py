@@ -1,4 +1,4 @@
-"""From what records return to what the store holds: names, dimensions, units, and the copies off the device."""
+"""From what records return to what the store holds: names, dimensions, units, copies off the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dit_lens.plan import Layout, Placed
 from dit_lens.store import RunWriter, Variable
 
 LATENT_DIMS = {"y": "latent_y", "x": "latent_x", "channel": "latent_channel"}
-"""The latent grid is finer than the token grid, and one group has one size a dimension: it has names of its own."""
+"""The latent grid is finer than the token grid; one group has one size a dimension, so it has names of its own."""
 
 
 def kept(record: Placed) -> tuple[str, ...]:
@@ -106,24 +106,23 @@ class Recorder:
 
     def _check(self, record: Placed, spot: Spot, grid: Mapping[str, int], value: Any) -> None:
         name, dims = record.variable, kept(record)
-        what = f"record {record.name} at {spot}"
         if not isinstance(value, Tensor) or value.ndim != len(dims):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise CaptureError(
-                f"{what} returned {got}; it declares the dimensions {dims}: return a tensor of those."
+                f"record {record.name} at {spot} returned {got}; it declares the dimensions {dims}: return a tensor of those."
             )
         for dim, size in zip(dims, value.shape, strict=True):
             if dim in grid and size != grid[dim]:
                 raise CaptureError(
-                    f"{what} returned {dim}={size}, but there are {grid[dim]} there: keep {dim} whole, or declare "
-                    f"another dimension with @dl.keeps."
+                    f"record {record.name} at {spot} returned {dim}={size}, but there are {grid[dim]} there: "
+                    f"keep {dim} whole, or declare another dimension with @dl.keeps."
                 )
         if name not in self.declared:
             self._declare(record, value)
         elif self.declared[name][1] != tuple(value.shape):
             raise CaptureError(
-                f"{what} returned shape {tuple(value.shape)}, and {self.declared[name][1]} before: a record returns one "
-                "shape everywhere; place the two apart, under two names."
+                f"record {record.name} at {spot} returned shape {tuple(value.shape)}, and {self.declared[name][1]} "
+                "before: a record returns one shape everywhere; place the two apart, under two names."
             )
 
     def _declare(self, record: Placed, value: Tensor) -> None:

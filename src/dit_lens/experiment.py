@@ -74,7 +74,7 @@ def samples(options: Options) -> list[Sample]:
     Raises:
         TaskError: no such task, a prompt without an image, or an image that is not there.
     """
-    frames = {} if options.num_frames is None else {"num_frames": options.num_frames}
+    frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
     if options.image is None:
         if options.prompt is not None:
             raise TaskError("--prompt goes with --image; the prompt of a task is its own.")

@@ -1,4 +1,4 @@
-"""`Lens`: a pipeline under the microscope. `run` traces a generation; `trace` (in `trace.py`) does it with a body."""
+"""`Lens`: a pipeline under the microscope. `run` traces a generation; `trace` does it with a body."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Lens:
     """A pipeline that can be traced.
 
     Args:
-        pipe: a DiffSynth `WanVideoPipeline`, with its models loaded (and VRAM management, if any, switched on).
+        pipe: a DiffSynth `WanVideoPipeline`, with its models loaded (and VRAM management, if any, switched
+            on).
         family: what the library knows of its architecture; found from the pipeline unless given.
         info: what is known of the checkpoint, for the manifest.
 
@@ -73,7 +74,8 @@ class Lens:
     ) -> Run:
         """Generate a sample, recording and editing on the way.
 
-        A run that stands complete in the store is returned as it is; one that was interrupted goes on where it stopped.
+        A run that stands complete in the store is returned as it is; one that was interrupted goes on where
+        it stopped.
 
         Args:
             sample: what to generate.
@@ -83,7 +85,8 @@ class Lens:
             steps: scheduler steps; the family's default unless given.
             cfg_scale: guidance scale; likewise. 1 runs the conditional branch alone.
             store: folder of runs to write into; a temporary one, gone with the run, unless given.
-            encoding: how bfloat16 states are stored: "float32", "codes" or "float16" (see docs/store-layout.md).
+            encoding: how bfloat16 states are stored: "float32", "codes" or "float16" (see
+                docs/store-layout.md).
             progress: show the pipeline's progress bar.
             **arguments: any other keyword of the pipeline's own call.
 
@@ -100,9 +103,9 @@ class Lens:
     def trace(self, sample: Sample, seed: int = 0, **options: Any) -> Trace:
         """Open a tracing context: an nnsight trace whose body may also declare records and edits.
 
-        Takes what `run` takes. In the body: `tr.record(f, place)`, `tr.edit(f, place)`, `for call in tr.calls(...)`,
-        and all of nnsight through `lens.nnsight`. After it: `tr.run`. It always runs, also where the store holds the
-        same run already: the body's own values are wanted.
+        Takes what `run` takes. In the body: `tr.record(f, place)`, `tr.edit(f, place)`, `for call in
+        tr.calls(...)`, and all of nnsight through `lens.nnsight`. After it: `tr.run`. It always runs, also
+        where the store holds the same run already: the body's own values are wanted.
         """
         from dit_lens.trace import open_trace
 
@@ -148,9 +151,10 @@ class Lens:
         cfg = arguments.pop("cfg_scale", None)
         job = Job(self, sample, 0, plan, steps, cfg, None, None, False, arguments)
         latent = self.family.latent_grid(self.pipe, sample)
-        dit = next(iter(self.dits.values()))
+        dit: Any = next(iter(self.dits.values()))
+        channels = int(dit.dim)
         return estimate(
-            job.plan, job.layout, latent, self.family.token_grid(dit, latent), dit.dim, self.dtype
+            job.plan, job.layout, latent, self.family.token_grid(dit, latent), channels, self.dtype
         )
 
     # ---- what it is
@@ -182,7 +186,8 @@ class Lens:
     def fingerprint(self) -> str:
         """Hash the experts' parameters: names, shapes, types and some of the values of each.
 
-        A LoRA merged in, or another checkpoint, gives another hash. Cheap: at most 256 values a tensor are read.
+        A LoRA merged in, or another checkpoint, gives another hash. Cheap: at most 256 values a tensor are
+        read.
         """
         # _version counts in-place changes: nothing is read again while the weights stand.
         key = tuple((p.data_ptr(), p._version) for dit in self.dits.values() for p in dit.parameters())
@@ -231,14 +236,17 @@ class Job:
         self.layout = Layout(lens.sites, lens.layers, steps, family.branches(self.keywords), tuple(lens.dits))
         self._declared = plan
         self.plan.check(self.layout)
-        self.root, self.scratch = store and Path(store), None
+        self.root = None if store is None else Path(store)
+        self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._manifest: tuple[Plan, dict[str, Any]] | None = None
         self.writer: RunWriter | None = None
 
     @property
     def plan(self) -> Plan:
         """The plan, with what is always written: x_s at every step, which replay starts from."""
-        known = {r.variable for r in self._declared.records}
-        return self._declared if "latents" in known else self._declared.with_record(records.latents)
+        # Where the user asks for latents at some steps, all are written all the same.
+        others = tuple(r for r in self._declared.records if r.variable != "latents")
+        return Plan(others, self._declared.edits).with_record(records.latents)
 
     def declare(self, plan: Plan) -> None:
         """Take a plan that the body of a trace has added to.
@@ -252,6 +260,11 @@ class Job:
     @property
     def manifest(self) -> dict[str, Any]:
         """All that makes this run what it is, under `identity`; the rest may differ between tries."""
+        if self._manifest is None or self._manifest[0] is not self._declared:
+            self._manifest = self._declared, self._describe()
+        return self._manifest[1]
+
+    def _describe(self) -> dict[str, Any]:
         pipe, sample = self.lens.pipe, self.sample
         identity = {
             "plan": self.plan.to_json(),

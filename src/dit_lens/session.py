@@ -1,4 +1,4 @@
-"""One run in progress: which call is running, which records and edits apply to it, and whether all of them did.
+"""One run in progress: which call is running, what applies to it, and whether all of it happened.
 
 Labels come from the pipeline (a family's `intercept` drives `call` and `advance`), never from counting hooks.
 """
@@ -79,8 +79,8 @@ class Session:
         plan: `plan()` gives records and edits; asked when the first call comes.
         layout: coordinates of the run.
         seed: of the trajectory.
-        open_recorder: makes the recorder once grid and noise levels are known; the stored latents of a run to go on with
-            come with it, by step.
+        open_recorder: makes the recorder once grid and noise levels are known; the stored latents of a run to
+            go on with come with it, by step.
         watch: told of every call before it runs, and of the end (None).
     """
 

@@ -1,8 +1,8 @@
 """The tracing context: an nnsight trace that knows steps and branches, and takes declared records and edits.
 
-Limits: the body must start on a line of its own, in a file or a notebook cell (nnsight compiles it from its source),
-and must ask for values in the order in which the model makes them. What needs no free-form code is cheaper as
-`lens.run(record=..., edit=...)`, which does not touch nnsight.
+Limits: the body must start on a line of its own, in a file or a notebook cell (nnsight compiles it from its
+source), and must ask for values in the order in which the model makes them. What needs no free-form code is
+cheaper as `lens.run(record=..., edit=...)`, which does not touch nnsight.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCATION = "dit_lens.call"
 
 def open_trace(lens: Lens, sample: Sample, seed: int, **options: Any) -> Trace:
     """Return a tracing context; see `Lens.trace`."""
-    spare = {
+    spare: dict[str, Any] = {
         k: options.pop(k, d)
         for k, d in (("steps", None), ("cfg_scale", None), ("store", None), ("encoding", None))
     }
@@ -39,7 +39,7 @@ def open_trace(lens: Lens, sample: Sample, seed: int, **options: Any) -> Trace:
     progress = bool(options.pop("progress", False))
 
     def job(body: str) -> Job:
-        return Job(lens, sample, seed, plan, *spare.values(), progress, options, body)
+        return Job(lens, sample, seed, plan, progress=progress, arguments=options, body=body, **spare)
 
     job("")  # what cannot be carried out is refused here, before the body
     envoy = lens.nnsight
@@ -132,7 +132,7 @@ class Trace(InterleavingTracer):
     def execute(self, code: CodeType) -> None:
         """Run the body beside the pipeline."""
         self._job = self._make(ast.unparse(self.node))
-        self.fn, self.args, self.kwargs = self._generate, (None,), {}
+        self.fn, self.args, self.kwargs = self._generate, (None,), dict[str, Any]()
         try:
             super().execute(code)
         finally:

@@ -79,7 +79,8 @@ class Family:
         latent_grid: (pipe, sample) to the latents' (channel, frame, y, x).
         token_grid: (dit, latent grid) to the tokens' (frame, y, x).
         decode: (pipe, latents [row, channel, frame, y, x]) to frames [row, time, height, width, rgb], uint8.
-        readout: (dit, block state, call keywords) to the velocity that the network gives if it ends after this block.
+        readout: (dit, block state, call keywords) to the velocity that the network gives if it ends after
+            this block.
         default_steps: number of steps where the user names none.
         default_cfg: guidance scale where the user names none.
     """
