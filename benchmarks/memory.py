@@ -1,4 +1,4 @@
-"""Does memory grow with the number of steps? Peak memory of recording all layers of 10 and of 100 steps.
+"""Does memory grow with the number of steps? What recording all layers of 10 and of 100 steps takes.
 
     python benchmarks/memory.py [--steps 10 100]
 
