@@ -186,12 +186,8 @@ def work(rank: int, args: Args) -> None:
         address = {"init_method": f"file://{(args.dir / 'meeting').absolute()}"}
         dist.init_process_group("gloo", rank=rank, world_size=args.workers, **address)
     trainer = Trainer(args, rank)
-    start, saved, log, losses = (
-        time.time() - trainer.spent,
-        time.time(),
-        time.time(),
-        {"small": 1.0, "large": 1.0},
-    )
+    saved = log = time.time()
+    losses = {"small": 1.0, "large": 1.0}
     owed, cost = 0.0, {"small": 1.0, "large": 1.0}
     parent = os.getppid()  # a worker whose starter was killed stops too, and never writes over a new run
     while os.getppid() == parent:
@@ -203,11 +199,11 @@ def work(rank: int, args: Args) -> None:
         if float(plan[1]) >= 60 * args.minutes:
             break
         kind = "large" if plan[0] > 0 else "small"
-        t = time.time()
+        begun = time.time()
         losses[kind] += 0.01 * (trainer.train_step(kind) - losses[kind])
-        cost[kind] = time.time() - t
+        cost[kind] = min(time.time() - begun, 5.0)  # a process that was paused has not trained meanwhile
         owed += share * cost[kind] - (cost[kind] if kind == "large" else 0)
-        trainer.spent = time.time() - start if rank == 0 else float(plan[1])
+        trainer.spent = trainer.spent + cost[kind] if rank == 0 else float(plan[1])
         if rank == 0 and time.time() - log > 30:
             log = time.time()
             line = {"step": trainer.step, "minutes": trainer.spent / 60, **trainer.samples}

@@ -1,9 +1,9 @@
-"""From what records return to what the store holds: names, dimensions, units, copies off the device."""
+"""From what records return to what the store holds: checks, names and dimensions, copies off the device."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +13,9 @@ from torch import Tensor
 
 from dit_lens.coords import Spot
 from dit_lens.errors import CaptureError
-from dit_lens.plan import Layout, Placed
+from dit_lens.plan import Layout
+from dit_lens.slot import Slot
 from dit_lens.store import RunWriter, Variable
-
-LATENT_DIMS = {"y": "latent_y", "x": "latent_x", "channel": "latent_channel"}
-"""The latent grid is finer than the token grid; one group has one size a dimension, so it has names of its own."""
-
-
-def kept(record: Placed) -> tuple[str, ...]:
-    """Return the dimensions that a record writes beside step, branch and layer."""
-    dims = record.function.dims  # type: ignore[attr-defined]  # checked by the plan
-    return tuple(LATENT_DIMS.get(d, d) for d in dims) if record.on_latents else tuple(dims)
-
-
-def is_state(record: Placed) -> bool:
-    """Say whether a record keeps full states, each a unit of its own in the store."""
-    return not record.on_latents and {"frame", "y", "x", "channel"} <= set(kept(record))
 
 
 def to_codes(values: Tensor) -> np.ndarray:
@@ -39,19 +26,44 @@ def to_codes(values: Tensor) -> np.ndarray:
 
 
 @dataclass
-class Pending:
+class Sink:
+    """Where the values of one record go.
+
+    Attributes:
+        variable: the array in the store.
+        shape: of every value.
+        dtype: of every value, where it is kept without loss; None where it becomes float32.
+        buffer: what was gathered of the running step, on the model's device; NaN where nothing was asked for.
+    """
+
+    variable: Variable
+    shape: torch.Size
+    dtype: torch.dtype | None
+    buffer: Tensor | None = None
+
+    def gather(self, index: tuple[int, ...], value: Tensor) -> None:
+        """Put a copy of a value in its place in the running step: the model may write over its own memory."""
+        if self.buffer is None:
+            dtype = self.dtype or torch.float32
+            fill = torch.nan if dtype.is_floating_point else 0
+            self.buffer = torch.full(self.variable.unit_shape, fill, dtype=dtype, device=value.device)
+        self.buffer[index].copy_(value)
+
+
+@dataclass
+class Arriving:
     """A full state on its way from the device."""
 
     name: str
     index: dict[str, int]
     host: Tensor
-    arrived: Any  # torch.cuda.Event, or None where it has arrived
+    arrived: torch.cuda.Event
 
 
 class Recorder:
     """Takes what records return, checks it, and hands it to the store in its units.
 
-    Full states go at once; all else is gathered on the device and copied once a step.
+    Full states leave the device at once, each a unit; all else is gathered there and copied once a step.
 
     Args:
         layout: coordinates of the run.
@@ -62,54 +74,68 @@ class Recorder:
 
     def __init__(self, layout: Layout, samples: int, writer: RunWriter, encoding: str | None = None) -> None:
         self.layout, self.samples, self.writer, self.encoding = layout, samples, writer, encoding
-        self.declared: dict[str, tuple[Variable, tuple[int, ...]]] = {}
-        self.step_values: dict[str, dict[tuple[int, ...], Tensor]] = defaultdict(dict)
-        self.state_rows: dict[tuple[str, tuple[int, ...]], list[Tensor]] = defaultdict(list)
-        self.pending: deque[Pending] = deque()
         self.experts = [layout.experts[0]] * layout.steps
+        self._sinks: dict[Slot, Sink] = {}
+        self._arriving: deque[Arriving] = deque()
 
-    def take(self, record: Placed, spot: Spot, grid: Mapping[str, int], value: Any) -> None:
+    def take(self, slot: Slot, spot: Spot, grid: Mapping[str, int], value: Any) -> None:
         """Take what a record returned at a spot.
+
+        Args:
+            slot: the record.
+            spot: where it read.
+            grid: sizes there, by the dimension names of the record's variable.
+            value: what it returned.
 
         Raises:
             CaptureError: it is not a tensor, or not of the dimensions that the record declares.
         """
-        name = record.variable
-        self._check(record, spot, grid, value)
-        where = (
-            [] if record.on_latents else [self.layout.branches.index(str(spot.branch)), int(spot.layer or 0)]
-        )
+        sink = self._sinks.get(slot) or self._open(slot, spot, grid, value)
+        if (
+            not isinstance(value, Tensor)
+            or value.shape != sink.shape
+            or (sink.dtype or value.dtype) != value.dtype
+        ):
+            raise self._changed(slot, spot, sink, value)
         value = value.detach()
-        if not is_state(record):
-            lossless = {"frame", "latent_y", "latent_x", "latent_channel"} <= set(kept(record))
-            # A view of the model's own memory may be written over later in the step.
-            held = value.clone() if lossless else value.to(torch.float32, copy=True)
-            self.step_values[name][spot.sample, *where] = held
-            return
-        rows = self.state_rows[name, tuple(where)]
-        rows.append(value)
-        if len(rows) == self.samples:
-            del self.state_rows[name, tuple(where)]
-            whole = rows[0] if self.samples == 1 else torch.stack(rows)
-            self._send(name, dict(zip(("step", "branch", "layer"), (spot.step, *where), strict=True)), whole)
+        index: tuple[int, ...] = ()
+        if spot.branch is not None and spot.layer is not None:
+            index = (self.layout.branches.index(spot.branch), spot.layer)
+        if slot.placed.is_state and self.samples == 1:
+            self._send(sink.variable.name, (spot.step, *index), value)
+        elif slot.placed.is_state:
+            self._gather_rows(sink, spot, index, value)
+        else:
+            sink.gather((spot.sample, *index) if self.samples > 1 else index, value)
 
     def end_step(self, step: int, info: Mapping[str, Any]) -> None:
         """Hand over what was gathered, and commit the step."""
-        for name, values in self.step_values.items():
-            self.writer.write(name, {"step": step}, self._assemble(name, values))
-        self.step_values.clear()
-        self._drain(wait=True)
+        for sink in self._sinks.values():
+            if sink.buffer is not None:
+                self.writer.write(sink.variable.name, {"step": step}, to_codes(sink.buffer.cpu()))
+                sink.buffer = None
+        self._hand_over(wait=True)
         if len(self.layout.experts) > 1:
             self.experts[step] = str(info["expert"])
             self.writer.set_coord("expert", self.experts)
         self.writer.commit_step(step, info)
 
-    def _check(self, record: Placed, spot: Spot, grid: Mapping[str, int], value: Any) -> None:
-        name, dims = record.variable, kept(record)
+    def end_run(self, records: Iterable[Slot]) -> None:
+        """Say of records placed on some experts which steps those served: known only now."""
+        for slot in records:
+            if slot.placed.place.expert is not None:
+                served = [s for s in sorted(slot.steps) if self.experts[s] in slot.experts]
+                self.writer.set_recorded(slot.placed.variable, self._asked(slot) | {"step": served})
+
+    # ---- what a record writes
+
+    def _open(self, slot: Slot, spot: Spot, grid: Mapping[str, int], value: Any) -> Sink:
+        """Check a record's first value, and declare its array."""
+        record, dims = slot.placed, slot.placed.kept
         if not isinstance(value, Tensor) or value.ndim != len(dims):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise CaptureError(
-                f"record {record.name} at {spot} returned {got}; it declares the dimensions {dims}: return a tensor of those."
+                f"record {record.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
+                "return a tensor of those."
             )
         for dim, size in zip(dims, value.shape, strict=True):
             if dim in grid and size != grid[dim]:
@@ -117,70 +143,77 @@ class Recorder:
                     f"record {record.name} at {spot} returned {dim}={size}, but there are {grid[dim]} there: "
                     f"keep {dim} whole, or declare another dimension with @dl.keeps."
                 )
-        if name not in self.declared:
-            self._declare(record, value)
-        elif self.declared[name][1] != tuple(value.shape):
-            raise CaptureError(
-                f"record {record.name} at {spot} returned shape {tuple(value.shape)}, and {self.declared[name][1]} "
-                "before: a record returns one shape everywhere; place the two apart, under two names."
-            )
+        dtype = value.dtype if record.is_lossless else None
+        sink = Sink(self._variable(slot, value, dtype), value.shape, dtype)
+        self.writer.declare(sink.variable, self._asked(slot))
+        self._sinks[slot] = sink
+        return sink
 
-    def _declare(self, record: Placed, value: Tensor) -> None:
-        dims, shape = ["step"], [self.layout.steps]
-        asked: dict[str, list[int]] = {"step": list(record.steps(self.layout))}
+    def _variable(self, slot: Slot, value: Tensor, dtype: torch.dtype | None) -> Variable:
+        record, layout = slot.placed, self.layout
+        sizes = {"step": layout.steps}
         if not record.on_latents:
-            dims += ["branch", "layer"]
-            shape += [len(self.layout.branches), self.layout.layers]
-            asked["branch"] = [self.layout.branches.index(b) for b in record.branches(self.layout)]
-            asked["layer"] = list(record.layers(self.layout))
+            sizes |= {"branch": len(layout.branches), "layer": layout.layers}
         if self.samples > 1:
-            dims, shape = ["sample", *dims], [self.samples, *shape]
-        whole = is_state(record) or (record.on_latents and "latent_channel" in kept(record))
-        dtype = str(value.dtype).removeprefix("torch.") if whole else "float32"
-        site = "" if record.variable == record.name else f", {record.site}"
-        variable = Variable(
+            sizes = {"sample": self.samples, **sizes}
+        stored = str(dtype or torch.float32).removeprefix("torch.")
+        function: Any = record.function
+        return Variable(
             name=record.variable,
-            dims=(*dims, *kept(record)),
-            shape=(*shape, *value.shape),
-            dtype=dtype,
-            unit="state" if is_state(record) else "step",
-            units=record.function.units,  # type: ignore[attr-defined]
-            long_name=record.function.long_name + site,  # type: ignore[attr-defined]
-            encoding=self.encoding if dtype == "bfloat16" else None,  # type: ignore[arg-type]
+            dims=(*sizes, *record.kept),
+            shape=(*sizes.values(), *value.shape),
+            dtype=stored,
+            unit="state" if record.is_state else "step",
+            units=function.units,
+            long_name=function.long_name + ("" if record.variable == record.name else f", {record.site}"),
+            encoding=self.encoding if stored == "bfloat16" else None,  # type: ignore[arg-type]
         )
-        self.writer.declare(variable, asked)
-        self.declared[record.variable] = variable, tuple(value.shape)
 
-    def _assemble(self, name: str, values: Mapping[tuple[int, ...], Tensor]) -> np.ndarray:
-        """Put the values of one step on (sample, branch, layer, ...), NaN where nothing was asked for."""
-        variable, _ = self.declared[name]
-        # One copy off the device for all of them.
-        host = to_codes(torch.stack(list(values.values())).cpu())
-        if variable.dtype == "bfloat16":
-            out = np.full(variable.unit_shape, 0x7FC0, np.uint16)
-        else:
-            out = np.full(variable.unit_shape, np.nan, host.dtype)
-        for (sample, *where), row in zip(values, host, strict=True):
-            out[(sample, *where) if self.samples > 1 else tuple(where)] = row
-        return out
+    def _asked(self, slot: Slot) -> dict[str, list[int]]:
+        """Return the positions that a record was asked for."""
+        if slot.placed.on_latents:
+            return {"step": sorted(slot.steps)}
+        branches = sorted(self.layout.branches.index(b) for b in slot.branches)
+        return {"step": sorted(slot.steps), "branch": branches, "layer": sorted(slot.layers)}
 
-    def _send(self, name: str, index: dict[str, int], value: Tensor) -> None:
+    def _changed(self, slot: Slot, spot: Spot, sink: Sink, value: Any) -> CaptureError:
+        before = f"{sink.dtype or ''} {tuple(sink.shape)}".strip()
+        return CaptureError(
+            f"record {slot.placed.name} at {spot} returned {_named(value)}, and {before} before: a record returns "
+            "one shape and type everywhere; place the two apart, under two names."
+        )
+
+    # ---- full states
+
+    def _gather_rows(self, sink: Sink, spot: Spot, index: tuple[int, ...], value: Tensor) -> None:
+        """Put the rows of a prompt batch together; they come one after another."""
+        if sink.buffer is None:
+            sink.buffer = value.new_empty((self.samples, *value.shape))
+        sink.buffer[spot.sample].copy_(value)
+        if spot.sample == self.samples - 1:
+            whole, sink.buffer = sink.buffer, None
+            self._send(sink.variable.name, (spot.step, *index), whole)
+
+    def _send(self, name: str, index: tuple[int, ...], value: Tensor) -> None:
+        at = dict(zip(("step", "branch", "layer"), index, strict=True))
         if value.device.type == "cuda":
             # The copy runs beside the computation; whoever needs the bytes waits for the event, never the hook.
             host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             host.copy_(value, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-            self.pending.append(Pending(name, index, host, arrived))
+            self._arriving.append(Arriving(name, at, host, arrived))
+            self._hand_over(wait=False)
         else:
-            self.pending.append(
-                Pending(name, index, value.clone(memory_format=torch.contiguous_format), None)
-            )
-        self._drain(wait=False)
+            host = value.clone(memory_format=torch.contiguous_format)
+            self.writer.write(name, at, to_codes(host))
 
-    def _drain(self, wait: bool) -> None:
-        while self.pending and (wait or self.pending[0].arrived is None or self.pending[0].arrived.query()):
-            item = self.pending.popleft()
-            if item.arrived is not None:
-                item.arrived.synchronize()
+    def _hand_over(self, wait: bool) -> None:
+        while self._arriving and (wait or self._arriving[0].arrived.query()):
+            item = self._arriving.popleft()
+            item.arrived.synchronize()
             self.writer.write(item.name, item.index, to_codes(item.host))
+
+
+def _named(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

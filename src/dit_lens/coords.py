@@ -20,6 +20,9 @@ DIMS = ("sample", "seed", "step", "branch", "layer", "frame", "y", "x", "channel
 GRID_SITES = ("latents", "velocity", "x0")
 """Sites outside the blocks, on the latent grid: one value a step, no branch and no layer."""
 
+LATENT_DIMS = {"y": "latent_y", "x": "latent_x", "channel": "latent_channel"}
+"""The latent grid is finer than the token grid; one group has one size a dimension, so it has names of its own."""
+
 Selector = int | str | slice | Iterable[int] | None
 Ranges = tuple[tuple[int, int | None], ...]
 """Inclusive ranges; an end of None is open. Negative positions count from the end."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from dit_lens.capture import is_state, kept
 from dit_lens.errors import PlanError
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.units import human
@@ -86,19 +85,24 @@ def estimate(
 
 def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.dtype) -> Line:
     # Run on a tensor without storage: only shapes are computed.
-    result = record.function(torch.empty(shape, dtype=dtype, device="meta"))
-    if result.ndim != len(kept(record)):
-        raise PlanError(f"record {record.name} keeps {kept(record)} but returns {result.ndim} dimensions.")
-    whole = is_state(record) or (record.on_latents and "latent_channel" in kept(record))
-    one = result.numel() * (dtype.itemsize if whole else 4)
+    try:
+        result = record.function(torch.empty(shape, dtype=dtype, device="meta"))
+    except Exception as error:
+        raise PlanError(
+            f"record {record.name} does not run on shapes alone ({type(error).__name__}: {error}): it needs values, "
+            "as .item() or an if on them does. Leave it out of the estimate."
+        ) from error
+    if result.ndim != len(record.kept):
+        raise PlanError(f"record {record.name} keeps {record.kept} but returns {result.ndim} dimensions.")
+    one = result.numel() * (result.dtype.itemsize if record.is_lossless else 4)
     steps = len(record.steps(layout))
     a_step = 1 if record.on_latents else len(record.branches(layout)) * len(record.layers(layout))
     return Line(
         record.variable,
-        steps * (a_step if is_state(record) else 1),
+        steps * (a_step if record.is_state else 1),
         steps * a_step * one,
         # A state leaves at once; the writer's queue is bounded. Small records are held for one step.
-        min(a_step * one, 256 << 20) if is_state(record) else a_step * one,
+        min(a_step * one, 256 << 20) if record.is_state else a_step * one,
     )
 
 

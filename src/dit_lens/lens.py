@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dit_lens import records
-from dit_lens.capture import LATENT_DIMS, Recorder, to_codes
+from dit_lens.capture import Recorder, to_codes
+from dit_lens.coords import LATENT_DIMS
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.estimate import Estimate, estimate
 from dit_lens.families.base import Family, Seen

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dit_lens.coords import DIMS, GRID_SITES, At, Spot, at, positions
+from dit_lens.coords import DIMS, GRID_SITES, LATENT_DIMS, At, Spot, at, positions
 from dit_lens.errors import PlanError
 from dit_lens.functions import Configured, describe, restore
 
@@ -62,6 +62,22 @@ class Placed:
     def on_latents(self) -> bool:
         """Whether the site stands outside the blocks."""
         return self.site in GRID_SITES
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The dimensions that a record writes beside step, branch and layer."""
+        dims: tuple[str, ...] = self.function.dims  # type: ignore[attr-defined]  # checked below
+        return tuple(LATENT_DIMS.get(d, d) for d in dims) if self.on_latents else tuple(dims)
+
+    @property
+    def is_state(self) -> bool:
+        """Whether a record keeps the full states of blocks, each a unit of its own in the store."""
+        return not self.on_latents and {"frame", "y", "x", "channel"} <= set(self.kept)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether what a record returns is kept in the model's own number type; float32 otherwise."""
+        return self.is_state or {"frame", *LATENT_DIMS.values()} <= set(self.kept)
 
     def steps(self, layout: Layout) -> tuple[int, ...]:
         """Return the selected steps, sigma and expert aside."""

@@ -5,6 +5,7 @@ Labels come from the pipeline (a family's `intercept` drives `call` and `advance
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from dit_lens.capture import Recorder
-from dit_lens.coords import Spot, positions
+from dit_lens.coords import LATENT_DIMS, Spot, positions
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.base import Family, Seen, submodule
 from dit_lens.plan import Layout, Placed, Plan
+from dit_lens.slot import Slot
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,6 @@ class Call:
 
     def __str__(self) -> str:
         return f"step={self.step}, branch={self.branch}, expert={self.expert}"
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The coordinates that a placed function selects in this run, looked up at every visit."""
-
-    steps: frozenset[int]
-    branches: frozenset[str]
-    layers: frozenset[int]
-    experts: frozenset[str]
-
-    @classmethod
-    def of(cls, placed: Placed, layout: Layout, sigmas: list[float]) -> Chosen:
-        """Resolve a place on a run's layout and noise levels."""
-        low, high = placed.place.sigma or (0.0, 1.0)
-        steps = frozenset(s for s in placed.steps(layout) if low <= sigmas[s] <= high)
-        layers = frozenset() if placed.on_latents else frozenset(placed.layers(layout))
-        experts = frozenset(placed.place.expert or layout.experts)
-        return cls(steps, frozenset(placed.branches(layout)), layers, experts)
 
 
 class Session:
@@ -107,11 +90,9 @@ class Session:
         self._stored: Mapping[int, Tensor] = {}
         self._latents: Tensor | None = None  # what this step starts from, edits included
         self._seen: dict[str, Seen] = {}  # branches that ran in this step
-        self._chosen: dict[int, Chosen] = {}
-        self._fired: dict[int, set[tuple[Any, ...]]] = defaultdict(
-            set
-        )  # by id: two equal edits are two edits
-        self._ever: set[int] = set()
+        self._slots: list[Slot] = []  # edits first: a record reads what they leave
+        self._fired: dict[Slot, set[tuple[Any, ...]]] = defaultdict(set)  # in this step
+        self._ever: set[Slot] = set()
         self._undo: list[Callable[[], Any]] = []
 
     # ---- what the family drives
@@ -197,42 +178,38 @@ class Session:
             raise CaptureError(
                 f"The scheduler has {len(self.timesteps)} steps, the run was asked for {self.layout.steps}."
             )
-        for placed in (*self.plan.records, *self.plan.edits):
-            self._chosen[id(placed)] = chosen = Chosen.of(placed, self.layout, self.sigmas)
-            if not chosen.steps:
-                raise PlanError(f"{placed}: no selected step has its sigma there; they are {self.sigmas}.")
+        for is_edit, items in ((True, self.plan.edits), (False, self.plan.records)):
+            self._slots += [Slot.of(placed, is_edit, self.layout, self.sigmas) for placed in items]
         self._recorder, self._stored = self._open_recorder(self, seen, latents)
         self.resume = min(set(range(self.layout.steps + 1)) - self._recorder.writer.committed_steps)
         self._install()
 
     def _install(self) -> None:
         """Put one hook on every module where something is placed, and nowhere else."""
-        placed = [p for p in (*self.plan.records, *self.plan.edits) if not p.on_latents]
         for expert, dit in self.dits.items():
-            if all(p.place.expert is not None and expert not in p.place.expert for p in placed):
-                continue
             for layer, block in enumerate(self.family.block_list(dit)):
                 for name, site in self.family.sites.items():
-                    here = [p for p in placed if p.site == name and layer in self._chosen[id(p)].layers]
+                    here = [
+                        slot
+                        for slot in self._slots
+                        if slot.placed.site == name and layer in slot.layers and expert in slot.experts
+                    ]
                     if here:
                         module = submodule(block, site.path)
                         self._undo.append(self._hook(module, site.end, name, layer, here).remove)
 
-    def _hook(self, module: torch.nn.Module, end: str, site: str, layer: int, placed: list[Placed]) -> Any:
+    def _hook(self, module: torch.nn.Module, end: str, site: str, layer: int, slots: list[Slot]) -> Any:
         # Closures: VRAM management deep-copies modules, and a bound method would then watch a copy.
-        edits = [p for p in placed if any(p is e for e in self.plan.edits)]
-        records = [p for p in placed if any(p is r for r in self.plan.records)]
-
         def on_output(_: Any, __: Any, output: Any) -> Any:
             if self.now is None:
                 return None
-            new = self._visit(self.now, site, layer, edits, records, _first(output))
+            new = self._visit(self.now, site, layer, slots, _first(output))
             return None if new is None else _put_first(output, new)
 
         def on_input(_: Any, inputs: tuple[Any, ...]) -> Any:
             if self.now is None:
                 return None
-            new = self._visit(self.now, site, layer, edits, records, inputs[0])
+            new = self._visit(self.now, site, layer, slots, inputs[0])
             return None if new is None else (new, *inputs[1:])
 
         if end == "input":
@@ -241,79 +218,63 @@ class Session:
 
     # ---- values
 
-    def _visit(
-        self, call: Call, site: str, layer: int, edits: list[Placed], records: list[Placed], h: Tensor
-    ) -> Tensor | None:
+    def _visit(self, call: Call, site: str, layer: int, slots: list[Slot], h: Tensor) -> Tensor | None:
         """Apply what is placed here to the call's rows of h [row, token, channel]; None where nothing changed."""
         seen, out = call.seen, None
+        if h.shape[1] - seen.prefix != math.prod(seen.grid):
+            raise CaptureError(
+                f"{site} at layer {layer}, {call}: {h.shape[1]} tokens, but the grid {seen.grid} and {seen.prefix} tokens "
+                "before it make another number: this site does not hold the video's tokens; place it elsewhere."
+            )
         for branch, rows in seen.rows.items():
             for sample, row in enumerate(range(*rows.indices(h.shape[0]))):
                 spot = self._spot(site, call.expert, branch, layer, sample)
-                value = h[row, seen.prefix :].unflatten(0, seen.grid)
-                new = self._edited(edits, spot, value)
+                value = h[row, seen.prefix :].view(*seen.grid, h.shape[-1])
+                new = self._apply(slots, spot, value)
                 if new is not value:
                     out = h.clone() if out is None else out
                     out[row, seen.prefix :] = new.flatten(0, 2)
-                self._take(records, spot, new)
         return out
 
     def _spot(self, site: str, expert: str, branch: str | None, layer: int | None, sample: int) -> Spot:
         s = self.step
         return Spot(site, s, self.sigmas[s], self.timesteps[s], self.seed, expert, branch, layer, sample)
 
-    def _applies(self, placed: Placed, spot: Spot) -> bool:
-        chosen = self._chosen[id(placed)]
-        branch = spot.branch is None or spot.branch in chosen.branches
-        return branch and spot.step in chosen.steps and spot.expert in chosen.experts
-
-    def _edited(self, edits: list[Placed], spot: Spot, value: Tensor) -> Tensor:
-        for edit in edits:
-            if not self._applies(edit, spot):
+    def _apply(self, slots: list[Slot], spot: Spot, value: Tensor, edit: bool = True) -> Tensor:
+        """Edit and record a value; the very same tensor where nothing changed."""
+        for slot in slots:
+            if not slot.selects(spot):
                 continue
-            self._mark(edit, spot)
-            new = edit.function(value, spot)
-            if not isinstance(new, Tensor) or new.shape != value.shape or new.dtype != value.dtype:
-                got = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
-                raise PlanError(
-                    f"edit {edit.name} at {spot} returned {got}; the value is {value.dtype} {tuple(value.shape)} "
-                    "[frame, y, x, channel]: return the same shape and type."
-                )
-            value = new if not edit.place.region or new is value else _within(edit, value, new)
+            if slot.is_edit and edit:
+                self._mark(slot, spot)
+                value = _edited(slot.placed, spot, value)
+            # A step that is in the store runs once more only to go on from it.
+            elif not slot.is_edit and self.step >= self.resume:
+                self._mark(slot, spot)
+                self.recorder.take(slot, spot, _sizes(slot, value), slot.placed.function(value))
         return value
 
-    def _take(self, records: list[Placed], spot: Spot, value: Tensor) -> None:
-        if self.step < self.resume:  # this step is in the store; it runs once more only to go on from it
-            return
-        for record in records:
-            if self._applies(record, spot):
-                self._mark(record, spot)
-                grid = dict(zip(("frame", "y", "x", "channel"), value.shape, strict=True))
-                if record.on_latents:
-                    grid = {f"latent_{k}" if k != "frame" else k: v for k, v in grid.items()}
-                self.recorder.take(record, spot, grid, record.function(value))
-
-    def _mark(self, placed: Placed, spot: Spot) -> None:
+    def _mark(self, slot: Slot, spot: Spot) -> None:
         key = (spot.branch, spot.layer, spot.sample)
-        if key in self._fired[id(placed)]:
-            raise CaptureError(f"{placed} fired twice at {spot}: the module runs more than once a call.")
-        self._fired[id(placed)].add(key)
-        self._ever.add(id(placed))
+        fired = self._fired[slot]
+        if key in fired:
+            raise CaptureError(f"{slot.placed} fired twice at {spot}: the module runs more than once a call.")
+        fired.add(key)
+        self._ever.add(slot)
 
     def _at_site(self, site: str, latents: Tensor, edit: bool = True) -> Tensor:
         """Edit and record what stands on the latent grid; the very same tensor where nothing changed."""
-        edits = [p for p in self.plan.edits if p.site == site] if edit else []
-        records = [p for p in self.plan.records if p.site == site]
+        slots = [slot for slot in self._slots if slot.placed.site == site]
         expert, out = next(iter(self._seen.values())).expert, None
         # The first latents of a prompt batch are one row, which the model repeats for every prompt.
         rows = latents.expand(max(self.recorder.samples, latents.shape[0]), *latents.shape[1:])
         for sample, row in enumerate(rows):
             spot = self._spot(site, expert, None, None, sample)
             value = row.permute(1, 2, 3, 0)
-            new = self._edited(edits, spot, value)
+            new = self._apply(slots, spot, value, edit)
             if new is not value:
                 out = rows.clone() if out is None else out
                 out[sample] = new.permute(3, 0, 1, 2)
-            self._take(records, spot, new)
         return latents if out is None else out
 
     def _start_step(self, latents: Tensor) -> Tensor:
@@ -323,7 +284,7 @@ class Session:
 
     def _velocity(self, velocity: Tensor, latents: Tensor) -> Tensor:
         velocity = self._at_site("velocity", velocity)
-        if not any(p.site == "x0" for p in (*self.plan.edits, *self.plan.records)):
+        if not any(slot.placed.site == "x0" for slot in self._slots):
             return velocity
         sigma = self.pipe.scheduler.sigmas[self.step]
         x0 = latents + velocity * (0 - sigma)  # as the scheduler's own last step computes it
@@ -339,20 +300,18 @@ class Session:
                 f"step {self.step}: the branches {missing} never ran; {sorted(self._seen)} did."
             )
         expert = next(iter(self._seen.values())).expert
-        for placed in (*self.plan.records, *self.plan.edits):
-            chosen = self._chosen[id(placed)]
-            if self.step in chosen.steps and expert in chosen.experts:
-                self._audit(placed, chosen, expert)
+        for slot in self._slots:
+            if self.step in slot.steps and expert in slot.experts:
+                self._audit(slot, expert)
         info = {"sigma": self.sigmas[self.step], "timestep": self.timesteps[self.step], "expert": expert}
         self.recorder.end_step(self.step, info)
 
-    def _audit(self, placed: Placed, chosen: Chosen, expert: str) -> None:
+    def _audit(self, slot: Slot, expert: str) -> None:
+        placed = slot.placed
         wanted: set[tuple[Any, ...]] = {(None, None)}
         if not placed.on_latents:
-            wanted = {(b, n) for b in chosen.branches for n in chosen.layers}
-        missing = {(b, n, s) for b, n in wanted for s in range(self.recorder.samples)} - self._fired[
-            id(placed)
-        ]
+            wanted = {(b, n) for b in slot.branches for n in slot.layers}
+        missing = {(b, n, s) for b, n in wanted for s in range(self.recorder.samples)} - self._fired[slot]
         if missing:
             branch, layer, sample = min(missing, key=str)
             path = self.layout.sites.get(placed.site, "")
@@ -366,11 +325,12 @@ class Session:
     def _audit_run(self) -> None:
         if self.step != self.layout.steps:
             raise CaptureError(f"The run ended after {self.step} of {self.layout.steps} steps.")
-        never = [p for p in (*self.plan.records, *self.plan.edits) if id(p) not in self._ever]
+        never = [slot.placed for slot in self._slots if slot not in self._ever]
         if never and self.resume == 0:
             raise CaptureError(
                 f"{never[0]} never fired in this run: no step had its sigma and expert together."
             )
+        self.recorder.end_run(slot for slot in self._slots if not slot.is_edit)
 
 
 def _first(output: Any) -> Tensor:
@@ -379,6 +339,26 @@ def _first(output: Any) -> Tensor:
 
 def _put_first(output: Any, new: Tensor) -> Any:
     return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+def _sizes(slot: Slot, value: Tensor) -> dict[str, int]:
+    """Return the sizes that a value has, by the names that its record's dimensions have in the store."""
+    names = ("frame", "y", "x", "channel")
+    if slot.placed.on_latents:
+        names = tuple(LATENT_DIMS.get(name, name) for name in names)
+    return dict(zip(names, value.shape, strict=True))
+
+
+def _edited(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
+    """Apply an edit, in its region of the grid alone, and check what it returns."""
+    new = edit.function(value, spot)
+    if not isinstance(new, Tensor) or new.shape != value.shape or new.dtype != value.dtype:
+        got = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
+        raise PlanError(
+            f"edit {edit.name} at {spot} returned {got}; the value is {value.dtype} {tuple(value.shape)} "
+            "[frame, y, x, channel]: return the same shape and type."
+        )
+    return new if not edit.place.region or new is value else _within(edit, value, new)
 
 
 def _within(edit: Placed, value: Tensor, new: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from dit_lens.store.coordinates import Coordinate
 from dit_lens.store.journal import Journal
 from dit_lens.store.layout import LAYOUT_VERSION
 from dit_lens.store.manifest import identity_hash, plain
+from dit_lens.store.metadata import Recorded
 
 
 class RunFolder:
@@ -45,6 +46,7 @@ class RunFolder:
         self.arrays: dict[str, dict[str, Any]] = {}
         self._durable = durable
         self._saved = False
+        self._final: dict[str, dict[str, Any]] = {}  # arrays whose metadata changes when the run ends
         self._unsynced: list[str] = []  # metadata that only has to be durable once a commit needs it
         os.makedirs(self.path, exist_ok=True)
         if metadata.load_group(root) is None:
@@ -147,8 +149,23 @@ class RunFolder:
         self._unsynced = []
         return taken
 
+    def set_recorded(self, name: str, recorded: Recorded) -> None:
+        """Say anew what was asked of an array; `finish` writes it.
+
+        Until then the first word stands, so that an interrupted run is taken up with the same declaration.
+        """
+        array = self.arrays[name]
+        variable = metadata.variable_of(name, array)
+        assert variable is not None
+        asked = {"recorded": metadata.recorded_json(variable, recorded)}
+        self._final[name] = array | {"attributes": array["attributes"] | asked}
+
     def finish(self, status: str, nan: Mapping[str, int], inf: Mapping[str, int]) -> None:
         """Write the final attributes, durably."""
+        for name, array in self._final.items():
+            path = os.path.join(self.path, name, "zarr.json")
+            files.write_file(path, metadata.array_bytes(array), self._durable)
+            self.arrays[name] = array
         self.attrs |= {"status": status, "ended": _now(), "nan": dict(nan), "inf": dict(inf)}
         data = metadata.group_bytes(self.attrs, self.arrays)
         files.write_file(os.path.join(self.path, "zarr.json"), data, self._durable)

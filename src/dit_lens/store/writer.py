@@ -152,6 +152,21 @@ class RunWriter:
         path = os.path.join(self._folder.path, name, chunk)
         self._worker.submit(partial(self._committer.write_plain, path, data), len(data), f"coordinate {name}")
 
+    def set_recorded(self, name: str, recorded: Recorded) -> None:
+        """Say anew what was asked of a variable, where that is known only in the end; `close` writes it.
+
+        Args:
+            name: A variable of the run.
+            recorded: As in `declare`.
+
+        Raises:
+            StoreError: If the run has no such variable, or has not those positions.
+        """
+        self._check_open()
+        if "commit_unit" not in self._folder.arrays.get(name, {}).get("attributes", {}):
+            raise StoreError(f"{self.path} has no variable {name!r}; declare it first")
+        self._folder.set_recorded(name, recorded)
+
     def commit_step(self, step: int, info: Mapping[str, Any] | None = None) -> None:
         """Make a step exist: once all of it is on disk, its lines go into the journal. Returns before that.
 
