@@ -3,9 +3,9 @@
     python benchmarks/capture_overhead.py [--rounds 7] [--steps 20] [--out benchmarks/capture_overhead.json]
 
 Arms: the bare pipeline; the official-style hook (`.detach().cpu().float()` of every block, kept in memory);
-nnsight's cache of every block; ours: energy of all layers into a store; full states of all layers into a
-store. Each round runs all arms in a shuffled order, in a process of its own for the memory (`--arm`), in
-one process for the times.
+a plain hook that keeps the energy alone, without labels; nnsight's cache of every block; ours: energy of all
+layers into a store; full states of all layers into a store. Each round runs all arms in a shuffled order, in
+one process for the times, in a process of its own for the memory (`--arm`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Options:
     """Over 1, so that both branches run."""
     threads: int = 0
     """Torch threads; its default unless given."""
+    store: Path = Path("runs/bench")
+    """Folder that stores are made in, and which is removed in the end."""
     arm: str | None = None
     """Run one arm once, and print how much memory it took (used by the benchmark itself)."""
     out: Path | None = None
@@ -59,6 +61,7 @@ class Arms:
         self.arms: dict[str, Callable[[], Any]] = {
             "bare": self.bare,
             "official-style hook": self.official,
+            "plain hook: energy": self.plain_energy,
             "nnsight cache": self.nnsight_cache,
             "ours: energy": lambda: self.ours([dl.energy]),
             "ours: full states": lambda: self.ours([dl.hidden]),
@@ -82,6 +85,19 @@ class Arms:
             for handle in handles:
                 handle.remove()
 
+    def plain_energy(self) -> Any:
+        """A hook that computes the energy of every block's tokens, and keeps it in memory without labels."""
+        kept: list[Any] = []
+        handles = [
+            b.register_forward_hook(lambda _, __, output: kept.append(output.norm(dim=-1).cpu()))
+            for b in self.lens.pipe.dit.blocks
+        ]
+        try:
+            return self.bare(), kept
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def nnsight_cache(self) -> Any:
         """Nnsight's own cache of every block's output."""
         from nnsight import NNsight
@@ -96,19 +112,16 @@ class Arms:
         return cache
 
     def ours(self, record: list[Any]) -> Any:
-        """A traced run into a store."""
-        store = tempfile.mkdtemp(prefix="bench_")
-        try:
-            return self.lens.run(
-                self.sample,
-                0,
-                record=record,
-                steps=self.options.steps,
-                cfg_scale=self.options.cfg_scale,
-                store=store,
-            )
-        finally:
-            shutil.rmtree(store)
+        """A traced run into a store, on the disk where a user's would be."""
+        self.options.store.mkdir(parents=True, exist_ok=True)
+        return self.lens.run(
+            self.sample,
+            0,
+            record=record,
+            steps=self.options.steps,
+            cfg_scale=self.options.cfg_scale,
+            store=tempfile.mkdtemp(dir=self.options.store),
+        )
 
 
 def growth(work: Callable[[], Any]) -> float:
@@ -155,6 +168,14 @@ def main(options: Options) -> None:
         arms.bare()
         print(growth(arms.arms[options.arm]))
         return
+    try:
+        report(options, measure(options, arms))
+    finally:
+        shutil.rmtree(options.store, ignore_errors=True)
+
+
+def measure(options: Options, arms: Arms) -> dict[str, dict[str, float]]:
+    """Time all arms in a shuffled order, round after round; return a row of figures for each."""
     for work in arms.arms.values():
         work()  # not counted
     seconds: dict[str, list[float]] = {name: [] for name in arms.arms}
@@ -175,6 +196,11 @@ def main(options: Options) -> None:
             "ratio_max": ratios[-1],
             "growth_MB": peak(options, name),
         }
+    return rows
+
+
+def report(options: Options, rows: dict[str, dict[str, float]]) -> None:
+    """Print the rows as a table, and write them as JSON."""
     print("| arm | median s | ratio | min | max | memory MB |\n|---|---|---|---|---|---|")
     for name, r in rows.items():
         ratios = f"{r['ratio_median']:.3f} | {r['ratio_min']:.3f} | {r['ratio_max']:.3f}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.coords import Spot
+from dit_lens.coords import LATENT_DIMS, Spot
 from dit_lens.errors import CaptureError
 from dit_lens.plan import Layout
 from dit_lens.slot import Slot
@@ -33,12 +33,14 @@ class Sink:
         variable: the array in the store.
         shape: of every value.
         dtype: of every value, where it is kept without loss; None where it becomes float32.
+        is_state: whether each value is a unit of its own.
         buffer: what was gathered of the running step, on the model's device; NaN where nothing was asked for.
     """
 
     variable: Variable
     shape: torch.Size
     dtype: torch.dtype | None
+    is_state: bool
     buffer: Tensor | None = None
 
     def gather(self, index: tuple[int, ...], value: Tensor) -> None:
@@ -78,19 +80,19 @@ class Recorder:
         self._sinks: dict[Slot, Sink] = {}
         self._arriving: deque[Arriving] = deque()
 
-    def take(self, slot: Slot, spot: Spot, grid: Mapping[str, int], value: Any) -> None:
+    def take(self, slot: Slot, spot: Spot, read: Tensor, value: Any) -> None:
         """Take what a record returned at a spot.
 
         Args:
             slot: the record.
             spot: where it read.
-            grid: sizes there, by the dimension names of the record's variable.
+            read: what it was given, [frame, y, x, channel].
             value: what it returned.
 
         Raises:
             CaptureError: it is not a tensor, or not of the dimensions that the record declares.
         """
-        sink = self._sinks.get(slot) or self._open(slot, spot, grid, value)
+        sink = self._sinks.get(slot) or self._open(slot, spot, read, value)
         if (
             not isinstance(value, Tensor)
             or value.shape != sink.shape
@@ -101,9 +103,9 @@ class Recorder:
         index: tuple[int, ...] = ()
         if spot.branch is not None and spot.layer is not None:
             index = (self.layout.branches.index(spot.branch), spot.layer)
-        if slot.placed.is_state and self.samples == 1:
+        if sink.is_state and self.samples == 1:
             self._send(sink.variable.name, (spot.step, *index), value)
-        elif slot.placed.is_state:
+        elif sink.is_state:
             self._gather_rows(sink, spot, index, value)
         else:
             sink.gather((spot.sample, *index) if self.samples > 1 else index, value)
@@ -129,7 +131,7 @@ class Recorder:
 
     # ---- what a record writes
 
-    def _open(self, slot: Slot, spot: Spot, grid: Mapping[str, int], value: Any) -> Sink:
+    def _open(self, slot: Slot, spot: Spot, read: Tensor, value: Any) -> Sink:
         """Check a record's first value, and declare its array."""
         record, dims = slot.placed, slot.placed.kept
         if not isinstance(value, Tensor) or value.ndim != len(dims):
@@ -137,6 +139,9 @@ class Recorder:
                 f"record {record.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
                 "return a tensor of those."
             )
+        grid = dict(zip(("frame", "y", "x", "channel"), read.shape, strict=True))
+        if record.on_latents:
+            grid = {LATENT_DIMS.get(dim, dim): size for dim, size in grid.items()}
         for dim, size in zip(dims, value.shape, strict=True):
             if dim in grid and size != grid[dim]:
                 raise CaptureError(
@@ -144,7 +149,7 @@ class Recorder:
                     f"keep {dim} whole, or declare another dimension with @dl.keeps."
                 )
         dtype = value.dtype if record.is_lossless else None
-        sink = Sink(self._variable(slot, value, dtype), value.shape, dtype)
+        sink = Sink(self._variable(slot, value, dtype), value.shape, dtype, record.is_state)
         self.writer.declare(sink.variable, self._asked(slot))
         self._sinks[slot] = sink
         return sink

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.capture import Recorder
-from dit_lens.coords import LATENT_DIMS, Spot, positions
+from dit_lens.coords import Spot, positions
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.base import Family, Seen, submodule
 from dit_lens.plan import Layout, Placed, Plan
@@ -142,6 +142,7 @@ class Session:
                 self._end_step()
         self._latents = None
         self._seen = {}
+        self._ever |= self._fired.keys()
         self._fired.clear()
         self.step += 1
         return out
@@ -251,7 +252,7 @@ class Session:
             # A step that is in the store runs once more only to go on from it.
             elif not slot.is_edit and self.step >= self.resume:
                 self._mark(slot, spot)
-                self.recorder.take(slot, spot, _sizes(slot, value), slot.placed.function(value))
+                self.recorder.take(slot, spot, value, slot.placed.function(value))
         return value
 
     def _mark(self, slot: Slot, spot: Spot) -> None:
@@ -260,7 +261,6 @@ class Session:
         if key in fired:
             raise CaptureError(f"{slot.placed} fired twice at {spot}: the module runs more than once a call.")
         fired.add(key)
-        self._ever.add(slot)
 
     def _at_site(self, site: str, latents: Tensor, edit: bool = True) -> Tensor:
         """Edit and record what stands on the latent grid; the very same tensor where nothing changed."""
@@ -339,14 +339,6 @@ def _first(output: Any) -> Tensor:
 
 def _put_first(output: Any, new: Tensor) -> Any:
     return (new, *output[1:]) if isinstance(output, tuple) else new
-
-
-def _sizes(slot: Slot, value: Tensor) -> dict[str, int]:
-    """Return the sizes that a value has, by the names that its record's dimensions have in the store."""
-    names = ("frame", "y", "x", "channel")
-    if slot.placed.on_latents:
-        names = tuple(LATENT_DIMS.get(name, name) for name in names)
-    return dict(zip(names, value.shape, strict=True))
 
 
 def _edited(edit: Placed, spot: Spot, value: Tensor) -> Tensor:

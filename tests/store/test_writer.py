@@ -180,7 +180,7 @@ def test_a_coordinate_must_be_numbers_or_labels(kit, bad):
 
 def test_a_disk_that_fails_is_named(kit):
     writer = kit.make_writer(kit.root)
-    (writer.path / "energy" / "c.1.0.0.0.0.0.partial").mkdir()
+    (writer.path / "energy" / "c.1.0.0.0.0.0.partial").mkdir(parents=True)
     kit.write_step(writer, 0)
     writer.write("energy", {"step": 1}, np.zeros((2, 3, 2, 3, 4), "f4"))
     with pytest.raises(StoreError, match=r"energy at \{'step': 1\}: IsADirectoryError"):

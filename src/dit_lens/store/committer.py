@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from dit_lens.store.bfloat16 import survey, to_float16
 from dit_lens.store.journal import Entry, Journal, UnitKey, unit_line
 from dit_lens.store.layout import Variable
 from dit_lens.store.shard import compressed_buffers, raw_buffers
+
+_TOGETHER = 0.5
+"""Seconds that a commit may be put off, so that a wait for the disk serves the steps of a fast model together."""
 
 
 class _Written(NamedTuple):
@@ -38,6 +42,9 @@ class Committer:
     def __init__(self, folder: str, journal: Journal, durable: bool) -> None:
         self._folder, self._journal, self._durable = folder, journal, durable
         self._pending: list[_Written] = []
+        self._asked: dict[int, dict[str, Any]] = {}  # steps to commit, in order
+        self._unsynced: set[str] = set()  # metadata that is not durable yet
+        self._since: float | None = None  # when the first of them was asked for
 
     def write_unit(self, variable: Variable, key: tuple[int, ...], values: np.ndarray) -> None:
         """Write one unit's file, counting NaN and Inf and taking the crc32c of its values on the way."""
@@ -60,30 +67,50 @@ class Committer:
         files.write_partial(path, [data])
         self._pending.append(_Written(path, None))
 
-    def commit(self, step: int | None, info: dict[str, Any], unsynced: list[str]) -> None:
-        """Make the units of a step exist, and those of no step; only the latter if `step` is None.
+    def write_metadata(self, changed: list[tuple[str, bytes]]) -> None:
+        """Write metadata files, which units rest on: the next commit makes them durable."""
+        for path, data in changed:
+            folder = os.path.dirname(path)
+            os.makedirs(folder, exist_ok=True)
+            files.write_file(path, data, durable=False)
+            if self._durable:
+                self._unsynced |= {path, folder, self._folder, os.path.dirname(self._folder)}
+
+    def commit(self, step: int, info: dict[str, Any]) -> None:
+        """Ask for a step to exist. `settle` does it, for several steps at once where they come fast.
 
         Args:
             step: The step.
             info: What else its journal line says.
-            unsynced: Files and folders on which the units rest, and which are not durable yet.
         """
-        files.sync_files(unsynced)
-        ready = [written for written in self._pending if written.step in (None, step)]
+        self._asked[step] = info
+        self._since = self._since or time.monotonic()
+
+    def due(self) -> float | None:
+        """Return in how many seconds `settle` is to be called; None where no commit was asked for."""
+        return None if self._since is None else max(0.0, self._since + _TOGETHER - time.monotonic())
+
+    def settle(self) -> None:
+        """Make the units of the steps asked for exist, and those of no step."""
+        files.sync_files(sorted(self._unsynced))
+        ready = [w for w in self._pending if w.step is None or w.step in self._asked]
         files.publish(list(dict.fromkeys(written.path for written in ready)), self._durable)
-        self._pending = [written for written in self._pending if written.step not in (None, step)]
-        lines = [] if step is None else [{"step": step, **info}]
+        self._pending = [w for w in self._pending if not (w.step is None or w.step in self._asked)]
+        lines: list[dict[str, Any]] = []
         units: dict[UnitKey, Entry] = {}
-        for written in ready:
-            if (variable := written.variable) and written.entry:
-                at = dict(zip(variable.unit_dims, written.key, strict=True))
-                lines.insert(len(units), unit_line(variable.name, at, written.entry))
-                units[variable.name, written.key] = written.entry
+        for step in (None, *self._asked):
+            for written in ready:
+                if written.step == step and (variable := written.variable) and written.entry:
+                    at = dict(zip(variable.unit_dims, written.key, strict=True))
+                    lines.append(unit_line(variable.name, at, written.entry))
+                    units[variable.name, written.key] = written.entry
+            if step is not None:
+                lines.append({"step": step, **self._asked[step]})
         if lines:
             self._journal.append(lines)
         self._journal.ledger.units.update(units)
-        if step is not None:
-            self._journal.ledger.steps[step] = info
+        self._journal.ledger.steps.update(self._asked)
+        self._asked, self._unsynced, self._since = {}, set(), None
 
     def discard(self) -> None:
         """Remove what was written and not committed."""

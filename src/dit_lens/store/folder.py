@@ -44,20 +44,18 @@ class RunFolder:
         self.path = str(Path(root) / name)
         self.attrs = _new_attrs(manifest, coords)
         self.arrays: dict[str, dict[str, Any]] = {}
-        self._durable = durable
         self._saved = False
         self._final: dict[str, dict[str, Any]] = {}  # arrays whose metadata changes when the run ends
-        self._unsynced: list[str] = []  # metadata that only has to be durable once a commit needs it
+        self._files: list[tuple[str, bytes]] = []  # to be written
         os.makedirs(self.path, exist_ok=True)
         if metadata.load_group(root) is None:
-            _make_store(str(root), durable)
+            _make_store(str(root))
         self.journal = Journal(self.path, durable)
         try:
             self._resume()
             self.journal.begin()
             for coord in coords.values():
                 self._add_coord(coord)
-            self.save()
         except BaseException:
             self.journal.close()
             raise
@@ -88,8 +86,7 @@ class RunFolder:
         self.declare(coord.name, coord.to_json())
         if known is None:
             chunk, data = coord.chunk()
-            files.write_file(path := os.path.join(self.path, coord.name, chunk), data, durable=False)
-            self._unsynced.append(path)
+            self._files.append((os.path.join(self.path, coord.name, chunk), data))
 
     def declare(self, name: str, array: dict[str, Any]) -> None:
         """Add an array; one that is there already must be the same.
@@ -97,21 +94,17 @@ class RunFolder:
         Raises:
             StoreError: If it differs, or its size along a dimension is not that of the run's other arrays.
         """
-        array = json.loads(metadata.array_bytes(array))
         if known := self.arrays.get(name):
-            if known != array:
+            array = json.loads(metadata.array_bytes(array))
+            if json.loads(metadata.array_bytes(known)) != array:
                 raise StoreError(
                     f"{name} of {self.path} is declared already, and differs in {_difference(known, array)}; "
                     "give the second record another name"
                 )
             return
         self._check_sizes(name, array)
-        os.makedirs(folder := os.path.join(self.path, name), exist_ok=True)
-        files.write_file(
-            path := os.path.join(folder, "zarr.json"), metadata.array_bytes(array), durable=False
-        )
+        self._files.append((os.path.join(self.path, name, "zarr.json"), metadata.array_bytes(array)))
         self.arrays[name] = array
-        self._unsynced += [path, folder]
         self._saved = False
 
     def _check_sizes(self, name: str, array: Mapping[str, Any]) -> None:
@@ -131,22 +124,13 @@ class RunFolder:
                 return array["shape"][array["dimension_names"].index(dim)]
         return 0
 
-    def save(self) -> None:
-        """Write the group's `zarr.json` with all that is declared, if anything changed since."""
+    def take_files(self) -> list[tuple[str, bytes]]:
+        """Return the metadata files that are to be written before anything else, once: path and bytes."""
         if not self._saved:
             data = metadata.group_bytes(self.attrs, self.arrays)
-            files.write_file(path := os.path.join(self.path, "zarr.json"), data, durable=False)
-            self._unsynced.append(path)
+            self._files.append((os.path.join(self.path, "zarr.json"), data))
             self._saved = True
-
-    def take_unsynced(self) -> list[str]:
-        """Return the files and folders that have to be made durable before the next commit, once."""
-        taken = (
-            [*self._unsynced, self.path, os.path.dirname(self.path)]
-            if self._unsynced and self._durable
-            else []
-        )
-        self._unsynced = []
+        taken, self._files = self._files, []
         return taken
 
     def set_recorded(self, name: str, recorded: Recorded) -> None:
@@ -161,20 +145,19 @@ class RunFolder:
         self._final[name] = array | {"attributes": array["attributes"] | asked}
 
     def finish(self, status: str, nan: Mapping[str, int], inf: Mapping[str, int]) -> None:
-        """Write the final attributes, durably."""
+        """Write the final attributes. Not waiting for the disk: all that they speak of is there."""
         for name, array in self._final.items():
-            path = os.path.join(self.path, name, "zarr.json")
-            files.write_file(path, metadata.array_bytes(array), self._durable)
+            files.write_file(os.path.join(self.path, name, "zarr.json"), metadata.array_bytes(array), False)
             self.arrays[name] = array
         self.attrs |= {"status": status, "ended": _now(), "nan": dict(nan), "inf": dict(inf)}
         data = metadata.group_bytes(self.attrs, self.arrays)
-        files.write_file(os.path.join(self.path, "zarr.json"), data, self._durable)
+        files.write_file(os.path.join(self.path, "zarr.json"), data, durable=False)
 
 
-def _make_store(root: str, durable: bool) -> None:
+def _make_store(root: str) -> None:
     # Several writers may do this at once, so each has a file of its own to rename.
     mine, data = os.path.join(root, f"zarr.json.{uuid.uuid4().hex}"), metadata.group_bytes({}, None)
-    files.write_file(mine, data, durable)
+    files.write_file(mine, data, durable=False)
     os.replace(mine, os.path.join(root, "zarr.json"))
 
 

@@ -143,17 +143,21 @@ class Journal:
         """Cut the journal back to its last commit, and say who writes from here on."""
         os.ftruncate(self._fd, self.ledger.end)
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        self.append([{"session": {"pid": os.getpid(), "host": socket.gethostname(), "time": time}}])
+        session = {"pid": os.getpid(), "host": socket.gethostname(), "time": time}
+        self._write([{"session": session}])  # durable with the first commit
 
     def append(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines in one write, and return when they are on disk."""
+        self._write(lines)
+        if self._durable:
+            os.fsync(self._fd)
+
+    def _write(self, lines: Iterable[dict[str, Any]]) -> None:
         text = "".join(
             json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines
         ).encode()
         while text:
             text = text[os.write(self._fd, text) :]
-        if self._durable:
-            os.fsync(self._fd)
 
     def close(self) -> None:
         """Let go of the lock. Calling it again does nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -68,11 +69,12 @@ class RunWriter:
         self._committer = Committer(
             self._folder.path, self._folder.journal, durable
         )  # used by the worker only
-        self._worker = Worker(_QUEUE_BYTES)
+        self._worker = Worker(_QUEUE_BYTES, self._committer.settle, self._committer.due)
         self._variables: dict[str, Variable] = {}
         self._open: set[UnitKey] = set()  # units given since the last commit
         self._given = set(self._ledger.steps)  # steps whose commit was asked for
         self._closed = False
+        self._save()
 
     @property
     def path(self) -> Path:
@@ -127,8 +129,9 @@ class RunWriter:
             raise StoreError(
                 f"{label} was written before; a unit is written once, before its step is committed"
             )
-        self._folder.save()
-        self._worker.submit(partial(self._committer.write_unit, variable, key, values), values.nbytes, label)
+        self._save()
+        task = partial(self._committer.write_unit, variable, key, values)
+        self._worker.submit(task, values.nbytes, label, wake=False)
         self._open.add((name, key))
 
     def set_coord(self, name: str, values: Any) -> None:
@@ -148,9 +151,12 @@ class RunWriter:
                 f"coordinate {name} of {self.path} is {known['data_type']} of shape {known['shape']}, "
                 f"its new values are {now['data_type']} of shape {now['shape']}; give as many of that kind"
             )
+        self._save()
         chunk, data = coord.chunk()
         path = os.path.join(self._folder.path, name, chunk)
-        self._worker.submit(partial(self._committer.write_plain, path, data), len(data), f"coordinate {name}")
+        self._worker.submit(
+            partial(self._committer.write_plain, path, data), len(data), f"coordinate {name}", wake=False
+        )
 
     def set_recorded(self, name: str, recorded: Recorded) -> None:
         """Say anew what was asked of a variable, where that is known only in the end; `close` writes it.
@@ -185,24 +191,28 @@ class RunWriter:
             raise StoreError(
                 f"step {step} of {self.path} is committed already; on resume, skip committed_steps"
             )
-        self._submit_commit(int(step), plain(dict(info or {}), "info"))
+        self._save()
+        task = partial(self._committer.commit, int(step), plain(dict(info or {}), "info"))
+        self._worker.submit(task, 0, f"commit of step {step}")
         self._given.add(int(step))
         self._open = {unit for unit in self._open if unit[1] and unit[1][0] != step}
 
-    def _submit_commit(self, step: int | None, info: dict[str, Any]) -> None:
-        self._folder.save()
-        unsynced = self._folder.take_unsynced()
-        self._worker.submit(
-            partial(self._committer.commit, step, info, unsynced), 0, f"commit of step {step}"
-        )
-
     def flush(self) -> None:
-        """Return when all that was given so far is done.
+        """Return when all that was given so far is written, and committed where that was asked for.
 
         Raises:
             StoreError: If some of it could not be written.
         """
         self._check_open()
+        self._finish()
+
+    def _save(self) -> None:
+        if changed := self._folder.take_files():
+            self._worker.submit(partial(self._committer.write_metadata, changed), 0, "metadata", wake=False)
+
+    def _finish(self) -> None:
+        self._save()
+        self._worker.submit(self._committer.settle, 0, "commit")
         self._worker.join()
 
     def close(self, status: str = "complete") -> None:
@@ -220,8 +230,7 @@ class RunWriter:
                 raise StoreError(
                     f"{self.path}: units of steps {lost} were written; call commit_step for them"
                 )
-            self._submit_commit(None, {})
-            self._worker.join()
+            self._finish()
             self._folder.finish(status, self._ledger.totals("nan"), self._ledger.totals("inf"))
         finally:
             self.abort()
@@ -231,6 +240,8 @@ class RunWriter:
         if self._closed:
             return
         self._closed = True
+        with suppress(StoreError):  # it was raised by the call that it kept from working
+            self._finish()
         self._worker.stop()
         self._committer.discard()
         self._folder.journal.close()
