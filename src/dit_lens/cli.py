@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from dit_lens.errors import DitLensError
+from dit_lens.errors import DitLensError, StoreError
 
 SCENES = {"maze": 1_000_044}
 """Scenes that the demo shows where it is not the first: picked because x0 holds several paths there at first."""
@@ -65,7 +65,10 @@ def info(store: Annotated[Path, tyro.conf.Positional]) -> None:
     from dit_lens.store import find_runs, status
     from dit_lens.units import human
 
-    for path in find_runs(store):
+    paths = list(find_runs(store))
+    if not paths:
+        raise StoreError(f"{store}: no run is there; give a store, a folder of stores, or one run.")
+    for path in paths:
         found = status(path)
         size = sum(found.bytes.values())
         print(f"{path}: {found.status}, {len(found.committed_steps)} steps, {human(size)}")

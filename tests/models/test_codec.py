@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from dit_lens import tasks
+from dit_lens.errors import TaskError
 from dit_lens.models.codec import LinearCodec
 from dit_lens.models.organism import LATENT_CHANNELS, WEIGHTS
 
@@ -93,3 +94,9 @@ def test_it_has_what_the_pipeline_asks_of_a_vae():
     assert (codec.upsampling_factor, codec.z_dim, codec.model.z_dim) == (8, 5, 5)
     assert not list(codec.parameters())
     assert {k.partition("_")[0] for k in codec.state_dict()} == {"first", "rest"}
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 12, 64, 64), (1, 3, 13, 60, 64)])
+def test_a_size_that_it_does_not_take_is_named(codec, shape):
+    with pytest.raises(TaskError, match=f"{shape[2]} frames of {shape[3]} x 64"):
+        codec.encode(torch.zeros(shape))

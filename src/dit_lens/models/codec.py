@@ -15,6 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from dit_lens.errors import TaskError
+
 SPACE, TIME = 8, 4
 
 
@@ -40,8 +42,17 @@ class LinearCodec(nn.Module):
 
         Returns:
             [batch, channel, frame, latent_y, latent_x], with 1 + (time - 1) / 4 frames.
+
+        Raises:
+            TaskError: time is not 4k + 1, or a side not a multiple of 8.
         """
         video = torch.stack([v.to(device or v.device) for v in videos])
+        time, height, width = video.shape[2:]
+        if (time - 1) % TIME or height % SPACE or width % SPACE:
+            raise TaskError(
+                f"The organism's codec takes 4k + 1 frames of sides that are multiples of 8; these are {time} frames of "
+                f"{height} x {width}: cut or pad them."
+            )
         split = "b c (f t) (y p) (x q) -> b f y x (t p q c)"
         first = rearrange(video[:, :, :1], split, t=1, p=SPACE, q=SPACE)
         rest = rearrange(video[:, :, 1:], split, t=TIME, p=SPACE, q=SPACE)

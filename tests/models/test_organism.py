@@ -1,0 +1,48 @@
+"""The organism that ships: the real classes, real weights, and answers that are right."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+import dit_lens as dl
+from dit_lens.models import organism
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return dl.load("organism")
+
+
+def test_it_is_diffsynths_own_classes_with_the_weights_that_the_manifest_names(shipped):
+    assert type(shipped.pipe).__module__ == "diffsynth.pipelines.wan_video"
+    assert type(shipped.pipe.dit).__module__ == "diffsynth.models.wan_video_dit"
+    assert shipped.info["weights"] == hashlib.sha256(organism.WEIGHTS.read_bytes()).hexdigest()[:16]
+    assert organism.WEIGHTS.stat().st_size < 20e6
+
+
+def test_it_circles_what_it_is_asked_to(shipped):
+    solved = [
+        dl.tasks.circle(seed).score(shipped.run(dl.tasks.circle(seed), steps=8).video).solved
+        for seed in range(1_000_000, 1_000_006)
+    ]
+    assert sum(solved) >= 5
+
+
+def test_the_last_x0_is_the_video(shipped):
+    run = shipped.run(dl.tasks.choose(1_000_000), steps=4, record=[dl.x0])
+    assert np.array_equal(shipped.decode(run["x0"].isel(step=-1)), run.video)
+
+
+def test_missing_weights_and_unknown_names_are_named(tmp_path):
+    with pytest.raises(dl.DitLensError, match=r"none\.safetensors.*training/train\.py"):
+        organism.pipeline(tmp_path / "none.safetensors")
+    with pytest.raises(dl.DitLensError, match="'wan9'"):
+        dl.load("wan9")
+
+
+def test_untrained_it_has_the_same_shapes():
+    pipe = organism.pipeline(None, dtype=torch.bfloat16)
+    assert pipe.dit.patch_embedding.weight.dtype == torch.bfloat16
+    assert len(pipe.dit.blocks) == organism.CONFIG["num_layers"]
