@@ -24,7 +24,16 @@ _FROM = {
     "dit_lens.records": (
         *("channel_mean", "channel_variance", "energy", "hidden", "keeps", "latents", "velocity", "x0"),
     ),
-    "dit_lens.edits": ("add_noise", "patch", "replace", "scale", "zero"),
+    "dit_lens.edits": (
+        "ablate",
+        "add_noise",
+        "mean_over_seeds",
+        "patch",
+        "replace",
+        "scale",
+        "steer",
+        "zero",
+    ),
     "dit_lens.functions": ("options",),
     "dit_lens.plan": ("Plan",),
     "dit_lens.lens": ("Lens",),
@@ -41,7 +50,7 @@ __all__ = sorted([*_HOME, *_ROOMS])
 if TYPE_CHECKING:
     from dit_lens import analysis, plot, store, tasks
     from dit_lens.coords import At, Spot, at
-    from dit_lens.edits import add_noise, patch, replace, scale, zero
+    from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, steer, zero
     from dit_lens.errors import CaptureError, DitLensError, PlanError, StoreError, TaskError
     from dit_lens.functions import options
     from dit_lens.lens import Lens

@@ -112,6 +112,59 @@ def patch(h: Tensor, at: Spot, *, source: Any) -> Tensor:
     return new
 
 
+@options
+def steer(h: Tensor, at: Spot, *, direction: Any, scale: float = 1.0) -> Tensor:
+    """Add `scale` times a direction [channel] to every token.
+
+    Raises:
+        PlanError: the direction has not as many channels as the value.
+    """
+    new = torch.as_tensor(_values(direction)).to(h)
+    if new.shape != h.shape[-1:]:
+        raise PlanError(
+            f"steer at {at}: the direction has shape {tuple(new.shape)}, the value {h.shape[-1]} channels."
+        )
+    return h + scale * new
+
+
+@options
+def ablate(h: Tensor, at: Spot, *, to: str = "mean", seed: int = 0) -> Tensor:
+    """Take from every token what tells it from the others, and keep what they share.
+
+    Args:
+        h: [frame, y, x, channel].
+        at: the place.
+        to: "mean", every token becomes the mean token; "zero"; or "resample", every token becomes another
+            one of the same value, drawn without replacement (channels keep their distribution, place is lost).
+        seed: of the drawing.
+
+    Raises:
+        PlanError: `to` is none of these.
+    """
+    if to == "zero":
+        return torch.zeros_like(h)
+    if to == "mean":
+        return h.float().mean((0, 1, 2)).to(h.dtype).expand_as(h).clone()
+    if to == "resample":
+        order = torch.randperm(h[..., 0].numel(), generator=_generator(at, "resample", seed))
+        return h.flatten(0, 2)[order.to(h.device)].unflatten(0, h.shape[:3])
+    raise PlanError(f"ablate(to={to!r}): it is 'mean', 'zero' or 'resample'.")
+
+
+@options
+def mean_over_seeds(h: Tensor, at: Spot) -> Tensor:
+    """Replace the value of every seed by their mean: h is [seed, frame, y, x, channel]. For `lens.batch`.
+
+    The training-free ensemble of arXiv 2603.16870. Where all seeds agree already, nothing changes, bit for bit.
+    """
+    if bool((h == h[:1]).all()):
+        return h
+    return h.mean(0, keepdim=True, dtype=torch.promote_types(h.dtype, torch.float32)).to(h.dtype).expand_as(h)
+
+
+mean_over_seeds.function.over_seeds = True  # type: ignore[attr-defined]
+
+
 def _values(value: Any) -> Any:
     """Return what torch can read of a number, a tensor, an array or a DataArray."""
     if isinstance(value, Tensor | int | float):
@@ -121,4 +174,15 @@ def _values(value: Any) -> Any:
     return np.array(value)  # a copy: arrays read from a store may not be writable
 
 
-__all__ = ["Configured", "Edit", "add_noise", "patch", "replace", "scale", "zero"]
+__all__ = [
+    "Configured",
+    "Edit",
+    "ablate",
+    "add_noise",
+    "mean_over_seeds",
+    "patch",
+    "replace",
+    "scale",
+    "steer",
+    "zero",
+]

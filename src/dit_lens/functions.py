@@ -34,7 +34,7 @@ class Configured:
         return self.function(*args, **self.options)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("dims", "site", "units", "long_name"):  # what `keeps` declares
+        if name in ("dims", "site", "units", "long_name", "over_seeds"):  # what is declared of the function
             return getattr(self.function, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from dit_lens.tasks.sample import Sample, as_frames
 if TYPE_CHECKING:
     import xarray as xr
 
+    from dit_lens.batch import Batch
     from dit_lens.trace import Trace
 
 RecordEntries = Iterable[Entry] | Callable[..., Any]
@@ -111,6 +112,23 @@ class Lens:
         from dit_lens.trace import open_trace
 
         return open_trace(self, sample, seed, **options)
+
+    def batch(
+        self,
+        pairs: Sequence[tuple[Sample, int]],
+        steps: int | None = None,
+        cfg_scale: float | None = None,
+        at_once: int = 64,
+        **arguments: Any,
+    ) -> Batch:
+        """Prepare (sample, seed) pairs to go through the model together, step by step; see `Batch`.
+
+        Raises:
+            PlanError: the family does not say how to batch, or the samples do not fit together.
+        """
+        from dit_lens.batch import Batch
+
+        return Batch(self, pairs, steps, cfg_scale, at_once, **arguments)
 
     def decode(self, latents: xr.DataArray | Tensor) -> np.ndarray:
         """Decode latents to frames.

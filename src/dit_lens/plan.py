@@ -175,12 +175,19 @@ class Plan:
         """Return the plan with one more edit."""
         return Plan(self.records, (*self.edits, Placed(function, place or at())))
 
-    def check(self, layout: Layout) -> None:
+    def check(self, layout: Layout, over_seeds: bool = False) -> None:
         """Refuse what cannot be carried out on this model.
+
+        Args:
+            layout: coordinates of the run.
+            over_seeds: whether several seeds are seen together, as in a batch.
 
         Raises:
             PlanError: the first such thing, with its remedy.
         """
+        for edit in self.edits:
+            if getattr(edit.function, "over_seeds", False) and not over_seeds:
+                raise PlanError(f"edit {edit}: it sees several seeds together; run them with lens.batch.")
         for kind, items in (("record", self.records), ("edit", self.edits)):
             for item in items:
                 item.check(layout, kind)

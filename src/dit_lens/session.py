@@ -248,7 +248,7 @@ class Session:
                 continue
             if slot.is_edit and edit:
                 self._mark(slot, spot)
-                value = _edited(slot.placed, spot, value)
+                value = apply_edit(slot.placed, spot, value)
             # A step that is in the store runs once more only to go on from it.
             elif not slot.is_edit and self.step >= self.resume:
                 self._mark(slot, spot)
@@ -341,8 +341,12 @@ def _put_first(output: Any, new: Tensor) -> Any:
     return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
-def _edited(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
-    """Apply an edit, in its region of the grid alone, and check what it returns."""
+def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
+    """Apply an edit, in its region of the grid alone, and check what it returns.
+
+    Raises:
+        PlanError: it returned another shape or type.
+    """
     new = edit.function(value, spot)
     if not isinstance(new, Tensor) or new.shape != value.shape or new.dtype != value.dtype:
         got = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
@@ -364,4 +368,4 @@ def _within(edit: Placed, value: Tensor, new: Tensor) -> Tensor:
     return torch.where(mask[..., None], new, value)
 
 
-__all__ = ["Call", "Session"]
+__all__ = ["Call", "Session", "apply_edit"]

@@ -64,6 +64,25 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
+class Batching:
+    """How many samples go through one forward, outside the pipeline's own loop.
+
+    Attributes:
+        prepare: (pipe, keywords of the pipeline's call) to, by branch, the keywords that the model gets at the
+            first step: the pipeline's own units run, its loop does not.
+        expert: (pipe, timestep, keywords of the pipeline's call) to the name of the DiT that serves a step.
+        load: puts what a step needs on the device: (pipe, expert).
+        settle: (latents after a step, keywords of the model) to what the pipeline makes of them before the
+            next.
+    """
+
+    prepare: Callable[[Any, Mapping[str, Any]], dict[str, dict[str, Any]]]
+    expert: Callable[[Any, float, Mapping[str, Any]], str]
+    load: Callable[[Any, str], None]
+    settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture.
 
@@ -83,6 +102,7 @@ class Family:
             this block.
         default_steps: number of steps where the user names none.
         default_cfg: guidance scale where the user names none.
+        batching: how many samples go through one forward; None where that is not known.
     """
 
     name: str
@@ -99,6 +119,7 @@ class Family:
     readout: Callable[[Any, Tensor, Mapping[str, Any]], Tensor]
     default_steps: int
     default_cfg: float
+    batching: Batching | None = None
 
     def dits(self, pipe: Any) -> dict[str, nn.Module]:
         """Return the experts that a pipeline holds, by name: one is called `dit`.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
@@ -50,6 +51,42 @@ def interceptor(
         return restore
 
     return intercept
+
+
+class _PreparedError(Exception):
+    """Ends the pipeline's call once its units have done their work."""
+
+
+def prepare(
+    branches: Callable[[Mapping[str, Any]], tuple[str, ...]],
+) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Make a family's `Batching.prepare`: the pipeline runs up to its first calls of `model_fn`, and no further.
+
+    Args:
+        branches: the pipeline call's keywords to the branches that it runs, in order.
+    """
+
+    def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        names, calls = branches(keywords), []
+        known = inspect.signature(pipe.model_fn).parameters
+
+        def model_fn(**given: Any) -> Tensor:
+            # What the model does not name (seeds, prompts, images) has done its work in the units.
+            calls.append({k: v for k, v in given.items() if k in known or hasattr(v, "shape")})
+            if len(calls) == len(names):
+                raise _PreparedError
+            return given["latents"]
+
+        put_back = _patch(pipe, "model_fn", model_fn)
+        try:
+            pipe(**keywords)
+        except _PreparedError:
+            return dict(zip(names, calls, strict=True))
+        finally:
+            put_back()
+        raise PlanError(f"{type(pipe).__name__} never called its model.")
+
+    return prepared
 
 
 def _patch(holder: Any, name: str, value: Any) -> Callable[[], None]:

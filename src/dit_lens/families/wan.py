@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Family, Seen, Site
-from dit_lens.families.diffsynth import interceptor
+from dit_lens.families.base import Batching, Family, Seen, Site
+from dit_lens.families.diffsynth import interceptor, prepare
 from dit_lens.tasks.sample import Sample
 
 SITES = {
@@ -159,6 +160,27 @@ def readout(dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     return dit.unpatchify(dit.head(state, t), token_grid(dit, latent))
 
 
+def expert_of(pipe: Any, timestep: float, keywords: Mapping[str, Any]) -> str:
+    """Return the name of the DiT that the pipeline's own loop takes at a timestep."""
+    if pipe.dit2 is None:
+        return "dit"
+    boundary = inspect.signature(type(pipe).__call__).parameters["switch_DiT_boundary"].default
+    return "low" if timestep < 1000 * keywords.get("switch_DiT_boundary", boundary) else "high"
+
+
+def load_expert(pipe: Any, expert: str) -> None:
+    """Put the models of a step on the device."""
+    pipe.load_models_to_device(pipe.in_iteration_models_2 if expert == "low" else pipe.in_iteration_models)
+
+
+def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    """Put the clean first frame back, as the pipeline does for models that carry it in the latents (TI2V)."""
+    first = keywords.get("first_frame_latents")
+    if first is not None:
+        latents[:, :, 0:1] = first
+    return latents
+
+
 WAN = Family(
     name="wan",
     experts={"high": "dit", "low": "dit2"},
@@ -174,4 +196,5 @@ WAN = Family(
     readout=readout,
     default_steps=50,
     default_cfg=5.0,
+    batching=Batching(prepare(branches), expert_of, load_expert, settle),
 )

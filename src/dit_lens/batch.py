@@ -1,0 +1,226 @@
+"""Many trajectories through the model together, step by step, in the hands of the caller.
+
+`lens.run` traces one trajectory and keeps everything of it. An experiment runs thousands that differ a little:
+here they are rows of one batch, one call is one denoising step, and the caller decides what each row starts
+from. So arms that share a beginning share its computation, and states can be compared where they arise.
+
+    batch = lens.batch([(sample, 0), (sample, 1)], steps=20)
+    x = batch.noise
+    for step in range(batch.steps):
+        x = batch.step(step, x).latents
+
+Equal to single runs within float tolerance, not bit for bit: a larger product sums in another order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_lens import edits as edit_functions
+from dit_lens.coords import GRID_SITES, Spot, at
+from dit_lens.errors import PlanError
+from dit_lens.families.base import Batching
+from dit_lens.forward import Forward, Place, Rows, Stepped, stack
+from dit_lens.plan import Layout, Placed, Plan
+from dit_lens.slot import Slot
+from dit_lens.tasks.sample import Sample
+
+if TYPE_CHECKING:
+    from dit_lens.lens import Lens
+
+
+class Batch:
+    """Samples of one shape, prepared once, that go through the model together.
+
+    Args:
+        lens: the model.
+        pairs: a sample and a seed each. Samples may differ in all but their size and number of frames.
+        steps: scheduler steps; the family's default unless given.
+        cfg_scale: guidance scale; likewise.
+        at_once: rows in one forward, at most; more are split.
+        **arguments: any other keyword of the pipeline's own call.
+
+    Attributes:
+        noise: what step 0 starts from, [row, channel, frame, y, x].
+        layout: coordinates of a run.
+        sigmas: noise level of each step.
+        timesteps: what the model is told at each step.
+        grid: (frame, y, x) of the tokens.
+
+    Raises:
+        PlanError: the family does not say how to batch, or the samples do not fit together.
+    """
+
+    def __init__(
+        self,
+        lens: Lens,
+        pairs: Sequence[tuple[Sample, int]],
+        steps: int | None = None,
+        cfg_scale: float | None = None,
+        at_once: int = 64,
+        **arguments: Any,
+    ) -> None:
+        self.lens, self.pairs, self.at_once = lens, list(pairs), at_once
+        family, pipe = lens.family, lens.pipe
+        steps = family.default_steps if steps is None else steps
+        self.batching: Batching = _batching(lens, self.pairs, steps, at_once)
+        self.cfg_scale = family.default_cfg if cfg_scale is None else cfg_scale
+        extra = {"progress_bar_cmd": lambda steps: steps, **arguments, "cfg_merge": False}
+        keywords = [family.arguments(s, seed, steps, self.cfg_scale, extra) for s, seed in self.pairs]
+        self._keywords = keywords[0]
+        family.refuse(pipe, self._keywords)
+        branches = family.branches(self._keywords)
+        self.layout = Layout(lens.sites, lens.layers, steps, branches, tuple(lens.dits))
+        prepared = [self.batching.prepare(pipe, k) for k in keywords]
+        self.given = {b: stack(b, [p[b] for p in prepared]) for b in branches}
+        self.noise: Tensor = self.given[branches[0]].pop("latents")
+        self.scheduler = copy.deepcopy(pipe.scheduler)  # the pipeline's own is set anew by its next run
+        if getattr(self.scheduler, "generator", None) is not None:
+            raise PlanError(f"{type(self.scheduler).__name__} draws noise at every step: use lens.run.")
+        self.timesteps = [float(t) for t in self.scheduler.timesteps]
+        self.sigmas = [float(s) for s in self.scheduler.sigmas][:steps]
+        self.grid = family.token_grid(next(iter(lens.dits.values())), (0, *self.noise.shape[2:]))
+        self._slots: dict[int, tuple[Placed, Slot]] = {}
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return self.layout.steps
+
+    def expert(self, step: int) -> str:
+        """Return the name of the DiT that serves a step."""
+        return self.batching.expert(self.lens.pipe, self.timesteps[step], self._keywords)
+
+    @torch.no_grad()
+    def step(
+        self,
+        step: int,
+        latents: Tensor,
+        rows: Sequence[int] | None = None,
+        edits: Sequence[Sequence[Placed]] | None = None,
+        watch: Sequence[Place] = (),
+        groups: Sequence[int] | None = None,
+    ) -> Stepped:
+        """Take one denoising step from given latents.
+
+        Args:
+            step: which.
+            latents: [row, channel, frame, y, x]; any number of rows.
+            rows: which of the batch's pairs each row is; each its own unless given.
+            edits: what is placed on each row; what does not select this step is not applied.
+            watch: states to return, by (site, branch, layer).
+            groups: for edits over seeds: rows of one number are seen together. They stand side by side. Where
+                a group has more rows than go at once, its rows run one after another, as often as there are
+                places to wait for one another.
+
+        Raises:
+            PlanError: an edit cannot be carried out, or an edit over seeds has no groups.
+        """
+        pairs = list(range(len(self.pairs)) if rows is None else rows)
+        placed = [[] for _ in pairs] if edits is None else [list(e) for e in edits]
+        whole = Rows(latents, pairs, placed, None if groups is None else list(groups))
+        whole.check(len(self.pairs))
+        done = []
+        for part in _parts(whole, self.at_once):
+            if len(part.pairs) > self.at_once:
+                part = self._hand_over(step, part)
+                done += [Forward(self, step, part[n : n + 1], watch).run() for n in range(len(part.pairs))]
+            else:
+                done.append(Forward(self, step, part, watch).run())
+        return Stepped.cat(done)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Decode latents [row, channel, frame, y, x] to frames [row, time, height, width, rgb], uint8."""
+        frames: np.ndarray = self.lens.family.decode(self.lens.pipe, latents)
+        return frames
+
+    def slot(self, placed: Placed) -> Slot:
+        """Resolve an edit's place on this batch's steps; checked when it is first seen."""
+        if id(placed) not in self._slots:
+            Plan(edits=(placed,)).check(self.layout, over_seeds=True)
+            # The edit is held too, so that its id is not given to another.
+            self._slots[id(placed)] = placed, Slot.of(placed, True, self.layout, self.sigmas)
+        return self._slots[id(placed)][1]
+
+    def spot(self, step: int, pair: int, site: str, branch: str | None, layer: int | None) -> Spot:
+        """Return the place of one row, as edits are told it."""
+        times = self.sigmas[step], self.timesteps[step]
+        return Spot(site, step, *times, self.pairs[pair][1], self.expert(step), branch, layer)
+
+    def _hand_over(self, step: int, group: Rows) -> Rows:
+        """Run the rows of a group one after another up to each place where they are seen together.
+
+        Returns:
+            The rows, their edits over seeds replaced by what those came to.
+        """
+        together = [e for e in group.edits[0] if is_over_seeds(e) and step in self.slot(e).steps]
+        alone = [[e for e in edits if not is_over_seeds(e)] for edits in group.edits]
+        for edit in together:
+            if edit.site in GRID_SITES:
+                raise PlanError(
+                    f"{edit}: rows that run one after another cannot meet at {edit.site}; raise at_once."
+                )
+            for place in self._order(edit):
+                rows = Rows(group.latents, group.pairs, alone, None)
+                seen = [
+                    Forward(self, step, rows[n : n + 1], [place]).run().states[place]
+                    for n in range(len(rows.pairs))
+                ]
+                site, branch, layer = place
+                new = edit.function(torch.cat(seen), self.spot(step, group.pairs[0], site, branch, layer))
+                where = at(site=site, branch=branch, layer=layer, step=step)
+                alone = [
+                    [*edits, Placed(edit_functions.replace(value=value), where)]
+                    for edits, value in zip(alone, new, strict=True)
+                ]
+        return Rows(group.latents, group.pairs, alone, None)
+
+    def _order(self, edit: Placed) -> Iterator[Place]:
+        slot = self.slot(edit)
+        for branch in (b for b in self.layout.branches if b in slot.branches):
+            for layer in sorted(slot.layers):
+                yield edit.site, branch, layer
+
+
+def is_over_seeds(edit: Placed) -> bool:
+    """Say whether an edit sees the rows of several seeds together."""
+    return bool(getattr(edit.function, "over_seeds", False))
+
+
+def _batching(lens: Lens, pairs: Sequence[tuple[Sample, int]], steps: int, at_once: int) -> Batching:
+    """Return the family's way to batch, once the samples are seen to fit together."""
+    if lens.family.batching is None:
+        raise PlanError(
+            f"Family {lens.family.name} does not say how to batch: use lens.run, a run at a time."
+        )
+    if not pairs or steps < 1 or at_once < 1:
+        raise PlanError(
+            f"A batch has samples, steps and rows: {len(pairs)} pairs, steps={steps}, at_once={at_once}."
+        )
+    sizes = sorted({(*(s.size or ()), s.num_frames) for s, _ in pairs})
+    if len(sizes) > 1:
+        raise PlanError(f"The samples of a batch have one (height, width, num_frames); these have {sizes}.")
+    for sample, _ in pairs:
+        if not isinstance(sample.prompt, str):
+            raise PlanError(f"{sample.task}/{sample.id} is a prompt batch: give each prompt as a sample.")
+    return lens.family.batching
+
+
+def _parts(rows: Rows, at_once: int) -> Iterator[Rows]:
+    """Cut rows into parts of at most `at_once`; those of one group stay together, also if they are more."""
+    start, count, groups = 0, len(rows.pairs), rows.groups
+    while start < count:
+        stop = min(start + at_once, count)
+        if groups is not None:
+            while stop < count and stop > start and groups[stop] == groups[stop - 1]:
+                stop -= 1
+            if stop == start:
+                stop = start + sum(group == groups[start] for group in groups)
+        yield rows[start:stop]
+        start = stop

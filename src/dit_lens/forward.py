@@ -1,0 +1,260 @@
+"""One denoising step of the rows that go through the model together: edits, hooks, guidance, scheduler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.coords import Spot
+from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.base import submodule
+from dit_lens.plan import Placed
+from dit_lens.session import apply_edit
+from dit_lens.slot import Slot
+
+if TYPE_CHECKING:
+    from dit_lens.batch import Batch
+
+Place = tuple[str, str, int]
+"""Site, branch and layer."""
+
+
+@dataclass
+class Stepped:
+    """What one step gave.
+
+    Attributes:
+        velocity: after guidance, [row, channel, frame, y, x].
+        x0: the clean latents that it stands for, likewise.
+        latents: what the next step starts from, likewise.
+        states: watched states by (site, branch, layer), [row, frame, y, x, channel].
+    """
+
+    velocity: Tensor
+    x0: Tensor
+    latents: Tensor
+    states: dict[Place, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Stepped]) -> Stepped:
+        """Put the rows of several together."""
+        if len(parts) == 1:
+            return parts[0]
+        velocity, x0, latents = (
+            torch.cat([getattr(p, n) for p in parts]) for n in ("velocity", "x0", "latents")
+        )
+        states = {place: torch.cat([p.states[place] for p in parts]) for place in parts[0].states}
+        return cls(velocity, x0, latents, states)
+
+
+@dataclass
+class Rows:
+    """Rows of one step.
+
+    Attributes:
+        latents: what each starts from, [row, channel, frame, y, x].
+        pairs: which of the batch's (sample, seed) each is.
+        edits: what is placed on each.
+        groups: rows of one number are seen together by edits over seeds.
+    """
+
+    latents: Tensor
+    pairs: list[int]
+    edits: list[list[Placed]]
+    groups: list[int] | None
+
+    def check(self, count: int) -> None:
+        """Raise PlanError unless there is one of each for every row, out of `count` pairs."""
+        sizes = {len(self.latents), len(self.pairs), len(self.edits), len(self.groups or self.pairs)}
+        if len(sizes) > 1 or not all(0 <= pair < count for pair in self.pairs):
+            raise PlanError(
+                f"{len(self.latents)} latents, {len(self.pairs)} rows out of {count} pairs, {len(self.edits)} lists of "
+                "edits: give one of each for every row."
+            )
+
+    def __getitem__(self, part: slice) -> Rows:
+        groups = None if self.groups is None else self.groups[part]
+        return Rows(self.latents[part], self.pairs[part], self.edits[part], groups)
+
+
+class Forward:
+    """One step of the rows that go through the model together.
+
+    Args:
+        batch: that the rows are of.
+        step: which.
+        rows: at most as many as fit.
+        watch: states to keep.
+    """
+
+    def __init__(self, batch: Batch, step: int, rows: Rows, watch: Sequence[Place]) -> None:
+        self.batch, self.step, self.rows, self.watch = batch, step, rows, watch
+        self.expert = batch.expert(step)
+        self.branch: str | None = None
+        self.states: dict[Place, Tensor] = {}
+        self.here: dict[tuple[str, int | None], dict[int, list[Slot]]] = {}
+        for row, placed in enumerate(rows.edits):
+            for slot in map(batch.slot, placed):
+                if step in slot.steps and self.expert in slot.experts:
+                    for layer in slot.layers or (None,):
+                        self.here.setdefault((slot.placed.site, layer), {}).setdefault(row, []).append(slot)
+
+    def run(self) -> Stepped:
+        """Edit the latents, run the model on every branch, and let the scheduler step."""
+        batch, pipe = self.batch, self.batch.lens.pipe
+        latents = self._on_latents("latents", self.rows.latents)
+        batch.batching.load(pipe, self.expert)
+        velocities = [self._velocity(branch, latents) for branch in batch.layout.branches]
+        velocity = velocities[0]
+        if len(velocities) == 2:
+            velocity = velocities[1] + batch.cfg_scale * (velocities[0] - velocities[1])
+        velocity = self._on_latents("velocity", velocity)
+        sigma = batch.scheduler.sigmas[self.step]
+        x0 = latents + velocity * (0 - sigma)
+        new = self._on_latents("x0", x0)
+        if new is not x0:
+            x0, velocity = new, ((latents - new) / sigma).to(velocity.dtype)
+        after = batch.scheduler.step(velocity, batch.scheduler.timesteps[self.step], latents)
+        given = self._given(batch.layout.branches[0])
+        return Stepped(velocity, x0, batch.batching.settle(after, given), self.states)
+
+    def _given(self, branch: str) -> dict[str, Any]:
+        index = torch.tensor(self.rows.pairs)
+        return {
+            k: v.rows[index.to(v.rows.device)] if isinstance(v, PerRow) else v
+            for k, v in self.batch.given[branch].items()
+        }
+
+    def _velocity(self, branch: str, latents: Tensor) -> Tensor:
+        pipe = self.batch.lens.pipe
+        self.branch = branch
+        timestep = (
+            self.batch.scheduler.timesteps[self.step]
+            .unsqueeze(0)
+            .to(dtype=pipe.torch_dtype, device=pipe.device)
+        )
+        call = self._given(branch) | {
+            "dit": self.batch.lens.dits[self.expert],
+            "latents": latents,
+            "timestep": timestep,
+        }
+        with self._hooked():
+            velocity: Tensor = pipe.model_fn(**call)
+        return velocity
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        """Hook the modules where something is edited or watched, on this branch."""
+        family, dit = self.batch.lens.family, self.batch.lens.dits[self.expert]
+        watched = {(site, layer) for site, branch, layer in self.watch if branch == self.branch}
+        edited = {(site, layer) for site, layer in self.here if layer is not None}
+        handles = []
+        try:
+            for site, layer in watched | edited:
+                where = family.sites[site]
+                module = submodule(family.block_list(dit)[layer], where.path)
+                hook, before = self._hook(site, layer, where.end), where.end == "input"
+                register = module.register_forward_pre_hook if before else module.register_forward_hook
+                handles.append(register(hook))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, site: str, layer: int, end: str) -> Any:
+        def on_input(_: Any, inputs: tuple[Any, ...]) -> Any:
+            return (self._visit(site, layer, inputs[0]), *inputs[1:])
+
+        def on_output(_: Any, __: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (self._visit(site, layer, output[0]), *output[1:])
+            return self._visit(site, layer, output)
+
+        return on_input if end == "input" else on_output
+
+    def _visit(self, site: str, layer: int, h: Tensor) -> Tensor:
+        prefix = h.shape[1] - math.prod(self.batch.grid)
+        if prefix < 0:
+            raise CaptureError(
+                f"{site} at layer {layer} holds {h.shape[1]} tokens, fewer than the grid {self.batch.grid}."
+            )
+        value = h[:, prefix:].unflatten(1, self.batch.grid)
+        new = self._edited(site, layer, value)
+        if (site, self.branch, layer) in self.watch:
+            assert self.branch is not None
+            self.states[site, self.branch, layer] = new.clone()
+        if new is value:
+            return h
+        return torch.cat([h[:, :prefix], new.flatten(1, 3)], 1)
+
+    def _on_latents(self, site: str, latents: Tensor) -> Tensor:
+        self.branch = None
+        value = latents.permute(0, 2, 3, 4, 1)
+        new = self._edited(site, None, value)
+        return latents if new is value else new.permute(0, 4, 1, 2, 3).contiguous()
+
+    def _edited(self, site: str, layer: int | None, value: Tensor) -> Tensor:
+        """Apply what is placed here to values [row, frame, y, x, channel]; the very same where nothing is."""
+        out = value
+        for row, slots in self.here.get((site, layer), {}).items():
+            for slot in slots:
+                spot = self.batch.spot(self.step, self.rows.pairs[row], site, self.branch, layer)
+                if slot.selects(spot):
+                    out = out.clone() if out is value else out
+                    if getattr(slot.placed.function, "over_seeds", False):
+                        self._over_seeds(slot, spot, row, out)
+                    else:
+                        out[row] = apply_edit(slot.placed, spot, out[row])
+        return out
+
+    def _over_seeds(self, slot: Slot, spot: Spot, row: int, out: Tensor) -> None:
+        if self.rows.groups is None:
+            raise PlanError(
+                f"{slot.placed} sees the rows of several seeds together: say which, with groups=."
+            )
+        together = [r for r, group in enumerate(self.rows.groups) if group == self.rows.groups[row]]
+        if row == together[0]:
+            out[together] = slot.placed.function(out[together], spot)
+
+
+@dataclass
+class PerRow:
+    """Values of one keyword of the model, one row each."""
+
+    rows: Tensor
+
+
+def stack(branch: str, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the keywords of several calls together: tensors of one row become rows, the rest must be equal."""
+    out: dict[str, Any] = {}
+    for name, first in given[0].items():
+        values = [g[name] for g in given]
+        if name in ("dit", "timestep"):
+            continue  # these belong to a step
+        if (
+            isinstance(first, Tensor)
+            and first.ndim
+            and len(first) == 1
+            and len({v.shape for v in values}) == 1
+        ):
+            stacked = torch.cat(values)
+            out[name] = stacked if name == "latents" else PerRow(stacked)
+        elif all(v is first or _equal(v, first) for v in values):
+            out[name] = first
+        else:
+            raise PlanError(
+                f"The samples cannot go through the model together: {name} ({branch}) differs among them."
+            )
+    return out
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return bool(a == b)

@@ -1,0 +1,170 @@
+"""Rows that go through the model together give what single runs give, edits and labels included."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import dit_lens as dl
+from dit_lens.plan import Placed
+
+CLOSE = {"rtol": 0, "atol": 2e-5}  # float32, another order of summation
+PATCHED = torch.full((3, 3, 2, 64), 0.25)
+
+
+def placed(function, **where):
+    return Placed(function, dl.at(**where))
+
+
+def go(batch, edits=None, watch=(), groups=None, pairs=None):
+    x, seen = batch.noise if pairs is None else batch.noise[pairs], []
+    for step in range(batch.steps):
+        out = batch.step(step, x, rows=pairs, edits=edits, watch=watch, groups=groups)
+        seen.append(out)
+        x = out.latents
+    return x, seen
+
+
+def single(lens, sample, seed, edits=(), **options):
+    run = lens.run(
+        sample, seed, edit=[(e.function, e.place) for e in edits], record=[dl.x0, dl.hidden], **options
+    )
+    return run, torch.from_numpy(np.array(run["x0"].isel(step=-1).values)).permute(3, 0, 1, 2)
+
+
+@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
+@pytest.mark.parametrize("experts", [1, 2])
+def test_every_row_is_its_single_run(request, sample, experts, cfg_scale):
+    lens = dl.Lens(request.getfixturevalue("pipe" if experts == 1 else "two_experts"))
+    samples = [sample, replace(sample, prompt="circle the disc"), sample]
+    pairs = list(zip(samples, (0, 0, 5), strict=True))
+    batch = lens.batch(pairs, steps=4, cfg_scale=cfg_scale, at_once=2)
+    branch = batch.layout.branches[-1]
+    x, seen = go(batch, watch=[("block", branch, 1)])
+    for row, (one, seed) in enumerate(pairs):
+        run, last = single(lens, one, seed, steps=4, cfg_scale=cfg_scale)
+        assert torch.allclose(x[row], last, **CLOSE)
+        for step, out in enumerate(seen):
+            assert batch.expert(step) == str(run.dataset["expert"].values[step])
+            hidden = torch.from_numpy(np.array(run["hidden"].sel(step=step, branch=branch, layer=1).values))
+            assert torch.allclose(out.states["block", branch, 1][row], hidden, rtol=0, atol=1e-4)
+    if cfg_scale > 1:
+        assert not torch.allclose(x[0], x[1], atol=1e-3)
+
+
+EDITS = {
+    "noise on latents": placed(dl.add_noise(scale=0.5), site="latents", step=1),
+    "noise on a frame": placed(dl.add_noise(scale=0.5), site="latents", frame=1),
+    "block": placed(dl.scale(factor=0.5), layer=[0, 2], branch="cond", step="1-"),
+    "input": placed(dl.zero(), site="block_in", layer=1, branch="uncond"),
+    "queries of a region": placed(dl.ablate(to="resample"), site="q", y=1, step=0),
+    "velocity": placed(dl.scale(factor=1.1), site="velocity", step=2),
+    "x0": placed(dl.scale(factor=0.9), site="x0", step=1),
+    "by sigma": placed(dl.ablate(), layer=1, sigma=(0.0, 0.9)),
+    "patch": placed(dl.replace(value=PATCHED), layer=1, step=1),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_does_to_its_row_what_it_does_to_a_single_run_and_nothing_to_the_others(lens, sample, name):
+    batch = lens.batch([(sample, 3)], steps=3, cfg_scale=2.0)
+    x, _ = go(batch, edits=[[], [EDITS[name]], []], pairs=[0, 0, 0])
+    _, clean = single(lens, sample, 3, steps=3, cfg_scale=2.0)
+    _, edited = single(lens, sample, 3, edits=[EDITS[name]], steps=3, cfg_scale=2.0)
+    assert torch.allclose(x[1], edited, **CLOSE)
+    assert torch.allclose(x[0], clean, **CLOSE) and torch.allclose(x[2], clean, **CLOSE)
+    assert not torch.allclose(edited, clean, atol=1e-3)
+
+
+def test_identity_controls_change_nothing_bit_for_bit(lens, sample):
+    batch = lens.batch([(sample, 0), (sample, 1)], steps=3, cfg_scale=2.0)
+    clean, seen = go(batch, watch=[("block", b, 1) for b in ("cond", "uncond")])
+    own = [placed(dl.replace(value=seen[1].states["block", "cond", 1][0]), layer=1, step=1, branch="cond")]
+    for edits in (
+        [own, []],
+        [
+            [placed(dl.add_noise(scale=0.0), site="latents")],
+            [placed(dl.steer(direction=torch.ones(64), scale=0.0))],
+        ],
+    ):
+        assert torch.equal(go(batch, edits=edits)[0], clean)
+
+
+def test_an_ensemble_of_identical_seeds_changes_nothing_bit_for_bit(lens, sample):
+    batch = lens.batch([(sample, 0)] * 3, steps=2, cfg_scale=1.0)
+    clean, _ = go(batch)
+    ensemble = [placed(dl.mean_over_seeds(), layer="0-1", step=0)]
+    assert torch.equal(go(batch, edits=[ensemble] * 3, groups=[0] * 3)[0], clean)
+
+
+@pytest.mark.parametrize("layers", [1, "0-1"])
+@pytest.mark.parametrize("site", ["block", "self_attn"])
+def test_the_ensemble_in_lockstep_and_one_after_another_agree(lens, sample, layers, site):
+    pairs = [(sample, 0), (sample, 1), (sample, 2), (sample, 3)]
+    edits = [[placed(dl.mean_over_seeds(), site=site, layer=layers, step=0)]] * 4
+    groups = [0, 0, 0, 1]
+    results = []
+    for at_once in (4, 1):
+        batch = lens.batch(pairs, steps=2, cfg_scale=2.0, at_once=at_once)
+        x, seen = go(batch, edits=edits, groups=groups, watch=[(site, "cond", 1)])
+        results.append((x, seen[0].states[site, "cond", 1]))
+    assert torch.allclose(results[0][0], results[1][0], **CLOSE)
+    together, clean = results[0][1], go(batch)[0]
+    assert torch.equal(together[0], together[1]) and not torch.equal(together[0], together[3])
+    assert torch.allclose(results[0][0][3], clean[3], **CLOSE)  # a group of one is a run of its own
+    assert not torch.allclose(results[0][0][0], clean[0], atol=1e-3)
+
+
+def test_averaging_whole_states_over_layers_is_averaging_them_at_the_first(lens, sample):
+    batch = lens.batch([(sample, 0), (sample, 1)], steps=1, cfg_scale=1.0)
+    ends = [
+        go(batch, edits=[[placed(dl.mean_over_seeds(), layer=layers, step=0)]] * 2, groups=[0, 0])[0]
+        for layers in (0, "0-2")
+    ]
+    assert torch.equal(*ends)
+
+
+def test_the_pipelines_own_runs_in_between_change_nothing(lens, sample):
+    batch = lens.batch([(sample, 0)], steps=3)
+    first = batch.step(0, batch.noise)
+    lens.run(sample, steps=7)
+    assert torch.equal(batch.step(1, first.latents).latents, go(batch)[1][1].latents)
+
+
+def test_nothing_is_left_behind_also_when_an_edit_raises(lens, pipe, sample, left_behind):
+    def broken(h, at):
+        raise RuntimeError("broken")
+
+    batch = lens.batch([(sample, 0)], steps=2)
+    with pytest.raises(RuntimeError):
+        batch.step(0, batch.noise, edits=[[placed(broken, layer=1)]])
+    assert left_behind(pipe) == []
+
+
+def test_what_does_not_fit_together_is_refused(lens, pipe, sample):
+    other = replace(sample, num_frames=5)
+    for pairs, says in (
+        ([(sample, 0), (other, 0)], "one \\(height, width, num_frames\\)"),
+        ([(replace(sample, prompt=("a", "b")), 0)], "prompt batch"),
+        ([], "0 pairs"),
+    ):
+        with pytest.raises(dl.PlanError, match=says):
+            lens.batch(pairs)
+    batch = lens.batch([(sample, 0)], steps=2)
+    ensemble = placed(dl.mean_over_seeds(), layer=1)
+    for options, says in (
+        ({"rows": [0, 0]}, "1 latents, 2 rows"),
+        ({"rows": [3]}, "out of 1 pairs"),
+        ({"edits": [[placed(dl.zero(), layer=9)]]}, "layer"),
+        ({"edits": [[ensemble]]}, "groups="),
+        ({"edits": [[placed(dl.replace(value=torch.zeros(9, 9)), layer=1)]]}, "does not broadcast"),
+        ({"edits": [[placed(dl.steer(direction=torch.zeros(9)), layer=1)]]}, "64 channels"),
+        ({"edits": [[placed(dl.ablate(to="median"), layer=1)]]}, "median"),
+    ):
+        with pytest.raises(dl.PlanError, match=says):
+            batch.step(0, batch.noise, **options)
+    with pytest.raises(dl.PlanError, match=r"lens\.batch"):
+        lens.run(sample, edit=[(dl.mean_over_seeds(), dl.at(layer=1))])
+    with pytest.raises(dl.PlanError, match="does not say how to batch"):
+        dl.Lens(pipe, family=replace(lens.family, batching=None)).batch([(sample, 0)])
