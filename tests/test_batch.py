@@ -10,6 +10,8 @@ import dit_lens as dl
 from dit_lens.plan import Placed
 
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32, another order of summation
+MASK = np.zeros((3, 3, 2), bool)
+MASK[1, 2, 0] = MASK[2, 0] = True
 PATCHED = torch.full((3, 3, 2, 64), 0.25)
 
 
@@ -62,6 +64,7 @@ EDITS = {
     "velocity": placed(dl.scale(factor=1.1), site="velocity", step=2),
     "x0": placed(dl.scale(factor=0.9), site="x0", step=1),
     "by sigma": placed(dl.ablate(), layer=1, sigma=(0.0, 0.9)),
+    "a mask": placed(dl.zero(), layer=1, mask=MASK),
     "patch": placed(dl.replace(value=PATCHED), layer=1, step=1),
 }
 
@@ -168,3 +171,14 @@ def test_what_does_not_fit_together_is_refused(lens, pipe, sample):
         lens.run(sample, edit=[(dl.mean_over_seeds(), dl.at(layer=1))])
     with pytest.raises(dl.PlanError, match="does not say how to batch"):
         dl.Lens(pipe, family=replace(lens.family, batching=None)).batch([(sample, 0)])
+
+
+def test_a_mask_confines_an_edit_to_its_cells(lens, sample):
+    batch = lens.batch([(sample, 0)], steps=1)
+    place = [("block", "cond", 2)]
+    clean = batch.step(0, batch.noise, watch=place).states[place[0]][0]
+    edited = batch.step(0, batch.noise, edits=[[placed(dl.zero(), layer=2, mask=MASK)]], watch=place)
+    expected = torch.where(torch.from_numpy(MASK)[..., None], 0.0, clean)
+    assert torch.equal(edited.states[place[0]][0], expected)
+    with pytest.raises(dl.PlanError, match="The mask is"):
+        batch.step(0, batch.noise, edits=[[placed(dl.zero(), site="latents", mask=MASK)]])

@@ -265,3 +265,29 @@ def test_the_region_is_the_part_of_the_grid_that_was_selected():
 def test_a_spot_prints_its_coordinates_and_leaves_out_what_it_has_not():
     assert str(SPOT) == "block(step=3, expert=high, branch=cond, layer=20)"
     assert str(dataclasses.replace(SPOT, site="x0", branch=None, layer=None)) == "x0(step=3, expert=high)"
+
+
+def test_a_mask_selects_its_cells_and_stays_data():
+    mask = np.zeros((2, 3, 5), bool)
+    mask[1, 2, 3] = mask[0, 0, 0] = True
+    place = at(mask=mask)
+    assert np.array_equal(place.inside((2, 3, 5)), mask)
+    assert np.array_equal(at(mask=mask, frame=1).inside((2, 3, 5)).nonzero(), [[1], [2], [3]])
+    assert At.from_json(json.loads(json.dumps(place.to_json()))) == place and hash(place) == hash(
+        at(mask=mask)
+    )
+    assert str(place) == "at(mask=2 of 2x3x5 cells)"
+    assert at().inside((2, 3, 5)).all()
+
+
+@pytest.mark.parametrize(
+    "mask", [np.zeros((2, 3, 5), bool), np.ones((3, 5), bool), np.ones((2, 3, 5)), [[[1, 0]]]], ids=str
+)
+def test_a_mask_that_is_none_is_refused(mask):
+    with pytest.raises(PlanError, match=r"booleans \[frame, y, x\]"):
+        at(mask=mask)
+
+
+def test_a_mask_of_another_grid_is_refused():
+    with pytest.raises(PlanError, match=r"\(2, 3, 5\).*\(2, 3, 4\)"):
+        at(mask=np.ones((2, 3, 5), bool)).inside((2, 3, 4))

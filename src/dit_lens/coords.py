@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from dit_lens.errors import PlanError
 
 DIMS = ("sample", "seed", "step", "branch", "layer", "frame", "y", "x", "channel")
@@ -26,6 +29,9 @@ LATENT_DIMS = {"y": "latent_y", "x": "latent_x", "channel": "latent_channel"}
 Selector = int | str | slice | Iterable[int] | None
 Ranges = tuple[tuple[int, int | None], ...]
 """Inclusive ranges; an end of None is open. Negative positions count from the end."""
+
+Mask = tuple[tuple[int, int, int], str]
+"""A boolean mask over (frame, y, x) as data: its shape, and its values packed, in hex."""
 
 _RANGE = re.compile(r"(?P<low>-?\d+)\s*((?P<dash>-)\s*(?P<high>-?\d+)?)?", re.ASCII)
 
@@ -78,6 +84,7 @@ class At:
     frame: Ranges | None = None
     y: Ranges | None = None
     x: Ranges | None = None
+    mask: Mask | None = None
     stream: str = "video"
 
     def __str__(self) -> str:
@@ -86,9 +93,29 @@ class At:
         return f"at({', '.join(parts)})" if parts else "everywhere"
 
     @property
-    def region(self) -> dict[str, Ranges]:
-        """The selected part of the grid, by dimension; empty where all of it is."""
-        return {k: v for k in ("frame", "y", "x") if (v := getattr(self, k)) is not None}
+    def region(self) -> dict[str, Any]:
+        """The selected part of the grid, by dimension or as a mask; empty where all of it is."""
+        return {k: v for k in ("frame", "y", "x", "mask") if (v := getattr(self, k)) is not None}
+
+    def inside(self, shape: tuple[int, int, int]) -> np.ndarray:
+        """Return which cells of a grid (frame, y, x) are selected, as booleans.
+
+        Raises:
+            PlanError: a position is not there, or the mask is of another grid.
+        """
+        chosen = np.ones(shape, bool)
+        for axis, dim in enumerate(("frame", "y", "x")):
+            here = np.zeros(shape[axis], bool)
+            here[list(positions(dim, getattr(self, dim), shape[axis]))] = True
+            chosen &= here.reshape([-1 if a == axis else 1 for a in range(3)])
+        if self.mask is not None:
+            if self.mask[0] != tuple(shape):
+                raise PlanError(
+                    f"The mask is (frame, y, x) = {self.mask[0]}, the grid at the site {tuple(shape)}."
+                )
+            packed = np.frombuffer(bytes.fromhex(self.mask[1]), np.uint8)
+            chosen &= np.unpackbits(packed, count=chosen.size).astype(bool).reshape(shape)
+        return chosen
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that `from_json` turns back."""
@@ -111,6 +138,7 @@ def at(
     frame: Selector = None,
     y: Selector = None,
     x: Selector = None,
+    mask: ArrayLike | None = None,
     stream: str = "video",
 ) -> At:
     """Select places over the coordinates; what is not named is selected whole.
@@ -126,6 +154,7 @@ def at(
         frame: latent frames, like step; for edits.
         y: rows of the grid at the site (of tokens; of latents outside the blocks), like step; for edits.
         x: columns, likewise.
+        mask: booleans [frame, y, x], the cells of the grid at the site; with frame, y and x, what all select.
         stream: `video`, or `audio` where a block carries both.
 
     Returns:
@@ -143,6 +172,7 @@ def at(
         branch=_names("branch", branch),
         expert=_names("expert", expert),
         sigma=_sigmas(sigma),
+        mask=_mask(mask),
         stream=stream,
         **ranges,
     )
@@ -167,6 +197,17 @@ def _sigmas(value: tuple[float, float] | None) -> tuple[float, float] | None:
     if not 0 <= low <= high <= 1:
         raise PlanError(f"at(sigma={value!r}): give (low, high) with 0 <= low <= high <= 1.")
     return low, high
+
+
+def _mask(value: ArrayLike | None) -> Mask | None:
+    if value is None:
+        return None
+    mask = np.asarray(value)
+    if mask.ndim != 3 or mask.dtype != bool or not mask.any():
+        raise PlanError(
+            f"at(mask=...): give booleans [frame, y, x], some of them true; this is {mask.dtype} of shape {mask.shape}."
+        )
+    return (int(mask.shape[0]), int(mask.shape[1]), int(mask.shape[2])), np.packbits(mask).tobytes().hex()
 
 
 def parse_selector(name: str, value: Selector) -> Ranges | None:
@@ -254,6 +295,8 @@ def positions(name: str, ranges: Ranges | None, count: int) -> tuple[int, ...]:
 def _spell(name: str, value: Any) -> str:
     if name in ("step", "layer", "frame", "y", "x"):
         return ",".join(str(a) if a == b else f"{a}-{'' if b is None else b}" for a, b in value)
+    if name == "mask":
+        return f"{int(value[1], 16).bit_count()} of {'x'.join(map(str, value[0]))} cells"
     if name == "sigma":
         return f"{value[0]}..{value[1]}"
     return "/".join(value) if isinstance(value, tuple) else str(value)

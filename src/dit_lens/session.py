@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.capture import Recorder
-from dit_lens.coords import Spot, positions
+from dit_lens.coords import Spot
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.base import Family, Seen, submodule
 from dit_lens.plan import Layout, Placed, Plan
@@ -359,12 +359,7 @@ def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
 
 def _within(edit: Placed, value: Tensor, new: Tensor) -> Tensor:
     """Take the new value inside the edit's region of the grid, the old one outside."""
-    mask = torch.ones(value.shape[:3], dtype=torch.bool, device=value.device)
-    for axis, dim in enumerate(("frame", "y", "x")):
-        if dim in edit.place.region:
-            inside = torch.zeros(value.shape[axis], dtype=torch.bool, device=value.device)
-            inside[list(positions(dim, edit.place.region[dim], value.shape[axis]))] = True
-            mask &= inside.view([-1 if a == axis else 1 for a in range(3)])
+    mask = torch.from_numpy(edit.place.inside(tuple(value.shape[:3]))).to(value.device)  # type: ignore[arg-type]
     return torch.where(mask[..., None], new, value)
 
 
