@@ -41,6 +41,10 @@ class Stepped:
     latents: Tensor
     states: dict[Place, Tensor] = field(default_factory=dict)
 
+    def __getitem__(self, part: slice) -> Stepped:
+        states = {place: value[part] for place, value in self.states.items()}
+        return Stepped(self.velocity[part], self.x0[part], self.latents[part], states)
+
     @classmethod
     def cat(cls, parts: Sequence[Stepped]) -> Stepped:
         """Put the rows of several together."""
@@ -208,17 +212,22 @@ class Forward:
                 if slot.selects(spot):
                     out = out.clone() if out is value else out
                     if getattr(slot.placed.function, "over_seeds", False):
-                        self._over_seeds(slot, spot, row, out)
+                        self._over_seeds(slot, spot, row, layer, out)
                     else:
                         out[row] = apply_edit(slot.placed, spot, out[row])
         return out
 
-    def _over_seeds(self, slot: Slot, spot: Spot, row: int, out: Tensor) -> None:
+    def _over_seeds(self, slot: Slot, spot: Spot, row: int, layer: int | None, out: Tensor) -> None:
         if self.rows.groups is None:
             raise PlanError(
                 f"{slot.placed} sees the rows of several seeds together: say which, with groups=."
             )
-        together = [r for r, group in enumerate(self.rows.groups) if group == self.rows.groups[row]]
+        carrying = self.here[slot.placed.site, layer]
+        together = [
+            r
+            for r, slots in carrying.items()
+            if slot in slots and self.rows.groups[r] == self.rows.groups[row]
+        ]
         if row == together[0]:
             out[together] = slot.placed.function(out[together], spot)
 

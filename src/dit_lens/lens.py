@@ -351,14 +351,15 @@ class Job:
             output = session.run(lambda: lens.pipe(**self.keywords))
             writer = session.recorder.writer
             if self.keywords.get("output_type", "quantized") == "quantized":
-                self._write_video(writer, as_frames(output))
+                self.write_video(writer, as_frames(output))
             writer.close()
         finally:
             if self.writer is not None:
                 self.writer.abort()
         return Run(writer.path, self.scratch)
 
-    def _write_video(self, writer: RunWriter, frames: np.ndarray) -> None:
+    def write_video(self, writer: RunWriter, frames: np.ndarray) -> None:
+        """Write the decoded video."""
         video = Variable(
             "video",
             ("time", "height", "width", "rgb"),

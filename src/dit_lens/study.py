@@ -1,0 +1,247 @@
+"""What the causal experiments share: options, blocks of samples that are not made twice, results over all.
+
+Layout of `--out DIR`: `results.zarr` (an xarray Dataset with all per-sample numbers), `summary.json`,
+`manifest.json`, figures; and `blocks/`, what a repeated command goes on from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import traceback
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+from dit_lens import experiment, tasks
+from dit_lens.errors import DitLensError, TaskError
+from dit_lens.experiment import FIRST_EVALUATION_SEED
+from dit_lens.tasks.sample import Frames, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_lens.batch import Batch
+    from dit_lens.lens import Lens
+    from dit_lens.run import Run
+
+ELSEWHERE = ("samples", "out", "clean", "block", "at_once")
+"""Options that do not change a block's numbers, except for the order in which floats are summed."""
+
+
+@dataclass
+class Options:
+    """Options of every causal experiment."""
+
+    model: str = "organism"
+    """Which model."""
+    task: str = "maze"
+    """A task of the organism's; samples are drawn from it."""
+    samples: int = 64
+    """How many samples."""
+    seeds: int = 1
+    """Noise seeds a sample."""
+    steps: int | None = None
+    """Scheduler steps; the model's default unless given."""
+    cfg_scale: float | None = None
+    """Guidance scale; the model's default unless given. 1 runs the conditional branch alone."""
+    num_frames: int | None = None
+    """Frames to generate; the task's own unless given."""
+    scene: int = FIRST_EVALUATION_SEED
+    """Seed of the first scene; from 1,000,000 on none was seen in training."""
+    seed: int = 0
+    """Added to every noise seed: another number, another draw of all noise."""
+    block: int = 8
+    """Samples that are measured, and kept, together; a repeated command goes on after the last such block."""
+    at_once: int = 64
+    """Rows in one forward, at most."""
+    clean: Path = Path("runs/clean.zarr")
+    """Store of the clean runs, which all experiments share."""
+    out: Path = Path("runs/study")
+    """Folder to write into."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that makes a block's numbers what they are."""
+        given = {k: v for k, v in asdict(self).items() if k not in ELSEWHERE}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+
+
+def noise_seeds(sample: Sample, options: Options) -> list[int]:
+    """Return the noise seeds of a sample: none that another sample has, so that samples are independent."""
+    first = zlib.crc32(f"{sample.task}/{sample.id}".encode()) % (1 << 31)
+    return [options.seed + first + k for k in range(options.seeds)]
+
+
+def pairs_of(samples: Sequence[Sample], options: Options) -> list[tuple[Sample, int]]:
+    """Return every (sample, noise seed), the seeds of a sample side by side."""
+    return [(sample, seed) for sample in samples for seed in noise_seeds(sample, options)]
+
+
+def samples_of(options: Options) -> list[Sample]:
+    """Return the samples of a study.
+
+    Raises:
+        TaskError: no such task, or too few samples or seeds.
+    """
+    if options.samples < 2 or options.seeds < 1 or options.block < 1:
+        raise TaskError(
+            f"--samples {options.samples} --seeds {options.seeds} --block {options.block}: at "
+            "least 2 samples, so that there is an interval, and 1 of the others."
+        )
+    frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
+    return [tasks.make(options.task, options.scene + i, **frames) for i in range(options.samples)]
+
+
+def outcomes(batch: Batch, latents: Tensor, clean: Tensor) -> xr.Dataset:
+    """Judge finished latents.
+
+    Args:
+        batch: whose pairs they are, the seeds of a sample side by side.
+        latents: [arm, pair, channel, frame, y, x].
+        clean: the clean ones, [pair, channel, frame, y, x].
+
+    Returns:
+        On [arm, pair]: `solved`, `score`, `answer` where samples have a scorer; `distance`, the root of the
+        mean squared distance to the clean latents.
+    """
+    found: dict[str, np.ndarray] = {"distance": _distance(latents, clean[None])}
+    scored = all(sample.scorer is not None for sample, _ in batch.pairs)
+    if scored:
+        scores = [
+            [s.score(batch.decode(x[None])[0]) for (s, _), x in zip(batch.pairs, arm, strict=True)]
+            for arm in latents
+        ]
+        for name, kind in (("solved", bool), ("score", float), ("answer", np.dtypes.StringDType())):
+            found[name] = np.array([[getattr(score, name) for score in row] for row in scores], kind)
+    return xr.Dataset({name: (("arm", "pair"), values) for name, values in found.items()})
+
+
+def arms_as(found: xr.Dataset, arms: slice, dim: str, labels: Sequence[Any], prefix: str) -> xr.Dataset:
+    """Give some of the arms a dimension of their own, with labels, and their variables a prefix."""
+    part = found.isel(arm=arms).rename({"arm": dim, **{str(n): f"{prefix}_{n}" for n in found}})
+    text = all(isinstance(label, str) for label in labels)
+    return part.assign_coords({dim: np.array(labels, np.dtypes.StringDType() if text else None)})
+
+
+def headline(data: xr.Dataset) -> Any:
+    """Return what `analysis.mean` or `analysis.effect` found as plain data: a dict, or a list of them by label."""
+    centre = "effect" if "effect" in data else "mean"
+    names = [str(n) for n in (centre, "low", "high", "band_low", "band_high") if n in data]
+    if not data[centre].ndim:
+        return {name: float(data[name]) for name in names}
+    dim = str(data[centre].dims[0])
+    labels = data[dim].values.tolist() if dim in data.coords else range(data.sizes[dim])
+    parts = [(label, headline(data.isel({dim: i}))) for i, label in enumerate(labels)]
+    if data[centre].ndim == 1:
+        return [{dim: label, **part} for label, part in parts]
+    return {f"{dim} {label}": part for label, part in parts}
+
+
+def read_x0(run: Run, sample: Sample, decode: Callable[[Any], Frames]) -> dict[str, np.ndarray]:
+    """Let the sample's scorer read x0 of every step of a run: `solved`, `score`, `answer`, each [step]."""
+    x0 = run["x0"].load()
+    scores = [sample.score(decode(x0.isel(step=i))) for i in range(x0.sizes["step"])]
+    kinds = (("solved", bool), ("score", float), ("answer", np.dtypes.StringDType()))
+    return {name: np.array([getattr(score, name) for score in scores], kind) for name, kind in kinds}
+
+
+def _distance(a: Tensor, b: Tensor) -> np.ndarray:
+    squared: np.ndarray = (a - b).float().square().mean((-4, -3, -2, -1)).sqrt().cpu().numpy()
+    return squared
+
+
+def by_sample(data: xr.Dataset, samples: Sequence[Sample], options: Options) -> xr.Dataset:
+    """Turn the dimension `pair` into `sample` and `seed`, with their labels."""
+    names = [f"{s.task}/{s.id}" for s in samples]
+    shape = (len(samples), options.seeds)
+    out = {
+        name: (
+            tuple(x for d in v.dims for x in (("sample", "seed") if d == "pair" else (d,))),
+            v.values.reshape([n for d in v.dims for n in (shape if d == "pair" else (v.sizes[d],))]),
+            v.attrs,
+        )
+        for name, v in data.data_vars.items()
+    }
+    coords = {name: c for name, c in data.coords.items() if "pair" not in c.dims}
+    seeds = np.array([noise_seeds(s, options) for s in samples])
+    own = {"sample": np.array(names, np.dtypes.StringDType()), "seed": np.arange(options.seeds)}
+    return xr.Dataset(out, {**coords, **own, "noise_seed": (("sample", "seed"), seeds)})
+
+
+def study(
+    options: Options, name: str, lens: Lens, measure: Callable[[list[Sample]], xr.Dataset]
+) -> tuple[xr.Dataset, int]:
+    """Measure all samples, a block at a time; what an earlier command measured is read, not made again.
+
+    A block that fails is reported and does not stop the others.
+
+    Args:
+        options: of the script.
+        name: of the script, part of what a block is known by.
+        lens: the model; other weights make other blocks.
+        measure: samples to a Dataset with the dimension `sample`.
+
+    Returns:
+        The blocks together, also written to `results.zarr`, and the exit code: 1 where one failed.
+
+    Raises:
+        DitLensError: no block could be measured.
+    """
+    samples = samples_of(options)
+    parts = [samples[i : i + options.block] for i in range(0, len(samples), options.block)]
+    found, failed = [], 0
+    for part in tqdm(parts, desc=name, unit="block"):
+        key = _key(name, options, lens, part)
+        folder = options.out / "blocks" / f"{part[0].task}-{part[0].id}-{key}.zarr"
+        try:
+            if not folder.exists():
+                _save(measure(part), folder)
+            found.append(xr.open_zarr(folder, consolidated=False).load())
+        except Exception as error:
+            said = str(error) if isinstance(error, DitLensError) else traceback.format_exc()
+            tqdm.write(f"{part[0].task}/{part[0].id} to {part[-1].id} failed: {said}", file=sys.stderr)
+            failed += 1
+    if not found:
+        raise DitLensError(f"{name}: no block of samples could be measured; the reasons are above.")
+    results = xr.concat(
+        found, "sample", data_vars="minimal", coords="minimal", compat="override", join="exact"
+    )
+    results.attrs = {"script": name, **{k: str(v) for k, v in options.settings.items()}}
+    _save(results, options.out / "results.zarr")
+    return results, int(failed > 0)
+
+
+def finish(options: Options, summary: dict[str, Any], bootstrap: dict[str, Any] | None = None) -> None:
+    """Write `summary.json` and `manifest.json`."""
+    settings = {**options.settings, "samples": options.samples, "bootstrap": bootstrap or {}}
+    experiment.write_summary(options.out, summary, settings)
+
+
+def _key(name: str, options: Options, lens: Lens, part: Sequence[Sample]) -> str:
+    what = [
+        name,
+        options.settings,
+        lens.fingerprint(),
+        [(s.task, s.id, s.prompt, s.num_frames, s.size) for s in part],
+    ]
+    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+
+
+def _save(data: xr.Dataset, folder: Path) -> None:
+    """Write a dataset whole or not at all."""
+    part = folder.with_suffix(".partial")
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    data.drop_encoding().to_zarr(part, mode="w", consolidated=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)

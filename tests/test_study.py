@@ -1,0 +1,125 @@
+"""A study is measured once, block by block; clean runs are made once and shared."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import dit_lens as dl
+from dit_lens import study, tasks
+from dit_lens.clean import clean_runs
+from dit_lens.study import Options
+
+
+def measure(samples):
+    names = [f"{s.task}/{s.id}" for s in samples]
+    values = np.array([[float(s.id) + k for k in range(2)] for s in samples])
+    answers = np.array([["a", "b"]] * len(samples), np.dtypes.StringDType())
+    coords = {"sample": np.array(names, np.dtypes.StringDType()), "seed": [0, 1]}
+    dims = ("sample", "seed")
+    return xr.Dataset(
+        {"score": (dims, values), "answer": (dims, answers), "sigma": ("step", [1.0, 0.5])}, coords
+    )
+
+
+def test_a_repeated_study_goes_on_where_it_stopped_and_ends_the_same(lens, tmp_path):
+    made = []
+
+    def counted(samples):
+        made.append(len(samples))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return measure(samples)
+
+    options = Options(task="circle", samples=5, seeds=2, block=2, out=tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        study.study(options, "s", lens, counted)
+    again, code = study.study(options, "s", lens, counted)
+    assert code == 0 and made == [2, 2, 2, 1]
+    whole, _ = study.study(
+        Options(task="circle", samples=5, seeds=2, block=2, out=tmp_path / "b"), "s", lens, measure
+    )
+    assert again.identical(whole.assign_attrs(again.attrs)) and again.sizes == {
+        "sample": 5,
+        "seed": 2,
+        "step": 2,
+    }
+    assert (
+        xr.open_zarr(tmp_path / "a" / "results.zarr", consolidated=False).answer.values.tolist()
+        == [["a", "b"]] * 5
+    )
+
+
+def test_another_model_or_setting_makes_other_blocks(lens, tiny_pipe, tmp_path):
+    made = []
+
+    def counted(samples):
+        made.append(1)
+        return measure(samples)
+
+    options = Options(task="circle", samples=2, block=2, out=tmp_path)
+    study.study(options, "s", lens, counted)
+    study.study(options, "s", dl.Lens(tiny_pipe(seed=1)), counted)
+    study.study(Options(task="circle", samples=2, block=2, out=tmp_path, seed=9), "s", lens, counted)
+    study.study(options, "s", lens, counted)
+    assert len(made) == 3
+
+
+def test_a_block_that_fails_is_named_and_stops_no_other(lens, tmp_path, capsys):
+    def broken(samples):
+        if samples[0].id == "1000000":
+            raise ValueError("a bug")
+        return measure(samples)
+
+    results, code = study.study(Options(task="circle", samples=4, block=2, out=tmp_path), "s", lens, broken)
+    assert code == 1 and results.sizes["sample"] == 2
+    assert "circle/1000000 to 1000001 failed" in capsys.readouterr().err
+    with pytest.raises(dl.DitLensError, match="no block"):
+        study.study(Options(task="circle", samples=2, block=2, out=tmp_path / "x"), "s", lens, broken)
+
+
+def test_noise_seeds_differ_between_samples_and_options_are_checked():
+    options = Options(task="maze", samples=3, seeds=4)
+    seeds = [s for sample in study.samples_of(options) for s in study.noise_seeds(sample, options)]
+    assert len(set(seeds)) == 12
+    with pytest.raises(dl.DitLensError, match="--samples 1"):
+        study.samples_of(Options(samples=1))
+
+
+def test_outcomes_are_the_scorers_words_and_the_distance(lens, tmp_path):
+    samples = [tasks.circle(1_000_000), tasks.circle(1_000_001)]
+    options = Options(seeds=2)
+    batch = lens.batch(study.pairs_of(samples, options), steps=2)
+    truth = torch.cat(
+        [
+            lens.pipe.vae.encode(torch.from_numpy(s.truth).permute(3, 0, 1, 2)[None] / 127.5 - 1)
+            for s in samples
+            for _ in range(2)
+        ]
+    )
+    found = study.outcomes(batch, torch.stack([truth, truth + 0.5]), truth)
+    assert np.allclose(found.distance[0], 0) and np.allclose(found.distance[1], 0.5)
+    scores = [
+        [s.score(batch.decode(x[None])[0]) for (s, _), x in zip(batch.pairs, arm, strict=True)]
+        for arm in (truth, truth + 0.5)
+    ]
+    assert found.answer.values.tolist() == [[s.answer for s in row] for row in scores]
+    table = study.by_sample(found, samples, options)
+    assert table.score.dims == ("arm", "sample", "seed") and table.noise_seed.shape == (2, 2)
+    assert table.answer.sel(sample="circle/1000001", seed=1).values.tolist() == [
+        row[3].answer for row in scores
+    ]
+
+
+def test_clean_runs_are_single_runs_and_are_made_once(lens, sample, tmp_path, monkeypatch):
+    pairs = [(sample, 0), (sample, 1)]
+    runs = clean_runs(lens, pairs, tmp_path, steps=3)
+    for run, (one, seed) in zip(runs, pairs, strict=True):
+        single = lens.run(one, seed, steps=3, record=[dl.x0])
+        assert run.complete
+        for name in ("x0", "latents"):
+            assert np.allclose(run[name].values, single[name].values, rtol=0, atol=1e-4)
+        assert np.abs(run.video.astype(int) - single.video).max() <= 1
+        assert run.attrs["manifest"]["identity"]["body"] == "batch"
+    monkeypatch.setattr(type(lens), "batch", None)  # nothing is computed again
+    assert [r.path for r in clean_runs(lens, pairs, tmp_path, steps=3)] == [r.path for r in runs]
