@@ -28,8 +28,8 @@ from dit_lens.experiment import rate
 from dit_lens.families.wan import arguments
 from dit_lens.models import organism
 from dit_lens.tasks.canvas import EVAL_SEED
+from dit_lens.tasks.explore import candidates
 from dit_lens.tasks.sample import Sample
-from dit_lens.tasks.trail import trail_strength
 
 SETS = {
     "maze": tasks.maze,
@@ -111,16 +111,6 @@ def _prepare(pipe: Any, sample: Sample, seed: int) -> tuple[torch.Tensor, ...]:
 def _frames(pipe: Any, latents: torch.Tensor) -> np.ndarray:
     video = pipe.vae.decode(latents).permute(0, 2, 3, 4, 1)
     return ((video + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()
-
-
-def candidates(sample: Sample, frames: np.ndarray) -> int:
-    """Count the answers that a decoded x0 shows at all: goals, or routes' own parts, with 15% of a trail."""
-    options = sample.scorer.keywords  # type: ignore[union-attr]
-    strength = trail_strength(frames[-1], options["size"])
-    if "routes" in options:
-        own = [r - frozenset.union(*(o for o in options["routes"] if o is not r)) for r in options["routes"]]
-        return sum(float(np.mean([strength[e] for e in part])) > 0.15 for part in own)
-    return sum(max(s for e, s in strength.items() if goal in e) > 0.15 for goal in options["goals"])
 
 
 def measure(name: str, args: Args) -> dict[str, Any]:

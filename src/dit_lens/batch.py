@@ -15,7 +15,7 @@ Equal to single runs within float tolerance, not bit for bit: a larger product s
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,6 +134,12 @@ class Batch:
             else:
                 done.append(Forward(self, step, part, watch).run())
         return Stepped.cat(done)
+
+    def guide(self, velocities: Mapping[str, Tensor]) -> Tensor:
+        """Return the velocity after classifier-free guidance, of the branches' velocities."""
+        if len(velocities) == 1:
+            return next(iter(velocities.values()))
+        return velocities["uncond"] + self.cfg_scale * (velocities["cond"] - velocities["uncond"])
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode latents [row, channel, frame, y, x] to frames [row, time, height, width, rgb], uint8."""

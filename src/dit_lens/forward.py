@@ -114,11 +114,8 @@ class Forward:
         batch, pipe = self.batch, self.batch.lens.pipe
         latents = self._on_latents("latents", self.rows.latents)
         batch.batching.load(pipe, self.expert)
-        velocities = [self._velocity(branch, latents) for branch in batch.layout.branches]
-        velocity = velocities[0]
-        if len(velocities) == 2:
-            velocity = velocities[1] + batch.cfg_scale * (velocities[0] - velocities[1])
-        velocity = self._on_latents("velocity", velocity)
+        velocities = {branch: self._velocity(branch, latents) for branch in batch.layout.branches}
+        velocity = self._on_latents("velocity", batch.guide(velocities))
         sigma = batch.scheduler.sigmas[self.step]
         x0 = latents + velocity * (0 - sigma)
         new = self._on_latents("x0", x0)

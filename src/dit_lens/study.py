@@ -221,6 +221,22 @@ def study(
     return results, int(failed > 0)
 
 
+def compare(results: xr.Dataset, along: str, title: str, options: Options) -> None:
+    """Summarise outcomes [sample, seed, along] by label, each against the last of them; draw; save."""
+    from dit_lens import analysis, plot
+
+    summary: dict[str, Any] = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
+    for name in [n for n in ("solved", "score", "distance") if n in results]:
+        values = results[name].astype(float)
+        found = analysis.mean(values)
+        summary[name] = headline(found)
+        against = analysis.effect(values, values.isel({along: -1}, drop=True), along=along)
+        summary[f"{name}, minus that of {along} {results[along].values[-1]}"] = headline(against)
+        figure = plot.curves(found, along, value_label=name, title=title, marks=True)
+        plot.save(figure, options.out / f"{name}_by_{along}.png")
+    finish(options, summary, found.attrs)
+
+
 def finish(options: Options, summary: dict[str, Any], bootstrap: dict[str, Any] | None = None) -> None:
     """Write `summary.json` and `manifest.json`."""
     settings = {**options.settings, "samples": options.samples, "bootstrap": bootstrap or {}}

@@ -5,17 +5,29 @@ recorded": a state that is NaN throughout is an error that names its place.
 """
 
 from dit_lens.analysis.channels import channel_importance, top_channels
+from dit_lens.analysis.cka import cka, cka_matrix, cka_pairs
+from dit_lens.analysis.commitment import commitment, corrections
+from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
 from dit_lens.analysis.pca import pca_basis, pca_maps, to_rgb
+from dit_lens.analysis.statistics import effect, mean
 
 __all__ = [
     "channel_importance",
+    "cka",
+    "cka_matrix",
+    "cka_pairs",
+    "commitment",
+    "corrections",
+    "effect",
     "energy",
     "energy_by_layer",
     "energy_by_step",
+    "mean",
     "pca_basis",
     "pca_maps",
     "temporal_energy",
     "to_rgb",
     "top_channels",
+    "trajectory_distance",
 ]

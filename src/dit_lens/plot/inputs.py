@@ -14,6 +14,8 @@ from dit_lens.errors import DitLensError
 ENERGY_LABEL = "energy of a token\n(L2 over channels, dimensionless)"
 TEMPORAL_LABEL = "temporal energy of a frame\n(L2 over tokens and channels, dimensionless)"
 
+DIM_WORDS = {"step": "denoising step", "frame": "latent frame"}
+
 
 def select(
     array: xr.DataArray, dims: Sequence[str], caller: str, optional: Sequence[str] = ()
@@ -67,6 +69,38 @@ def whereabouts(array: xr.DataArray | xr.Dataset) -> list[str]:
 def labels_of(array: xr.DataArray | xr.Dataset, dim: str) -> list[object]:
     """Return the coordinate values of a dimension, or 0, 1, ... where it has none."""
     return list(array[dim].to_numpy().tolist()) if dim in array.coords else list(range(array.sizes[dim]))
+
+
+def axis_label(array: xr.DataArray | xr.Dataset, dim: str) -> str:
+    """Return what to write at an axis: the coordinate's `long_name` and `units`, or the dimension in words."""
+    attrs = array[dim].attrs if dim in array.coords else {}
+    name = attrs.get("long_name", DIM_WORDS.get(dim, dim.replace("_", " ")))
+    return f"{name} ({attrs['units']})" if attrs.get("units") else str(name)
+
+
+def counted(samples: int, seeds: int) -> str:
+    """Say how many runs a picture stands on: "n = 64 samples × 3 seeds"."""
+    return f"n = {samples} sample{'s' * (samples != 1)}" + (f" × {seeds} seeds" if seeds > 1 else "")
+
+
+def centre_of(summary: xr.Dataset, caller: str) -> str:
+    """Return which variable of a summary is its estimate: `mean` or `effect`.
+
+    Raises:
+        DitLensError: it has neither or both, or lacks `low`, `high`, or the attributes that say what these are.
+    """
+    centres = [name for name in ("mean", "effect") if name in summary]
+    if len(centres) != 1 or not {"low", "high"} <= set(summary.data_vars):
+        raise DitLensError(
+            f"{caller}: a Dataset needs mean or effect, and low, high, as analysis.mean and analysis.effect "
+            f"return; this one has {', '.join(map(str, summary)) or 'nothing'}."
+        )
+    if missing := [a for a in ("n_samples", "n_seeds", "level") if a not in summary.attrs]:
+        raise DitLensError(
+            f"{caller}: the Dataset does not say its {', '.join(missing)}, which the picture states; set "
+            "them as attributes (an xarray operation may have dropped them: keep_attrs=True)."
+        )
+    return centres[0]
 
 
 def spread(total: int, most: int | None) -> NDArray[np.intp]:

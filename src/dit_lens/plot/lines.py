@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from dit_lens.plot.inputs import labels_of, spread
 from dit_lens.plot.style import FAINT, OKABE_ITO, trimmed
@@ -19,9 +20,14 @@ MOST_NAMED = 6
 """More curves than this are told apart by a colour scale, not by a legend."""
 
 
+def named(labels: Sequence[object]) -> bool:
+    """Say whether curves are told apart by a legend: few, or with names for labels."""
+    return len(labels) <= MOST_NAMED or any(isinstance(v, str) for v in labels)
+
+
 def line_colours(labels: Sequence[object]) -> list[str] | list[tuple[float, ...]]:
     """Return a colour per curve: along a scale for numbers, from the palette for names or few curves."""
-    if len(labels) <= MOST_NAMED or any(isinstance(v, str) for v in labels):
+    if named(labels):
         return [OKABE_ITO[i % len(OKABE_ITO)] for i in range(len(labels))]
     values = np.array(labels, dtype=float)
     return [tuple(c) for c in trimmed()(Normalize(values.min(), values.max())(values))]
@@ -29,7 +35,7 @@ def line_colours(labels: Sequence[object]) -> list[str] | list[tuple[float, ...]
 
 def name_lines(figure: Figure, ax: Axes, dim: str, labels: Sequence[object]) -> None:
     """Say which curve is which: a legend for few or named ones, a colour scale for many."""
-    if len(labels) <= MOST_NAMED or any(isinstance(v, str) for v in labels):
+    if named(labels):
         ax.legend(title=dim, alignment="left", loc="center left", bbox_to_anchor=(1.0, 0.5))
         return
     values = np.array(labels, dtype=float)
@@ -40,6 +46,11 @@ def name_lines(figure: Figure, ax: Axes, dim: str, labels: Sequence[object]) -> 
     bar.outline.set_visible(False)
 
 
+def smallest_gap(x: NDArray[np.float64]) -> float:
+    """Return the smallest distance between positions along x; 1 where there is only one."""
+    return float(np.diff(np.sort(x)).min()) if len(x) > 1 else 1.0
+
+
 def curve_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
     """Label a panel of curves, with whole numbers along x and faint lines to read heights by."""
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -48,14 +59,26 @@ def curve_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
     ax.set_axisbelow(True)
 
 
-def sigma_axis(ax: Axes, array: xr.DataArray | xr.Dataset) -> None:
-    """Write the noise level σ of some steps along the top, where the array knows it."""
-    if "sigma" not in array.coords or array["sigma"].dims != ("step",):
+def sigma_axis(
+    ax: Axes,
+    array: xr.DataArray | xr.Dataset,
+    along: str = "step",
+    x: NDArray[np.float64] | None = None,
+) -> None:
+    """Write the noise level σ of some steps along the top, where the array knows it.
+
+    Args:
+        ax: a panel with the steps along x.
+        array: with a coordinate `sigma` on the dimension `along`; without one nothing is written.
+        along: the dimension drawn along x.
+        x: where its positions are drawn; at their labels unless given.
+    """
+    if "sigma" not in array.coords or array["sigma"].dims != (along,):
         return
-    steps = np.asarray(labels_of(array, "step"), dtype=float)
-    chosen = spread(len(steps), 8)
+    x = np.asarray(labels_of(array, along), dtype=float) if x is None else x
+    chosen = spread(len(x), 8)
     top = ax.secondary_xaxis("top")
-    top.set_xticks(steps[chosen], [f"{s:.2f}" for s in array["sigma"].to_numpy()[chosen]])
+    top.set_xticks(x[chosen], [f"{s:.2f}" for s in array["sigma"].to_numpy()[chosen]])
     top.set_xlabel("noise level σ")
     top.spines["top"].set_visible(False)
     top.tick_params(length=2)

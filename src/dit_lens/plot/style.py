@@ -151,6 +151,12 @@ def trimmed(name: str = "viridis", top: float = 0.88) -> Colormap:
     return LinearSegmentedColormap.from_list(f"{name}_lines", mpl.colormaps[name](np.linspace(0, top, 256)))
 
 
+def signed_colours() -> Colormap:
+    """Return a colour map for signed values: the palette's blue below 0, its vermillion above, pale between."""
+    ends = ["#003354", BLUE, "#8fc1de", "#f5f5f5", "#f2b58c", VERMILLION, "#6b2d00"]
+    return LinearSegmentedColormap.from_list("blue_vermillion", ends)
+
+
 def index_ticks(axis: Any, labels: list[Any], most: int = 10) -> None:
     """Label the positions 0, 1, ... of an axis with coordinate values: every one, or evenly chosen ones."""
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 10**9) if ceil(len(labels) / s) <= most)

@@ -1,0 +1,137 @@
+"""Does averaging states over noise seeds help? The paper's training-free ensemble, beside fair rivals.
+
+K runs of one sample, each from its own noise; at chosen steps (the first, by default) the states after each
+layer of a range are replaced by their mean over the K runs, then all go on (arXiv 2603.16870). Beside it, what a
+user could do with the same K runs: take one of them (their mean score), keep the best one (an oracle), or let
+the K answers vote.
+
+Since a state after a block is all that the next blocks see, K runs that were averaged after the first layer of
+a range hold the same state from there on: averaging a whole range equals averaging at its first layer.
+
+    python analyses/seed_ensemble.py --task maze --samples 64 --out runs/seed_ensemble
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+import xarray as xr
+
+import dit_lens as dl
+from dit_lens import analysis, plot, study
+from dit_lens.errors import TaskError
+from dit_lens.plan import Placed
+from dit_lens.sweep import sweep
+
+RIVALS = ("single run", "majority vote", "best of K (oracle)")
+
+
+@dataclass
+class Options(study.Options):
+    """Average states over seeds."""
+
+    ks: tuple[int, ...] = (1, 2, 3, 5, 8)
+    """Sizes of the ensemble; the largest is the number of seeds."""
+    layers: str = "middle"
+    """Layers that are averaged: first, middle or last (third), all three of them (each), or such as 3-6."""
+    at_steps: str = "0"
+    """Steps at which they are, such as 0 or 0-4."""
+    out: Path = Path("runs/seed_ensemble")
+
+
+def main(options: Options) -> int:
+    """Run ensembles of every size, compare, draw, save."""
+    if min(options.ks) < 1:
+        raise TaskError(f"--ks {options.ks}: an ensemble has at least one run.")
+    options.seeds = max(options.ks)
+    lens = dl.load(options.model)
+    results, code = study.study(options, "seed_ensemble", lens, lambda part: measure(lens, part, options))
+    conclude(results, options)
+    return code
+
+
+def ranges(text: str, layers: int) -> dict[str, str]:
+    """Return the ranges of layers that were asked for, by name."""
+    thirds = dict(zip(("first", "middle", "last"), np.array_split(np.arange(layers), 3), strict=True))
+    spelt = {name: f"{part[0]}-{part[-1]}" for name, part in thirds.items()}
+    if text == "each":
+        return {f"{name} third ({part})": part for name, part in spelt.items()}
+    return {f"{text} third ({spelt[text]})": spelt[text]} if text in spelt else {text: text}
+
+
+def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
+    """Run the ensembles, and judge what came out, and the single runs."""
+    batch = lens.batch(study.pairs_of(samples, options), options.steps, options.cfg_scale, options.at_once)
+    chosen = ranges(options.layers, lens.layers)
+    edits = [
+        Placed(dl.mean_over_seeds(), dl.at(layer=text, step=options.at_steps)) for text in chosen.values()
+    ]
+    arms = [
+        lambda pair, k=k, edit=edit: [edit] if pair % options.seeds < k else []
+        for edit in edits
+        for k in options.ks
+    ]
+    clean, ended = sweep(batch, arms, progress="ensembles")
+    alone = study.by_sample(study.outcomes(batch, clean[None], clean).isel(arm=0), samples, options)
+    if "answer" not in alone:
+        raise TaskError("An ensemble is judged by a scorer: the samples of this task have none.")
+    found = study.by_sample(study.outcomes(batch, ended, clean), samples, options)
+    labels = (("layers", list(chosen)), ("k", list(options.ks)))
+    out = {}
+    for name in ("solved", "score"):
+        # Of an ensemble of K, the first K seeds took part.
+        parts = [
+            found[name].isel(arm=i, seed=slice(0, k)).mean("seed")
+            for i, k in enumerate(list(options.ks) * len(chosen))
+        ]
+        values = xr.concat(parts, "arm").values.reshape(len(chosen), len(options.ks), len(samples))
+        out[name] = ((*(label for label, _ in labels), "sample"), values)
+        rivals = np.array([[rival(alone, name, k, how) for k in options.ks] for how in RIVALS])
+        out[f"rival_{name}"] = (("rival", "k", "sample"), rivals)
+    text = np.dtypes.StringDType()
+    coords = {"layers": np.array(list(chosen), text), "k": list(options.ks), "rival": np.array(RIVALS, text)}
+    return xr.Dataset(out, {**coords, "sample": alone.sample}).transpose("sample", ...)
+
+
+def rival(alone: xr.Dataset, name: str, k: int, how: str) -> np.ndarray:
+    """Return what the first K single runs come to, [sample]."""
+    values = alone[name].isel(seed=slice(0, k)).values.astype(float)
+    if how == "single run":
+        return values.mean(1)
+    if how == "best of K (oracle)":
+        return values.max(1)
+    picked = []
+    for answers, row in zip(alone.answer.isel(seed=slice(0, k)).values, values, strict=True):
+        # The answer given most often; of several, the one that came first.
+        most = Counter(answers.tolist()).most_common(1)[0][0]
+        picked.append(row[answers.tolist().index(most)])
+    return np.array(picked)
+
+
+def conclude(results: xr.Dataset, options: Options) -> None:
+    """Compare the ensemble with every rival, paired; draw; save."""
+    summary = {"samples": results.sizes["sample"], "steps averaged": options.at_steps}
+    for name in ("solved", "score"):
+        summary[f"ensemble, {name}"] = study.headline(analysis.mean(results[name]))
+        summary[f"rivals, {name}"] = study.headline(analysis.mean(results[f"rival_{name}"]))
+        for how in RIVALS:
+            other = results[f"rival_{name}"].sel(rival=how, drop=True)
+            found = analysis.effect(results[name], other, along=["layers", "k"])
+            summary[f"ensemble minus {how}, {name}"] = study.headline(found)
+    study.finish(options, summary, found.attrs)
+    ours = results.solved.assign_coords(layers=[f"ensemble, {n}" for n in results.layers.values]).rename(
+        layers="arm"
+    )
+    both = xr.concat([ours, results.rival_solved.rename(rival="arm").rename("solved")], "arm")
+    title = f"Averaging states over K seeds at step {options.at_steps} · {options.task}"
+    figure = plot.curves(analysis.mean(both), "k", value_label="solved (share)", title=title, marks=True)
+    plot.save(figure, options.out / "solved_by_k.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))
