@@ -206,9 +206,13 @@ def conclude(results: xr.Dataset, options: Options) -> None:
     }
     study.finish(options, summary, by_arm.attrs)
     n = chosen.sizes["sample"]
-    title = f"Swapping a layer between two prompts · {n} scenes"
-    figure = plot.curves(by_arm, "layer", value_label="flip rate", title=title)
-    plot.save(figure, options.out / "flips_by_layer.png")
+    parts = by_arm.arm.str.contains("third").values
+    for name, part in (("by_layer", ~parts), ("by_third", parts)):
+        title = f"Swapping a layer between two prompts · {n} scenes"
+        figure = plot.curves(
+            by_arm.isel(arm=part), "layer", value_label="flip rate", title=title, limits=(-0.03, 1.03)
+        )
+        plot.save(figure, options.out / f"flips_{name}.png")
     title = f"Swapping one layer at one step · {n} scenes"
     figure = plot.heatmap(one_step["mean"], value_label="flip rate", title=title, limits=(0, 1))
     plot.save(figure, options.out / "flips_one_step.png")

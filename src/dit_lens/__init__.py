@@ -35,6 +35,7 @@ _FROM = {
         "zero",
     ),
     "dit_lens.functions": ("options",),
+    "dit_lens.analysis": ("cka", "commitment", "effect", "pca_maps", "trajectory_distance"),
     "dit_lens.plan": ("Plan",),
     "dit_lens.lens": ("Lens",),
     "dit_lens.run": ("Run",),
@@ -49,6 +50,7 @@ __all__ = sorted([*_HOME, *_ROOMS])
 
 if TYPE_CHECKING:
     from dit_lens import analysis, plot, store, tasks
+    from dit_lens.analysis import cka, commitment, effect, pca_maps, trajectory_distance
     from dit_lens.coords import At, Spot, at
     from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, steer, zero
     from dit_lens.errors import CaptureError, DitLensError, PlanError, StoreError, TaskError

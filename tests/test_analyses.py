@@ -1,0 +1,156 @@
+"""The scripts, each run small on the shipped organism: what they write, what they repeat, and exact controls."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import dit_lens as dl
+from dit_lens import study
+
+pytestmark = pytest.mark.slow
+SCRIPTS = Path(__file__).parents[1] / "analyses"
+SMALL = {"samples": 4, "block": 2, "steps": 4}
+STUDIES = {
+    "noise_sensitivity": {"task": "circle", "layers": "0,9"},
+    "layer_swap": {"layers": "2,8", "map_steps": "1,3", "cfg_scale": 2.0},
+    "seed_ensemble": {"task": "choose", "ks": (1, 2, 3), "layers": "each"},
+    "depth_lens": {"task": "circle", "layers": "4,8", "tuning_scenes": 4, "sheets": 1, "vis_steps": "0,3"},
+    "step_count": {"task": "circle", "counts": (1, 2, 4)},
+    "frame_count": {"task": "circle", "counts": (5, 13)},
+    "emergent": {"task": "choose", "probe_scenes": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return dl.load("organism")
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def go(name, out, monkeypatch, organism, **changes):
+    module = script(name)
+    monkeypatch.setattr(dl, "load", lambda _: organism)  # the real one, loaded once for all
+    options = module.Options(**{**SMALL, **STUDIES[name], "out": out, "clean": out / "clean.zarr", **changes})
+    assert module.main(options) == 0
+    return xr.open_zarr(out / "results.zarr", consolidated=False).load()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_leaves_numbers_figures_and_the_command_and_is_not_made_twice(
+    name, tmp_path, monkeypatch, organism
+):
+    results = go(name, tmp_path, monkeypatch, organism)
+    assert results.sizes["sample"] == 4
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["command"].startswith("python ")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (
+        manifest["settings"]["bootstrap"]["n_samples"] <= 4
+        and "draws_seed" in manifest["settings"]["bootstrap"]
+    )
+    pictures = {p: p.stat().st_size for p in tmp_path.glob("**/*.png")}
+    assert pictures and min(pictures.values()) > 5000
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "blocks").iterdir()}
+    again = go(name, tmp_path, monkeypatch, organism)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "blocks").iterdir()} == made
+    assert again.identical(results)
+
+
+def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, monkeypatch, organism):
+    still = go("noise_sensitivity", tmp_path / "a", monkeypatch, organism, scale=0.0)
+    assert (still.step_distance == 0).all() and (still.frame_distance == 0).all()
+    measured = still.dissimilarity.values[np.isfinite(still.dissimilarity.values)]
+    assert measured.size and np.abs(measured).max() < 1e-5
+    noisy = go("noise_sensitivity", tmp_path / "b", monkeypatch, organism, scale=0.7)
+    energy = dict(
+        zip(
+            noisy.kind.values.tolist(),
+            noisy.noise_energy.values[0] if noisy.noise_energy.ndim > 1 else noisy.noise_energy.values,
+            strict=True,
+        )
+    )
+    assert energy["step"] == pytest.approx(0.49 * 4) and energy["same energy"] == pytest.approx(0.49 * 4)
+    assert energy["same scale"] == pytest.approx(0.49 * 3)
+    assert (noisy.step_distance > 0).all()
+    # A step before the noise is the clean run's: nothing is measured there.
+    assert np.isnan(noisy.dissimilarity.sel(after_step=1, step=[0, 1])).all()
+
+
+def test_the_readout_of_the_last_layer_is_the_models_own_x0_exactly(organism):
+    depth = script("depth_lens")
+    samples = [dl.tasks.circle(1_000_000), dl.tasks.choose(1_000_001)]
+    batch = organism.batch([(s, 3) for s in samples], steps=3, cfg_scale=2.0)
+    x = batch.noise
+    for step in range(3):
+        out = batch.step(step, x, watch=depth.watched(batch, [5, 9]))
+        assert torch.equal(depth.read_out(batch, step, x, out, 9, {}), out.x0)
+        assert not torch.allclose(depth.read_out(batch, step, x, out, 5, {}), out.x0, atol=0.1)
+        x = out.latents
+
+
+def test_a_tuned_readout_comes_nearer_to_the_final_x0_on_scenes_it_was_not_fitted_on(
+    tmp_path, monkeypatch, organism
+):
+    results = go("depth_lens", tmp_path, monkeypatch, organism, tuning_scenes=16)
+    distance = results.distance.sel(layer=4).mean(("sample", "seed", "step"))
+    assert float(distance.sel(readout="tuned")) < float(distance.sel(readout="plain"))
+    last = results.distance.sel(layer=9)
+    assert np.array_equal(last.sel(readout="tuned"), last.sel(readout="plain"))
+
+
+def test_an_ensemble_of_one_is_the_single_run(tmp_path, monkeypatch, organism):
+    results = go("seed_ensemble", tmp_path, monkeypatch, organism)
+    alone = results.rival_score.sel(k=1)
+    assert np.allclose(results.score.sel(k=1).transpose("layers", "sample"), alone.sel(rival="single run"))
+    assert (alone.sel(rival="majority vote") == alone.sel(rival="single run")).all()
+    best, single = (results.rival_solved.sel(rival=r) for r in ("best of K (oracle)", "single run"))
+    assert (best >= single).all()
+
+
+def test_a_swap_with_its_own_states_changes_nothing(organism):
+    swap = script("layer_swap")
+    both = [dl.tasks.circle(1_000_000, kind=k) for k in swap.KINDS]
+    batch = organism.batch([(s, seed) for seed in (0, 1) for s in both], steps=3)
+    states = swap.clean_states(batch)
+    own = swap.arm(states, lambda row: row, 4, dl.at(layer=4))
+    other = swap.arm(states, swap.partner, 9, dl.at(layer=9))
+    clean, ended = swap.sweep(batch, [own, other])
+    assert torch.allclose(ended[0], clean, atol=1e-5)
+    assert torch.allclose(ended[1, :2], clean[[1, 0]], atol=0.5) and not torch.allclose(
+        ended[1, :2], clean[:2], atol=0.5
+    )
+    assert torch.equal(ended[:, 2:], clean[2:].expand(2, *clean[2:].shape))
+
+
+def test_the_step_of_identification_is_the_one_from_which_the_probe_stays_right():
+    emergent = script("emergent")
+    probe = np.array([[[0, 1, 1, 1]], [[1, 1, 0, 1]], [[1, 1, 1, 1]], [[1, 0, 1, 0]]], bool)
+    names = {"sample": list("abcd"), "seed": [0], "step": range(4)}
+    results = xr.Dataset({"probe": (("sample", "seed", "step"), probe)}, names)
+    held = xr.Dataset(
+        {"commitment": (("sample", "seed"), np.zeros((4, 1), int))}, {k: names[k] for k in ("sample", "seed")}
+    )
+    found = emergent.perception(results, held)
+    assert found["identified at step"]["mean"] == pytest.approx((1 + 3 + 0 + 4) / 4)
+    assert found["never identified"] == 0.25
+
+
+def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, organism):
+    with pytest.raises(dl.TaskError, match="two prompts"):
+        go("layer_swap", tmp_path, monkeypatch, organism, task="maze")
+    with pytest.raises(dl.TaskError, match="at least one run"):
+        go("seed_ensemble", tmp_path, monkeypatch, organism, ks=(0, 3))
+    assert study.samples_of(study.Options(task="maze", samples=2))[0].id == "1000000"
