@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv demo test check train bench clean
+.PHONY: venv demo test check train bench findings clean
 
 venv: $(STAMP)
 
@@ -31,6 +31,10 @@ train: $(STAMP)  ## make the organism again
 bench: $(STAMP)  ## what capture costs
 	$(BIN)/python benchmarks/capture_overhead.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/cka.py
+
+findings: $(STAMP)  ## every experiment that docs/findings.md reports
+	$(BIN)/python analyses/all.py
 
 clean:
 	rm -rf .venv runs

@@ -11,9 +11,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.slow
-def test_getting_started_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "getting-started.md").read_text(), re.S)
-    assert len(blocks) > 5
+@pytest.mark.parametrize("name, least", [("getting-started", 6), ("experiments", 1)])
+def test_the_code_of_a_page_runs(tmp_path, name, least):
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{name}.md").read_text(), re.S)
+    assert len(blocks) >= least
     script = tmp_path / "page.py"  # a file: nnsight compiles the body of a trace from its source
     script.write_text("\n".join(blocks))
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)

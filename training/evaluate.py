@@ -57,6 +57,8 @@ class Args:
     weights: Path = organism.WEIGHTS
     out: Path | None = None
     """Write the figures here, as JSON."""
+    card: Path | None = None
+    """Page whose table, between the marks `<!-- results -->` and `<!-- end -->`, is replaced."""
 
 
 @torch.no_grad()
@@ -161,7 +163,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for task, figures in results.items():
         for name, f in figures.items():
             low, high = f["interval_95"]
-            lines.append(f"| {task} | {name} | {f['rate']:.3f} | {low:.3f} to {high:.3f} | {f['n']} |")
+            name = "gain of the most steps over the fewest" if name == "gain" else name
+            lines.append(f"| `{task}` | {name} | {f['rate']:.3f} | {low:.3f} to {high:.3f} | {f['n']} |")
     return "\n".join(lines)
 
 
@@ -172,6 +175,10 @@ def main(args: Args) -> None:
         work = pool.imap(partial(measure, args=args), args.tasks)
         results = dict(zip(args.tasks, tqdm(work, total=len(args.tasks), desc="tasks"), strict=True))
     print(table(results))
+    if args.card:
+        before, _, rest = args.card.read_text().partition("<!-- results -->")
+        after = rest.partition("<!-- end -->")[2]
+        args.card.write_text(f"{before}<!-- results -->\n{table(results)}\n<!-- end -->{after}")
     if args.out:
         weights = hashlib.sha256(args.weights.read_bytes()).hexdigest()[:16]
         about = {

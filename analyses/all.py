@@ -1,0 +1,95 @@
+"""Run every experiment that docs/findings.md reports, and put its summary and figures beside the page.
+
+python analyses/all.py                 # all of them, into runs/findings/; what is done is not made again
+python analyses/all.py --only noise    # those whose name holds this
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from PIL import Image
+
+HERE = Path(__file__).parent
+EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
+    **{
+        f"emergent_{task}": ("emergent.py", ["--task", task, "--samples", "128"], figures)
+        for task, figures in {
+            "maze": ["solved_by_step", "off_path_by_step", "commitment"],
+            "loop": ["candidates_by_step"],
+            "choose": ["candidates_by_step", "probe_by_step", "commitment"],
+            "circle": ["probe_by_step"],
+            "pattern": [],
+            "occlude": ["solved_by_step"],
+        }.items()
+    },
+    "step_count_maze": ("step_count.py", ["--task", "maze", "--samples", "128"], ["solved_by_steps"]),
+    "step_count_circle": ("step_count.py", ["--task", "circle", "--samples", "128"], []),
+    "frame_count_maze": ("frame_count.py", ["--task", "maze", "--samples", "64"], ["solved_by_frames"]),
+    "noise_maze": (
+        "noise_sensitivity.py",
+        ["--task", "maze", "--samples", "64"],
+        ["score_by_step", "score_by_frame", "dissimilarity"],
+    ),
+    "noise_choose": ("noise_sensitivity.py", ["--task", "choose", "--samples", "64", "--layers", "none"], []),
+    "depth_maze": ("depth_lens.py", ["--task", "maze", "--samples", "64"], ["solved", "distance"]),
+    "depth_circle": ("depth_lens.py", ["--task", "circle", "--samples", "64"], ["solved"]),
+    "ensemble_maze": (
+        "seed_ensemble.py",
+        ["--task", "maze", "--samples", "64", "--layers", "each"],
+        ["solved_by_k"],
+    ),
+    "layer_swap": (
+        "layer_swap.py",
+        ["--samples", "24", "--cfg-scale", "3"],
+        ["flips_by_layer", "flips_by_third", "flips_one_step"],
+    ),
+}
+"""By name: the script, its options, and the figures that the page shows."""
+
+
+@dataclass
+class Options:
+    """Which experiments, and where."""
+
+    only: str = ""
+    """Part of the names of those to run."""
+    runs: Path = Path("runs/findings")
+    docs: Path = Path("docs/findings")
+
+
+def main(options: Options) -> int:
+    """Run, and copy what the page needs."""
+    failed = 0
+    for name, (script, arguments, figures) in EXPERIMENTS.items():
+        if options.only not in name:
+            continue
+        out, start = options.runs / name, time.time()
+        command = [sys.executable, str(HERE / script), *arguments, "--out", str(out)]
+        command += ["--clean", str(options.runs / "clean.zarr")]
+        print(f"{name}: python analyses/{script} {' '.join(arguments)}", flush=True)
+        code = subprocess.run(command).returncode
+        print(f"{name}: {'failed' if code else 'done'} after {time.time() - start:.0f} s", flush=True)
+        failed += code != 0
+        if not code:
+            publish(name, out, options.docs, figures)
+    return int(failed > 0)
+
+
+def publish(name: str, out: Path, docs: Path, figures: list[str]) -> None:
+    """Copy the summary, and the figures in few colours: they are drawings."""
+    docs.mkdir(parents=True, exist_ok=True)
+    shutil.copy(out / "summary.json", docs / f"{name}.json")
+    for figure in figures:
+        picture = Image.open(out / f"{figure}.png").convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        picture.save(docs / f"{name}_{figure}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))
