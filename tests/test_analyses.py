@@ -69,6 +69,37 @@ def test_a_study_leaves_numbers_figures_and_the_command_and_is_not_made_twice(
     assert again.identical(results)
 
 
+@pytest.mark.parametrize(
+    "name, options, pictures",
+    [
+        ("decode_steps", {"vis_steps": "0,3"}, ["steps.png", "schedule.png", "video.mp4", "x0/step_003.mp4"]),
+        (
+            "token_maps",
+            {"vis_steps": "0,3", "layers": "4"},
+            [
+                "energy_vs_step.png",
+                "layer_04/step_003_pca.png",
+                "layer_04/temporal.png",
+                "step_000_layer_grid.png",
+            ],
+        ),
+    ],
+)
+def test_the_papers_pictures_are_there_and_are_not_made_twice(
+    name, options, pictures, tmp_path, monkeypatch, organism
+):
+    module = script(name)
+    monkeypatch.setattr(dl, "load", lambda _: organism)
+    given = module.Options(task="circle", steps=4, max_samples=2, out=tmp_path, **options)
+    assert module.main(given) == 0
+    for sample in ("1000000", "1000001"):
+        for picture in pictures:
+            assert (tmp_path / "circle" / sample / picture).stat().st_size > 500
+    made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("circle/**/*.*")}
+    assert module.main(given) == 0
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("circle/**/*.*")} == made
+
+
 def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, monkeypatch, organism):
     still = go("noise_sensitivity", tmp_path / "a", monkeypatch, organism, scale=0.0)
     assert (still.step_distance == 0).all() and (still.frame_distance == 0).all()
