@@ -47,7 +47,7 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     ),
     "layer_swap": (
         "layer_swap.py",
-        ["--samples", "24", "--cfg-scale", "3"],
+        ["--samples", "24"],
         ["flips_by_layer", "flips_by_third", "flips_one_step"],
     ),
 }
@@ -72,7 +72,7 @@ def main(options: Options) -> int:
             continue
         out, start = options.runs / name, time.time()
         command = [sys.executable, str(HERE / script), *arguments, "--out", str(out)]
-        command += ["--clean", str(options.runs / "clean.zarr")]
+        command += ["--clean", str(options.runs / "clean.zarr")] if script == "emergent.py" else []
         print(f"{name}: python analyses/{script} {' '.join(arguments)}", flush=True)
         code = subprocess.run(command).returncode
         print(f"{name}: {'failed' if code else 'done'} after {time.time() - start:.0f} s", flush=True)

@@ -32,8 +32,8 @@ from dit_lens.analysis.affine import AffineFit
 from dit_lens.batch import Batch
 from dit_lens.forward import Stepped
 
-Maps = Mapping[int, tuple[Tensor, Tensor]]
-"""Weight [channel, channel] and bias [channel] by layer."""
+Maps = Mapping[tuple[str, int], tuple[Tensor, Tensor]]
+"""Weight [channel, channel] and bias [channel] by (expert, layer)."""
 
 
 @dataclass
@@ -72,10 +72,10 @@ def watched(batch: Batch, layers: list[int]) -> list[tuple[str, str, int]]:
     return [("block", branch, layer) for branch in batch.layout.branches for layer in layers]
 
 
-def tune(lens: dl.Lens, layers: list[int], options: Options) -> dict[int, tuple[Tensor, Tensor]]:
+def tune(lens: dl.Lens, layers: list[int], options: Options) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
     """Fit, for each layer but the last, an affine map to the last layer's states; over all steps and branches."""
-    scenes = [dl.tasks.make(options.task, seed) for seed in range(options.tuning_scenes)]
-    fits: dict[int, AffineFit] = {}
+    scenes = study.training_samples(options, options.tuning_scenes)
+    fits: dict[tuple[str, int], AffineFit] = {}
     for start in range(0, len(scenes), options.block):
         batch = lens.batch(
             [(s, i) for i, s in enumerate(scenes[start : start + options.block], start)],
@@ -89,7 +89,9 @@ def tune(lens: dl.Lens, layers: list[int], options: Options) -> dict[int, tuple[
             for (_, branch, layer), states in out.states.items():
                 target = out.states["block", branch, layers[-1]].flatten(0, 3).float().cpu().numpy()
                 tokens = states.flatten(0, 3).float().cpu().numpy()
-                fit = fits.setdefault(layer, AffineFit(tokens.shape[1], target.shape[1], options.ridge))
+                fit = fits.setdefault(
+                    (batch.expert(step), layer), AffineFit(tokens.shape[1], target.shape[1], options.ridge)
+                )
                 fit.add(tokens, target)
             x = out.latents
     solved = {layer: fit.solve() for layer, fit in fits.items() if layer != layers[-1]}
@@ -103,8 +105,8 @@ def read_out(batch: Batch, step: int, x: Tensor, out: Stepped, layer: int, maps:
     velocities = {}
     for branch in batch.layout.branches:
         states = out.states["block", branch, layer]
-        if layer in maps:
-            weight, bias = (p.to(states) for p in maps[layer])
+        if (batch.expert(step), layer) in maps:
+            weight, bias = (p.to(states) for p in maps[batch.expert(step), layer])
             states = states @ weight + bias
         timestep = batch.scheduler.timesteps[step].unsqueeze(0).to(x)
         dit = batch.lens.dits[batch.expert(step)]

@@ -40,6 +40,8 @@ class Options(study.Options):
 
     probe_scenes: int = 128
     """Training scenes that the probes are fitted on; 0 leaves them out."""
+    clean: Path = Path("runs/clean.zarr")
+    """Store of the clean runs; what it holds is not made again."""
     out: Path = Path("runs/emergent")
 
 
@@ -69,7 +71,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], probes: list[Any], options:
         {"step": runs[0]["x0"].step.values, "sigma": ("step", runs[0]["x0"].sigma.values)},
     )
     if probes:
-        data["probe"] = (("pair", "step"), probed(lens, pairs, probes, options))
+        named, picks = probed(lens, pairs, probes, options)
+        data["probe"], data["picks"] = (("pair", "step"), named), ("pair", picks)
     return study.by_sample(data, samples, options)
 
 
@@ -77,7 +80,7 @@ def read(sample: dl.Sample, frames: list[np.ndarray]) -> dict[str, list[Any]]:
     """Read what a run's x0 holds at every step."""
     scores = [sample.score(video) for video in frames]
     out: dict[str, list[Any]] = {n: [getattr(s, n) for s in scores] for n in ("solved", "score", "answer")}
-    if sample.task in ("maze", "loop", "choose"):
+    if sample.task in ("loop", "choose"):  # a maze has one answer
         out["candidates"] = [explore.candidates(sample, video) for video in frames]
     if sample.task in ("maze", "loop"):
         out["off_path"] = [explore.off_path(sample, video) for video in frames]
@@ -124,7 +127,7 @@ def states_and_answers(
 
 def fit_probes(lens: dl.Lens, options: Options) -> list[Any]:
     """Fit a probe for every step on training scenes."""
-    pairs = [(dl.tasks.make(options.task, i), i) for i in range(options.probe_scenes)]
+    pairs = [(s, i) for i, s in enumerate(study.training_samples(options, options.probe_scenes))]
     states, answers = states_and_answers(lens, pairs, options)
     labels = np.concatenate([picked(s, a) for (s, _), a in zip(pairs, answers, strict=True)])
     # Strong shrinkage: a few hundred objects, as many channels.
@@ -148,7 +151,7 @@ def probed(
             # choose picks one of them; circle decides on each.
             said = np.arange(len(odds)) == odds.argmax() if sample.task == "choose" else odds > 0
             right[i, step] = bool(wanted.any()) and bool((said == wanted).all())
-    return right
+    return right, np.array([any(picked(s, a)) for (s, _), a in zip(pairs, answers, strict=True)])
 
 
 # ---- what it comes to
@@ -182,6 +185,9 @@ def conclude(results: xr.Dataset, options: Options) -> None:
 
 def perception(results: xr.Dataset, held: xr.Dataset) -> dict[str, Any]:
     """Compare, per sample, the step from which on the probe is right with the step of commitment."""
+    # Runs that end without a pick have nothing to identify.
+    picks = results.picks.all("seed") if "picks" in results else results.probe.any("step").all("seed")
+    results, held = results.isel(sample=picks.values), held.isel(sample=picks.values)
     wrong = ~results.probe
     steps = results.sizes["step"]
     # One step after the last at which the probe was wrong; runs in which it is wrong to the end count as `steps`.
@@ -190,6 +196,7 @@ def perception(results: xr.Dataset, held: xr.Dataset) -> dict[str, Any]:
     )
     identified = (last_wrong + 1).astype(float)
     return {
+        "samples whose runs pick something": results.sizes["sample"],
         "identified at step": study.headline(analysis.mean(identified)),
         "committed at step": study.headline(analysis.mean(held.commitment.astype(float))),
         "committed minus identified": study.headline(

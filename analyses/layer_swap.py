@@ -5,6 +5,11 @@ disc" / "circle the square"). While run A is made, layer k's states are replaced
 the same step; the answer flips if A's video shows B's answer. Both directions, over the scenes that are solved
 under both prompts.
 
+What a flip says: from layer k on, everything is B's, unless the latents say otherwise; so a flip means that no later
+layer undid it, and the rate rises with depth. At the last layer, on every branch and step, the velocity is B's own:
+that flip is an identity, as is the control with another seed, which shows only that the donor holds the same
+answer. Where the rate rises along the layers says by which layer the answer is settled.
+
 Arms, for each layer: all steps, on the conditional branch alone and on every branch; the first, middle and last
 third of the steps; one step at a time (a layer x step map). Controls: states of the same prompt under another
 noise seed (should not flip), and states that B holds in another layer, by a random order of the layers.
@@ -42,6 +47,8 @@ class Options(study.Options):
     """Swap states between two prompts."""
 
     task: str = "circle"
+    cfg_scale: float | None = 3.0
+    """Over 1, so that there are two branches, and swapping one is not swapping both."""
     layers: str = "all"
     """Layers to swap: all, auto (5 of them), or such as 0,4,9."""
     map_steps: str = "auto"
@@ -129,8 +136,9 @@ def make_arms(
                 if len(third)
             },
             "same prompt, other seed": (lambda row: row + 2, layer, {}),
-            "another layer's states": (partner, following[layer], {}),
         }
+        if len(layers) > 1:
+            whole["another layer's states"] = (partner, following[layer], {})
         for name, (source, from_layer, where) in whole.items():
             arms.append(arm(states, source, from_layer, dl.at(layer=layer, **where)))
             names.append((name, layer, -1))

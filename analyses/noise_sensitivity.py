@@ -23,6 +23,7 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import analysis, plot, report, study
+from dit_lens.errors import TaskError
 from dit_lens.plan import Placed
 from dit_lens.sweep import Now, sweep
 
@@ -54,6 +55,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     pairs = study.pairs_of(samples, options)
     batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
     frames, after = batch.noise.shape[2], batch.steps - 1
+    if after < 1:
+        raise TaskError("--steps 1: noise after a step needs another step that follows.")
     # (a) gives every element noise once; (b) gives the elements of one frame noise after each step but the last.
     matched = options.scale * (frames / after) ** 0.5
     noise = dl.add_noise(scale=options.scale)

@@ -182,3 +182,74 @@ def test_a_mask_confines_an_edit_to_its_cells(lens, sample):
     assert torch.equal(edited.states[place[0]][0], expected)
     with pytest.raises(dl.PlanError, match="The mask is"):
         batch.step(0, batch.noise, edits=[[placed(dl.zero(), site="latents", mask=MASK)]])
+
+
+ENSEMBLES = {
+    "of a region": [[placed(dl.mean_over_seeds(), layer=1, step=0, frame=0)]] * 3,
+    "of edits made apart": [[placed(dl.mean_over_seeds(), layer=1, step=0)] for _ in range(3)],
+    "after an edit of its own": [
+        [placed(dl.scale(factor=0.5), layer=1, step=0), placed(dl.mean_over_seeds(), layer=1, step=0)]
+    ]
+    * 3,
+    "before an edit of its own": [
+        [placed(dl.mean_over_seeds(), layer=1, step=0), placed(dl.scale(factor=0.5), layer=1, step=0)]
+    ]
+    * 3,
+    "of some rows": [
+        [],
+        [placed(dl.mean_over_seeds(), layer=1, step=0)],
+        [placed(dl.mean_over_seeds(), layer=1, step=0)],
+    ],
+    "listed late first": [
+        [placed(dl.mean_over_seeds(), site="self_attn", layer=n, step=0) for n in (2, 0)] for _ in range(3)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_every_ensemble_is_the_same_in_lockstep_and_one_after_another(lens, sample, name):
+    pairs, ends = [(sample, 0), (sample, 1), (sample, 2)], []
+    for at_once in (3, 1):
+        batch = lens.batch(pairs, steps=2, cfg_scale=1.0, at_once=at_once)
+        x, seen = go(batch, edits=ENSEMBLES[name], groups=[0, 0, 0], watch=[("block", "cond", 1)])
+        ends.append((x, seen[0].states["block", "cond", 1]))
+    assert torch.allclose(ends[0][0], ends[1][0], **CLOSE)
+    clean, seen = go(batch, watch=[("block", "cond", 1)])
+    own, met = seen[0].states["block", "cond", 1], ends[0][1]
+    assert not torch.allclose(ends[0][0][1], clean[1], atol=1e-3)
+    if name == "of a region":
+        assert torch.allclose(met[:, 1:], own[:, 1:], atol=1e-5) and torch.allclose(met[0, 0], own[:, 0].mean(0), atol=1e-5)
+    if "an edit of its own" in name:
+        assert torch.allclose(met[0], 0.5 * own.mean(0), atol=1e-5) and torch.equal(met[0], met[2])
+    if name == "of some rows":
+        assert torch.allclose(met[0], own[0], atol=1e-5) and torch.allclose(met[1], own[1:].mean(0), atol=1e-5)
+
+
+def test_a_place_that_cannot_be_seen_is_refused(two_experts, sample):
+    batch = dl.Lens(two_experts).batch([(sample, 0)], steps=4, cfg_scale=1.0)
+    for options, says in (
+        ({"watch": [("block", "uncond", 1)]}, "branches cond"),
+        ({"watch": [("blok", "cond", 1)]}, "there are the sites"),
+        ({"watch": [("block", "cond", 9)]}, "layer=9 is out of range"),
+        (
+            {"edits": [[placed(dl.zero(), layer=1, step=3, expert="high")]]},
+            "none of its steps is served by high",
+        ),
+    ):
+        with pytest.raises(dl.PlanError, match=says):
+            batch.step(0, batch.noise, **options)
+
+
+def test_a_module_that_the_model_passes_by_is_an_error(lens, pipe, sample):
+    batch = lens.batch([(sample, 0)], steps=1)
+    block = pipe.dit.blocks[1]
+    block.forward, forward = (
+        lambda x, *rest: x + 0 * block.ffn.forward(x),
+        block.forward,
+    )  # around the hooks of its parts
+    try:
+        with pytest.raises(dl.CaptureError, match=r"\('ffn', 'cond', 1\)"):
+            batch.step(0, batch.noise, watch=[("ffn", "cond", 1)])
+    finally:
+        del block.forward
+    assert block.forward == forward

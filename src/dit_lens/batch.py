@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens import edits as edit_functions
-from dit_lens.coords import GRID_SITES, Spot, at
+from dit_lens.coords import Spot, positions
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching
-from dit_lens.forward import Forward, Place, Rows, Stepped, stack
+from dit_lens.forward import Forward, Meeting, Place, Rows, Stepped, Waiting, stack
 from dit_lens.plan import Layout, Placed, Plan
+from dit_lens.session import apply_edit
 from dit_lens.slot import Slot
 from dit_lens.tasks.sample import Sample
 
@@ -126,11 +126,11 @@ class Batch:
         placed = [[] for _ in pairs] if edits is None else [list(e) for e in edits]
         whole = Rows(latents, pairs, placed, None if groups is None else list(groups))
         whole.check(len(self.pairs))
+        self._check_watched(watch)
         done = []
         for part in _parts(whole, self.at_once):
             if len(part.pairs) > self.at_once:
-                part = self._hand_over(step, part)
-                done += [Forward(self, step, part[n : n + 1], watch).run() for n in range(len(part.pairs))]
+                done += self._one_by_one(step, part, watch)
             else:
                 done.append(Forward(self, step, part, watch).run())
         return Stepped.cat(done)
@@ -150,53 +150,53 @@ class Batch:
         """Resolve an edit's place on this batch's steps; checked when it is first seen."""
         if id(placed) not in self._slots:
             Plan(edits=(placed,)).check(self.layout, over_seeds=True)
+            slot = Slot.of(placed, True, self.layout, self.sigmas)
+            if not any(self.expert(step) in slot.experts for step in slot.steps):
+                raise PlanError(f"edit {placed}: none of its steps is served by {', '.join(slot.experts)}.")
             # The edit is held too, so that its id is not given to another.
-            self._slots[id(placed)] = placed, Slot.of(placed, True, self.layout, self.sigmas)
+            self._slots[id(placed)] = placed, slot
         return self._slots[id(placed)][1]
+
+    def _check_watched(self, watch: Sequence[Place]) -> None:
+        for site, branch, layer in watch:
+            if site not in self.lens.sites or branch not in self.layout.branches:
+                raise PlanError(
+                    f"watch {site, branch, layer}: there are the sites {', '.join(self.lens.sites)}, and in this batch the "
+                    f"branches {', '.join(self.layout.branches)}."
+                )
+            positions("layer", ((layer, layer),), self.layout.layers)
 
     def spot(self, step: int, pair: int, site: str, branch: str | None, layer: int | None) -> Spot:
         """Return the place of one row, as edits are told it."""
         times = self.sigmas[step], self.timesteps[step]
         return Spot(site, step, *times, self.pairs[pair][1], self.expert(step), branch, layer)
 
-    def _hand_over(self, step: int, group: Rows) -> Rows:
-        """Run the rows of a group one after another up to each place where they are seen together.
+    def _one_by_one(self, step: int, group: Rows, watch: Sequence[Place]) -> list[Stepped]:
+        """Run the rows of a group one after another, until what they hand over at every meeting stands.
 
-        Returns:
-            The rows, their edits over seeds replaced by what those came to.
+        Each round settles at least one more meeting, in the order in which the model comes to them.
         """
-        together = [e for e in group.edits[0] if is_over_seeds(e) and step in self.slot(e).steps]
-        alone = [[e for e in edits if not is_over_seeds(e)] for edits in group.edits]
-        for edit in together:
-            if edit.site in GRID_SITES:
-                raise PlanError(
-                    f"{edit}: rows that run one after another cannot meet at {edit.site}; raise at_once."
-                )
-            for place in self._order(edit):
-                rows = Rows(group.latents, group.pairs, alone, None)
-                seen = [
-                    Forward(self, step, rows[n : n + 1], [place]).run().states[place]
-                    for n in range(len(rows.pairs))
-                ]
-                site, branch, layer = place
-                new = edit.function(torch.cat(seen), self.spot(step, group.pairs[0], site, branch, layer))
-                where = at(site=site, branch=branch, layer=layer, step=step)
-                alone = [
-                    [*edits, Placed(edit_functions.replace(value=value), where)]
-                    for edits, value in zip(alone, new, strict=True)
-                ]
-        return Rows(group.latents, group.pairs, alone, None)
+        known: dict[Meeting, Tensor] = {}
+        while True:
+            seen: dict[Meeting, dict[int, Tensor]] = {}
+            out = [
+                Forward(self, step, group[n : n + 1], watch, Waiting(n, known, seen)).run()
+                for n in range(len(group.pairs))
+            ]
+            new = {meeting: self._met(step, group, meeting, values) for meeting, values in seen.items()}
+            if all(meeting in known and torch.equal(known[meeting], value) for meeting, value in new.items()):
+                return out
+            known = new
 
-    def _order(self, edit: Placed) -> Iterator[Place]:
-        slot = self.slot(edit)
-        for branch in (b for b in self.layout.branches if b in slot.branches):
-            for layer in sorted(slot.layers):
-                yield edit.site, branch, layer
-
-
-def is_over_seeds(edit: Placed) -> bool:
-    """Say whether an edit sees the rows of several seeds together."""
-    return bool(getattr(edit.function, "over_seeds", False))
+    def _met(self, step: int, group: Rows, meeting: Meeting, values: dict[int, Tensor]) -> Tensor:
+        """Return what an edit over seeds makes of the rows that came to it; other rows' places stay empty."""
+        placed, branch, layer = meeting
+        rows = sorted(values)
+        together = torch.stack([values[row] for row in rows])
+        spot = self.spot(step, group.pairs[rows[0]], placed.site, branch, layer)
+        out = torch.zeros(len(group.pairs), *together.shape[1:], dtype=together.dtype, device=together.device)
+        out[rows] = apply_edit(placed, spot, together)
+        return out
 
 
 def _batching(lens: Lens, pairs: Sequence[tuple[Sample, int]], steps: int, at_once: int) -> Batching:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +88,30 @@ class Rows:
         return Rows(self.latents[part], self.pairs[part], self.edits[part], groups)
 
 
+Meeting = tuple[Placed, str | None, int | None]
+"""Where rows are seen together: an edit over seeds, on a branch and layer."""
+
+
+@dataclass
+class Waiting:
+    """What one row of a group that runs row by row knows of the others.
+
+    Attributes:
+        row: its number in the group.
+        known: by meeting, what the edit came to for every row, as far as that is known.
+        seen: by meeting, what each row brought; filled by the row.
+    """
+
+    row: int
+    known: dict[Meeting, Tensor]
+    seen: dict[Meeting, dict[int, Tensor]]
+
+    def meet(self, meeting: Meeting, value: Tensor) -> Tensor:
+        """Leave this row's value for the others, and take what is known of the outcome."""
+        self.seen.setdefault(meeting, {})[self.row] = value
+        return self.known[meeting][self.row] if meeting in self.known else value
+
+
 class Forward:
     """One step of the rows that go through the model together.
 
@@ -95,10 +120,14 @@ class Forward:
         step: which.
         rows: at most as many as fit.
         watch: states to keep.
+        waiting: where the one row is of a group that runs row by row.
     """
 
-    def __init__(self, batch: Batch, step: int, rows: Rows, watch: Sequence[Place]) -> None:
-        self.batch, self.step, self.rows, self.watch = batch, step, rows, watch
+    def __init__(
+        self, batch: Batch, step: int, rows: Rows, watch: Sequence[Place], waiting: Waiting | None = None
+    ) -> None:
+        self.batch, self.step, self.rows, self.watch, self.waiting = batch, step, rows, watch, waiting
+        self.visited: set[Place] = set()
         self.expert = batch.expert(step)
         self.branch: str | None = None
         self.states: dict[Place, Tensor] = {}
@@ -147,7 +176,18 @@ class Forward:
         }
         with self._hooked():
             velocity: Tensor = pipe.model_fn(**call)
+        self._audit(branch)
         return velocity
+
+    def _audit(self, branch: str) -> None:
+        """Refuse a place on this branch that the model passed by."""
+        placed = {(site, branch, layer) for site, layer in self.here if layer is not None}
+        missing = (placed | {place for place in self.watch if place[1] == branch}) - self.visited
+        if missing:
+            raise CaptureError(
+                f"step {self.step}: nothing ran at (site, branch, layer) = {sorted(missing)}, where something is watched or "
+                "edited. Leave the place out, or switch off what skips the module."
+            )
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
@@ -180,6 +220,8 @@ class Forward:
         return on_input if end == "input" else on_output
 
     def _visit(self, site: str, layer: int, h: Tensor) -> Tensor:
+        assert self.branch is not None
+        self.visited.add((site, self.branch, layer))
         prefix = h.shape[1] - math.prod(self.batch.grid)
         if prefix < 0:
             raise CaptureError(
@@ -188,7 +230,6 @@ class Forward:
         value = h[:, prefix:].unflatten(1, self.batch.grid)
         new = self._edited(site, layer, value)
         if (site, self.branch, layer) in self.watch:
-            assert self.branch is not None
             self.states[site, self.branch, layer] = new.clone()
         if new is value:
             return h
@@ -201,32 +242,49 @@ class Forward:
         return latents if new is value else new.permute(0, 4, 1, 2, 3).contiguous()
 
     def _edited(self, site: str, layer: int | None, value: Tensor) -> Tensor:
-        """Apply what is placed here to values [row, frame, y, x, channel]; the very same where nothing is."""
-        out = value
-        for row, slots in self.here.get((site, layer), {}).items():
-            for slot in slots:
-                spot = self.batch.spot(self.step, self.rows.pairs[row], site, self.branch, layer)
-                if slot.selects(spot):
-                    out = out.clone() if out is value else out
-                    if getattr(slot.placed.function, "over_seeds", False):
-                        self._over_seeds(slot, spot, row, layer, out)
-                    else:
-                        out[row] = apply_edit(slot.placed, spot, out[row])
+        """Apply what is placed here to values [row, frame, y, x, channel]; the very same where nothing is.
+
+        Every row goes through its edits in their order; at an edit over seeds it waits for the rows of its group.
+        """
+        left = {
+            row: deque(self._selected(slots, site, layer, row))
+            for row, slots in self.here.get((site, layer), {}).items()
+        }
+        out = value.clone() if any(left.values()) else value
+        while any(left.values()):
+            meetings: dict[tuple[int, Placed], list[int]] = {}
+            for row, slots in left.items():
+                while slots and not is_over_seeds(slots[0].placed):
+                    out[row] = apply_edit(slots.popleft().placed, self._spot(site, layer, row), out[row])
+                if slots:
+                    meetings.setdefault((self._group(row, slots[0]), slots.popleft().placed), []).append(row)
+            for (_, placed), together in meetings.items():
+                out[together] = self._over_seeds(placed, self._spot(site, layer, together[0]), out[together])
         return out
 
-    def _over_seeds(self, slot: Slot, spot: Spot, row: int, layer: int | None, out: Tensor) -> None:
+    def _selected(self, slots: Sequence[Slot], site: str, layer: int | None, row: int) -> list[Slot]:
+        spot = self._spot(site, layer, row)
+        return [slot for slot in slots if slot.selects(spot)]
+
+    def _group(self, row: int, slot: Slot) -> int:
         if self.rows.groups is None:
             raise PlanError(
                 f"{slot.placed} sees the rows of several seeds together: say which, with groups=."
             )
-        carrying = self.here[slot.placed.site, layer]
-        together = [
-            r
-            for r, slots in carrying.items()
-            if slot in slots and self.rows.groups[r] == self.rows.groups[row]
-        ]
-        if row == together[0]:
-            out[together] = slot.placed.function(out[together], spot)
+        return self.rows.groups[row]
+
+    def _over_seeds(self, placed: Placed, spot: Spot, together: Tensor) -> Tensor:
+        if self.waiting is None:
+            return apply_edit(placed, spot, together)
+        return self.waiting.meet((placed, spot.branch, spot.layer), together[0])[None]
+
+    def _spot(self, site: str, layer: int | None, row: int) -> Spot:
+        return self.batch.spot(self.step, self.rows.pairs[row], site, self.branch, layer)
+
+
+def is_over_seeds(edit: Placed) -> bool:
+    """Say whether an edit sees the rows of several seeds together."""
+    return bool(getattr(edit.function, "over_seeds", False))
 
 
 @dataclass

@@ -359,7 +359,7 @@ def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
 
 def _within(edit: Placed, value: Tensor, new: Tensor) -> Tensor:
     """Take the new value inside the edit's region of the grid, the old one outside."""
-    mask = torch.from_numpy(edit.place.inside(tuple(value.shape[:3]))).to(value.device)  # type: ignore[arg-type]
+    mask = torch.from_numpy(edit.place.inside(tuple(value.shape[-4:-1]))).to(value.device)  # type: ignore[arg-type]
     return torch.where(mask[..., None], new, value)
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from dit_lens import experiment, tasks
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiment import FIRST_EVALUATION_SEED
+from dit_lens.store import versions
 from dit_lens.tasks.sample import Frames, Sample
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from dit_lens.lens import Lens
     from dit_lens.run import Run
 
-ELSEWHERE = ("samples", "out", "clean", "block", "at_once")
+ELSEWHERE = ("samples", "out", "clean", "block", "at_once", "sheets")
 """Options that do not change a block's numbers, except for the order in which floats are summed."""
 
 
@@ -57,15 +58,13 @@ class Options:
     num_frames: int | None = None
     """Frames to generate; the task's own unless given."""
     scene: int = FIRST_EVALUATION_SEED
-    """Seed of the first scene; from 1,000,000 on none was seen in training."""
+    """Seed of the first scene; from 1,000,000 on for evaluation (no maze of these was trained on; see the card)."""
     seed: int = 0
-    """Added to every noise seed: another number, another draw of all noise."""
+    """Another number, another draw of all noise."""
     block: int = 8
     """Samples that are measured, and kept, together; a repeated command goes on after the last such block."""
     at_once: int = 64
     """Rows in one forward, at most."""
-    clean: Path = Path("runs/clean.zarr")
-    """Store of the clean runs, which all experiments share."""
     out: Path = Path("runs/study")
     """Folder to write into."""
 
@@ -78,8 +77,8 @@ class Options:
 
 def noise_seeds(sample: Sample, options: Options) -> list[int]:
     """Return the noise seeds of a sample: none that another sample has, so that samples are independent."""
-    first = zlib.crc32(f"{sample.task}/{sample.id}".encode()) % (1 << 31)
-    return [options.seed + first + k for k in range(options.seeds)]
+    first = zlib.crc32(f"{options.seed}/{sample.task}/{sample.id}".encode()) % (1 << 31)
+    return [first + k for k in range(options.seeds)]
 
 
 def pairs_of(samples: Sequence[Sample], options: Options) -> list[tuple[Sample, int]]:
@@ -100,6 +99,23 @@ def samples_of(options: Options) -> list[Sample]:
         )
     frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
     return [tasks.make(options.task, options.scene + i, **frames) for i in range(options.samples)]
+
+
+def training_samples(options: Options, count: int) -> list[Sample]:
+    """Return samples to fit probes and maps on: of training seeds, and of no scene that is evaluated.
+
+    Boards with few layouts (circle, choose, pattern) repeat some of them on both sides of the split.
+    """
+    evaluated = {(s.image.tobytes(), s.prompt) for s in samples_of(options) if s.image is not None}
+    frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
+    found: list[Sample] = []
+    for seed in range(FIRST_EVALUATION_SEED):
+        sample = tasks.make(options.task, seed, **frames)
+        if len(found) == count:
+            break
+        if sample.image is None or (sample.image.tobytes(), sample.prompt) not in evaluated:
+            found.append(sample)
+    return found
 
 
 def outcomes(batch: Batch, latents: Tensor, clean: Tensor) -> xr.Dataset:
@@ -156,7 +172,7 @@ def read_x0(run: Run, sample: Sample, decode: Callable[[Any], Frames]) -> dict[s
 
 
 def _distance(a: Tensor, b: Tensor) -> np.ndarray:
-    squared: np.ndarray = (a - b).float().square().mean((-4, -3, -2, -1)).sqrt().cpu().numpy()
+    squared: np.ndarray = (a.float() - b.float()).square().mean((-4, -3, -2, -1)).sqrt().cpu().numpy()
     return squared
 
 
@@ -198,10 +214,11 @@ def study(
         DitLensError: no block could be measured.
     """
     samples = samples_of(options)
+    code = _code(measure)
     parts = [samples[i : i + options.block] for i in range(0, len(samples), options.block)]
     found, failed = [], 0
     for part in tqdm(parts, desc=name, unit="block"):
-        key = _key(name, options, lens, part)
+        key = _key(name, options, lens, part, code)
         folder = options.out / "blocks" / f"{part[0].task}-{part[0].id}-{key}.zarr"
         try:
             if not folder.exists():
@@ -243,14 +260,19 @@ def finish(options: Options, summary: dict[str, Any], bootstrap: dict[str, Any] 
     experiment.write_summary(options.out, summary, settings)
 
 
-def _key(name: str, options: Options, lens: Lens, part: Sequence[Sample]) -> str:
-    what = [
-        name,
-        options.settings,
-        lens.fingerprint(),
-        [(s.task, s.id, s.prompt, s.num_frames, s.size) for s in part],
-    ]
+def _key(name: str, options: Options, lens: Lens, part: Sequence[Sample], code: str) -> str:
+    """Hash all that makes a block's numbers: settings, weights, samples, code, library versions."""
+    samples = [(s.task, s.id, s.prompt, s.num_frames, s.size) for s in part]
+    what = [name, options.settings, lens.fingerprint(), lens.info, samples, code, versions()]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+
+
+def _code(measure: Callable[..., Any]) -> str:
+    """Hash the library's sources and the script's: what was measured by other code is measured again."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    script = Path(measure.__code__.co_filename)
+    texts = [p.read_bytes() for p in (*files, script) if p.is_file()]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
 
 def _save(data: xr.Dataset, folder: Path) -> None:

@@ -97,11 +97,16 @@ def test_neither_wall_nor_goal_nor_floor_reads_as_a_trail(other):
     assert cv.likeness(flat(other), cv.AGENT).max() < 0.5
 
 
-def test_every_ball_is_most_like_its_own_colour():
+def test_the_nearest_ball_is_named_also_when_it_is_half_faded_or_tinted():
     for name, colour in cv.BALLS.items():
-        read = {other: cv.likeness(flat(colour), rgb).mean() for other, rgb in cv.BALLS.items()}
-        assert max(read, key=read.get) == name
-        assert sorted(read.values())[-2] < 0.75
+        for share, least in ((1.0, 0.99), (0.7, 0.6)):
+            faded = tuple(share * c + (1 - share) * f for c, f in zip(colour, cv.FLOOR, strict=True))
+            read, strength = cv.nearest(flat(faded), (8, 8), 4, cv.BALLS)
+            assert strength > least and (read == name or share < 1)
+        tinted = tuple(np.clip(np.add(colour, (0.08, -0.08, 0.08)), 0, 1))
+        assert cv.nearest(flat(tinted), (8, 8), 4, cv.BALLS)[0] == name
+    assert cv.nearest(flat(cv.FLOOR), (8, 8), 4, cv.BALLS)[1] < 0.05
+    assert cv.nearest(flat(cv.BAR), (8, 8), 4, cv.BALLS)[1] < 0.6
 
 
 def test_a_patch_is_the_mean_over_its_square_cut_at_the_border():

@@ -69,7 +69,7 @@ def test_a_maze_is_a_spanning_tree_with_exactly_one_path(size, walls_of):
         assert len(reached(open_edges, start)) == size**2
         (path,) = routes_between(open_edges, start, goal)
         assert trail.path_edges(path) == route
-        assert size <= len(path) <= 20
+        assert (8 if size == 6 else size) <= len(path) <= 20
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])

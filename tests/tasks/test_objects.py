@@ -181,7 +181,7 @@ def test_a_faint_disc_is_none():
 
 def test_a_disc_of_another_colour_does_not_fill_the_gap():
     sample = next(s for s in map(tasks.pattern, SEEDS) if gap(s)[1] == 2)
-    for colour in (cv.GOAL, cv.BALLS["yellow"], cv.BALLS["red"]):
+    for colour in (cv.GOAL, cv.BALLS["green"], cv.BALLS["red"]):
         assert not sample.score(filled(sample, SIZES[2], colour)).solved
 
 

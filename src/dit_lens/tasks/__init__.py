@@ -9,6 +9,7 @@ from dit_lens.tasks.choose import choose
 from dit_lens.tasks.maze import loop, maze
 from dit_lens.tasks.objects import circle, occlude, pattern
 from dit_lens.tasks.sample import Frames, Sample, Score, as_frames
+from dit_lens.tasks.vbvr import vbvr
 
 TASKS: dict[str, Callable[..., Sample]] = {
     "maze": maze,
@@ -44,4 +45,5 @@ __all__ = [
     "maze",
     "occlude",
     "pattern",
+    "vbvr",
 ]

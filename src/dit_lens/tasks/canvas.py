@@ -6,6 +6,8 @@ Positions are in pixels, x to the right and y down; a cell (row, column) has its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +33,6 @@ BALLS = {
     "red": (0.85, 0.15, 0.15),
     "green": (0.05, 0.60, 0.30),
     "blue": (0.15, 0.35, 0.90),
-    "yellow": (0.90, 0.75, 0.05),
 }
 
 
@@ -129,6 +130,20 @@ def likeness(frame: NDArray[np.uint8], colour: tuple[float, ...]) -> NDArray[np.
     along = offset @ axis / length**2
     across = np.linalg.norm(offset - along[..., None] * axis, axis=-1) / length
     return np.clip(along - across, 0, 1)
+
+
+def nearest(
+    frame: NDArray[np.uint8], at: tuple[float, float], half: int, colours: Mapping[str, tuple[float, ...]]
+) -> tuple[str, float]:
+    """Name the colour nearest to the mean of a square of 2 * half pixels around a position (x, y).
+
+    Returns:
+        Its name, and how near it is: 1 at the colour, 0 as far from it as the floor is, or farther.
+    """
+    rgb = np.array([patch((frame[..., i] / 255).astype(np.float32), *at, half) for i in range(3)])
+    off = {name: float(np.linalg.norm(rgb - colour)) for name, colour in colours.items()}
+    name = min(off, key=lambda n: off[n])
+    return name, max(1 - off[name] / float(np.linalg.norm(np.subtract(FLOOR, colours[name]))), 0.0)
 
 
 def patch(values: NDArray[np.float32], x: float, y: float, half: int) -> float:

@@ -19,9 +19,11 @@ from dit_lens.tasks.trail import Edge
 
 HELD_OUT = 16
 """One in so many layouts is kept for evaluation."""
+LONGEST = 20
+"""Cells on a path, at most: more would not be walked in the frames there are."""
 
 
-def maze(seed: int, size: int = 6, num_frames: int = cv.NUM_FRAMES) -> Sample:
+def maze(seed: int, size: int = 6, least: int | None = None, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """Make a perfect maze, an agent and a goal; the answer is the only path.
 
     Training seeds and evaluation seeds never share a maze: each layout belongs to one side by its checksum.
@@ -29,10 +31,20 @@ def maze(seed: int, size: int = 6, num_frames: int = cv.NUM_FRAMES) -> Sample:
     Args:
         seed: below 1,000,000 for training, from there on for evaluation.
         size: cells along each side, 3 to 12.
+        least: cells on the path, at least, up to 20; unless given `size`, and 8 at size 6: the organism solves
+            shorter paths there in one pass, so nothing of them is worked out along the steps.
         num_frames: frames of the video.
+
+    Raises:
+        TaskError: there is no board of this size, or no path of this length on it.
     """
     _check_size(size)
-    walls, path = _split(seed, f"maze{size}", partial(_perfect, size=size))
+    least = (8 if size == 6 else size) if least is None else least
+    if not 2 <= least <= min(LONGEST, size * size // 2):
+        raise TaskError(
+            f"maze(size={size}, least={least}): a path has 2 to {min(LONGEST, size * size // 2)} cells there."
+        )
+    walls, path = _split(seed, f"maze{size}", partial(_perfect, size=size, least=least))
     return _sample("maze" if size == 6 else f"maze{size}", seed, size, walls, [path], num_frames)
 
 
@@ -83,13 +95,14 @@ def _tree(rng: np.random.Generator, size: int) -> set[Edge]:
     return tree
 
 
-def _perfect(rng: np.random.Generator, size: int) -> tuple[frozenset[Edge], list[Cell]]:
-    tree = _tree(rng, size)
+def _perfect(rng: np.random.Generator, size: int, least: int) -> tuple[frozenset[Edge], list[Cell]]:
     while True:
-        a, b = rng.choice(size * size, 2, replace=False)
-        path = _path(tree, divmod(int(a), size), divmod(int(b), size))
-        if size <= len(path) <= 20:
-            return frozenset(trail.grid_edges(size)) - tree, path
+        tree = _tree(rng, size)
+        for _ in range(50):  # not every tree has so long a path
+            a, b = rng.choice(size * size, 2, replace=False)
+            path = _path(tree, divmod(int(a), size), divmod(int(b), size))
+            if least <= len(path) <= LONGEST:
+                return frozenset(trail.grid_edges(size)) - tree, path
 
 
 def _path(tree: set[Edge], start: Cell, goal: Cell) -> list[Cell]:

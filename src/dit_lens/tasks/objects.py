@@ -161,15 +161,14 @@ def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
 def score_ball(video: NDArray[np.uint8], end: Cell, colour: str) -> Score:
     """Judge the last frame: one ball of the right colour, at the far end of its lane, and nowhere else.
 
-    Graded: half for a ball at the right place, half for the right colour there.
+    A ball's colour is the nearest of the four to the mean colour of its middle. Graded: half for a ball at the
+    right place, half for the right colour there.
     """
-    seen = {name: cv.likeness(video[-1], rgb) for name, rgb in cv.BALLS.items()}
     found: dict[Cell, str] = {}
     for cell in ((row, column) for row in range(BOARD) for column in (0, BOARD - 1)):
-        strength = {name: cv.patch(values, *cv.centre(cell), 4) for name, values in seen.items()}
-        name = max(strength, key=lambda n: strength[n])
-        if strength[name] > 0.5:
-            found[cell] = name
+        colour_there, strength = cv.nearest(video[-1], cv.centre(cell), 4, cv.BALLS)
+        if strength > 0.65:  # plain grey comes to 0.57
+            found[cell] = colour_there
     answer = ", ".join(f"{name} at {r}{c}" for (r, c), name in sorted(found.items())) or "no ball"
     if found == {end: colour}:
         return Score(True, 1.0, answer)

@@ -1,0 +1,193 @@
+"""Finding the samples of a benchmark folder by the names of its folders; no file is opened.
+
+`ROOT/In-Domain_50/<task>/<00000>/`, likewise `Out-of-Domain_50`; tasks are named
+`[GO]-<number>_<name>_data-generator` (https://github.com/Video-Reason/VBVR-EvalKit, README, "Download Ground
+Truth Data"). The data generators themselves write another layout,
+`questions/<task>/<name>_task/<name>_00000000/` (https://github.com/Video-Reason/VBVR-DataFactory, README,
+"Output Structure"), which is named as such where it is found. Whatever else lies around is left alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dit_lens.errors import TaskError
+
+SPLITS = ("In-Domain_50", "Out-of-Domain_50")
+TASK = re.compile(r"[A-Z]-\d+_")
+RAW_SAMPLE = re.compile(r".+_\d{4,}")
+EXPECTED = "ROOT/In-Domain_50/G-2_some_task_data-generator/00000/first_frame.png"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a sample stands, and what it is called; none of its files has been read.
+
+    Attributes:
+        split: folder of the split, such as `In-Domain_50`.
+        task: folder of the task, such as `O-39_maze_data-generator`.
+        id: folder of the sample, such as `00000`.
+        folder: its path.
+    """
+
+    split: str
+    task: str
+    id: str
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """`split/task/id`: the sample's name in results, scores and folders."""
+        return f"{self.split}/{self.task}/{self.id}"
+
+
+def by_number(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Return a key by which numbers in names sort as numbers: G-2 before G-10."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
+
+
+def folders(path: Path) -> list[Path]:
+    """Return the folders in a folder, without hidden ones, numbers in order."""
+    try:
+        found = [p for p in path.iterdir() if not p.name.startswith(".") and p.is_dir()]
+    except OSError as error:
+        raise TaskError(f"{path}: the folder cannot be listed ({error}). Check its permissions.") from error
+    return sorted(found, key=lambda p: by_number(p.name))
+
+
+def _samples(task: Path) -> list[Path]:
+    return [f for f in folders(task) if is_sample(f)]
+
+
+def is_sample(folder: Path) -> bool:
+    """Return whether this is a folder with a number for a name that holds anything but hidden files."""
+    if not re.fullmatch("[0-9]+", folder.name) or not folder.is_dir():
+        return False
+    try:
+        return any(not p.name.startswith(".") for p in folder.iterdir())
+    except OSError:
+        return True  # reading it will say why not
+
+
+def _tasks(split: Path) -> list[Path]:
+    return [f for f in folders(split) if _samples(f)]
+
+
+def find(root: Path, split: str | Sequence[str] | None, tasks: str | Sequence[str] | None) -> list[Entry]:
+    """List the samples of a benchmark, in order.
+
+    Args:
+        root: the folder of the benchmark.
+        split: folders of splits; all unless given.
+        tasks: names of tasks, whole or up to an underscore (`O-39`); all unless given.
+
+    Raises:
+        TaskError: no such folder, no samples in it, or no such split or task; with a hint.
+    """
+    if not root.is_dir():
+        near = _nearest(root.name, [p.name for p in folders(root.parent)]) if root.parent.is_dir() else ""
+        raise TaskError(f"vbvr({str(root)!r}): there is no such folder.{near} Expected: {EXPECTED}.")
+    there = {f.name: _tasks(f) for f in folders(root)}
+    there = {name: found for name, found in there.items() if found}
+    if not there:
+        raise TaskError(f"vbvr({str(root)!r}): no samples here. {_hint(root)}")
+    chosen = _chosen(names(split), there, root)
+    wanted = names(tasks)
+    found = [
+        Entry(name, task.name, sample.name, sample)
+        for name in chosen
+        for task in there[name]
+        if wanted is None or any(is_task(task.name, w) for w in wanted)
+        for sample in _samples(task)
+    ]
+    for task_name in wanted or ():
+        if not any(is_task(e.task, task_name) for e in found):
+            raise TaskError(_no_task(task_name, chosen, there, root))
+    return found
+
+
+def names(given: str | Sequence[str] | None) -> list[str] | None:
+    """Return what was asked for as a list: one name, several, or several in one text with commas."""
+    parts = given.split(",") if isinstance(given, str) else given
+    return None if parts is None else [p.strip() for p in parts if p.strip()]
+
+
+def is_task(name: str, asked: str) -> bool:
+    """Return whether a task is meant: by its whole name, or up to an underscore."""
+    return name == asked or name.startswith(f"{asked}_")
+
+
+def _chosen(asked: list[str] | None, there: dict[str, list[Path]], root: Path) -> list[str]:
+    for name in asked or ():
+        if name not in there:
+            raise TaskError(
+                f"vbvr({str(root)!r}): split {name!r} is not here, or has no samples; there "
+                f"{_are(sorted(there, key=by_number))}.{_nearest(name, there)}"
+            )
+    return [name for name in there if asked is None or name in asked]
+
+
+def _no_task(asked: str, chosen: list[str], there: dict[str, list[Path]], root: Path) -> str:
+    here = [t.name for name in chosen for t in there[name]]
+    said = f"vbvr({str(root)!r}): no task {asked!r} in {', '.join(chosen)}."
+    for other, found in there.items():
+        if other not in chosen and any(is_task(t.name, asked) for t in found):
+            return f"{said} It is in split {other!r}."
+    return f"{said}{_nearest(asked, here) or f' There {_are(here)}.'}"
+
+
+def _are(found: list[str]) -> str:
+    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return f"{'is' if len(found) == 1 else 'are'} {shown}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known name is meant, whatever its case, hyphens and generator's suffix; nothing if none is near."""
+    plain = {_plain(k): k for k in known}
+    near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.5)
+    return f" Did you mean {plain[near[0]]!r}?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]+", "-", name.lower()).removesuffix("-data-generator").removesuffix("-50")
+
+
+def _hint(root: Path) -> str:
+    """Say what a folder without samples is, where it can be told."""
+    inside = folders(root)
+    if (root / "prompt.txt").exists() or (root / "first_frame.png").exists():
+        return (
+            f"This is the folder of one sample; give the benchmark: vbvr({str(root.parent.parent.parent)!r})."
+        )
+    if _samples(root):
+        return f"This is the folder of one task; give the benchmark: vbvr({str(root.parent.parent)!r})."
+    raw = _raw(root)
+    if raw is not None:
+        return (
+            f"{raw} is in the data generators' raw layout (<task>/<name>_task/<name>_00000000/). Move each "
+            f"sample to a folder of split and task, with a number for a name: {EXPECTED}."
+        )
+    if any(_samples(f) for f in inside):
+        return f"This is the folder of one split; give vbvr({str(root.parent)!r}, split={root.name!r})."
+    for below in inside:
+        if any(_tasks(f) for f in folders(below)):
+            return f"The benchmark is one folder further down: vbvr({str(below)!r})."
+    packed = sorted(p.name for p in root.iterdir() if p.name.endswith((".tar.gz", ".tar", ".zip")))
+    if packed:
+        return f"{packed[0]} is still packed: unpack it, and give the folder that comes out."
+    return f"Expected: {EXPECTED}. Get it with `hf download Video-Reason/VBVR-Bench-Data --repo-type dataset --local-dir ROOT`."
+
+
+def _raw(root: Path, depth: int = 3) -> Path | None:
+    """Return a folder `<name>_task` with samples `<name>_00000000` in it, at most `depth` folders down."""
+    for folder in folders(root):
+        if folder.name.endswith("_task") and any(RAW_SAMPLE.fullmatch(f.name) for f in folders(folder)):
+            return folder
+        if depth > 1 and (found := _raw(folder, depth - 1)):
+            return found
+    return None
