@@ -94,10 +94,12 @@ def tune(lens: dl.Lens, layers: list[int], options: Options) -> dict[tuple[str, 
                 )
                 fit.add(tokens, target)
             x = out.latents
-    solved = {layer: fit.solve() for layer, fit in fits.items() if layer != layers[-1]}
-    return {
-        layer: (torch.from_numpy(w).float(), torch.from_numpy(b).float()) for layer, (w, b) in solved.items()
-    }
+    maps = {}
+    for place, fit in fits.items():
+        if place[1] != layers[-1]:
+            weight, bias = fit.solve()
+            maps[place] = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
+    return maps
 
 
 def read_out(batch: Batch, step: int, x: Tensor, out: Stepped, layer: int, maps: Maps) -> Tensor:
