@@ -11,7 +11,7 @@ import tyro
 
 from dit_lens.errors import DitLensError, StoreError
 
-SCENES = {"maze": 1_000_044}
+SCENES = {"maze": 1_000_109}
 """Scenes that the demo shows where it is not the first: picked because x0 holds several paths there at first."""
 
 
