@@ -6,6 +6,7 @@ python analyses/all.py --only noise    # those whose name holds this
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import tyro
 from PIL import Image
 
-HERE = Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))  # as the summaries name their command
 EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     **{
         f"emergent_{task}": ("emergent.py", ["--task", task, "--samples", "128"], figures)

@@ -117,7 +117,7 @@ def _compose(
     if title:
         figure.text(20 / total[0], 1 - 20 / total[1], title, fontsize=11, fontweight="bold", va="top")
     for j, name in enumerate(names):
-        ax.text(j * (width + GAP) + width / 2, -8, name, ha="center", va="bottom", fontsize=8)
+        ax.text(j * (width + GAP) + width / 2, -8, name, ha="center", va="bottom", fontsize=min(8, 8 * width / 90))  # "frame 12" is 85 pixels wide at 8 points
     for i, (line, note, mark) in enumerate(zip(lines, notes, marks, strict=True)):
         y = i * (height + GAP) + height / 2
         ax.text(-12, y, line, ha="right", va="center", fontsize=9)
