@@ -218,11 +218,15 @@ def test_every_ensemble_is_the_same_in_lockstep_and_one_after_another(lens, samp
     own, met = seen[0].states["block", "cond", 1], ends[0][1]
     assert not torch.allclose(ends[0][0][1], clean[1], atol=1e-3)
     if name == "of a region":
-        assert torch.allclose(met[:, 1:], own[:, 1:], atol=1e-5) and torch.allclose(met[0, 0], own[:, 0].mean(0), atol=1e-5)
+        assert torch.allclose(met[:, 1:], own[:, 1:], atol=1e-5) and torch.allclose(
+            met[0, 0], own[:, 0].mean(0), atol=1e-5
+        )
     if "an edit of its own" in name:
         assert torch.allclose(met[0], 0.5 * own.mean(0), atol=1e-5) and torch.equal(met[0], met[2])
     if name == "of some rows":
-        assert torch.allclose(met[0], own[0], atol=1e-5) and torch.allclose(met[1], own[1:].mean(0), atol=1e-5)
+        assert torch.allclose(met[0], own[0], atol=1e-5) and torch.allclose(
+            met[1], own[1:].mean(0), atol=1e-5
+        )
 
 
 def test_a_place_that_cannot_be_seen_is_refused(two_experts, sample):

@@ -116,8 +116,9 @@ def _compose(
     ax.set_axis_off()
     if title:
         figure.text(20 / total[0], 1 - 20 / total[1], title, fontsize=11, fontweight="bold", va="top")
+    size = min(8, 8 * width / 90)  # "frame 12" is 85 pixels wide at 8 points
     for j, name in enumerate(names):
-        ax.text(j * (width + GAP) + width / 2, -8, name, ha="center", va="bottom", fontsize=min(8, 8 * width / 90))  # "frame 12" is 85 pixels wide at 8 points
+        ax.text(j * (width + GAP) + width / 2, -8, name, ha="center", va="bottom", fontsize=size)
     for i, (line, note, mark) in enumerate(zip(lines, notes, marks, strict=True)):
         y = i * (height + GAP) + height / 2
         ax.text(-12, y, line, ha="right", va="center", fontsize=9)
