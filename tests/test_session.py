@@ -378,3 +378,12 @@ def test_bfloat16_states_survive_the_store_bit_for_bit(tiny_pipe, run_bare, enco
         codes = read_codes(run.path, "hidden", {"step": 0, "branch": 0, "layer": layer})
         assert np.array_equal(codes, value.view(torch.uint16).numpy())
         assert np.array_equal(run["hidden"].isel(step=0, branch=0, layer=layer).values, value.float().numpy())
+
+
+def test_states_of_another_schedule_are_refused_unless_one_step_is_picked(lens, sample):
+    run = lens.run(sample, steps=5, record=[dl.hidden])  # held: without a store, its arrays go with it
+    source = run["hidden"]
+    with pytest.raises(dl.PlanError, match=r"step 1 has sigma 0\.\d+, this run's 0\.\d+"):
+        lens.run(sample, steps=2, edit=[(dl.patch(source), dl.at(layer=1, step=1))])
+    picked = source.sel(step=1)
+    lens.run(sample, steps=2, edit=[(dl.patch(picked), dl.at(layer=1, step=1))])

@@ -77,7 +77,8 @@ def patch(h: Tensor, at: Spot, *, source: Any) -> Tensor:
             `branch` and `layer` that it spans; what it does not span is the same everywhere.
 
     Raises:
-        PlanError: the source was not recorded at this place, lacks a coordinate, or stands on another grid.
+        PlanError: the source was not recorded at this place, lacks a coordinate, or stands on another grid or
+            another schedule of steps.
     """
     picked, dims = source, getattr(source, "dims", ())
     for dim in ("step", "branch", "layer"):
@@ -95,6 +96,11 @@ def patch(h: Tensor, at: Spot, *, source: Any) -> Tensor:
                 "place the edit there, or record more."
             )
         picked = picked.sel({dim: here})
+    if "step" in dims and "sigma" in picked.coords and abs(float(picked.sigma) - at.sigma) > 1e-4:
+        raise PlanError(
+            f"patch at {at}: the source's step {at.step} has sigma {float(picked.sigma):.4f}, this run's {at.sigma:.4f}: "
+            "patch between runs of the same number of steps, or select one step of the source to put it anywhere."
+        )
     left = [str(dim).removeprefix("latent_") for dim in getattr(picked, "dims", GRID)]
     if left != GRID:
         raise PlanError(
