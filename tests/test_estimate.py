@@ -9,7 +9,7 @@ from dit_lens.estimate import estimate
 from dit_lens.plan import Layout, Plan
 from dit_lens.records import keeps
 
-SMALL = Layout({"block": "", "q": "self_attn.q"}, 12, 20, ("cond", "uncond"), ("dit",))
+SMALL = Layout({"video": {"block": "", "q": "self_attn.q"}}, 12, 20, ("cond", "uncond"), ("dit",))
 LATENT, GRID, CHANNELS = (16, 4, 12, 12), (4, 6, 6), 128
 TOKENS = 4 * 6 * 6
 
@@ -24,7 +24,7 @@ def line(record, **options):
 
 
 def test_the_states_of_a_14b_model_take_the_1_34_terabytes_that_the_design_states():
-    layout = Layout({"block": ""}, 40, 50, ("cond", "uncond"), ("high", "low"))
+    layout = Layout({"video": {"block": ""}}, 40, 50, ("cond", "uncond"), ("high", "low"))
     plan = Plan.of(dl.hidden)
     out = estimate(plan, layout, (16, 21, 60, 104), (21, 30, 52), 5120, torch.bfloat16)
     assert out.bytes == 32_760 * 5_120 * 40 * 50 * 2 * 2

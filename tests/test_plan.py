@@ -13,7 +13,7 @@ from dit_lens.errors import PlanError
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.records import channel_mean, energy, hidden, keeps, latents, x0
 
-LAYOUT = Layout({"block": "", "q": "self_attn.q"}, 12, 20, ("cond", "uncond"), ("high", "low"))
+LAYOUT = Layout({"video": {"block": "", "q": "self_attn.q"}}, 12, 20, ("cond", "uncond"), ("high", "low"))
 PLAN = Plan.of(
     record=[energy, (hidden, dl.at(layer=[5, 6], step="0-4")), x0],
     edit=[(add_noise(scale=0.5), dl.at(site="latents", step=5)), (zero(), dl.at(layer=-1, frame=0))],
@@ -253,7 +253,7 @@ REFUSED = [
         (),
         ["record energy", "unknown site 'mlp'", "block, q, latents, velocity, x0"],
     ),
-    ((energy, dl.at(stream="audio")), (), ["record energy", "no stream 'audio'", "'video'"]),
+    ((energy, dl.at(stream="audio")), (), ["record energy", "no stream 'audio', only video"]),
     (
         (x0, dl.at(layer=3)),
         (),

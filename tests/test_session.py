@@ -7,7 +7,7 @@ import torch
 import dit_lens as dl
 from dit_lens.families.wan import SITES
 
-EVERY_SITE = [*SITES, "latents", "velocity", "x0"]
+EVERY_SITE = [*SITES["video"], "latents", "velocity", "x0"]
 
 
 def same(h, at):
@@ -54,7 +54,7 @@ class Independent:
             handle.remove()
 
 
-OUTPUT_SITES = {n: s.path for n, s in SITES.items() if s.end == "output"}
+OUTPUT_SITES = {n: s.path for n, s in SITES["video"].items() if s.end == "output"}
 CASES = {
     "unguided": {"cfg_scale": 1.0},
     "guided": {"cfg_scale": 3.0},

@@ -71,22 +71,29 @@ class Batch:
         steps = family.default_steps if steps is None else steps
         self.batching: Batching = _batching(lens, self.pairs, steps, at_once)
         self.cfg_scale = family.default_cfg if cfg_scale is None else cfg_scale
-        extra = {"progress_bar_cmd": lambda steps: steps, **arguments, "cfg_merge": False}
-        keywords = [family.arguments(s, seed, steps, self.cfg_scale, extra) for s, seed in self.pairs]
+        keywords = [family.arguments(s, seed, steps, self.cfg_scale, arguments) for s, seed in self.pairs]
         self._keywords = keywords[0]
         family.refuse(pipe, self._keywords)
         branches = family.branches(self._keywords)
-        self.layout = Layout(lens.sites, lens.layers, steps, branches, tuple(lens.dits))
-        prepared = [self.batching.prepare(pipe, k) for k in keywords]
+        self.layout = Layout(lens.streams, lens.layers, steps, branches, tuple(lens.dits))
+        prepared = [self._prepare(k) for k in keywords]
         self.given = {b: stack(b, [p[b] for p in prepared]) for b in branches}
         self.noise: Tensor = self.given[branches[0]].pop("latents")
         self.scheduler = copy.deepcopy(pipe.scheduler)  # the pipeline's own is set anew by its next run
-        if getattr(self.scheduler, "generator", None) is not None:
-            raise PlanError(f"{type(self.scheduler).__name__} draws noise at every step: use lens.run.")
-        self.timesteps = [float(t) for t in self.scheduler.timesteps]
-        self.sigmas = [float(s) for s in self.scheduler.sigmas][:steps]
+        schedule = family.schedule(self.scheduler)
+        if schedule.state:
+            raise PlanError(f"{type(self.scheduler).__name__} keeps {schedule.state}: use lens.run.")
+        self.sigmas, self.timesteps = schedule.sigmas, schedule.timesteps
         self.grid = family.token_grid(next(iter(lens.dits.values())), (0, *self.noise.shape[2:]))
         self._slots: dict[int, tuple[Placed, Slot]] = {}
+
+    def _prepare(self, keywords: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        pipe = self.lens.pipe
+        undo = self.lens.family.quiet(pipe, keywords)
+        try:
+            return self.batching.prepare(pipe, keywords)
+        finally:
+            undo()
 
     @property
     def steps(self) -> int:

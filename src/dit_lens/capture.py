@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.coords import LATENT_DIMS, Spot
+from dit_lens.coords import GRID_DIMS, Spot, grid_dim
 from dit_lens.errors import CaptureError
-from dit_lens.plan import Layout
+from dit_lens.plan import Layout, Placed
 from dit_lens.slot import Slot
 from dit_lens.store import RunWriter, Variable
 
@@ -139,9 +139,8 @@ class Recorder:
                 f"record {record.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
                 "return a tensor of those."
             )
-        grid = dict(zip(("frame", "y", "x", "channel"), read.shape, strict=True))
-        if record.on_latents:
-            grid = {LATENT_DIMS.get(dim, dim): size for dim, size in grid.items()}
+        names = [grid_dim(dim, record.site, record.stream) for dim in GRID_DIMS]
+        grid = dict(zip(names, read.shape, strict=True))
         for dim, size in zip(dims, value.shape, strict=True):
             if dim in grid and size != grid[dim]:
                 raise CaptureError(
@@ -170,7 +169,7 @@ class Recorder:
             dtype=stored,
             unit="state" if record.is_state else "step",
             units=function.units,
-            long_name=function.long_name + ("" if record.variable == record.name else f", {record.site}"),
+            long_name=function.long_name + _elsewhere(record),
             encoding=self.encoding if stored == "bfloat16" else None,  # type: ignore[arg-type]
         )
 
@@ -218,6 +217,13 @@ class Recorder:
             item = self._arriving.popleft()
             item.arrived.synchronize()
             self.writer.write(item.name, item.index, to_codes(item.host))
+
+
+def _elsewhere(record: Placed) -> str:
+    """Return the site and the stream of a record in words, where its name in the store tells them too."""
+    if record.variable == record.name:
+        return ""
+    return f", {record.site}" + ("" if record.stream == "video" else f", {record.stream}")
 
 
 def _named(value: Any) -> str:

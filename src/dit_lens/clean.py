@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dit_lens import records
 from dit_lens.batch import Batch
 from dit_lens.capture import Recorder
-from dit_lens.lens import Job, Lens, coordinates
+from dit_lens.lens import Job, Lens, coordinates, write_outputs
 from dit_lens.plan import Plan
 from dit_lens.run import Run
 from dit_lens.slot import Slot
@@ -59,7 +59,7 @@ def clean_runs(
 
 def _make(batch: Batch, jobs: Sequence[Job]) -> list[Run]:
     """Run a batch, writing a run for every row; one that was interrupted is made anew from the start."""
-    coords = coordinates(batch.layout, batch.sigmas, batch.timesteps, batch.grid)
+    coords = coordinates(batch.layout, batch.sigmas, batch.timesteps, {"video": batch.grid})
     paths = [path for job in jobs if (path := job.path) is not None]
     writers = [RunWriter(p.parent, p.name, j.manifest, coords) for p, j in zip(paths, jobs, strict=True)]
     try:
@@ -80,8 +80,8 @@ def _make(batch: Batch, jobs: Sequence[Job]) -> list[Run]:
                     times = {"sigma": batch.sigmas[step], "timestep": batch.timesteps[step]}
                     recorder.end_step(step, {**times, "expert": batch.expert(step)})
             x = out.latents
-        for job, writer, row in zip(jobs, writers, x, strict=True):
-            job.write_video(writer, batch.decode(row[None])[0])
+        for writer, row in zip(writers, x, strict=True):
+            write_outputs(writer, {"video": batch.decode(row[None])[0]})
             writer.close()
     finally:
         for writer in writers:

@@ -26,6 +26,9 @@ GRID_SITES = ("latents", "velocity", "x0")
 LATENT_DIMS = {"y": "latent_y", "x": "latent_x", "channel": "latent_channel"}
 """The latent grid is finer than the token grid; one group has one size a dimension, so it has names of its own."""
 
+GRID_DIMS = ("frame", "y", "x", "channel")
+"""Dimensions of a value arranged on its grid; every stream has its own sizes of them."""
+
 Selector = int | str | slice | Iterable[int] | None
 Ranges = tuple[tuple[int, int | None], ...]
 """Inclusive ranges; an end of None is open. Negative positions count from the end."""
@@ -50,6 +53,7 @@ class Spot:
         branch: guidance branch; None on the latent grid.
         layer: block index; None on the latent grid.
         sample: row of a prompt batch.
+        stream: `video`, or another that the model carries beside it.
     """
 
     site: str
@@ -61,6 +65,7 @@ class Spot:
     branch: str | None = None
     layer: int | None = None
     sample: int = 0
+    stream: str = "video"
 
     def __str__(self) -> str:
         known = {
@@ -68,6 +73,8 @@ class Spot:
             for k, v in asdict(self).items()
             if v is not None and k in ("step", "branch", "layer", "expert")
         }
+        if self.stream != "video":
+            known["stream"] = self.stream
         return f"{self.site}({', '.join(f'{k}={v}' for k, v in known.items())})"
 
 
@@ -176,6 +183,19 @@ def at(
         stream=stream,
         **ranges,
     )
+
+
+def grid_dim(dim: str, site: str, stream: str) -> str:
+    """Return the name that a dimension of the grid has in an array: its own for latents, and for each stream.
+
+    Example:
+        >>> grid_dim("y", "block", "video"), grid_dim("y", "x0", "video"), grid_dim("y", "x0", "audio")
+        ('y', 'latent_y', 'latent_y_audio')
+    """
+    if dim not in GRID_DIMS:
+        return dim
+    name = LATENT_DIMS.get(dim, dim) if site in GRID_SITES else dim
+    return name if stream == "video" else f"{name}_{stream}"
 
 
 def _names(name: str, value: str | Iterable[str] | None) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,12 +146,12 @@ class Forward:
         batch.batching.load(pipe, self.expert)
         velocities = {branch: self._velocity(branch, latents) for branch in batch.layout.branches}
         velocity = self._on_latents("velocity", batch.guide(velocities))
-        sigma = batch.scheduler.sigmas[self.step]
-        x0 = latents + velocity * (0 - sigma)
+        family, scheduler = batch.lens.family, batch.scheduler
+        x0 = family.x0(scheduler, latents, velocity, self.step)
         new = self._on_latents("x0", x0)
         if new is not x0:
-            x0, velocity = new, ((latents - new) / sigma).to(velocity.dtype)
-        after = batch.scheduler.step(velocity, batch.scheduler.timesteps[self.step], latents)
+            x0, velocity = new, family.velocity(scheduler, latents, new, self.step).to(velocity.dtype)
+        after = scheduler.step(velocity, scheduler.timesteps[self.step], latents)
         given = self._given(batch.layout.branches[0])
         return Stepped(velocity, x0, batch.batching.settle(after, given), self.states)
 
@@ -198,26 +199,13 @@ class Forward:
         handles = []
         try:
             for site, layer in watched | edited:
-                where = family.sites[site]
+                where = family.sites["video"][site]
                 module = submodule(family.block_list(dit)[layer], where.path)
-                hook, before = self._hook(site, layer, where.end), where.end == "input"
-                register = module.register_forward_pre_hook if before else module.register_forward_hook
-                handles.append(register(hook))
+                handles.append(where.attach(module, partial(self._visit, site, layer)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _hook(self, site: str, layer: int, end: str) -> Any:
-        def on_input(_: Any, inputs: tuple[Any, ...]) -> Any:
-            return (self._visit(site, layer, inputs[0]), *inputs[1:])
-
-        def on_output(_: Any, __: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (self._visit(site, layer, output[0]), *output[1:])
-            return self._visit(site, layer, output)
-
-        return on_input if end == "input" else on_output
 
     def _visit(self, site: str, layer: int, h: Tensor) -> Tensor:
         assert self.branch is not None

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from dit_lens import records
 from dit_lens.capture import Recorder, to_codes
-from dit_lens.coords import LATENT_DIMS
+from dit_lens.coords import GRID_DIMS, LATENT_DIMS, at, grid_dim
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.estimate import Estimate, estimate
 from dit_lens.families.base import Family, Seen
 from dit_lens.plan import Entry, Layout, Plan
 from dit_lens.run import Run
-from dit_lens.session import Call, Session
+from dit_lens.session import Call, Latents, Session
 from dit_lens.store import RunWriter, Variable, open_run, run_name, status, versions
-from dit_lens.tasks.sample import Sample, as_frames
+from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -171,17 +171,15 @@ class Lens:
         job = Job(self, sample, 0, plan, steps, cfg, None, None, False, arguments)
         latent = self.family.latent_grid(self.pipe, sample)
         dit: Any = next(iter(self.dits.values()))
-        channels = int(dit.dim)
-        return estimate(
-            job.plan, job.layout, latent, self.family.token_grid(dit, latent), channels, self.dtype
-        )
+        grid, channels = self.family.token_grid(dit, latent), self.family.channels(dit)
+        return estimate(job.plan, job.layout, latent, grid, channels, self.dtype)
 
     # ---- what it is
 
     @property
     def dtype(self) -> torch.dtype:
         """Number type of the model's states."""
-        return self.pipe.torch_dtype
+        return self.family.dtype(self.pipe)
 
     @property
     def layers(self) -> int:
@@ -191,7 +189,15 @@ class Lens:
     @property
     def sites(self) -> dict[str, str]:
         """Site names, with the path below a block that each stands for."""
-        return {name: site.path for name, site in self.family.sites.items()}
+        return self.streams["video"]
+
+    @property
+    def streams(self) -> dict[str, dict[str, str]]:
+        """Streams that a block carries, each with its sites."""
+        return {
+            stream: {name: site.path for name, site in sites.items()}
+            for stream, sites in self.family.sites.items()
+        }
 
     @property
     def nnsight(self) -> Any:
@@ -199,7 +205,7 @@ class Lens:
         if self._nnsight is None:
             from nnsight import NNsight
 
-            self._nnsight = NNsight(self.pipe)
+            self._nnsight = NNsight(self.family.root(self.pipe))
         return self._nnsight
 
     def fingerprint(self) -> str:
@@ -250,9 +256,9 @@ class Job:
             raise PlanError(f"steps={steps}: a run has at least one.")
         self.keywords = family.arguments(sample, seed, steps, cfg_scale, arguments)
         family.refuse(lens.pipe, self.keywords)
-        if not progress:
-            self.keywords.setdefault("progress_bar_cmd", lambda steps: steps)
-        self.layout = Layout(lens.sites, lens.layers, steps, family.branches(self.keywords), tuple(lens.dits))
+        self.progress = progress
+        branches = family.branches(self.keywords)
+        self.layout = Layout(lens.streams, lens.layers, steps, branches, tuple(lens.dits), family.latents)
         self._declared = plan
         self.plan.check(self.layout)
         self.root = None if store is None else Path(store)
@@ -264,8 +270,12 @@ class Job:
     def plan(self) -> Plan:
         """The plan, with what is always written: x_s at every step, which replay starts from."""
         # Where the user asks for latents at some steps, all are written all the same.
-        others = tuple(r for r in self._declared.records if r.variable != "latents")
-        return Plan(others, self._declared.edits).with_record(records.latents)
+        always = Plan()
+        for stream in self.layout.latents:
+            always = always.with_record(records.latents, at(stream=stream))
+        written = {record.variable for record in always.records}
+        others = tuple(r for r in self._declared.records if r.variable not in written)
+        return Plan((*others, *always.records), self._declared.edits)
 
     def declare(self, plan: Plan) -> None:
         """Take a plan that the body of a trace has added to.
@@ -284,7 +294,7 @@ class Job:
         return self._manifest[1]
 
     def _describe(self) -> dict[str, Any]:
-        pipe, sample = self.lens.pipe, self.sample
+        sample, family = self.sample, self.lens.family
         identity = {
             "plan": self.plan.to_json(),
             "sample": {
@@ -297,16 +307,14 @@ class Job:
                 "image": None if sample.image is None else hashlib.sha256(sample.image.tobytes()).hexdigest(),
             },
             "seed": self.seed,
-            "arguments": {k: _plain(v) for k, v in self.keywords.items() if k != "progress_bar_cmd"},
+            "arguments": {k: _plain(v) for k, v in self.keywords.items() if k not in family.silent},
             "model": {
-                "family": self.lens.family.name,
+                "family": family.name,
                 "fingerprint": self.lens.fingerprint(),
                 **self.lens.info,
             },
-            "dtype": str(pipe.torch_dtype),
-            "device": str(pipe.device),
-            "attention": _attention_backend(),
-            "vram_management": bool(pipe.vram_management_enabled),
+            "dtype": str(self.lens.dtype),
+            **family.facts(self.lens.pipe),
             "encoding": self.encoding,
             "body": self.body,
             "versions": versions(),
@@ -347,52 +355,66 @@ class Job:
         session = Session(
             lens.family, lens.pipe, lens.dits, settled, self.layout, self.seed, self._open, watch
         )
+        keywords = dict(self.keywords)
+        undo = (lambda: None) if self.progress else lens.family.quiet(lens.pipe, keywords)
         try:
-            output = session.run(lambda: lens.pipe(**self.keywords))
+            output = session.run(lambda: lens.pipe(**keywords))
             writer = session.recorder.writer
-            if self.keywords.get("output_type", "quantized") == "quantized":
-                self.write_video(writer, as_frames(output))
+            write_outputs(writer, lens.family.outputs(output, keywords))
             writer.close()
         finally:
+            undo()
             if self.writer is not None:
                 self.writer.abort()
         return Run(writer.path, self.scratch)
 
-    def write_video(self, writer: RunWriter, frames: np.ndarray) -> None:
-        """Write the decoded video."""
-        video = Variable(
-            "video",
-            ("time", "height", "width", "rgb"),
-            frames.shape,
-            "uint8",
-            unit="run",
-            long_name="decoded video",
-        )
-        writer.declare(video)
-        writer.write("video", {}, frames)
-
-    def _open(self, session: Session, seen: Seen, latents: Tensor) -> tuple[Recorder, Mapping[int, Tensor]]:
+    def _open(self, session: Session, seen: Seen) -> tuple[Recorder, Mapping[int, Latents]]:
         """Open the run in the store, now that grid and noise levels are known."""
         samples = len(range(*next(iter(seen.rows.values())).indices(10**9)))
         path = self.path
         if path is None:
             self.scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
             path = Path(self.scratch.name) / "run"
-        coords = coordinates(self.layout, session.sigmas, session.timesteps, seen.grid)
+        grids = {stream: tokens.grid for stream, tokens in seen.streams.items()}
+        coords = coordinates(self.layout, session.sigmas, session.timesteps, grids)
         self.writer = RunWriter(path.parent, path.name, self.manifest, coords, durable=self.scratch is None)
         recorder = Recorder(self.layout, samples, self.writer, self.encoding)
         committed = self.writer.committed_steps
         if not committed:
             return recorder, {}
-        if getattr(self.lens.pipe.scheduler, "generator", None) is not None:
+        if state := self.lens.family.schedule(self.lens.pipe.scheduler).state:
             raise StoreError(
-                f"{path} was interrupted, and its scheduler draws noise of its own, which a replay would not repeat: "
+                f"{path} was interrupted, and its scheduler keeps {state}, which a replay would not repeat: "
                 "remove the folder and run again."
             )
         done = open_run(path)
         recorder.experts = [str(e) for e in done["expert"].values]
-        stored = done["latents"]
-        return recorder, {step: _to_latents(stored, step) for step in sorted(committed)}
+        stored = {s: done["latents" if s == "video" else f"latents_{s}"] for s in self.layout.latents}
+        return recorder, {
+            step: {stream: _to_latents(values, step) for stream, values in stored.items()}
+            for step in sorted(committed)
+        }
+
+
+def write_outputs(writer: RunWriter, outputs: Mapping[str, np.ndarray]) -> None:
+    """Write what the pipeline made: `video`, [time, height, width, rgb]; `audio`, [speaker, audio_time]."""
+    for name, values in outputs.items():
+        writer.declare(OUTPUTS[name](values))
+        writer.write(name, {}, values)
+
+
+def _video(frames: np.ndarray) -> Variable:
+    dims = ("time", "height", "width", "rgb")
+    return Variable("video", dims, frames.shape, "uint8", unit="run", long_name="decoded video")
+
+
+def _audio(waveform: np.ndarray) -> Variable:
+    dims = ("speaker", "audio_time")
+    return Variable("audio", dims, waveform.shape, "float32", unit="run", long_name="decoded sound")
+
+
+OUTPUTS: dict[str, Callable[[np.ndarray], Variable]] = {"video": _video, "audio": _audio}
+"""What a pipeline may give beside the records, and how it stands in the store."""
 
 
 def _to_latents(stored: xr.DataArray, step: int) -> Tensor:
@@ -402,9 +424,12 @@ def _to_latents(stored: xr.DataArray, step: int) -> Tensor:
 
 
 def coordinates(
-    layout: Layout, sigmas: list[float], timesteps: list[float], grid: tuple[int, int, int]
+    layout: Layout,
+    sigmas: list[float],
+    timesteps: list[float],
+    grids: Mapping[str, tuple[int, int, int]],
 ) -> dict[str, Any]:
-    """Return the coordinates of a run's group."""
+    """Return the coordinates of a run's group; `grids` are (frame, y, x) by stream."""
     return {
         "step": np.arange(layout.steps),
         "sigma": ("step", np.asarray(sigmas, np.float64)),
@@ -412,7 +437,11 @@ def coordinates(
         "expert": ("step", [layout.experts[0]] * layout.steps),  # set step by step, as they are served
         "branch": list(layout.branches),
         "layer": np.arange(layout.layers),
-        **{name: np.arange(size) for name, size in zip(("frame", "y", "x"), grid, strict=True)},
+        **{
+            grid_dim(dim, "block", stream): np.arange(size)
+            for stream, grid in grids.items()
+            for dim, size in zip(GRID_DIMS, grid, strict=False)
+        },
     }
 
 
@@ -426,16 +455,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return hashlib.sha256(to_codes(value.detach().cpu().contiguous()).tobytes()).hexdigest()
     return repr(value)
-
-
-def _attention_backend() -> str:
-    """Return the attention function that DiffSynth's Wan picks, from what is installed."""
-    from diffsynth.models import wan_video_dit as module
-
-    for name in ("FLASH_ATTN_3", "FLASH_ATTN_2", "SAGE_ATTN"):
-        if getattr(module, f"{name}_AVAILABLE"):
-            return name.lower()
-    return "torch_sdpa"
 
 
 __all__ = ["Job", "Lens"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dit_lens.coords import DIMS, GRID_SITES, LATENT_DIMS, At, Spot, at, positions
+from dit_lens.coords import DIMS, GRID_DIMS, GRID_SITES, At, Spot, at, grid_dim, positions
 from dit_lens.errors import PlanError
 from dit_lens.functions import Configured, describe, restore
 
@@ -20,18 +20,20 @@ class Layout:
     """What a plan is checked against: the coordinates of one run on one model.
 
     Attributes:
-        sites: site name to the path below a block, for messages.
+        sites: stream name to site name to the path below a block, for messages.
         layers: number of blocks.
         steps: number of scheduler steps.
         branches: guidance branches of the run.
         experts: names of the DiTs.
+        latents: streams that have latents of their own.
     """
 
-    sites: Mapping[str, str]
+    sites: Mapping[str, Mapping[str, str]]
     layers: int
     steps: int
     branches: tuple[str, ...]
     experts: tuple[str, ...]
+    latents: tuple[str, ...] = ("video",)
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,18 @@ class Placed:
         return self.place.site or getattr(self.function, "site", None) or "block"
 
     @property
+    def stream(self) -> str:
+        """Which of the streams that a block carries is read."""
+        return self.place.stream
+
+    @property
     def variable(self) -> str:
-        """Name of the variable that a record writes: with the site where it is not the default."""
+        """Name of the variable that a record writes: with the site and the stream where they are not the default."""
         default = getattr(self.function, "site", None) or "block"
-        return self.name if self.site == default else f"{self.name}_{self.site}"
+        parts = [self.name]
+        parts += [self.site] if self.site != default else []
+        parts += [self.stream] if self.stream != "video" else []
+        return "_".join(parts)
 
     @property
     def on_latents(self) -> bool:
@@ -67,17 +77,22 @@ class Placed:
     def kept(self) -> tuple[str, ...]:
         """The dimensions that a record writes beside step, branch and layer."""
         dims: tuple[str, ...] = self.function.dims  # type: ignore[attr-defined]  # checked below
-        return tuple(LATENT_DIMS.get(d, d) for d in dims) if self.on_latents else tuple(dims)
+        return tuple(grid_dim(dim, self.site, self.stream) for dim in dims)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a record keeps all dimensions of the value that it reads."""
+        return set(GRID_DIMS) <= set(self.function.dims)  # type: ignore[attr-defined]  # checked below
 
     @property
     def is_state(self) -> bool:
         """Whether a record keeps the full states of blocks, each a unit of its own in the store."""
-        return not self.on_latents and {"frame", "y", "x", "channel"} <= set(self.kept)
+        return not self.on_latents and self.is_whole
 
     @property
     def is_lossless(self) -> bool:
         """Whether what a record returns is kept in the model's own number type; float32 otherwise."""
-        return self.is_state or {"frame", *LATENT_DIMS.values()} <= set(self.kept)
+        return self.is_whole
 
     def steps(self, layout: Layout) -> tuple[int, ...]:
         """Return the selected steps, sigma and expert aside."""
@@ -104,11 +119,13 @@ class Placed:
             raise PlanError(
                 f"{what}: this makes a function; call it with its options first, as {self.name}(...)."
             )
-        known = [*layout.sites, *GRID_SITES]
+        if self.stream not in layout.sites:
+            raise PlanError(
+                f"{what}: this model has no stream {self.stream!r}, only {', '.join(layout.sites)}."
+            )
+        known = [*layout.sites[self.stream], *(GRID_SITES if self.stream in layout.latents else ())]
         if self.site not in known:
             raise PlanError(f"{what}: unknown site {self.site!r}; there are {', '.join(known)}.")
-        if self.place.stream != "video":
-            raise PlanError(f"{what}: this model has no stream {self.place.stream!r}, only 'video'.")
         if self.on_latents and (self.place.layer is not None or self.place.branch is not None):
             raise PlanError(
                 f"{what}: {self.site} stands outside the blocks, after guidance: drop layer and branch."

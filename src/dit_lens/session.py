@@ -5,7 +5,6 @@ Labels come from the pipeline (a family's `intercept` drives `call` and `advance
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,9 +16,15 @@ from torch import Tensor
 from dit_lens.capture import Recorder
 from dit_lens.coords import Spot
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.base import Family, Seen, submodule
+from dit_lens.families.base import Family, Seen, Site, Tokens, submodule
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.slot import Slot
+
+Latents = Mapping[str, Tensor]
+"""Stream name to its latents, [row, channel, frame, y, x]."""
+
+Where = tuple[str, str, int]
+"""Site, stream and layer."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Session:
         plan: Callable[[], Plan],
         layout: Layout,
         seed: int,
-        open_recorder: Callable[[Session, Seen, Tensor], tuple[Recorder, Mapping[int, Tensor]]],
+        open_recorder: Callable[[Session, Seen], tuple[Recorder, Mapping[int, Latents]]],
         watch: Callable[[Call | None], None] | None = None,
     ) -> None:
         self.family, self.pipe, self.dits, self.layout, self.seed = family, pipe, dits, layout, seed
@@ -87,9 +92,10 @@ class Session:
         self.sigmas: list[float] = []
         self.timesteps: list[float] = []
         self._recorder: Recorder | None = None
-        self._stored: Mapping[int, Tensor] = {}
-        self._latents: Tensor | None = None  # what this step starts from, edits included
+        self._stored: Mapping[int, Latents] = {}
+        self._latents: Latents = {}  # what this step starts from, edits included
         self._seen: dict[str, Seen] = {}  # branches that ran in this step
+        self._stepped: set[str] = set()  # streams whose scheduler has stepped
         self._slots: list[Slot] = []  # edits first: a record reads what they leave
         self._fired: dict[Slot, set[tuple[Any, ...]]] = defaultdict(set)  # in this step
         self._ever: set[Slot] = set()
@@ -97,10 +103,12 @@ class Session:
 
     # ---- what the family drives
 
-    def call(self, seen: Seen, latents: Tensor, proceed: Callable[[Tensor], Tensor]) -> Tensor:
+    def call(
+        self, seen: Seen, latents: Latents, proceed: Callable[[Latents], Any], skip: Callable[[], Any]
+    ) -> Any:
         """Serve one forward of a DiT."""
         if self._recorder is None:
-            self._open(seen, latents)
+            self._open(seen)
         for branch in seen.rows:
             if branch in self._seen or branch not in self.layout.branches:
                 raise CaptureError(
@@ -109,9 +117,8 @@ class Session:
                 )
             self._seen[branch] = seen
         if self.step < self.resume - 1:  # this step stands in the store: nothing to compute
-            rows = max(rows.stop for rows in seen.rows.values())
-            return latents.new_zeros((rows, *latents.shape[1:]))
-        if self._latents is None:
+            return skip()
+        if not self._latents:
             self._latents = self._start_step(latents)
         self.now = Call(self.step, self.sigmas[self.step], seen)
         try:
@@ -122,9 +129,17 @@ class Session:
             self.now = None
 
     def advance(
-        self, velocity: Tensor, timestep: Any, latents: Tensor, proceed: Callable[[Tensor, Tensor], Tensor]
+        self,
+        velocity: Tensor,
+        timestep: Any,
+        latents: Tensor,
+        proceed: Callable[[Tensor, Tensor], Tensor],
+        stream: str = "video",
     ) -> Tensor:
-        """Serve one step of the scheduler: velocity and x0 are known now; the step is audited and committed."""
+        """Serve one step of the scheduler: velocity and x0 are known now.
+
+        With the last stream, the step is audited and committed.
+        """
         if self._recorder is None or not self._seen:
             raise CaptureError(f"The scheduler stepped before the model ran (step {self.step}).")
         if abs(float(timestep) - self.timesteps[self.step]) > 1e-3:
@@ -132,20 +147,25 @@ class Session:
                 f"step {self.step}: the scheduler was told timestep {float(timestep):.3f}, its own list says "
                 f"{self.timesteps[self.step]:.3f}: the pipeline skips or repeats steps, which cannot be labelled."
             )
+        self._stepped.add(stream)
         if self.step < self.resume - 1:
-            out = self._stored[self.step + 1].to(latents)
+            proceed(velocity, latents)  # some schedulers count their steps
+            out = self._stored[self.step + 1][stream].to(latents)
         else:
-            assert self._latents is not None
-            velocity = self._velocity(velocity, self._latents)
-            out = proceed(velocity, self._latents)
-            if self.step >= self.resume:
-                self._end_step()
-        self._latents = None
-        self._seen = {}
+            start = self._latents[stream]
+            velocity = self._velocity(velocity, start, stream)
+            out = proceed(velocity, start)
+        if self._stepped >= set(self._streams):
+            self._end_step()
+        return out
+
+    def _end_step(self) -> None:
+        if self.step >= self.resume:
+            self._commit_step()
+        self._latents, self._seen, self._stepped = {}, {}, set()
         self._ever |= self._fired.keys()
         self._fired.clear()
         self.step += 1
-        return out
 
     def run(self, work: Callable[[], Any]) -> Any:
         """Run the pipeline under this session; all that was installed is removed, whatever happens."""
@@ -169,19 +189,24 @@ class Session:
             raise CaptureError("The model never ran: the pipeline made no call.")
         return self._recorder
 
-    def _open(self, seen: Seen, latents: Tensor) -> None:
+    @property
+    def _streams(self) -> tuple[str, ...]:
+        """Streams with latents that this run has: a model of video and sound may run one alone."""
+        seen = next(iter(self._seen.values()))
+        return tuple(stream for stream in self.layout.latents if stream in seen.streams)
+
+    def _open(self, seen: Seen) -> None:
         self.plan = self._plan()
         self.plan.check(self.layout)
-        scheduler = self.pipe.scheduler
-        self.sigmas = [float(s) for s in scheduler.sigmas][: self.layout.steps]
-        self.timesteps = [float(t) for t in scheduler.timesteps]
+        schedule = self.family.schedule(self.pipe.scheduler)
+        self.sigmas, self.timesteps = schedule.sigmas, schedule.timesteps
         if len(self.timesteps) != self.layout.steps:
             raise CaptureError(
                 f"The scheduler has {len(self.timesteps)} steps, the run was asked for {self.layout.steps}."
             )
         for is_edit, items in ((True, self.plan.edits), (False, self.plan.records)):
             self._slots += [Slot.of(placed, is_edit, self.layout, self.sigmas) for placed in items]
-        self._recorder, self._stored = self._open_recorder(self, seen, latents)
+        self._recorder, self._stored = self._open_recorder(self, seen)
         self.resume = min(set(range(self.layout.steps + 1)) - self._recorder.writer.committed_steps)
         self._install()
 
@@ -189,57 +214,61 @@ class Session:
         """Put one hook on every module where something is placed, and nowhere else."""
         for expert, dit in self.dits.items():
             for layer, block in enumerate(self.family.block_list(dit)):
-                for name, site in self.family.sites.items():
-                    here = [
-                        slot
-                        for slot in self._slots
-                        if slot.placed.site == name and layer in slot.layers and expert in slot.experts
-                    ]
-                    if here:
-                        module = submodule(block, site.path)
-                        self._undo.append(self._hook(module, site.end, name, layer, here).remove)
+                for stream, sites in self.family.sites.items():
+                    for name, site in sites.items():
+                        here = [slot for slot in self._slots if slot.hangs(name, stream, layer, expert)]
+                        if here:
+                            module = submodule(block, site.path)
+                            self._undo.append(self._hook(module, site, (name, stream, layer), here).remove)
 
-    def _hook(self, module: torch.nn.Module, end: str, site: str, layer: int, slots: list[Slot]) -> Any:
-        # Closures: VRAM management deep-copies modules, and a bound method would then watch a copy.
-        def on_output(_: Any, __: Any, output: Any) -> Any:
-            if self.now is None:
-                return None
-            new = self._visit(self.now, site, layer, slots, _first(output))
-            return None if new is None else _put_first(output, new)
+    def _hook(self, module: torch.nn.Module, site: Site, where: Where, slots: list[Slot]) -> Any:
+        def visit(h: Tensor) -> Tensor | None:
+            return None if self.now is None else self._visit(self.now, where, slots, h)
 
-        def on_input(_: Any, inputs: tuple[Any, ...]) -> Any:
-            if self.now is None:
-                return None
-            new = self._visit(self.now, site, layer, slots, inputs[0])
-            return None if new is None else (new, *inputs[1:])
-
-        if end == "input":
-            return module.register_forward_pre_hook(on_input)
-        return module.register_forward_hook(on_output)
+        return site.attach(module, visit)
 
     # ---- values
 
-    def _visit(self, call: Call, site: str, layer: int, slots: list[Slot], h: Tensor) -> Tensor | None:
+    def _visit(self, call: Call, where: Where, slots: list[Slot], h: Tensor) -> Tensor | None:
         """Apply what is placed here to the call's rows of h [row, token, channel]; None where nothing changed."""
-        seen, out = call.seen, None
-        if h.shape[1] - seen.prefix != math.prod(seen.grid):
-            raise CaptureError(
-                f"{site} at layer {layer}, {call}: {h.shape[1]} tokens, but the grid {seen.grid} and {seen.prefix} tokens "
-                "before it make another number: this site does not hold the video's tokens; place it elsewhere."
-            )
-        for branch, rows in seen.rows.items():
+        site, stream, layer = where
+        tokens, out = self._tokens(call, where, h), None
+        for branch, rows in call.seen.rows.items():
             for sample, row in enumerate(range(*rows.indices(h.shape[0]))):
-                spot = self._spot(site, call.expert, branch, layer, sample)
-                value = h[row, seen.prefix :].view(*seen.grid, h.shape[-1])
+                spot = self._spot(site, stream, call.expert, branch, layer, sample)
+                value = h[row, tokens.part].view(*tokens.grid, h.shape[-1])
                 new = self._apply(slots, spot, value)
                 if new is not value:
                     out = h.clone() if out is None else out
-                    out[row, seen.prefix :] = new.flatten(0, 2)
+                    out[row, tokens.part] = new.flatten(0, 2)
         return out
 
-    def _spot(self, site: str, expert: str, branch: str | None, layer: int | None, sample: int) -> Spot:
+    def _tokens(self, call: Call, where: Where, h: Tensor) -> Tokens:
+        """Return how the stream's tokens stand in h."""
+        site, stream, layer = where
+        tokens = call.seen.streams.get(stream)
+        if tokens is None:
+            raise CaptureError(f"{site} at layer {layer}, {call}: this run has no stream {stream!r}.")
+        if h.ndim != 3 or h.shape[1] != tokens.total:
+            raise CaptureError(
+                f"{site} at layer {layer}, {call}: the value is {tuple(h.shape)}, but the grid {tokens.grid}, {tokens.before} "
+                f"tokens before it and {tokens.after} after it make {tokens.total} [row, token, channel]: this site does "
+                f"not hold the {stream}'s tokens; place it elsewhere."
+            )
+        return tokens
+
+    def _spot(
+        self,
+        site: str,
+        stream: str,
+        expert: str,
+        branch: str | None = None,
+        layer: int | None = None,
+        sample: int = 0,
+    ) -> Spot:
         s = self.step
-        return Spot(site, s, self.sigmas[s], self.timesteps[s], self.seed, expert, branch, layer, sample)
+        times = self.sigmas[s], self.timesteps[s]
+        return Spot(site, s, *times, self.seed, expert, branch, layer, sample, stream)
 
     def _apply(self, slots: list[Slot], spot: Spot, value: Tensor, edit: bool = True) -> Tensor:
         """Edit and record a value; the very same tensor where nothing changed."""
@@ -262,14 +291,14 @@ class Session:
             raise CaptureError(f"{slot.placed} fired twice at {spot}: the module runs more than once a call.")
         fired.add(key)
 
-    def _at_site(self, site: str, latents: Tensor, edit: bool = True) -> Tensor:
+    def _at_site(self, site: str, stream: str, latents: Tensor, edit: bool = True) -> Tensor:
         """Edit and record what stands on the latent grid; the very same tensor where nothing changed."""
-        slots = [slot for slot in self._slots if slot.placed.site == site]
+        slots = [s for s in self._slots if s.placed.site == site and s.placed.stream == stream]
         expert, out = next(iter(self._seen.values())).expert, None
         # The first latents of a prompt batch are one row, which the model repeats for every prompt.
         rows = latents.expand(max(self.recorder.samples, latents.shape[0]), *latents.shape[1:])
         for sample, row in enumerate(rows):
-            spot = self._spot(site, expert, None, None, sample)
+            spot = self._spot(site, stream, expert, sample=sample)
             value = row.permute(1, 2, 3, 0)
             new = self._apply(slots, spot, value, edit)
             if new is not value:
@@ -277,23 +306,25 @@ class Session:
                 out[sample] = new.permute(3, 0, 1, 2)
         return latents if out is None else out
 
-    def _start_step(self, latents: Tensor) -> Tensor:
+    def _start_step(self, latents: Latents) -> Latents:
         # What comes from the store had its edits already.
-        replayed = 0 < self.step == self.resume - 1
-        return self._at_site("latents", latents, edit=not replayed)
+        edit = not 0 < self.step == self.resume - 1
+        return {s: self._at_site("latents", s, latents[s], edit) for s in self._streams}
 
-    def _velocity(self, velocity: Tensor, latents: Tensor) -> Tensor:
-        velocity = self._at_site("velocity", velocity)
-        if not any(slot.placed.site == "x0" for slot in self._slots):
+    def _velocity(self, velocity: Tensor, latents: Tensor, stream: str) -> Tensor:
+        velocity = self._at_site("velocity", stream, velocity)
+        if not any(s.placed.site == "x0" and s.placed.stream == stream for s in self._slots):
             return velocity
-        sigma = self.pipe.scheduler.sigmas[self.step]
-        x0 = latents + velocity * (0 - sigma)  # as the scheduler's own last step computes it
-        new = self._at_site("x0", x0)
-        return velocity if new is x0 or torch.equal(new, x0) else ((latents - new) / sigma).to(velocity.dtype)
+        scheduler = self.pipe.scheduler
+        x0 = self.family.x0(scheduler, latents, velocity, self.step)
+        new = self._at_site("x0", stream, x0)
+        if new is x0 or torch.equal(new, x0):
+            return velocity
+        return self.family.velocity(scheduler, latents, new, self.step).to(velocity.dtype)
 
     # ---- audit
 
-    def _end_step(self) -> None:
+    def _commit_step(self) -> None:
         if set(self._seen) != set(self.layout.branches):
             missing = sorted(set(self.layout.branches) - set(self._seen))
             raise CaptureError(
@@ -314,13 +345,20 @@ class Session:
         missing = {(b, n, s) for b, n in wanted for s in range(self.recorder.samples)} - self._fired[slot]
         if missing:
             branch, layer, sample = min(missing, key=str)
-            path = self.layout.sites.get(placed.site, "")
-            where = f"{self.family.blocks}.{layer}" + (f".{path}" if path else "")
+            where = self._module_path(placed, expert, layer)
             raise CaptureError(
                 f"{placed}: nothing was captured at step={self.step}, branch={branch}, layer={layer}, expert={expert}"
-                f"{f', sample={sample}' if self.recorder.samples > 1 else ''} (module {where}), and at {len(missing) - 1} more "
+                f"{f', sample={sample}' if self.recorder.samples > 1 else ''}{where}, and at {len(missing) - 1} more "
                 "places: the module did not run there. Leave the place out, or switch off what skips the module."
             )
+
+    def _module_path(self, placed: Placed, expert: str, layer: int | None) -> str:
+        """Return the module that a place stands for, in words; empty outside the blocks."""
+        if layer is None:
+            return ""
+        path, n = self.family.locate(self.dits[expert], layer)
+        below = self.layout.sites[placed.stream][placed.site]
+        return f" (module {path}.{n}" + (f".{below})" if below else ")")
 
     def _audit_run(self) -> None:
         if self.step != self.layout.steps:
@@ -331,14 +369,6 @@ class Session:
                 f"{never[0]} never fired in this run: no step had its sigma and expert together."
             )
         self.recorder.end_run(slot for slot in self._slots if not slot.is_edit)
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _put_first(output: Any, new: Tensor) -> Any:
-    return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
 def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
@@ -363,4 +393,4 @@ def _within(edit: Placed, value: Tensor, new: Tensor) -> Tensor:
     return torch.where(mask[..., None], new, value)
 
 
-__all__ = ["Call", "Session", "apply_edit"]
+__all__ = ["Call", "Latents", "Session", "apply_edit"]

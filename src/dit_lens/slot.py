@@ -47,6 +47,12 @@ class Slot:
             placed, is_edit, steps, frozenset(placed.branches(layout)), frozenset(layers), frozenset(experts)
         )
 
+    def hangs(self, site: str, stream: str, layer: int, expert: str) -> bool:
+        """Say whether the function hangs on a site of a block."""
+        placed = self.placed
+        here = placed.site == site and placed.stream == stream
+        return here and layer in self.layers and expert in self.experts
+
     def selects(self, spot: Spot) -> bool:
         """Say whether a place is selected; its site and layer are those where the function hangs."""
         return (

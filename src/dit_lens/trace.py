@@ -211,58 +211,63 @@ class TracedCall:
         )
         return getattr(lens.nnsight, path)
 
-    def block(self, layer: int) -> TracedBlock:
-        """Return a block in this call.
+    def block(self, layer: int, stream: str = "video") -> TracedBlock:
+        """Return a block in this call, to read or set what it holds of a stream.
 
         Raises:
-            PlanError: there is no such layer.
+            PlanError: there is no such layer, or no such stream.
         """
+        if stream not in (known := self._trace._lens.streams):
+            raise PlanError(f"block({layer}, stream={stream!r}): this model has {', '.join(known)}.")
         (layer,) = positions("layer", ((layer, layer),), self._trace._lens.layers)
-        return TracedBlock(
-            self._trace, self._call, getattr(self.dit, self._trace._lens.family.blocks)[layer], layer
-        )
+        return TracedBlock(self._trace, self._call, self._envoy(layer), layer, stream)
+
+    def _envoy(self, layer: int) -> Any:
+        lens = self._trace._lens
+        path, place = lens.family.locate(lens.dits[self.expert], layer)
+        return below(self.dit, path)[place]
 
     def __repr__(self) -> str:
         return f"Call({self._call})"
 
 
 class TracedBlock:
-    """One block in one call: its values as the model has them, [row, token, channel]."""
+    """One block in one call: a stream's hidden state as the model has it, [row, token, channel].
 
-    def __init__(self, trace: Trace, call: Call, envoy: Any, layer: int) -> None:
+    What else the block is given or returns is there through `envoy`, which is nnsight's.
+    """
+
+    def __init__(self, trace: Trace, call: Call, envoy: Any, layer: int, stream: str) -> None:
         self._trace, self._call, self.envoy, self._layer = trace, call, envoy, layer
+        self._sites = trace._lens.family.sites[stream]
 
     @property
     def output(self) -> Any:
-        """What the block returns."""
-        return self._value("output")
+        """The hidden state that the block returns."""
+        return self._sites["block"].of_output(self._value("output"))
 
     @output.setter
     def output(self, value: Any) -> None:
-        self._check("output")
-        self.envoy.output = value
+        whole = self._value("output")
+        self.envoy.output = self._sites["block"].into_output(whole, value)
         self._check("output")
 
     @property
     def input(self) -> Any:
-        """The block's first input."""
-        return self._value("input")
+        """The hidden state that the block is given."""
+        return self._sites["block_in"].of_inputs(self.envoy._module, self._value("inputs"))
 
     @input.setter
     def input(self, value: Any) -> None:
-        self._check("input")
-        self.envoy.input = value
-        self._check("input")
+        given = self._value("inputs")
+        self.envoy.inputs = self._sites["block_in"].into_inputs(self.envoy._module, given, value)
+        self._check("inputs")
 
     def site(self, name: str) -> Any:
         """Return the nnsight envoy of the submodule that a site stands for."""
-        sites = self._trace._lens.family.sites
-        if name not in sites:
-            raise PlanError(f"block {self._layer} has no site {name!r}, only {', '.join(sites)}.")
-        envoy = self.envoy
-        for part in sites[name].path.split(".") if sites[name].path else []:
-            envoy = getattr(envoy, part)
-        return envoy
+        if name not in self._sites:
+            raise PlanError(f"block {self._layer} has no site {name!r}, only {', '.join(self._sites)}.")
+        return below(self.envoy, self._sites[name].path)
 
     def _value(self, end: str) -> Any:
         self._check(end)
@@ -274,10 +279,17 @@ class TracedBlock:
         self._trace.check_current(self._call, f"block({self._layer}).{end}")
 
 
+def below(envoy: Any, path: str) -> Any:
+    """Return the envoy at a dotted path; "" is the envoy itself."""
+    for part in path.split(".") if path else []:
+        envoy = getattr(envoy, part)
+    return envoy
+
+
 def _release(lens: Lens) -> None:
     """Take nnsight's controllers off the modules: after a trace the model is what it was."""
     lens._nnsight = None
-    for module in lens.pipe.modules():
+    for module in lens.family.root(lens.pipe).modules():
         if type(module.__dict__.get("forward")).__name__ == "Controller":
             del module.__dict__["forward"]
         module.__dict__.pop("__nnsight__", None)

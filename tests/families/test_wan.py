@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dit_lens as dl
+from dit_lens.families import Tokens
 from dit_lens.families.wan import REFUSED, WAN, look
 
 
@@ -31,13 +32,8 @@ def keywords(pipe, **more):
 )
 def test_a_call_is_labelled_from_its_own_keywords(pipe, more, rows):
     seen = look(pipe, keywords(pipe, **more))
-    assert (seen.rows, seen.grid, seen.prefix, seen.timestep, seen.expert) == (
-        rows,
-        (3, 3, 2),
-        0,
-        500.0,
-        "dit",
-    )
+    found = seen.rows, seen.streams, seen.timestep, seen.expert
+    assert found == (rows, {"video": Tokens((3, 3, 2))}, 500.0, "dit")
 
 
 def test_the_expert_is_the_dit_that_was_called(two_experts):
@@ -48,7 +44,7 @@ def test_the_expert_is_the_dit_that_was_called(two_experts):
 
 def test_reference_latents_are_a_prefix_of_one_frame(pipe):
     seen = look(pipe, keywords(pipe, positive=True, reference_latents=torch.zeros(1, 48, 1, 6, 4)))
-    assert seen.prefix == 6
+    assert seen.streams["video"] == Tokens((3, 3, 2), before=6)
 
 
 def test_an_unlabelled_call_is_an_error(pipe):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Family, Seen, Site
+from dit_lens.families.base import Family, Schedule, Seen, Site, Tokens
 
 
 def family_of(pipe: Any) -> Family:
@@ -22,4 +22,4 @@ def family_of(pipe: Any) -> Family:
     raise PlanError(f"No family knows {names[0]}: pass Lens(pipe, family=...); see docs/adding-a-family.md.")
 
 
-__all__ = ["Family", "Seen", "Site", "family_of"]
+__all__ = ["Family", "Schedule", "Seen", "Site", "Tokens", "family_of"]

@@ -6,30 +6,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_lens.errors import PlanError
+from dit_lens.families.site import Site, submodule
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from torch import Tensor, nn
 
     from dit_lens.tasks.sample import Sample
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where in a block a value is read.
+class Tokens:
+    """How the tokens of one stream stand in a block's hidden state.
 
     Attributes:
-        path: submodule below the block; "" is the block itself.
-        end: "output" or "input" of that module; the hidden state is its first tensor.
-        long_name: what it is, in words.
+        grid: (frame, y, x) counts.
+        before: tokens before them, which are not part of the grid, such as a reference's.
+        after: tokens after them, likewise.
     """
 
-    path: str
-    end: str = "output"
-    long_name: str = ""
+    grid: tuple[int, int, int]
+    before: int = 0
+    after: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of tokens of the grid."""
+        frame, y, x = self.grid
+        return frame * y * x
+
+    @property
+    def total(self) -> int:
+        """Number of tokens that the hidden state has."""
+        return self.before + self.count + self.after
+
+    @property
+    def part(self) -> slice:
+        """Where the tokens of the grid stand."""
+        return slice(self.before, self.before + self.count)
 
 
 @dataclass(frozen=True)
@@ -39,28 +59,56 @@ class Seen:
     Attributes:
         expert: name of the DiT that runs.
         rows: branch name to the rows of the batch that it has.
-        grid: (frame, y, x) counts of the video tokens.
-        prefix: tokens before them, which are not part of the grid.
+        streams: stream name to how its tokens stand; `video` among them.
         timestep: what the model is told.
     """
 
     expert: str
     rows: Mapping[str, slice]
-    grid: tuple[int, int, int]
-    prefix: int
+    streams: Mapping[str, Tokens]
     timestep: float
 
 
-class Session(Protocol):
-    """The run in progress, as a family's interception drives it."""
+@dataclass(frozen=True)
+class Schedule:
+    """The noise levels of a run, as its scheduler has them.
 
-    def call(self, seen: Seen, latents: Tensor, proceed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Serve one forward: may replace the latents, and may skip the computation."""
+    Attributes:
+        sigmas: noise level of each step, in [0, 1].
+        timesteps: what the model is told at each step.
+        state: what the scheduler keeps from step to step, in words, so that steps cannot be replayed from
+            stored latents; empty where it keeps nothing.
+    """
+
+    sigmas: list[float]
+    timesteps: list[float]
+    state: str = ""
+
+
+class Session(Protocol):
+    """The run in progress, as a family's interception drives it.
+
+    Latents are [row, channel, frame, y, x]; a family whose pipeline has them otherwise rearranges them.
+    """
+
+    def call(
+        self,
+        seen: Seen,
+        latents: Mapping[str, Tensor],
+        proceed: Callable[[Mapping[str, Tensor]], Any],
+        skip: Callable[[], Any],
+    ) -> Any:
+        """Serve one forward: may replace the latents (by stream), and may skip the computation."""
 
     def advance(
-        self, velocity: Tensor, timestep: Any, latents: Tensor, proceed: Callable[[Tensor, Tensor], Tensor]
+        self,
+        velocity: Tensor,
+        timestep: Any,
+        latents: Tensor,
+        proceed: Callable[[Tensor, Tensor], Tensor],
+        stream: str = "video",
     ) -> Tensor:
-        """Serve one step of the scheduler."""
+        """Serve one step of the scheduler, for one stream."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +130,16 @@ class Batching:
     settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
 
 
+def flow_x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
+    """Return x0 = x_s - sigma v (flow matching), computed as the scheduler's own last step does."""
+    return latents + velocity * (0 - scheduler.sigmas[step])
+
+
+def flow_velocity(scheduler: Any, latents: Tensor, x0: Tensor, step: int) -> Tensor:
+    """Return the velocity that stands for x0: v = (x_s - x0) / sigma."""
+    return (latents - x0) / scheduler.sigmas[step]
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture.
@@ -89,36 +147,59 @@ class Family:
     Attributes:
         name: of the family.
         experts: expert name to the pipeline's attribute, in the order of use.
-        blocks: the DiT's attribute that is its list of blocks.
-        sites: site name to where it is; `block` among them.
+        blocks: the DiT's lists of blocks, as dotted paths; layers are numbered through them.
+        sites: stream name to site name to where it is; `block` among each stream's.
         intercept: wraps the pipeline's own calls during a run; returns the function that undoes it.
         arguments: (sample, seed, steps, cfg_scale, extra) to the pipeline call's keywords.
         branches: the pipeline call's keywords to the guidance branches that will run.
         refuse: raises PlanError where something asked for changes what hooks see and is not supported.
         latent_grid: (pipe, sample) to the latents' (channel, frame, y, x).
         token_grid: (dit, latent grid) to the tokens' (frame, y, x).
+        channels: DiT to the number of channels of its hidden state.
         decode: (pipe, latents [row, channel, frame, y, x]) to frames [row, time, height, width, rgb], uint8.
+        outputs: (pipeline's output, its call's keywords) to what is kept of it: `video`, frames [time, height,
+            width, rgb] of uint8 or images; empty where the output is not decoded.
         readout: (dit, block state, call keywords) to the velocity that the network gives if it ends after
-            this block.
+            this block; None where that is not known.
+        schedule: scheduler to its noise levels, once its steps are set.
+        facts: pipeline to what of it changes results, as plain data, for the manifest.
+        quiet: (pipe, keywords) keeps the pipeline's progress bar away; may add keywords; returns what undoes it.
         default_steps: number of steps where the user names none.
         default_cfg: guidance scale where the user names none.
+        silent: keywords of the pipeline's call that do not change results.
+        x0: (scheduler, latents, velocity, step) to x0.
+        velocity: (scheduler, latents, x0, step) to the velocity that stands for it.
+        latents: streams that have latents of their own.
+        root: pipeline to one module that has the experts as submodules under the same names, for nnsight.
+        dtype: pipeline to the number type of its states.
         batching: how many samples go through one forward; None where that is not known.
     """
 
     name: str
     experts: Mapping[str, str]
-    blocks: str
-    sites: Mapping[str, Site]
+    blocks: tuple[str, ...]
+    sites: Mapping[str, Mapping[str, Site]]
     intercept: Callable[[Any, Family, Session], Callable[[], None]]
     arguments: Callable[[Sample, int, int, float, Mapping[str, Any]], dict[str, Any]]
     branches: Callable[[Mapping[str, Any]], tuple[str, ...]]
     refuse: Callable[[Any, Mapping[str, Any]], None]
     latent_grid: Callable[[Any, Sample], tuple[int, int, int, int]]
     token_grid: Callable[[Any, tuple[int, int, int, int]], tuple[int, int, int]]
+    channels: Callable[[Any], int]
     decode: Callable[[Any, Tensor], Any]
-    readout: Callable[[Any, Tensor, Mapping[str, Any]], Tensor]
+    outputs: Callable[[Any, Mapping[str, Any]], dict[str, np.ndarray]]
+    readout: Callable[[Any, Tensor, Mapping[str, Any]], Tensor] | None
+    schedule: Callable[[Any], Schedule]
+    facts: Callable[[Any], dict[str, Any]]
+    quiet: Callable[[Any, dict[str, Any]], Callable[[], None]]
     default_steps: int
     default_cfg: float
+    silent: tuple[str, ...] = ()
+    x0: Callable[[Any, Tensor, Tensor, int], Tensor] = flow_x0
+    velocity: Callable[[Any, Tensor, Tensor, int], Tensor] = flow_velocity
+    latents: tuple[str, ...] = ("video",)
+    root: Callable[[Any], nn.Module] = field(default=lambda pipe: pipe)
+    dtype: Callable[[Any], torch.dtype] = field(default=lambda pipe: pipe.torch_dtype)
     batching: Batching | None = None
 
     def dits(self, pipe: Any) -> dict[str, nn.Module]:
@@ -140,25 +221,34 @@ class Family:
 
     def block_list(self, dit: nn.Module) -> Sequence[nn.Module]:
         """Return the blocks of a DiT."""
-        return list(getattr(dit, self.blocks))
+        return [block for path in self.blocks for block in self._list(dit, path)]
+
+    def locate(self, dit: nn.Module, layer: int) -> tuple[str, int]:
+        """Return the path of the list that a layer stands in, and its place there."""
+        places = [(path, n) for path in self.blocks for n in range(len(self._list(dit, path)))]
+        return places[layer]
+
+    def _list(self, dit: nn.Module, path: str) -> Sequence[nn.Module]:
+        return list(attrgetter(path)(dit))
 
     def _check(self, expert: str, dit: nn.Module) -> None:
-        """Check every path of the family once, on the first block, so that a wrong one names itself."""
-        blocks = getattr(dit, self.blocks, None)
-        if blocks is None or len(blocks) == 0:
-            raise PlanError(
-                f"Family {self.name}: {type(dit).__name__} ({expert}) has no list of blocks {self.blocks!r}."
-            )
-        for name, site in self.sites.items():
+        """Check every path of the family once, so that a wrong one names itself."""
+        what = f"Family {self.name}: {type(dit).__name__} ({expert})"
+        for path in self.blocks:
             try:
-                submodule(blocks[0], site.path)
-            except AttributeError:
-                raise PlanError(
-                    f"Family {self.name}: site {name!r} should be {self.blocks}[0].{site.path} of {type(dit).__name__} "
-                    f"({expert}), which is not there; the block has {[n for n, _ in blocks[0].named_children()]}."
-                ) from None
+                blocks = self._list(dit, path)
+            except (AttributeError, TypeError):
+                blocks = []
+            if not blocks:
+                raise PlanError(f"{what} has no list of blocks {path!r}.")
+            for name, site in [item for sites in self.sites.values() for item in sites.items()]:
+                try:
+                    submodule(blocks[0], site.path)
+                except AttributeError:
+                    raise PlanError(
+                        f"{what}: site {name!r} should be {path}[0].{site.path}, which is not there; the block has "
+                        f"{[n for n, _ in blocks[0].named_children()]}."
+                    ) from None
 
 
-def submodule(module: nn.Module, path: str) -> nn.Module:
-    """Return the submodule at a dotted path; "" is the module itself."""
-    return module.get_submodule(path) if path else module
+__all__ = ["Batching", "Family", "Schedule", "Seen", "Session", "Site", "Tokens", "submodule"]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Family, Seen, Session
+from dit_lens.families.base import Family, Schedule, Seen, Session
+from dit_lens.tasks.sample import as_frames
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +32,16 @@ def interceptor(
             raise PlanError(f"This {type(pipe).__name__} is being traced already: end that trace first.")
 
         def call(**keywords: Any) -> Tensor:
-            def proceed(latents: Tensor) -> Tensor:
-                return model_fn(**{**keywords, "latents": latents})
+            latents, seen = keywords["latents"], look(pipe, keywords)
 
-            return session.call(look(pipe, keywords), keywords["latents"], proceed)
+            def proceed(latents: Mapping[str, Tensor]) -> Tensor:
+                return model_fn(**{**keywords, "latents": latents["video"]})
+
+            def skip() -> Tensor:
+                rows = max(rows.stop for rows in seen.rows.values())
+                return latents.new_zeros((rows, *latents.shape[1:]))
+
+            return session.call(seen, {"video": latents}, proceed, skip)
 
         def advance(model_output: Tensor, timestep: Any, sample: Tensor, **keywords: Any) -> Tensor:
             return session.advance(
@@ -51,6 +58,44 @@ def interceptor(
         return restore
 
     return intercept
+
+
+def schedule(scheduler: Any) -> Schedule:
+    """Return the noise levels of DiffSynth's flow-matching schedulers, once their steps are set."""
+    timesteps = [float(t) for t in scheduler.timesteps]
+    state = "a generator of noise" if getattr(scheduler, "generator", None) is not None else ""
+    return Schedule([float(s) for s in scheduler.sigmas][: len(timesteps)], timesteps, state)
+
+
+def quiet(pipe: Any, keywords: dict[str, Any]) -> Callable[[], None]:
+    """Keep the progress bar away, unless the caller has given one of his own."""
+    keywords.setdefault("progress_bar_cmd", lambda steps: steps)
+    return lambda: None
+
+
+def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the decoded frames, where the pipeline was asked for them."""
+    decoded = keywords.get("output_type", "quantized") == "quantized"
+    return {"video": as_frames(output)} if decoded else {}
+
+
+def facts(pipe: Any) -> dict[str, Any]:
+    """Return what of a DiffSynth pipeline changes results, beside its weights and arguments."""
+    return {
+        "device": str(pipe.device),
+        "attention": _attention_backend(),
+        "vram_management": bool(pipe.vram_management_enabled),
+    }
+
+
+def _attention_backend() -> str:
+    """Return the attention function that DiffSynth's Wan picks, from what is installed."""
+    from diffsynth.models import wan_video_dit as module
+
+    for name in ("FLASH_ATTN_3", "FLASH_ATTN_2", "SAGE_ATTN"):
+        if getattr(module, f"{name}_AVAILABLE"):
+            return name.lower()
+    return "torch_sdpa"
 
 
 class _PreparedError(Exception):

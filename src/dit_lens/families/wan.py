@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Batching, Family, Seen, Site
-from dit_lens.families.diffsynth import interceptor, prepare
+from dit_lens.families.base import Batching, Family, Seen, Site, Tokens
+from dit_lens.families.diffsynth import facts, interceptor, outputs, prepare, quiet, schedule
 from dit_lens.tasks.sample import Sample
 
 SITES = {
-    "block": Site("", long_name="residual stream after the block"),
-    "block_in": Site("", "input", long_name="residual stream before the block"),
-    "self_attn": Site("self_attn", long_name="self-attention output, before its gate"),
-    "cross_attn": Site("cross_attn", long_name="cross-attention output"),
-    "ffn": Site("ffn", long_name="feed-forward output, before its gate"),
-    "q": Site("self_attn.q", long_name="self-attention queries, before norm and rotation"),
-    "k": Site("self_attn.k", long_name="self-attention keys, before norm and rotation"),
-    "v": Site("self_attn.v", long_name="self-attention values"),
+    "video": {
+        "block": Site("", long_name="residual stream after the block"),
+        "block_in": Site("", "input", long_name="residual stream before the block"),
+        "self_attn": Site("self_attn", long_name="self-attention output, before its gate"),
+        "cross_attn": Site("cross_attn", long_name="cross-attention output"),
+        "ffn": Site("ffn", long_name="feed-forward output, before its gate"),
+        "q": Site("self_attn.q", long_name="self-attention queries, before norm and rotation"),
+        "k": Site("self_attn.k", long_name="self-attention keys, before norm and rotation"),
+        "v": Site("self_attn.v", long_name="self-attention values"),
+    }
 }
 REFUSED = {
     "tea_cache_l1_thresh": "TeaCache skips whole passes, so blocks do not run at every step",
@@ -57,7 +59,7 @@ def look(pipe: Any, keywords: dict[str, Any]) -> Seen:
     _, _, *latent = latents.shape
     grid = token_grid(dit, (0, *latent))
     prefix = grid[1] * grid[2] if keywords.get("reference_latents") is not None else 0
-    return Seen(expert, rows, grid, prefix, float(keywords["timestep"].flatten()[0]))
+    return Seen(expert, rows, {"video": Tokens(grid, prefix)}, float(keywords["timestep"].flatten()[0]))
 
 
 def token_grid(dit: Any, latent: Sequence[int]) -> tuple[int, int, int]:
@@ -184,7 +186,7 @@ def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
 WAN = Family(
     name="wan",
     experts={"high": "dit", "low": "dit2"},
-    blocks="blocks",
+    blocks=("blocks",),
     sites=SITES,
     intercept=interceptor(look),
     arguments=arguments,
@@ -192,9 +194,15 @@ WAN = Family(
     refuse=refuse,
     latent_grid=latent_grid,
     token_grid=token_grid,
+    channels=lambda dit: int(dit.dim),
     decode=decode,
+    outputs=outputs,
     readout=readout,
+    schedule=schedule,
+    facts=facts,
+    quiet=quiet,
     default_steps=50,
     default_cfg=5.0,
+    silent=("progress_bar_cmd",),
     batching=Batching(prepare(branches), expert_of, load_expert, settle),
 )

@@ -1,0 +1,138 @@
+"""Where in a block a value stands: which module, which end of it, and where in what that end carries.
+
+Blocks return a tensor, a tuple, or an object that holds the tensor; all are read, and replaced, alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dit_lens.errors import CaptureError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+
+Item = tuple[int | str, ...]
+"""Steps from a module's output (or its arguments) to the tensor: positions, names of fields, keys."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in a block a value is read.
+
+    Attributes:
+        path: submodule below the block; "" is the block itself.
+        end: "output" or "input" of that module.
+        long_name: what it is, in words.
+        item: where the hidden state stands in the output, such as (0, "x"); of an input, the first step is the
+            argument's position or name. By default the value itself, or the first of a tuple; the first
+            argument.
+    """
+
+    path: str
+    end: str = "output"
+    long_name: str = ""
+    item: Item | None = None
+
+    def attach(self, module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Hook a module, so that `visit` sees the hidden state, and may replace it.
+
+        Args:
+            module: the submodule of the block.
+            visit: hidden state to what takes its place, or None.
+        """
+
+        # Closures: VRAM management deep-copies modules, and a bound method would then watch a copy.
+        def on_output(_: Any, __: Any, output: Any) -> Any:
+            new = visit(self.of_output(output))
+            return None if new is None else self.into_output(output, new)
+
+        def on_input(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = args, kwargs
+            new = visit(self.of_inputs(own, given))
+            return None if new is None else self.into_inputs(own, given, new)
+
+        if self.end == "input":
+            return module.register_forward_pre_hook(on_input, with_kwargs=True)
+        return module.register_forward_hook(on_output)
+
+    def of_output(self, output: Any) -> Tensor:
+        """Return the hidden state in what the module returned."""
+        return _tensor(pick(output, self._item(output)), self)
+
+    def into_output(self, output: Any, new: Any) -> Any:
+        """Return what the module returned, with another hidden state."""
+        return put(output, self._item(output), new)
+
+    def of_inputs(self, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+        """Return the hidden state in the arguments that the module was given, (positional, by name)."""
+        return _tensor(pick(given, self._argument(module, given)), self)
+
+    def into_inputs(
+        self, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]], new: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with another hidden state."""
+        args, kwargs = put(given, self._argument(module, given), new)
+        return args, kwargs
+
+    def _item(self, output: Any) -> Item:
+        if self.item is not None:
+            return self.item
+        return (0,) if isinstance(output, tuple) else ()
+
+    def _argument(self, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Item:
+        """Return the steps from (args, kwargs) to the hidden state."""
+        args, kwargs = given
+        first, *rest = self.item or (0,)
+        if isinstance(first, str) and first not in kwargs:
+            first = list(inspect.signature(module.forward).parameters).index(first)
+        if isinstance(first, int) and first >= len(args):
+            # A position that was given by name: arguments keep their order.
+            return 1, list(kwargs)[first - len(args)], *rest
+        return (1, first, *rest) if isinstance(first, str) else (0, first, *rest)
+
+
+def pick(value: Any, item: Item) -> Any:
+    """Return what stands at the end of some steps into a value."""
+    for key in item:
+        value = value[key] if isinstance(key, int) or isinstance(value, Mapping) else getattr(value, key)
+    return value
+
+
+def put(value: Any, item: Item, new: Any) -> Any:
+    """Return a value with something else at the end of some steps; the value itself is left as it was."""
+    if not item:
+        return new
+    key, inner = item[0], put(pick(value, item[:1]), item[1:], new)
+    if isinstance(value, tuple) and isinstance(key, int):
+        parts = [inner if n == key else part for n, part in enumerate(value)]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):
+        return dataclasses.replace(value, **{key: inner})
+    other = copy.copy(value)
+    if isinstance(value, Mapping) or isinstance(key, int):
+        other[key] = inner
+    else:
+        setattr(other, key, inner)
+    return other
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    """Return the submodule at a dotted path; "" is the module itself."""
+    return module.get_submodule(path) if path else module
+
+
+def _tensor(value: Any, site: Site) -> Tensor:
+    if not hasattr(value, "shape"):
+        raise CaptureError(
+            f"The {site.end} of {site.path or 'the block'} carries a {type(value).__name__} at {site.item}, not a "
+            "tensor: say where the hidden state stands, with Site(item=...)."
+        )
+    found: Tensor = value
+    return found
