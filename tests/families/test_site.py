@@ -89,5 +89,5 @@ def test_put_leaves_the_value_as_it_was():
 def test_a_place_that_holds_no_tensor_says_so():
     block = Block(lambda h: ("rest", h))
     Site("").attach(block, lambda h: h)
-    with pytest.raises(dl.DitLensError, match="carries a str.*Site\\(item=...\\)"):
+    with pytest.raises(dl.DitLensError, match=r"carries a str.*Site\(item=...\)"):
         block(torch.zeros(2))
