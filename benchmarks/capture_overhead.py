@@ -11,14 +11,11 @@ one process for the times, in a process of its own for the memory (`--arm`).
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ from typing import Any
 import tyro
 
 import dit_lens as dl
+from arms import Arms, growth
 from dit_lens.tasks.canvas import EVAL_SEED
 
 
@@ -48,106 +46,18 @@ class Options:
     out: Path | None = None
 
 
-class Arms:
-    """The ways to capture, each a function that generates one sample."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.lens = dl.load("organism")
-        self.sample = dl.tasks.maze(EVAL_SEED)
-        self.keywords = self.lens.family.arguments(
-            self.sample, 0, options.steps, options.cfg_scale, {"progress_bar_cmd": lambda steps: steps}
-        )
-        self.arms: dict[str, Callable[[], Any]] = {
-            "bare": self.bare,
-            "official-style hook": self.official,
-            "plain hook: energy": self.plain_energy,
-            "nnsight cache": self.nnsight_cache,
-            "ours: energy": lambda: self.ours([dl.energy]),
-            "ours: full states": lambda: self.ours([dl.hidden]),
-        }
-
-    def bare(self) -> Any:
-        """The pipeline alone."""
-        return self.lens.pipe(**self.keywords)
-
-    def official(self) -> Any:
-        """Hooks as released tools have them: every block's output, off the device, as float32, in memory."""
-        kept: list[Any] = []
-
-        def hook(_: Any, __: Any, output: Any) -> None:
-            kept.append(output.detach().cpu().float())
-
-        handles = [b.register_forward_hook(hook) for b in self.lens.pipe.dit.blocks]
-        try:
-            return self.bare(), kept
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def plain_energy(self) -> Any:
-        """A hook that computes the energy of every block's tokens, and keeps it in memory without labels."""
-        kept: list[Any] = []
-        handles = [
-            b.register_forward_hook(lambda _, __, output: kept.append(output.norm(dim=-1).cpu()))
-            for b in self.lens.pipe.dit.blocks
-        ]
-        try:
-            return self.bare(), kept
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def nnsight_cache(self) -> Any:
-        """Nnsight's own cache of every block's output."""
-        from nnsight import NNsight
-
-        from dit_lens.trace import _release
-
-        model = NNsight(self.lens.pipe)
-        blocks = [model.dit.blocks[i] for i in range(self.lens.layers)]
-        with model.trace(None, fn=lambda _: self.bare()) as tracer:
-            cache = tracer.cache(modules=blocks)
-        _release(self.lens)
-        return cache
-
-    def ours(self, record: list[Any]) -> Any:
-        """A traced run into a store, on the disk where a user's would be."""
-        self.options.store.mkdir(parents=True, exist_ok=True)
-        return self.lens.run(
-            self.sample,
-            0,
-            record=record,
-            steps=self.options.steps,
-            cfg_scale=self.options.cfg_scale,
-            store=tempfile.mkdtemp(dir=self.options.store),
-        )
-
-
-def growth(work: Callable[[], Any]) -> float:
-    """Return by how much resident memory rises at most while something runs, in MB, sampled every 2 ms.
-
-    Not the process's own maximum: importing the libraries takes more than a small run, and would hide it.
-    """
-    start, most, ended = resident(), [0], threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(0.002):
-            most[0] = max(most[0], resident())
-
-    watcher = threading.Thread(target=sample)
-    watcher.start()
-    kept = work()
-    most[0] = max(most[0], resident())
-    ended.set()
-    watcher.join()
-    del kept
-    return (most[0] - start) / 1e6
-
-
-def resident() -> int:
-    """Return the resident memory of this process, in bytes (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def arms_of(options: Options) -> dict[str, Callable[[], Any]]:
+    """Return the ways to capture, by name."""
+    lens, sample = dl.load("organism"), dl.tasks.maze(EVAL_SEED)
+    arms = Arms(lens, sample, options.store, steps=options.steps, cfg_scale=options.cfg_scale)
+    return {
+        "bare": arms.bare,
+        "official-style hook": arms.official,
+        "plain hook: energy": arms.plain_energy,
+        "nnsight cache": arms.nnsight_cache,
+        "ours: energy": lambda: arms.ours([dl.energy]),
+        "ours: full states": lambda: arms.ours([dl.hidden]),
+    }
 
 
 def peak(options: Options, arm: str) -> float:
@@ -163,10 +73,10 @@ def main(options: Options) -> None:
         import torch
 
         torch.set_num_threads(options.threads)
-    arms = Arms(options)
+    arms = arms_of(options)
     if options.arm:
-        arms.bare()
-        print(growth(arms.arms[options.arm]))
+        arms["bare"]()
+        print(growth(arms[options.arm]))
         return
     try:
         report(options, measure(options, arms))
@@ -174,17 +84,17 @@ def main(options: Options) -> None:
         shutil.rmtree(options.store, ignore_errors=True)
 
 
-def measure(options: Options, arms: Arms) -> dict[str, dict[str, float]]:
+def measure(options: Options, arms: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
     """Time all arms in a shuffled order, round after round; return a row of figures for each."""
-    for work in arms.arms.values():
+    for work in arms.values():
         work()  # not counted
-    seconds: dict[str, list[float]] = {name: [] for name in arms.arms}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(options.rounds):
-        order = list(arms.arms)
+        order = list(arms)
         random.shuffle(order)
         for name in order:
             start = time.perf_counter()
-            arms.arms[name]()
+            arms[name]()
             seconds[name].append(time.perf_counter() - start)
     rows = {}
     for name, taken in seconds.items():

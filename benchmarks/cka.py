@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 import xarray as xr
 
-from capture_overhead import growth
+from arms import growth
 from dit_lens.analysis.cka import cka, cka_pairs
 
 BASE = "numpy n x n: debiased"

@@ -1,0 +1,121 @@
+"""The ways to capture that the benchmarks compare: what a user would otherwise do, and ours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dit_lens as dl
+from dit_lens.lens import Lens
+
+
+class Arms:
+    """Functions that generate one sample, each capturing in its way.
+
+    Args:
+        lens: the model.
+        sample: what to generate.
+        store: folder that stores are made in, on the disk where a user's would be.
+        **options: of `lens.run`: steps, cfg_scale, ...
+    """
+
+    def __init__(self, lens: Lens, sample: dl.Sample, store: Path, **options: Any) -> None:
+        self.lens, self.sample, self.store, self.options = lens, sample, store, options
+        self.blocks = [block for dit in lens.dits.values() for block in lens.family.block_list(dit)]
+
+    def bare(self) -> Any:
+        """The pipeline alone."""
+        family, given = self.lens.family, dict(self.options)
+        steps, cfg_scale = given.pop("steps"), given.pop("cfg_scale")
+        keywords = family.arguments(self.sample, 0, steps, cfg_scale, given)
+        undo = family.quiet(self.lens.pipe, keywords)
+        try:
+            return self.lens.pipe(**keywords)
+        finally:
+            undo()
+
+    def hooked(self, keep: Callable[[Any], Any], branches: int = 1) -> list[Any]:
+        """Plain hooks on every block, which keep something of each output in memory, without labels.
+
+        Args:
+            keep: hidden state [row, token, channel] to what is kept.
+            branches: of so many calls, the first alone is kept, as tools do that drop the others.
+        """
+        kept: list[Any] = []
+        calls = [0] * len(self.blocks)
+        site = self.lens.family.sites["video"]["block"]
+
+        def hook(n: int, output: Any) -> None:
+            if calls[n] % branches == 0:
+                kept.append(keep(site.of_output(output)))
+            calls[n] += 1
+
+        handles = [
+            block.register_forward_hook(lambda _, __, output, n=n: hook(n, output))
+            for n, block in enumerate(self.blocks)
+        ]
+        try:
+            self.bare()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return kept
+
+    def official(self, branches: int = 1) -> Any:
+        """As released tools have them: every block's output off the device, as float32, in memory."""
+        return self.hooked(lambda h: h.detach().cpu().float(), branches)
+
+    def plain_energy(self) -> Any:
+        """The energy of every block's tokens, in memory."""
+        return self.hooked(lambda h: h.float().norm(dim=-1).cpu())
+
+    def nnsight_cache(self) -> Any:
+        """Nnsight's own cache of every block's output."""
+        from nnsight import NNsight
+
+        from dit_lens.trace import _release
+
+        model = NNsight(self.lens.family.root(self.lens.pipe))
+        blocks = [model.dit.blocks[i] for i in range(self.lens.layers)]
+        with model.trace(None, fn=lambda _: self.bare()) as tracer:
+            cache = tracer.cache(modules=blocks)
+        _release(self.lens)
+        return cache
+
+    def ours(self, record: list[Any]) -> dl.Run:
+        """A traced run into a store."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        run: dl.Run = self.lens.run(
+            self.sample, 0, record=record, store=tempfile.mkdtemp(dir=self.store), **self.options
+        )
+        return run
+
+
+def growth(work: Callable[[], Any]) -> float:
+    """Return by how much resident memory rises at most while something runs, in MB, sampled every 2 ms.
+
+    Not the process's own maximum: importing the libraries takes more than a small run, and would hide it.
+    """
+    start, most, ended = resident(), [0], threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.002):
+            most[0] = max(most[0], resident())
+
+    watcher = threading.Thread(target=sample)
+    watcher.start()
+    kept = work()
+    most[0] = max(most[0], resident())
+    ended.set()
+    watcher.join()
+    del kept
+    return (most[0] - start) / 1e6
+
+
+def resident() -> int:
+    """Return the resident memory of this process, in bytes (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
