@@ -149,7 +149,9 @@ class Batch:
     def slot(self, placed: Placed) -> Slot:
         """Resolve an edit's place on this batch's steps; checked when it is first seen."""
         if id(placed) not in self._slots:
-            Plan(edits=(placed,)).check(self.layout, over_seeds=True)
+            plan = Plan(edits=(placed,))
+            plan.check(self.layout, over_seeds=True)
+            plan.check_sources(self.lens.fingerprint)
             slot = Slot.of(placed, True, self.layout, self.sigmas)
             if not any(self.expert(step) in slot.experts for step in slot.steps):
                 raise PlanError(f"edit {placed}: none of its steps is served by {', '.join(slot.experts)}.")

@@ -253,8 +253,7 @@ class Job:
         if not progress:
             self.keywords.setdefault("progress_bar_cmd", lambda steps: steps)
         self.layout = Layout(lens.sites, lens.layers, steps, family.branches(self.keywords), tuple(lens.dits))
-        self._declared = plan
-        self.plan.check(self.layout)
+        self.declare(plan)
         self.root = None if store is None else Path(store)
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
         self._manifest: tuple[Plan, dict[str, Any]] | None = None
@@ -268,13 +267,14 @@ class Job:
         return Plan(others, self._declared.edits).with_record(records.latents)
 
     def declare(self, plan: Plan) -> None:
-        """Take a plan that the body of a trace has added to.
+        """Take a plan: the first one, and what the body of a trace has added to it.
 
         Raises:
             PlanError: it cannot be carried out.
         """
         self._declared = plan
         self.plan.check(self.layout)
+        self.plan.check_sources(self.lens.fingerprint)
 
     @property
     def manifest(self) -> dict[str, Any]:

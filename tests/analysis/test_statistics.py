@@ -138,9 +138,7 @@ def test_the_band_over_rates_is_wider_than_their_intervals_and_within_0_and_1(hi
     assert out["band_high"][0] > out["high"][0] + 0.05  # 4 positions at once, also where none ever varied
 
 
-@pytest.mark.parametrize(
-    ("true", "most", "bootstrap"), [(0.02, 0.12, 0.5), (0.3, 0.07, 0.03), (0.95, 0.07, 0.2)]
-)
+@pytest.mark.parametrize(("true", "most", "bootstrap"), [(0.02, 0.12, 0.5), (0.95, 0.07, 0.2)])
 def test_rates_near_0_and_1_are_missed_far_less_than_by_the_bootstrap(
     true: float, most: float, bootstrap: float
 ) -> None:
