@@ -185,6 +185,6 @@ def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, o
         go("layer_swap", tmp_path, monkeypatch, organism, task="maze")
     with pytest.raises(dl.TaskError, match="at least one run"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, ks=(0, 3))
-    with pytest.raises(dl.TaskError, match="--seeds 2: the largest of --ks .* takes 3 seeds"):
+    with pytest.raises(dl.TaskError, match=r"--seeds 2: the largest of --ks .* takes 3 seeds"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, seeds=2)
     assert study.samples_of(study.Options(task="maze", samples=2))[0].id == "1000000"
