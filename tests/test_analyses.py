@@ -12,6 +12,7 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import study
+from dit_lens.plan import Placed
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[1] / "analyses"
@@ -152,19 +153,65 @@ def test_an_ensemble_of_one_is_the_single_run(tmp_path, monkeypatch, organism):
     assert (best >= single).all()
 
 
-def test_a_swap_with_its_own_states_changes_nothing(organism):
-    swap = script("layer_swap")
-    both = [dl.tasks.circle(1_000_000, kind=k) for k in swap.KINDS]
+def test_a_swap_with_its_own_states_changes_nothing_and_of_the_last_layer_everything(organism):
+    module = script("layer_swap")
+    both = [dl.tasks.circle(1_000_000, kind=k) for k in module.KINDS]
     batch = organism.batch([(s, seed) for seed in (0, 1) for s in both], steps=3)
-    states = swap.clean_states(batch)
-    own = swap.arm(states, lambda row: row, 4, dl.at(layer=4))
-    other = swap.arm(states, swap.partner, 9, dl.at(layer=9))
-    clean, ended = swap.sweep(batch, [own, other])
+    own = ("own states", lambda row: row, (9, {}))
+    clean, ended = module.swap(batch, 9, [own, ("all branches", module.partner, (9, {}))])
     assert torch.allclose(ended[0], clean, atol=1e-5)
-    assert torch.allclose(ended[1, :2], clean[[1, 0]], atol=0.5) and not torch.allclose(
-        ended[1, :2], clean[:2], atol=0.5
-    )
+    assert torch.allclose(ended[1, :2], clean[[1, 0]], atol=0.5)
+    assert not torch.allclose(ended[1, :2], clean[:2], atol=0.5)
     assert torch.equal(ended[:, 2:], clean[2:].expand(2, *clean[2:].shape))
+
+
+def test_a_swap_in_lockstep_equals_one_from_stored_states(organism):
+    module = script("layer_swap")
+    both = [dl.tasks.circle(1_000_000, kind=k) for k in module.KINDS]
+    batch = organism.batch([(s, seed) for seed in (0, 1) for s in both], steps=3, cfg_scale=2.0)
+    swaps = module.swaps_of(4, [7, 2], [1], 3)
+    _, ended = module.swap(batch, 4, swaps)
+    # All steps and layers of the clean runs first, then every row alone with what is read from there.
+    watch = [("block", b, n) for b in ("cond", "uncond") for n in (2, 4, 7)]
+    states, x = [], batch.noise
+    for step in range(3):
+        out = batch.step(step, x, watch=watch)
+        states.append(out.states)
+        x = out.latents
+    for arm, (_, source, (layer, where)) in enumerate(swaps):
+        for row in (0, 1):
+            donor = source(row)
+
+            def stored(h, at, layer=layer, donor=donor):
+                return states[at.step]["block", at.branch, layer][donor]
+
+            alone = batch.noise[row : row + 1]
+            for step in range(3):
+                alone = batch.step(
+                    step, alone, rows=[row], edits=[[Placed(stored, dl.at(layer=4, **where))]]
+                ).latents
+            assert torch.allclose(ended[arm, row], alone[0], atol=1e-4), swaps[arm][0]
+
+
+def test_the_orders_of_the_control_keep_no_layer_and_differ():
+    module = script("layer_swap")
+    orders = module.derangements(range(6), 5, seed=3)
+    assert len(orders) == 5 and len(set(map(tuple, orders))) == 5
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert all(a != b for order in orders for a, b in enumerate(order))
+    assert orders == module.derangements(range(6), 5, seed=3) != module.derangements(range(6), 5, seed=4)
+    assert module.derangements([2, 8], 3, seed=0) == [[8, 2]] and module.derangements([2], 3, seed=0) == []
+
+
+def test_swaps_on_scenes_that_are_not_solved_say_so_and_end_well(tmp_path, monkeypatch, organism):
+    results = go("layer_swap", tmp_path, monkeypatch, organism, steps=1, samples=2, layers="3", map_steps="0")
+    module = script("layer_swap")
+    assert float(results.own_change.max()) < 1e-4 and results.sizes["order"] == 0
+    none = results.assign(right=results.right & False)
+    module.conclude(none, module.Options(samples=2, out=tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["no flip rates"].startswith("0 of 2 scenes are solved under both prompts")
+    assert "flips" not in summary
 
 
 def test_the_step_of_identification_is_the_one_from_which_the_probe_stays_right():

@@ -128,7 +128,7 @@ class Batch:
         whole.check(len(self.pairs))
         self._check_watched(watch)
         done = []
-        for part in _parts(whole, self.at_once):
+        for part in parts(whole, self.at_once):
             if len(part.pairs) > self.at_once:
                 done += self._one_by_one(step, part, watch)
             else:
@@ -220,7 +220,7 @@ def _batching(lens: Lens, pairs: Sequence[tuple[Sample, int]], steps: int, at_on
     return lens.family.batching
 
 
-def _parts(rows: Rows, at_once: int) -> Iterator[Rows]:
+def parts(rows: Rows, at_once: int) -> Iterator[Rows]:
     """Cut rows into parts of at most `at_once`; those of one group stay together, also if they are more."""
     start, count, groups = 0, len(rows.pairs), rows.groups
     while start < count:
