@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[1] / "analyses"
 SMALL = {"samples": 4, "block": 2, "steps": 4}
 STUDIES = {
-    "noise_sensitivity": {"task": "circle", "layers": "0,9"},
+    "noise_sensitivity": {"task": "circle", "cka_layers": "0,9", "stops": "0,2"},
     "layer_swap": {"layers": "2,8", "map_steps": "1,3", "cfg_scale": 2.0},
     "seed_ensemble": {"task": "choose", "ks": (1, 2, 3), "layers": "each"},
     "depth_lens": {"task": "circle", "layers": "4,8", "tuning_scenes": 4, "sheets": 1, "vis_steps": "0,3"},
@@ -103,6 +103,7 @@ def test_the_papers_pictures_are_there_and_are_not_made_twice(
 
 
 def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, monkeypatch, organism):
+    module = script("noise_sensitivity")
     still = go("noise_sensitivity", tmp_path / "a", monkeypatch, organism, scale=0.0)
     assert (still.step_distance == 0).all() and (still.frame_distance == 0).all()
     measured = still.dissimilarity.values[np.isfinite(still.dissimilarity.values)]
@@ -117,9 +118,43 @@ def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, m
     )
     assert energy["step"] == pytest.approx(0.49 * 4) and energy["same energy"] == pytest.approx(0.49 * 4)
     assert energy["same scale"] == pytest.approx(0.49 * 3)
+    assert energy["up to step"] == energy["at step"] == energy["step"]
+    # Up to step 0 is at step 0; at step 2 the last step alone is left, and 4 frames' energy is in one.
+    up, at = (noisy.stopped_distance.sel(stopping=k, drop=True) for k in ("up to step", "at step"))
+    assert (up.sel(stop=0) == at.sel(stop=0)).all() and not np.allclose(up.sel(stop=2), at.sel(stop=2))
+    one = study.samples_of(study.Options(task="circle", samples=2))[0]
+    batch = organism.batch([(one, int(noisy.noise_seed[0, 0]))], steps=4)
+    hit = Placed(dl.add_noise(scale=0.7 * 2), dl.at(site="latents", frame=1, step=3))
+    clean, ended = module.sweep(batch, [[hit]])
+    away = [0, 2, 3]
+    for part, name in ((slice(None), "stopped_distance"), (away, "stopped_distance_elsewhere")):
+        expected = (ended[0] - clean)[:, :, part].square().mean().sqrt()
+        found = noisy[name].sel(stopping="at step", stop=2, frame=1)[0, 0]
+        assert float(found) == pytest.approx(float(expected), rel=1e-4)
     assert (noisy.step_distance > 0).all()
     # A step before the noise is the clean run's: nothing is measured there.
     assert np.isnan(noisy.dissimilarity.sel(after_step=1, step=[0, 1])).all()
+
+
+def test_what_happens_in_the_frame_that_was_hit_is_not_counted_elsewhere(organism):
+    module = script("noise_sensitivity")
+    batch = organism.batch(
+        [(s, 0) for s in study.samples_of(study.Options(task="circle", samples=2))], steps=2
+    )
+    clean, _ = module.sweep(batch, [])
+    arms = 1 + 4 * 2 + 4 * 2  # a step; two budgets; two kinds that stop after step 0
+    ended = clean.repeat(arms, 1, 1, 1, 1, 1)
+    for arm in range(1, arms):
+        ended[arm, :, :, (arm - 1) % 4] += 3 * torch.randn_like(ended[arm, :, :, 0])
+    found = module.gather(batch, clean, ended, 1, [0])
+    for name in ("frame", "stopped"):
+        assert (found[f"{name}_distance"] > 1).all() and (found[f"{name}_distance_elsewhere"] == 0).all()
+        assert (found[f"{name}_score_elsewhere"] == found.clean_score).all()
+    assert (found.frame_score.sel(frame=3) < found.clean_score).any()
+    assert found.stopped_distance.dims == ("stopping", "stop", "frame", "pair")
+    ended[2, 0, :, 2] += 1.0  # of the arm of frame 1, another frame
+    found = module.gather(batch, clean, ended, 1, [0])
+    assert float(found.frame_distance_elsewhere[0, 1, 0]) == pytest.approx((1 / 3) ** 0.5)
 
 
 def test_the_readout_of_the_last_layer_is_the_models_own_x0_exactly(organism):
