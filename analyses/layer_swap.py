@@ -27,6 +27,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -120,7 +121,7 @@ def partner(row: int) -> int:
     return row ^ 1
 
 
-Swap = tuple[str, Callable[[int], int], tuple[int, dict[str, object]]]
+Swap = tuple[str, Callable[[int], int], tuple[int, dict[str, Any]]]
 """Name of an arm, the row that a row's states come from, and from which layer and to which steps and branches."""
 
 
@@ -149,8 +150,8 @@ def swap(batch: Batch, layer: int, swaps: Sequence[Swap]) -> tuple[Tensor, Tenso
     def hold(_: int, clean: Stepped) -> None:
         held.update({(branch, n): value for (_, branch, n), value in clean.states.items()})
 
-    def arm(source: Callable[[int], int], from_layer: int, where: dict[str, object]) -> Arm:
-        place = dl.at(layer=layer, **where)  # type: ignore[arg-type]
+    def arm(source: Callable[[int], int], from_layer: int, where: dict[str, Any]) -> Arm:
+        place = dl.at(layer=layer, **where)
 
         def edits(row: int) -> list[Placed]:
             def put(h: Tensor, at: dl.Spot) -> Tensor:
@@ -241,14 +242,14 @@ def conclude(results: xr.Dataset, options: Options) -> None:
         print(f"layer {line['layer']}: flips {line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}]")
 
 
-def rates(chosen: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, dict[str, object]]:
+def rates(chosen: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, dict[str, Any]]:
     """Return the flip rates by arm and layer, by layer and step, and all that goes into the summary."""
     flip, kept = (both_kinds(chosen, name).mean("direction") for name in ("flip", "kept"))
     by_arm = analysis.mean(flip, bounds=(0, 1), along=["arm", "layer"])
     by_direction = analysis.mean(chosen.flip.sel(arm="all branches", drop=True), along=["layer", "direction"])
     one_step = chosen.flip_one_step.astype(float).mean("direction")
     one_step = analysis.mean(one_step, bounds=(0, 1), along=["layer", "step"])
-    summary: dict[str, object] = {
+    summary: dict[str, Any] = {
         "flips": study.headline(by_arm),
         "flips by direction, all branches": study.headline(by_direction),
         "flips, one step": study.headline(one_step),
@@ -276,11 +277,17 @@ def both_kinds(chosen: xr.Dataset, name: str) -> xr.DataArray:
 def draw(by_arm: xr.Dataset, one_step: xr.Dataset, options: Options) -> None:
     """Draw flips by layer, by third of the steps, and the layer x step map."""
     n = by_arm.attrs["n_samples"]
-    parts = by_arm.arm.str.contains("third").values
-    for name, part in (("by_layer", ~parts), ("by_third", parts)):
+    thirds = by_arm.arm.str.contains("third").values
+    others = ~thirds & (by_arm.arm != OWN).values  # of one's own states the summary has the number: 0
+    for name, part in (("by_layer", others), ("by_third", thirds)):
         title = f"Swapping a layer between two prompts · {n} scenes"
         figure = plot.curves(
-            by_arm.isel(arm=part), "layer", value_label="flip rate", title=title, limits=(-0.03, 1.03)
+            by_arm.isel(arm=part),
+            "layer",
+            value_label="flip rate",
+            title=title,
+            limits=(-0.03, 1.03),
+            marks=True,
         )
         plot.save(figure, options.out / f"flips_{name}.png")
     title = f"Swapping one layer at one step · {n} scenes"

@@ -228,7 +228,7 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
 
     def curves(values: xr.DataArray, along: str, name: str, what: str, **how: Any) -> None:
         found = analysis.mean(values, bounds=limits, along=along)
-        title = f"Noise of {options.scale:g} latent sd {what} · {options.task}"
+        title = f"Noise {what} · {options.task}"
         figure = plot.curves(found, along, value_label=outcome, title=title, reference=clean, **how)
         plot.save(figure, options.out / f"{outcome}_by_{name}.png")
 
@@ -238,7 +238,7 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
         by_step.assign_coords(sigma=sigma.drop_vars("after_step")),
         "after_step",
         "step",
-        "in all frames, after one step",
+        f"of {options.scale:g} latent sd in all frames, after one step",
     )
     by_frame = results[f"frame_{outcome}"]
     elsewhere = results[f"frame_{outcome}_elsewhere"]

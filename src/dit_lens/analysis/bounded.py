@@ -35,3 +35,47 @@ def unanimous(value: Array, n: int, level: float, bounds: Bounds) -> tuple[Array
     other = wilson(np.zeros(()), n, level)[1]
     low, high = bounds
     return value - other * (value - low), value + other * (high - value)
+
+
+def settle(
+    outcomes: Array,
+    estimate: Array,
+    parts: dict[str, Array],
+    level: float,
+    bounds: Bounds,
+    places: int,
+) -> NDArray[np.str_]:
+    """Put intervals in the place of the bootstrap's where these do not hold.
+
+    Args:
+        outcomes: [sample, seed, ...].
+        estimate: [...], their mean.
+        parts: `low`, `high` and, if there is a band, `band_low`, `band_high`, all [...]; changed.
+        level: the chance that an interval, or the band, holds.
+        bounds: of one outcome; infinite where none are known.
+        places: how many positions the band is over.
+
+    Returns:
+        [...], how each interval was made: "bootstrap", "wilson" or "unanimous".
+    """
+    n = len(outcomes)
+    method = np.full(estimate.shape, "bootstrap", "<U9")
+    agree = (outcomes == outcomes[:1, :1]).all((0, 1)) & bool(np.isfinite(bounds).all())
+    method[agree] = "unanimous"
+    # Over many positions at once, each is given its share of the chance to miss (Bonferroni).
+    for share, prefix in ((1, ""), (places, "band_")):
+        if f"{prefix}low" in parts and agree.any():
+            found = unanimous(estimate, n, 1 - (1 - level) / share, bounds)
+            for end, value in zip(("low", "high"), found, strict=True):
+                parts[prefix + end] = np.where(agree, value, parts[prefix + end])
+    if tuple(bounds) == (0, 1) and outcomes.shape[1] == 1:
+        rates = ((outcomes == 0) | (outcomes == 1)).all((0, 1))
+        method[rates] = "wilson"
+        for end, value in zip(("low", "high"), wilson(estimate, n, level), strict=True):
+            parts[end] = np.where(rates, value, parts[end])
+    if (
+        "band_low" in parts
+    ):  # an interval may lean, the band does not: it takes it in, and keeps to the bounds
+        parts["band_low"] = np.maximum(np.minimum(parts["band_low"], parts["low"]), bounds[0])
+        parts["band_high"] = np.minimum(np.maximum(parts["band_high"], parts["high"]), bounds[1])
+    return method

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from dit_lens.analysis.bootstrap import Bootstrap
-from dit_lens.analysis.bounded import Bounds, unanimous, wilson
+from dit_lens.analysis.bounded import Bounds, settle
 from dit_lens.analysis.pairing import pair
 from dit_lens.analysis.states import name_of, place, require_dims
 from dit_lens.errors import DitLensError
@@ -66,9 +66,8 @@ def mean(
             not fit.
     """
     values = _numbers(values, "mean")
-    binary = _is_binary(values)
-    bounds = bounds or ((0.0, 1.0) if binary else NO_BOUNDS)
-    return _summarise(values, along, draws, seed, level, "mean", bounds, binary and bounds == (0, 1))
+    bounds = bounds or ((0.0, 1.0) if _is_binary(values) else NO_BOUNDS)
+    return _summarise(values, along, draws, seed, level, "mean", bounds)
 
 
 def effect(
@@ -108,7 +107,7 @@ def effect(
     difference = (with_edit - without).transpose(*with_edit.dims).assign_attrs(with_edit.attrs)
     bounds = bounds or ((0.0, 1.0) if _is_binary(with_edit) and _is_binary(without) else NO_BOUNDS)
     between = (bounds[0] - bounds[1], bounds[1] - bounds[0])
-    out = _summarise(difference, along, draws, seed, level, "effect", between, False)
+    out = _summarise(difference, along, draws, seed, level, "effect", between)
     return out.assign_attrs(dropped_pairs=dropped)
 
 
@@ -144,7 +143,6 @@ def _summarise(
     level: float,
     name: str,
     bounds: Bounds,
-    rates: bool,
 ) -> xr.Dataset:
     """Summarise [sample, seed, ...] as a Dataset on [...]: the bootstrap's intervals, others where they fail."""
     if "seed" not in values.dims:
@@ -160,22 +158,8 @@ def _summarise(
     axes = tuple(dims.index(d) for d in family)
     if family:
         parts |= dict(zip(("band_low", "band_high"), bootstrap.band(level, axes), strict=True))
-    method = np.full(bootstrap.estimate.shape, "bootstrap", "<U9")
-    if rates and outcomes.shape[1] == 1:
-        method[...] = "wilson"
-        parts["low"], parts["high"] = wilson(bootstrap.estimate, len(outcomes), level)
-    if np.isfinite(bounds).all():
-        agree = (outcomes == outcomes[:1, :1]).all((0, 1))
-        method[agree & (method == "bootstrap")] = "unanimous"
-        places = int(np.prod([outcomes.shape[2 + a] for a in axes]))
-        for one, ends in ((level, ("low", "high")), (1 - (1 - level) / places, ("band_low", "band_high"))):
-            if ends[0] in parts:
-                found = unanimous(bootstrap.estimate, len(outcomes), one, bounds)
-                for end, value in zip(ends, found, strict=True):
-                    parts[end] = np.where(agree, value, parts[end])
-    if family:  # an interval may lean, the band does not: it takes the interval in, and keeps to the bounds
-        parts["band_low"] = np.maximum(np.minimum(parts["band_low"], parts["low"]), bounds[0])
-        parts["band_high"] = np.minimum(np.maximum(parts["band_high"], parts["high"]), bounds[1])
+    places = int(np.prod([outcomes.shape[2 + a] for a in axes]))
+    method = settle(outcomes, bootstrap.estimate, parts, level, bounds, places)
     coords = {n: c for n, c in values.coords.items() if set(c.dims) <= set(dims)}
     variables = {n: (dims, v) for n, v in {name: bootstrap.estimate, **parts, "method": method}.items()}
     attrs = {
