@@ -259,10 +259,10 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
         }
         stacked = xr.concat([v.rename(outcome) for v in lines.values()], xr.Variable("noise", list(lines)))
         curves(
-            stacked.rename(stop="last_step"),
-            "last_step",
+            stacked.rename(stop="after_step"),
+            "after_step",
             "stop",
-            "of one energy, last after a step",
+            "of one energy, the last of it after a step",
             marks=True,
         )
     if results.sizes["layer"]:
