@@ -36,9 +36,13 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     "noise_maze": (
         "noise_sensitivity.py",
         ["--task", "maze", "--samples", "64"],
-        ["score_by_step", "score_by_frame", "dissimilarity"],
+        ["score_by_step", "score_by_frame", "score_by_stop", "dissimilarity"],
     ),
-    "noise_choose": ("noise_sensitivity.py", ["--task", "choose", "--samples", "64", "--layers", "none"], []),
+    "noise_choose": (
+        "noise_sensitivity.py",
+        ["--task", "choose", "--samples", "64", "--cka-layers", "none"],
+        [],
+    ),
     "depth_maze": ("depth_lens.py", ["--task", "maze", "--samples", "64"], ["solved", "distance"]),
     "depth_circle": ("depth_lens.py", ["--task", "circle", "--samples", "64"], ["solved"]),
     "ensemble_maze": (

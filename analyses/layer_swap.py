@@ -11,8 +11,12 @@ that flip is an identity, as is the control with another seed, which shows only 
 answer. Where the rate rises along the layers says by which layer the answer is settled.
 
 Arms, for each layer: all steps, on the conditional branch alone and on every branch; the first, middle and last
-third of the steps; one step at a time (a layer x step map). Controls: states of the same prompt under another
-noise seed (should not flip), and states that B holds in another layer, by a random order of the layers.
+third of the steps; one step at a time (a layer x step map). Controls: the run's own states (nothing may change),
+states of the same prompt under another noise seed (should not flip), and states that B holds in another layer,
+by several random orders in which no layer keeps its own.
+
+Donors and receivers take every step together, the donors first, layer after layer: of states, one step of one
+layer (and of the layers that its controls draw) is held at a time, for the 4 clean rows of a scene and seed.
 
     python analyses/layer_swap.py --samples 64 --cfg-scale 3 --out runs/layer_swap
 """
@@ -23,9 +27,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 import tyro
 import xarray as xr
 from torch import Tensor
@@ -34,12 +38,15 @@ import dit_lens as dl
 from dit_lens import analysis, plot, report, study
 from dit_lens.batch import Batch
 from dit_lens.errors import TaskError
+from dit_lens.forward import Stepped
 from dit_lens.plan import Placed
-from dit_lens.sweep import Now, sweep
+from dit_lens.sweep import Arm, sweep
 
 KINDS = ("disc", "square")
 OTHER_SEED = 500_009
 """Added to a noise seed for the control."""
+THIRDS = ("first", "middle", "last")
+OWN, ANOTHER = "own states", "another layer's states"
 
 
 @dataclass
@@ -53,6 +60,8 @@ class Options(study.Options):
     """Layers to swap: all, auto (5 of them), or such as 0,4,9."""
     map_steps: str = "auto"
     """Steps that are swapped alone: all, auto (5 of them), or such as 0-9."""
+    orders: int = 3
+    """Random orders of the layers for the control with another layer's states, drawn by --seed."""
     out: Path = Path("runs/layer_swap")
 
 
@@ -67,49 +76,44 @@ def main(options: Options) -> int:
 
 
 def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Dataset:
-    """Make both clean runs of every scene, keep their states, and swap."""
-    both = [
-        [dl.tasks.circle(int(s.id), kind=kind, num_frames=s.num_frames) for kind in KINDS] for s in scenes
-    ]
-    seeds = [
-        (pair, seed)
-        for pair, scene in zip(both, scenes, strict=True)
-        for seed in study.noise_seeds(scene, options)
-    ]
+    """Swap in every scene, layer after layer, and read who answers what."""
+    both = {
+        s.id: [dl.tasks.circle(int(s.id), kind=k, num_frames=s.num_frames) for k in KINDS] for s in scenes
+    }
     # Rows of one scene and seed: A, B, and both again under another noise seed.
-    rows = [(s, seed + extra) for pair, seed in seeds for extra in (0, OTHER_SEED) for s in pair]
+    rows = [
+        (one, seed + extra)
+        for scene, seed in study.pairs_of(scenes, options)
+        for extra in (0, OTHER_SEED)
+        for one in both[scene.id]
+    ]
     batch = lens.batch(rows, options.steps, options.cfg_scale, options.at_once)
     layers = report.choose(options.layers, lens.layers, "layers")
     steps = report.choose(options.map_steps, batch.steps, "map-steps")
-    states = clean_states(batch)
-    arms, names = make_arms(states, layers, steps, batch.steps)
-    clean, ended = sweep(batch, arms, progress="swap")
-
-    shape = (len(scenes), options.seeds, len(KINDS))
-    target = [r for r in range(len(rows)) if r % 4 < 2]
-    right = np.array([rows[r][0].score(batch.decode(clean[r : r + 1])[0]).solved for r in target]).reshape(
-        shape
+    orders = derangements(layers, options.orders, options.seed)
+    parts = []
+    for i, layer in enumerate(layers):
+        swaps = swaps_of(layer, [order[i] for order in orders], steps, batch.steps)
+        clean, ended = swap(batch, layer, swaps)
+        parts.append(judge(batch, clean, ended, swaps))
+    names = [name for name, _, _ in swaps]
+    by_layer = ["flip", "kept", "own_change"]
+    data = xr.concat(
+        parts, xr.Variable("layer", layers), data_vars=by_layer, coords="minimal", compat="override"
     )
-    flip, kept = np.zeros((2, len(arms), *shape), bool)
-    for a, latents in enumerate(ended):
-        videos = [batch.decode(latents[r : r + 1])[0] for r in target]
-        pairs = list(zip(target, videos, strict=True))
-        flip[a] = np.reshape([rows[partner(r)][0].score(v).solved for r, v in pairs], shape)
-        kept[a] = np.reshape([rows[r][0].score(v).solved for r, v in pairs], shape)
-    return table(flip, kept, right, names, layers, steps, scenes, options)
+    return study.by_sample(table(data, names, steps, orders), scenes, options)
 
 
-def clean_states(batch: Batch) -> dict[tuple[str, int], Tensor]:
-    """Return the states of all clean runs by (branch, layer): [step, row, frame, y, x, channel]."""
-    watch = [("block", b, layer) for b in batch.layout.branches for layer in range(batch.layout.layers)]
-    seen: dict[tuple[str, int], list[Tensor]] = {(b, layer): [] for _, b, layer in watch}
-
-    def look(now: Now) -> None:
-        for (_, branch, layer), value in now.clean.states.items():
-            seen[branch, layer].append(value)
-
-    sweep(batch, [], watch, look)
-    return {place: torch.stack(values) for place, values in seen.items()}
+def derangements(layers: Sequence[int], count: int, seed: int) -> list[list[int]]:
+    """Draw orders of the layers in which none keeps its place, no two alike: as many as asked for, if there are."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(1000 * count if len(layers) > 1 else 0):
+        order = rng.permutation(layers).tolist()
+        if order not in found and all(a != b for a, b in zip(order, layers, strict=True)):
+            found.append(order)
+        if len(found) == count:
+            break
+    return found
 
 
 def partner(row: int) -> int:
@@ -117,115 +121,178 @@ def partner(row: int) -> int:
     return row ^ 1
 
 
-def make_arms(
-    states: dict[tuple[str, int], Tensor], layers: Sequence[int], map_steps: Sequence[int], steps: int
-) -> tuple[list[Callable[[int], list[Placed]]], list[tuple[str, int, int]]]:
-    """Return the arms, and (arm, layer, step; -1 where it is no single one) of each."""
-    thirds = np.array_split(np.arange(steps), 3)
-    # Every layer gets the next one's in a random order, never its own.
-    shuffled = np.random.default_rng(0).permutation(layers).tolist()
-    following = dict(zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True))
-    arms, names = [], []
-    for layer in layers:
-        whole = {
-            "conditional branch": (partner, layer, {"branch": "cond"}),
-            "all branches": (partner, layer, {}),
-            **{
-                f"{name} third of the steps": (partner, layer, {"step": third.tolist()})
-                for name, third in zip(("first", "middle", "last"), thirds, strict=True)
-                if len(third)
-            },
-            "same prompt, other seed": (lambda row: row + 2, layer, {}),
+Swap = tuple[str, Callable[[int], int], tuple[int, dict[str, Any]]]
+"""Name of an arm, the row that a row's states come from, and from which layer and to which steps and branches."""
+
+
+def swaps_of(layer: int, others: Sequence[int], map_steps: Sequence[int], steps: int) -> list[Swap]:
+    """Return the arms of one layer; `others` are the layers of the control, one for each order."""
+    thirds = zip(THIRDS, np.array_split(np.arange(steps), 3), strict=True)
+    return [
+        ("conditional branch", partner, (layer, {"branch": "cond"})),
+        ("all branches", partner, (layer, {})),
+        *(
+            (f"{name} third of the steps", partner, (layer, {"step": third.tolist()}))
+            for name, third in thirds
+            if len(third)
+        ),
+        ("same prompt, other seed", lambda row: row + 2, (layer, {})),
+        (OWN, lambda row: row, (layer, {})),
+        *((ANOTHER, partner, (other, {})) for other in others),
+        *(("one step", partner, (layer, {"step": step})) for step in map_steps),
+    ]
+
+
+def swap(batch: Batch, layer: int, swaps: Sequence[Swap]) -> tuple[Tensor, Tensor]:
+    """Run the arms of one layer: return the latents of the clean rows, and of [arm, row]."""
+    held: dict[tuple[str, int], Tensor] = {}
+
+    def hold(_: int, clean: Stepped) -> None:
+        held.update({(branch, n): value for (_, branch, n), value in clean.states.items()})
+
+    def arm(source: Callable[[int], int], from_layer: int, where: dict[str, Any]) -> Arm:
+        place = dl.at(layer=layer, **where)
+
+        def edits(row: int) -> list[Placed]:
+            def put(h: Tensor, at: dl.Spot) -> Tensor:
+                return held[str(at.branch), from_layer][source(row)]
+
+            return [Placed(put, place)] if row % 4 < 2 else []
+
+        return edits
+
+    watch = [("block", b, n) for b in batch.layout.branches for n in sorted({f for _, _, (f, _) in swaps})]
+    arms = [arm(source, from_layer, where) for _, source, (from_layer, where) in swaps]
+    return sweep(batch, arms, watch, progress=f"swap layer {layer}", clean_first=hold)
+
+
+def judge(batch: Batch, clean: Tensor, ended: Tensor, swaps: Sequence[Swap]) -> xr.Dataset:
+    """Read the answers of the receivers: [pair, direction], and [arm, pair, direction] of the swaps."""
+    receivers = [r for r in range(len(batch.pairs)) if r % 4 < 2]
+
+    def solved(latents: Tensor) -> np.ndarray:
+        """Return whether a video solves its own prompt, and the other one: [2, pair, direction]."""
+        videos = {r: batch.decode(latents[r : r + 1])[0] for r in receivers}
+        prompts = {r: batch.pairs[r][0] for r in receivers}
+        found = [[prompts[whose(r)].score(videos[r]).solved for r in receivers] for whose in (int, partner)]
+        return np.reshape(found, (2, -1, len(KINDS)))
+
+    own = ended[[name for name, _, _ in swaps].index(OWN)]
+    change = (own - clean).float().abs().amax((1, 2, 3, 4))[receivers].cpu().numpy()
+    answers = np.array([solved(latents) for latents in ended])
+    dims = ("pair", "direction")
+    return xr.Dataset(
+        {
+            "right": (dims, solved(clean)[0]),
+            "kept": (("arm", *dims), answers[:, 0]),
+            "flip": (("arm", *dims), answers[:, 1]),
+            "own_change": (dims, change.reshape(-1, len(KINDS))),
         }
-        if len(layers) > 1:
-            whole["another layer's states"] = (partner, following[layer], {})
-        for name, (source, from_layer, where) in whole.items():
-            arms.append(arm(states, source, from_layer, dl.at(layer=layer, **where)))
-            names.append((name, layer, -1))
-        for step in map_steps:
-            arms.append(arm(states, partner, layer, dl.at(layer=layer, step=step)))
-            names.append(("one step", layer, step))
-    return arms, names
+    )
 
 
-def arm(
-    states: dict[tuple[str, int], Tensor], source: Callable[[int], int], layer: int, place: dl.At
-) -> Callable[[int], list[Placed]]:
-    """Return an arm that puts a layer's states of the source row in a place; on the rows of the first seed alone."""
-
-    def edits(row: int) -> list[Placed]:
-        def swap(h: Tensor, at: dl.Spot) -> Tensor:
-            return states[str(at.branch), layer][at.step, source(row)]
-
-        return [Placed(swap, place)] if row % 4 < 2 else []
-
-    return edits
-
-
-def table(
-    flip: np.ndarray,
-    kept: np.ndarray,
-    right: np.ndarray,
-    names: list[tuple[str, int, int]],
-    layers: Sequence[int],
-    steps: Sequence[int],
-    scenes: list[dl.Sample],
-    options: Options,
-) -> xr.Dataset:
-    """Sort outcomes [arm, sample, seed, direction] by arm and layer, and by layer and step."""
-    arms = list(dict.fromkeys(name for name, _, step in names if step < 0))
-    by_arm = [[names.index((name, layer, -1)) for layer in layers] for name in arms]
-    by_step = [[names.index(("one step", layer, step)) for step in steps] for layer in layers]
-    own = ("sample", "seed", "direction")
-    variables = {"right": (own, right)}
-    for name, values in (("flip", flip), ("kept", kept)):
-        variables[name] = (("arm", "layer", *own), values[by_arm])
-        variables[f"{name}_one_step"] = (("layer", "step", *own), values[by_step])
+def table(data: xr.Dataset, names: list[str], steps: list[int], orders: list[list[int]]) -> xr.Dataset:
+    """Sort outcomes [layer, arm, ...]: arms by name, another layer's by order, one step's by step."""
+    arms = [n for n in names if n not in (ANOTHER, "one step")]
+    parts = [data[["right", "own_change"]]]
+    for dim, wanted, suffix in (
+        ("arm", arms, ""),
+        ("order", [ANOTHER], "_another_layer"),
+        ("step", ["one step"], "_one_step"),
+    ):
+        chosen = data[["flip", "kept"]].isel(arm=[i for i, n in enumerate(names) if n in wanted])
+        parts.append(
+            chosen.rename({"arm": dim} if dim != "arm" else {}).rename({n: n + suffix for n in chosen})
+        )
     text = np.dtypes.StringDType()
     directions = [f"{b} into {a}" for a, b in (KINDS, KINDS[::-1])]
-    coords = {
-        "sample": np.array([f"{s.task}/{s.id}" for s in scenes], text),
-        "seed": np.arange(options.seeds),
-        "direction": np.array(directions, text),
-        "arm": np.array(arms, text),
-        "layer": list(layers),
-        "step": list(steps),
-    }
-    return xr.Dataset(variables, coords).transpose("sample", "seed", ...)
+    merged = xr.merge(parts, compat="override")
+    if orders:
+        merged["from_layer"] = (("order", "layer"), np.array(orders))
+    return merged.assign_coords(
+        direction=np.array(directions, text),
+        arm=np.array(arms, text),
+        step=steps,
+        order=np.arange(len(orders)),
+    )
 
 
 def conclude(results: xr.Dataset, options: Options) -> None:
     """Summarise over the scenes that are solved under both prompts; draw; save."""
     solved = results.right.all(("seed", "direction"))
     chosen = results.isel(sample=solved.values)
-    flip = chosen.flip.astype(float)
-    by_arm = analysis.mean(flip.mean("direction"), along=["arm", "layer"])
-    by_direction = analysis.mean(flip.sel(arm="all branches", drop=True), along=["layer", "direction"])
-    one_step = analysis.mean(chosen.flip_one_step.astype(float).mean("direction"), along=["layer", "step"])
-    kept = analysis.mean(chosen.kept.astype(float).mean("direction"))
     summary = {
         "scenes": results.sizes["sample"],
         "solved under both prompts": int(solved.sum()),
         "seeds": results.sizes["seed"],
+        "own states, largest change of a latent": float(results.own_change.max()),
+        "orders of the layers in the control": results.sizes["order"],
+    }
+    if chosen.sizes["sample"] < 2:
+        summary["no flip rates"] = (
+            f"{int(solved.sum())} of {results.sizes['sample']} scenes are solved under both prompts, and an interval needs 2: "
+            "take more --samples, or more --steps"
+        )
+        print(summary["no flip rates"])
+        return study.finish(options, summary)
+    by_arm, one_step, more = rates(chosen)
+    study.finish(options, summary | more, by_arm.attrs)
+    draw(by_arm, one_step, options)
+    for line in study.headline(by_arm.sel(arm="all branches")[["mean", "low", "high"]]):
+        print(f"layer {line['layer']}: flips {line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}]")
+
+
+def rates(chosen: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, dict[str, Any]]:
+    """Return the flip rates by arm and layer, by layer and step, and all that goes into the summary."""
+    flip, kept = (both_kinds(chosen, name).mean("direction") for name in ("flip", "kept"))
+    by_arm = analysis.mean(flip, bounds=(0, 1), along=["arm", "layer"])
+    by_direction = analysis.mean(chosen.flip.sel(arm="all branches", drop=True), along=["layer", "direction"])
+    one_step = chosen.flip_one_step.astype(float).mean("direction")
+    one_step = analysis.mean(one_step, bounds=(0, 1), along=["layer", "step"])
+    summary: dict[str, Any] = {
         "flips": study.headline(by_arm),
         "flips by direction, all branches": study.headline(by_direction),
         "flips, one step": study.headline(one_step),
-        "keeps its own answer": study.headline(kept),
+        "keeps its own answer": study.headline(analysis.mean(kept, bounds=(0, 1))),
     }
-    study.finish(options, summary, by_arm.attrs)
-    n = chosen.sizes["sample"]
-    parts = by_arm.arm.str.contains("third").values
-    for name, part in (("by_layer", ~parts), ("by_third", parts)):
+    if chosen.sizes["order"]:
+        by_order = chosen.flip_another_layer.astype(float).mean("direction")
+        summary["flips with another layer's states, by order"] = study.headline(
+            analysis.mean(by_order, bounds=(0, 1))
+        )
+        summary["layers that the states came from, by order"] = chosen.from_layer.values.tolist()
+    return by_arm, one_step, summary
+
+
+def both_kinds(chosen: xr.Dataset, name: str) -> xr.DataArray:
+    """Return outcomes by arm, another layer's states among them, as their mean over the orders."""
+    plain = chosen[name].astype(float)
+    if not chosen.sizes["order"]:
+        return plain
+    another = chosen[f"{name}_another_layer"].astype(float).mean("order")
+    label = np.array([ANOTHER], np.dtypes.StringDType())
+    return xr.concat([plain, another.expand_dims(arm=label).rename(name)], "arm")
+
+
+def draw(by_arm: xr.Dataset, one_step: xr.Dataset, options: Options) -> None:
+    """Draw flips by layer, by third of the steps, and the layer x step map."""
+    n = by_arm.attrs["n_samples"]
+    thirds = by_arm.arm.str.contains("third").values
+    others = ~thirds & (by_arm.arm != OWN).values  # of one's own states the summary has the number: 0
+    for name, part in (("by_layer", others), ("by_third", thirds)):
         title = f"Swapping a layer between two prompts · {n} scenes"
         figure = plot.curves(
-            by_arm.isel(arm=part), "layer", value_label="flip rate", title=title, limits=(-0.03, 1.03)
+            by_arm.isel(arm=part),
+            "layer",
+            value_label="flip rate",
+            title=title,
+            limits=(-0.03, 1.03),
+            marks=True,
         )
         plot.save(figure, options.out / f"flips_{name}.png")
     title = f"Swapping one layer at one step · {n} scenes"
     figure = plot.heatmap(one_step["mean"], value_label="flip rate", title=title, limits=(0, 1))
     plot.save(figure, options.out / "flips_one_step.png")
-    for line in study.headline(by_arm.sel(arm="all branches")[["mean", "low", "high"]]):
-        print(f"layer {line['layer']}: flips {line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}]")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,10 @@ RIVALS = ("single run", "majority vote", "best of K (oracle)")
 class Options(study.Options):
     """Average states over seeds."""
 
+    seeds: int = 0
+    """Noise seeds a sample: 0 takes as many as the largest of --ks; another number than that is refused."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 8)
-    """Sizes of the ensemble; the largest is the number of seeds."""
+    """Sizes of the ensemble; one of K takes the first K seeds of a sample."""
     layers: str = "middle"
     """Layers that are averaged: first, middle or last (third), all three of them (each), or such as 3-6."""
     at_steps: str = "0"
@@ -48,7 +50,12 @@ def main(options: Options) -> int:
     """Run ensembles of every size, compare, draw, save."""
     if min(options.ks) < 1:
         raise TaskError(f"--ks {options.ks}: an ensemble has at least one run.")
-    options.seeds = max(options.ks)
+    if options.seeds not in (0, max(options.ks)):
+        raise TaskError(
+            f"--seeds {options.seeds}: the largest of --ks {options.ks} takes {max(options.ks)} seeds a sample; "
+            "leave --seeds out, or change --ks."
+        )
+    options = replace(options, seeds=max(options.ks))
     lens = dl.load(options.model)
     results, code = study.study(options, "seed_ensemble", lens, lambda part: measure(lens, part, options))
     conclude(results, options)
@@ -117,11 +124,11 @@ def conclude(results: xr.Dataset, options: Options) -> None:
     """Compare the ensemble with every rival, paired; draw; save."""
     summary = {"samples": results.sizes["sample"], "steps averaged": options.at_steps}
     for name in ("solved", "score"):
-        summary[f"ensemble, {name}"] = study.headline(analysis.mean(results[name]))
-        summary[f"rivals, {name}"] = study.headline(analysis.mean(results[f"rival_{name}"]))
+        summary[f"ensemble, {name}"] = study.headline(analysis.mean(results[name], bounds=(0, 1)))
+        summary[f"rivals, {name}"] = study.headline(analysis.mean(results[f"rival_{name}"], bounds=(0, 1)))
         for how in RIVALS:
             other = results[f"rival_{name}"].sel(rival=how, drop=True)
-            found = analysis.effect(results[name], other, along=["layers", "k"])
+            found = analysis.effect(results[name], other, bounds=(0, 1), along=["layers", "k"])
             summary[f"ensemble minus {how}, {name}"] = study.headline(found)
     study.finish(options, summary, found.attrs)
     ours = results.solved.assign_coords(layers=[f"ensemble, {n}" for n in results.layers.values]).rename(
@@ -129,7 +136,9 @@ def conclude(results: xr.Dataset, options: Options) -> None:
     )
     both = xr.concat([ours, results.rival_solved.rename(rival="arm").rename("solved")], "arm")
     title = f"Averaging states over K seeds at step {options.at_steps} · {options.task}"
-    figure = plot.curves(analysis.mean(both), "k", value_label="solved (share)", title=title, marks=True)
+    figure = plot.curves(
+        analysis.mean(both, bounds=(0, 1)), "k", value_label="solved (share)", title=title, marks=True
+    )
     plot.save(figure, options.out / "solved_by_k.png")
 
 

@@ -12,12 +12,13 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import study
+from dit_lens.plan import Placed
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[1] / "analyses"
 SMALL = {"samples": 4, "block": 2, "steps": 4}
 STUDIES = {
-    "noise_sensitivity": {"task": "circle", "layers": "0,9"},
+    "noise_sensitivity": {"task": "circle", "cka_layers": "0,9", "stops": "0,2"},
     "layer_swap": {"layers": "2,8", "map_steps": "1,3", "cfg_scale": 2.0},
     "seed_ensemble": {"task": "choose", "ks": (1, 2, 3), "layers": "each"},
     "depth_lens": {"task": "circle", "layers": "4,8", "tuning_scenes": 4, "sheets": 1, "vis_steps": "0,3"},
@@ -102,6 +103,7 @@ def test_the_papers_pictures_are_there_and_are_not_made_twice(
 
 
 def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, monkeypatch, organism):
+    module = script("noise_sensitivity")
     still = go("noise_sensitivity", tmp_path / "a", monkeypatch, organism, scale=0.0)
     assert (still.step_distance == 0).all() and (still.frame_distance == 0).all()
     measured = still.dissimilarity.values[np.isfinite(still.dissimilarity.values)]
@@ -116,9 +118,43 @@ def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, m
     )
     assert energy["step"] == pytest.approx(0.49 * 4) and energy["same energy"] == pytest.approx(0.49 * 4)
     assert energy["same scale"] == pytest.approx(0.49 * 3)
+    assert energy["up to step"] == energy["at step"] == energy["step"]
+    # Up to step 0 is at step 0; at step 2 the last step alone is left, and 4 frames' energy is in one.
+    up, at = (noisy.stopped_distance.sel(stopping=k, drop=True) for k in ("up to step", "at step"))
+    assert (up.sel(stop=0) == at.sel(stop=0)).all() and not np.allclose(up.sel(stop=2), at.sel(stop=2))
+    one = study.samples_of(study.Options(task="circle", samples=2))[0]
+    batch = organism.batch([(one, int(noisy.noise_seed[0, 0]))], steps=4)
+    hit = Placed(dl.add_noise(scale=0.7 * 2), dl.at(site="latents", frame=1, step=3))
+    clean, ended = module.sweep(batch, [[hit]])
+    away = [0, 2, 3]
+    for part, name in ((slice(None), "stopped_distance"), (away, "stopped_distance_elsewhere")):
+        expected = (ended[0] - clean)[:, :, part].square().mean().sqrt()
+        found = noisy[name].sel(stopping="at step", stop=2, frame=1)[0, 0]
+        assert float(found) == pytest.approx(float(expected), rel=1e-4)
     assert (noisy.step_distance > 0).all()
     # A step before the noise is the clean run's: nothing is measured there.
     assert np.isnan(noisy.dissimilarity.sel(after_step=1, step=[0, 1])).all()
+
+
+def test_what_happens_in_the_frame_that_was_hit_is_not_counted_elsewhere(organism):
+    module = script("noise_sensitivity")
+    batch = organism.batch(
+        [(s, 0) for s in study.samples_of(study.Options(task="circle", samples=2))], steps=2
+    )
+    clean, _ = module.sweep(batch, [])
+    arms = 1 + 4 * 2 + 4 * 2  # a step; two budgets; two kinds that stop after step 0
+    ended = clean.repeat(arms, 1, 1, 1, 1, 1)
+    for arm in range(1, arms):
+        ended[arm, :, :, (arm - 1) % 4] += 3 * torch.randn_like(ended[arm, :, :, 0])
+    found = module.gather(batch, clean, ended, 1, [0])
+    for name in ("frame", "stopped"):
+        assert (found[f"{name}_distance"] > 1).all() and (found[f"{name}_distance_elsewhere"] == 0).all()
+        assert (found[f"{name}_score_elsewhere"] == found.clean_score).all()
+    assert (found.frame_score.sel(frame=3) < found.clean_score).any()
+    assert found.stopped_distance.dims == ("stopping", "stop", "frame", "pair")
+    ended[2, 0, :, 2] += 1.0  # of the arm of frame 1, another frame
+    found = module.gather(batch, clean, ended, 1, [0])
+    assert float(found.frame_distance_elsewhere[0, 1, 0]) == pytest.approx((1 / 3) ** 0.5)
 
 
 def test_the_readout_of_the_last_layer_is_the_models_own_x0_exactly(organism):
@@ -152,19 +188,65 @@ def test_an_ensemble_of_one_is_the_single_run(tmp_path, monkeypatch, organism):
     assert (best >= single).all()
 
 
-def test_a_swap_with_its_own_states_changes_nothing(organism):
-    swap = script("layer_swap")
-    both = [dl.tasks.circle(1_000_000, kind=k) for k in swap.KINDS]
+def test_a_swap_with_its_own_states_changes_nothing_and_of_the_last_layer_everything(organism):
+    module = script("layer_swap")
+    both = [dl.tasks.circle(1_000_000, kind=k) for k in module.KINDS]
     batch = organism.batch([(s, seed) for seed in (0, 1) for s in both], steps=3)
-    states = swap.clean_states(batch)
-    own = swap.arm(states, lambda row: row, 4, dl.at(layer=4))
-    other = swap.arm(states, swap.partner, 9, dl.at(layer=9))
-    clean, ended = swap.sweep(batch, [own, other])
+    own = ("own states", lambda row: row, (9, {}))
+    clean, ended = module.swap(batch, 9, [own, ("all branches", module.partner, (9, {}))])
     assert torch.allclose(ended[0], clean, atol=1e-5)
-    assert torch.allclose(ended[1, :2], clean[[1, 0]], atol=0.5) and not torch.allclose(
-        ended[1, :2], clean[:2], atol=0.5
-    )
+    assert torch.allclose(ended[1, :2], clean[[1, 0]], atol=0.5)
+    assert not torch.allclose(ended[1, :2], clean[:2], atol=0.5)
     assert torch.equal(ended[:, 2:], clean[2:].expand(2, *clean[2:].shape))
+
+
+def test_a_swap_in_lockstep_equals_one_from_stored_states(organism):
+    module = script("layer_swap")
+    both = [dl.tasks.circle(1_000_000, kind=k) for k in module.KINDS]
+    batch = organism.batch([(s, seed) for seed in (0, 1) for s in both], steps=3, cfg_scale=2.0)
+    swaps = module.swaps_of(4, [7, 2], [1], 3)
+    _, ended = module.swap(batch, 4, swaps)
+    # All steps and layers of the clean runs first, then every row alone with what is read from there.
+    watch = [("block", b, n) for b in ("cond", "uncond") for n in (2, 4, 7)]
+    states, x = [], batch.noise
+    for step in range(3):
+        out = batch.step(step, x, watch=watch)
+        states.append(out.states)
+        x = out.latents
+    for arm, (_, source, (layer, where)) in enumerate(swaps):
+        for row in (0, 1):
+            donor = source(row)
+
+            def stored(h, at, layer=layer, donor=donor):
+                return states[at.step]["block", at.branch, layer][donor]
+
+            alone = batch.noise[row : row + 1]
+            for step in range(3):
+                alone = batch.step(
+                    step, alone, rows=[row], edits=[[Placed(stored, dl.at(layer=4, **where))]]
+                ).latents
+            assert torch.allclose(ended[arm, row], alone[0], atol=1e-4), swaps[arm][0]
+
+
+def test_the_orders_of_the_control_keep_no_layer_and_differ():
+    module = script("layer_swap")
+    orders = module.derangements(range(6), 5, seed=3)
+    assert len(orders) == 5 and len(set(map(tuple, orders))) == 5
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert all(a != b for order in orders for a, b in enumerate(order))
+    assert orders == module.derangements(range(6), 5, seed=3) != module.derangements(range(6), 5, seed=4)
+    assert module.derangements([2, 8], 3, seed=0) == [[8, 2]] and module.derangements([2], 3, seed=0) == []
+
+
+def test_swaps_on_scenes_that_are_not_solved_say_so_and_end_well(tmp_path, monkeypatch, organism):
+    results = go("layer_swap", tmp_path, monkeypatch, organism, steps=1, samples=2, layers="3", map_steps="0")
+    module = script("layer_swap")
+    assert float(results.own_change.max()) < 1e-4 and results.sizes["order"] == 0
+    none = results.assign(right=results.right & False)
+    module.conclude(none, module.Options(samples=2, out=tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["no flip rates"].startswith("0 of 2 scenes are solved under both prompts")
+    assert "flips" not in summary
 
 
 def test_the_step_of_identification_is_the_one_from_which_the_probe_stays_right():
@@ -185,4 +267,6 @@ def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, o
         go("layer_swap", tmp_path, monkeypatch, organism, task="maze")
     with pytest.raises(dl.TaskError, match="at least one run"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, ks=(0, 3))
+    with pytest.raises(dl.TaskError, match=r"--seeds 2: the largest of --ks .* takes 3 seeds"):
+        go("seed_ensemble", tmp_path, monkeypatch, organism, seeds=2)
     assert study.samples_of(study.Options(task="maze", samples=2))[0].id == "1000000"

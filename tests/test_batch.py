@@ -60,10 +60,10 @@ EDITS = {
     "noise on a frame": placed(dl.add_noise(scale=0.5), site="latents", frame=1),
     "block": placed(dl.scale(factor=0.5), layer=[0, 2], branch="cond", step="1-"),
     "input": placed(dl.zero(), site="block_in", layer=1, branch="uncond"),
-    "queries of a region": placed(dl.ablate(to="resample"), site="q", y=1, step=0),
+    "queries of a region": placed(dl.ablate(to="token_shuffle"), site="q", y=1, step=0),
     "velocity": placed(dl.scale(factor=1.1), site="velocity", step=2),
     "x0": placed(dl.scale(factor=0.9), site="x0", step=1),
-    "by sigma": placed(dl.ablate(), layer=1, sigma=(0.0, 0.9)),
+    "by sigma": placed(dl.ablate(to="token_mean"), layer=1, sigma=(0.0, 0.9)),
     "a mask": placed(dl.zero(), layer=1, mask=MASK),
     "patch": placed(dl.replace(value=PATCHED), layer=1, step=1),
 }

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from dit_lens.coords import Spot
-from dit_lens.edits import add_noise, patch, replace, scale, zero
+from dit_lens.edits import ablate, add_noise, patch, replace, scale, zero
 from dit_lens.errors import PlanError
 
 SHAPE = (2, 3, 4, 5)
@@ -216,3 +216,71 @@ def test_patch_refuses_what_was_never_recorded(source):
     with pytest.raises(PlanError, match=r"patch at block\(step=5.*never recorded"):
         patch(source)(state(), SPOT)
     assert (patch(source)(state(), change(SPOT, layer=0)) == 5000).all()
+
+
+# ---- ablate
+
+
+def test_ablations_within_a_value_leave_its_mean_or_its_tokens():
+    h = state()
+    mean = ablate(to="token_mean")(h, SPOT)
+    assert torch.allclose(mean, h.mean((0, 1, 2)).expand_as(h)) and torch.equal(
+        ablate(to="zero")(h, SPOT), 0 * h
+    )
+    shuffled = ablate(to="token_shuffle")(h, SPOT)
+    assert not torch.equal(shuffled, h)
+    assert sorted(shuffled.flatten(0, 2).tolist()) == sorted(h.flatten(0, 2).tolist())
+
+
+@pytest.fixture
+def reference(source):
+    """States of three samples: as the source, and 0.25, 0.5 and 0.75 more."""
+    return xr.concat([source + shift for shift in np.float32([0.25, 0.5, 0.75])], "sample").transpose(
+        "step", ...
+    )
+
+
+@floats
+def test_ablations_over_data_take_the_same_place_in_other_samples(reference, dtype):
+    mean = ablate(to="mean", reference=reference)(state(dtype), SPOT)
+    assert torch.equal(mean, torch.full(SHAPE, 5006.5).to(dtype))
+    drawn = {
+        float(ablate(to="resample", reference=reference, seed=s)(state(), SPOT).mean()) for s in range(20)
+    }
+    assert sorted(drawn) == [5006.25, 5006.5, 5006.75]
+
+
+def test_one_sample_is_drawn_for_all_places_of_a_run_and_others_for_other_runs(reference):
+    edit = ablate(to="resample", reference=reference)
+
+    def shift(**where):
+        return float(edit(state(), change(SPOT, **where)).mean()) % 1
+
+    assert {
+        shift(step=s, layer=n, branch=b) for s in (0, 10) for n in (0, 11) for b in ("cond", "uncond")
+    } == {shift()}
+    assert {shift(seed=s) for s in range(20)} == {0.25, 0.5, 0.75}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"to": "median"}, "it is one of zero, token_mean, token_shuffle, mean, resample"),
+        ({"to": "mean"}, "needs reference="),
+        ({"to": "zero", "reference": 1}, "takes no reference"),
+        ({"to": "mean", "reference": torch.zeros(SHAPE)}, "should have .'sample', 'frame'"),
+    ],
+    ids=str,
+)
+def test_an_ablation_that_does_not_say_over_what_is_refused(options, said):
+    with pytest.raises(PlanError, match=said):
+        ablate(**options)(state(), SPOT)
+
+
+def test_a_reference_of_another_grid_or_without_the_place_is_refused(reference):
+    with pytest.raises(PlanError, match=r"ablate at .*the reference is \(2, 3, 3, 5\) there"):
+        ablate(to="mean", reference=reference.isel(x=slice(3)))(state(), SPOT)
+    with pytest.raises(PlanError, match="the reference has no layer=7"):
+        ablate(to="mean", reference=reference)(state(), change(SPOT, layer=7))
+    with pytest.raises(PlanError, match="never recorded"):
+        ablate(to="mean", reference=reference.where(reference.layer != 6))(state(), SPOT)

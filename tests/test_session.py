@@ -1,11 +1,15 @@
 """Tracing changes nothing, labels are right, and what does not happen is an error."""
 
+import gc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import dit_lens as dl
 from dit_lens.families.wan import SITES
+from dit_lens.plan import Placed
 
 EVERY_SITE = [*SITES["video"], "latents", "velocity", "x0"]
 
@@ -173,9 +177,9 @@ def test_an_edit_reaches_the_model_and_only_its_place(lens, sample):
 
 
 def test_patching_a_run_with_its_own_states_changes_nothing(lens, sample):
-    clean = lens.run(sample, steps=2, record=[dl.hidden])
-    again = lens.run(sample, steps=2, edit=[dl.patch(clean["hidden"])])
-    assert np.array_equal(clean.video, again.video)
+    clean = lens.run(sample, steps=2, cfg_scale=2.0, record=[dl.hidden, dl.x0])
+    again = lens.run(sample, steps=2, cfg_scale=2.0, record=[dl.x0], edit=[dl.patch(clean["hidden"])])
+    assert np.array_equal(clean["x0"], again["x0"]) and np.array_equal(clean.video, again.video)
 
 
 def test_what_a_record_returns_never_reaches_the_model(lens, pipe, sample, run_bare):
@@ -381,9 +385,52 @@ def test_bfloat16_states_survive_the_store_bit_for_bit(tiny_pipe, run_bare, enco
 
 
 def test_states_of_another_schedule_are_refused_unless_one_step_is_picked(lens, sample):
-    run = lens.run(sample, steps=5, record=[dl.hidden])  # held: without a store, its arrays go with it
-    source = run["hidden"]
+    source = lens.run(sample, steps=5, record=[dl.hidden])["hidden"]
     with pytest.raises(dl.PlanError, match=r"step 1 has sigma 0\.\d+, this run's 0\.\d+"):
         lens.run(sample, steps=2, edit=[(dl.patch(source), dl.at(layer=1, step=1))])
     picked = source.sel(step=1)
     lens.run(sample, steps=2, edit=[(dl.patch(picked), dl.at(layer=1, step=1))])
+
+
+def test_states_of_another_model_are_refused_and_a_users_own_array_is_not(lens, tiny_pipe, sample, tmp_path):
+    other = dl.Lens(tiny_pipe(seed=1))
+    run = other.run(sample, steps=2, record=[dl.hidden], store=tmp_path / "runs.zarr")
+    offline = next(iter(dl.open_runs(tmp_path).leaves))
+    place = dl.at(layer=1, step=1)
+    for source in (run["hidden"], run["hidden"].sel(step=1).load(), offline["hidden"]):
+        said = rf"another model \(fingerprint {other.fingerprint()}; this model: {lens.fingerprint()}"
+        with pytest.raises(dl.PlanError, match=said):
+            lens.run(sample, steps=2, edit=[(dl.patch(source), place)])
+        with pytest.raises(dl.PlanError, match="another model"):
+            lens.batch([(sample, 0)], steps=2).slot(Placed(dl.patch(source), place))
+        other.run(sample, steps=2, edit=[(dl.patch(source), place)])
+    mine = lens.run(sample, steps=2, edit=[(dl.patch(run["hidden"].drop_attrs()), place)], record=[dl.hidden])
+    assert np.array_equal(mine["hidden"].sel(layer=1, step=1), run["hidden"].sel(layer=1, step=1))
+
+
+def test_states_and_masks_of_other_grids_and_steps_are_refused(lens, sample):
+    source = lens.run(sample, steps=3, record=[dl.hidden])["hidden"]
+    longer = replace(sample, num_frames=5)
+    with pytest.raises(dl.PlanError, match=r"the source is \(3, 3, 2, 64\) there, the value \(2, 3, 2, 64\)"):
+        lens.run(longer, steps=3, edit=[(dl.patch(source), dl.at(layer=1))])
+    with pytest.raises(
+        dl.PlanError, match=r"patch at block\(step=[01].*patch between runs of the same number of steps"
+    ):
+        lens.run(sample, steps=4, edit=[(dl.patch(source), dl.at(layer=1))])
+    mask = np.ones((2, 3, 2), bool)
+    with pytest.raises(dl.PlanError, match=r"The mask is .*\(2, 3, 2\)"):
+        lens.run(sample, steps=1, edit=[(dl.zero(), dl.at(layer=1, mask=mask))])
+
+
+def test_a_lazy_array_outlives_its_run_and_the_folder_goes_with_the_last_of_them(lens, sample):
+    run = lens.run(sample, steps=2, record=[dl.hidden])
+    folder, held = run.path.parent, run["hidden"].load().copy()
+    part = run.dataset["hidden"].isel(layer=1)
+    copy, sigma = part.copy(deep=True), part.sigma
+    del run, part
+    gc.collect()
+    assert np.array_equal(copy, held.isel(layer=1)) and sigma.values[0] == 1
+    assert folder.is_dir()
+    del copy, sigma
+    gc.collect()
+    assert not folder.exists()

@@ -46,7 +46,8 @@ def test_arms_end_where_their_own_runs_would(batch):
             assert torch.allclose(ended[arm, pair], alone(batch, pair, edits), **CLOSE)
     assert torch.equal(ended[2], clean)
     arms = [sorted({arm for arm, _ in rows}) for _, rows in seen]
-    assert arms == [[], [1], [0, 1], [0, 1, 3]]  # nobody runs before its first edit
+    assert arms == [[1], [0, 1], [0, 1, 3]]  # nobody runs before its first edit
+    assert [step for step, _ in seen] == [1, 2, 3]
 
 
 def test_states_that_are_watched_belong_to_the_rows_that_are_named(batch):
@@ -56,9 +57,11 @@ def test_states_that_are_watched_belong_to_the_rows_that_are_named(batch):
         found.update(
             {(now.step, arm, pair): now.edited.states[place][i] for i, (arm, pair) in enumerate(now.rows)}
         )
-        found.update({(now.step, None, pair): x for pair, x in enumerate(now.clean.states[place])})
 
-    sweep(batch, ARMS[1:2], watch=[place], look=look)
+    def first(step, clean):
+        found.update({(step, None, pair): x for pair, x in enumerate(clean.states[place])})
+
+    sweep(batch, ARMS[1:2], watch=[place], look=look, clean_first=first)
     x = batch.noise[2:3]
     for step in range(4):
         out = batch.step(step, x, rows=[2], edits=[ARMS[1]], watch=[place])
@@ -91,3 +94,33 @@ def test_an_ensemble_averages_the_seeds_of_each_sample_that_carry_it(lens, sampl
 def test_without_arms_it_is_the_clean_run(batch):
     clean, ended = sweep(batch, [])
     assert ended.shape == (0, *clean.shape)
+
+
+def test_states_of_no_more_rows_than_go_at_once_are_shown_together(lens, sample):
+    place, sizes, found = ("block", "cond", 1), [], {}
+    others = [replace(sample, prompt=prompt) for prompt in ("a", "b", "c")]
+    batch = lens.batch([(s, 0) for s in others], steps=4, cfg_scale=1.0, at_once=2)
+
+    def look(now):
+        sizes.append(len(now.rows))
+        assert len(now.edited.states[place]) == len(now.rows)
+        found.update({(now.step, *row): x for row, x in zip(now.rows, now.edited.latents, strict=True)})
+
+    _, ended = sweep(batch, [ARMS[1], ARMS[0]], watch=[place], look=look)
+    assert sizes == [2, 1, 2, 2, 2, 2, 2, 2]  # three rows, then six, two at a time
+    assert all(torch.equal(found[3, arm, pair], ended[arm, pair]) for arm in (0, 1) for pair in range(3))
+
+
+def test_an_arm_can_put_in_what_a_clean_run_holds_at_the_same_step(batch):
+    places, held = [("block", "cond", n) for n in range(3)], {}
+
+    def first(step, clean):
+        held.update({place[2]: value for place, value in clean.states.items()})
+
+    def swap(source, layer):
+        return lambda pair: [placed(lambda h, at: held[at.layer][source(pair)], layer=layer, step="1-")]
+
+    own, other = swap(lambda pair: pair, 1), swap(lambda pair: pair ^ 1, 2)
+    clean, ended = sweep(batch, [own, other], watch=places, clean_first=first)
+    assert torch.allclose(ended[0], clean, **CLOSE)
+    assert not torch.allclose(ended[1], clean, atol=1e-3)

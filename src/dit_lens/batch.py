@@ -135,7 +135,7 @@ class Batch:
         whole.check(len(self.pairs))
         self._check_watched(watch)
         done = []
-        for part in _parts(whole, self.at_once):
+        for part in parts(whole, self.at_once):
             if len(part.pairs) > self.at_once:
                 done += self._one_by_one(step, part, watch)
             else:
@@ -156,7 +156,9 @@ class Batch:
     def slot(self, placed: Placed) -> Slot:
         """Resolve an edit's place on this batch's steps; checked when it is first seen."""
         if id(placed) not in self._slots:
-            Plan(edits=(placed,)).check(self.layout, over_seeds=True)
+            plan = Plan(edits=(placed,))
+            plan.check(self.layout, over_seeds=True)
+            plan.check_sources(self.lens.fingerprint)
             slot = Slot.of(placed, True, self.layout, self.sigmas)
             if not any(self.expert(step) in slot.experts for step in slot.steps):
                 raise PlanError(f"edit {placed}: none of its steps is served by {', '.join(slot.experts)}.")
@@ -225,7 +227,7 @@ def _batching(lens: Lens, pairs: Sequence[tuple[Sample, int]], steps: int, at_on
     return lens.family.batching
 
 
-def _parts(rows: Rows, at_once: int) -> Iterator[Rows]:
+def parts(rows: Rows, at_once: int) -> Iterator[Rows]:
     """Cut rows into parts of at most `at_once`; those of one group stay together, also if they are more."""
     start, count, groups = 0, len(rows.pairs), rows.groups
     while start < count:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from dit_lens.functions import Configured, options
 
 Edit = Callable[[Tensor, Spot], Tensor]
 GRID = ["frame", "y", "x", "channel"]
+ABLATIONS = ("zero", "token_mean", "token_shuffle", "mean", "resample")
 
 
 def _generator(at: Spot, salt: str, seed: int) -> torch.Generator:
@@ -74,48 +76,16 @@ def patch(h: Tensor, at: Spot, *, source: Any) -> Tensor:
         h: [frame, y, x, channel].
         at: the place; its step, branch and layer are looked up in the source.
         source: an `xarray.DataArray` as `run["hidden"]` gives it, with a coordinate for every one of `step`,
-            `branch` and `layer` that it spans; what it does not span is the same everywhere.
+            `branch` and `layer` that it spans; what it does not span is the same everywhere. One that says
+            which model it is of (as `run["hidden"]` does) must be of this one.
 
     Raises:
         PlanError: the source was not recorded at this place, lacks a coordinate, or stands on another grid or
             another schedule of steps.
     """
-    picked, dims = source, getattr(source, "dims", ())
-    for dim in ("step", "branch", "layer"):
-        if dim not in dims:
-            continue
-        if dim not in source.coords:
-            raise PlanError(
-                f"patch at {at}: the source spans {dim} without a coordinate, so that nothing says which is "
-                f"which: add it with source.assign_coords({dim}=...)."
-            )
-        here, there = getattr(at, dim), source[dim].values.tolist()
-        if here not in there:
-            raise PlanError(
-                f"patch at {at}: the source has no {dim}={here!r}, only {there}; "
-                "place the edit there, or record more."
-            )
-        picked = picked.sel({dim: here})
-    if "step" in dims and "sigma" in picked.coords and abs(float(picked.sigma) - at.sigma) > 1e-4:
-        raise PlanError(
-            f"patch at {at}: the source's step {at.step} has sigma {float(picked.sigma):.4f}, this run's {at.sigma:.4f}: "
-            "patch between runs of the same number of steps, or select one step of the source to put it anywhere."
-        )
-    left = [str(dim).removeprefix("latent_") for dim in getattr(picked, "dims", GRID)]
-    if left != GRID:
-        raise PlanError(
-            f"patch at {at}: the source has the dimensions {left} there, the value {GRID}: "
-            "select one of what is more, and transpose."
-        )
-    new = torch.as_tensor(_values(picked)).to(h)
-    if new.shape != h.shape:
-        raise PlanError(
-            f"patch at {at}: the source is {tuple(new.shape)} there, the value {tuple(h.shape)} "
-            "[frame, y, x, channel]; patch between runs of one grid."
-        )
-    if bool(torch.isnan(new).any()) and not bool(torch.isnan(h).any()):
-        raise PlanError(f"patch at {at}: the source holds NaN there, which means that it was never recorded.")
-    return new
+    picked = _at_place(source, at, "patch", "source")
+    _require_dims(picked, GRID, at, "patch", "source")
+    return _fit(picked, h, at, "patch", "source")
 
 
 @options
@@ -134,27 +104,52 @@ def steer(h: Tensor, at: Spot, *, direction: Any, scale: float = 1.0) -> Tensor:
 
 
 @options
-def ablate(h: Tensor, at: Spot, *, to: str = "mean", seed: int = 0) -> Tensor:
-    """Take from every token what tells it from the others, and keep what they share.
+def ablate(h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0) -> Tensor:
+    """Take away what a value says, and leave something as ordinary in its place.
+
+    | `to` | every token becomes | what is lost |
+    |---|---|---|
+    | `"zero"` | 0 | everything |
+    | `"token_mean"` | the mean over all tokens of this very value | what tells tokens apart |
+    | `"token_shuffle"` | another token of this very value, drawn without replacement | where each stands |
+    | `"mean"` | the mean at its own place over the samples of `reference` | what tells samples apart |
+    | `"resample"` | what one sample of `reference`, drawn by `seed`, held at its own place | likewise |
+
+    The mean and resample ablations of the literature are the last two: they are over data, which must be given.
 
     Args:
         h: [frame, y, x, channel].
-        at: the place.
-        to: "mean", every token becomes the mean token; "zero"; or "resample", every token becomes another
-            one of the same value, drawn without replacement (channels keep their distribution, place is lost).
-        seed: of the drawing.
+        at: the place; its step, branch and layer are looked up in the reference.
+        to: one of the above.
+        reference: states of other samples, an `xarray.DataArray` with the dimension `sample`, such as
+            `xr.concat([run["hidden"] for run in runs], "sample")`; for step, branch and layer as in `patch`.
+        seed: of the drawing; one sample is drawn for all places of a run, tokens are shuffled anew at each.
 
     Raises:
-        PlanError: `to` is none of these.
+        PlanError: `to` is none of these, a reference is missing or not wanted, or it does not fit the place.
     """
+    if to not in ABLATIONS:
+        raise PlanError(f"ablate(to={to!r}): it is one of {', '.join(ABLATIONS)}.")
+    if (reference is not None) != (to in ("mean", "resample")):
+        said = "needs reference=, states of other samples" if reference is None else "takes no reference"
+        raise PlanError(
+            f"ablate(to={to!r}) {said}: "
+            "'mean' and 'resample' are over samples, 'token_mean' and 'token_shuffle' over the tokens of one value."
+        )
     if to == "zero":
         return torch.zeros_like(h)
-    if to == "mean":
+    if to == "token_mean":
         return h.float().mean((0, 1, 2)).to(h.dtype).expand_as(h).clone()
-    if to == "resample":
-        order = torch.randperm(h[..., 0].numel(), generator=_generator(at, "resample", seed))
+    if to == "token_shuffle":
+        order = torch.randperm(h[..., 0].numel(), generator=_generator(at, "shuffle", seed))
         return h.flatten(0, 2)[order.to(h.device)].unflatten(0, h.shape[:3])
-    raise PlanError(f"ablate(to={to!r}): it is 'mean', 'zero' or 'resample'.")
+    picked = _at_place(reference, at, "ablate", "reference")
+    _require_dims(picked, ["sample", *GRID], at, "ablate", "reference")
+    if to == "resample":
+        run = replace_fields(at, site="", step=0, branch=None, layer=None)
+        drawn = torch.randint(len(picked), (), generator=_generator(run, "resample", seed))
+        return _fit(picked[int(drawn)], h, at, "ablate", "reference")
+    return _fit(picked.mean("sample", skipna=False), h, at, "ablate", "reference")
 
 
 @options
@@ -169,6 +164,56 @@ def mean_over_seeds(h: Tensor, at: Spot) -> Tensor:
 
 
 mean_over_seeds.function.over_seeds = True  # type: ignore[attr-defined]
+
+
+def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
+    """Look a place up in states that may span step, branch and layer, by their coordinates."""
+    picked, dims = source, getattr(source, "dims", ())
+    for dim in ("step", "branch", "layer"):
+        if dim not in dims:
+            continue
+        if dim not in source.coords:
+            raise PlanError(
+                f"{edit} at {at}: the {what} spans {dim} without a coordinate, so that nothing says which is "
+                f"which: add it with {what}.assign_coords({dim}=...)."
+            )
+        here, there = getattr(at, dim), source[dim].values.tolist()
+        if here not in there:
+            raise PlanError(
+                f"{edit} at {at}: the {what} has no {dim}={here!r}, only {there}; "
+                "place the edit there, or record more."
+            )
+        picked = picked.sel({dim: here})
+    if "step" in dims and "sigma" in picked.coords and abs(float(picked.sigma) - at.sigma) > 1e-4:
+        raise PlanError(
+            f"{edit} at {at}: the {what}'s step {at.step} has sigma {float(picked.sigma):.4f}, this run's {at.sigma:.4f}: "
+            f"{edit} between runs of the same number of steps, or select one step of the {what} to put it anywhere."
+        )
+    return picked
+
+
+def _require_dims(picked: Any, wanted: list[str], at: Spot, edit: str, what: str) -> None:
+    left = [str(dim).removeprefix("latent_") for dim in getattr(picked, "dims", GRID)]
+    if left != wanted:
+        raise PlanError(
+            f"{edit} at {at}: the {what} has the dimensions {left} there, and should have {wanted}: "
+            "select one of what is more, and transpose."
+        )
+
+
+def _fit(picked: Any, h: Tensor, at: Spot, edit: str, what: str) -> Tensor:
+    """Return looked-up states [frame, y, x, channel] as the value's type, on its device."""
+    new = torch.as_tensor(_values(picked)).to(h)
+    if new.shape != h.shape:
+        raise PlanError(
+            f"{edit} at {at}: the {what} is {tuple(new.shape)} there, the value {tuple(h.shape)} "
+            f"[frame, y, x, channel]; {edit} between runs of one grid."
+        )
+    if bool(torch.isnan(new).any()) and not bool(torch.isnan(h).any()):
+        raise PlanError(
+            f"{edit} at {at}: the {what} holds NaN there, which means that it was never recorded."
+        )
+    return new
 
 
 def _values(value: Any) -> Any:

@@ -259,8 +259,7 @@ class Job:
         self.progress = progress
         branches = family.branches(self.keywords)
         self.layout = Layout(lens.streams, lens.layers, steps, branches, tuple(lens.dits), family.latents)
-        self._declared = plan
-        self.plan.check(self.layout)
+        self.declare(plan)
         self.root = None if store is None else Path(store)
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
         self._manifest: tuple[Plan, dict[str, Any]] | None = None
@@ -278,13 +277,14 @@ class Job:
         return Plan((*others, *always.records), self._declared.edits)
 
     def declare(self, plan: Plan) -> None:
-        """Take a plan that the body of a trace has added to.
+        """Take a plan: the first one, and what the body of a trace has added to it.
 
         Raises:
             PlanError: it cannot be carried out.
         """
         self._declared = plan
         self.plan.check(self.layout)
+        self.plan.check_sources(self.lens.fingerprint)
 
     @property
     def manifest(self) -> dict[str, Any]:

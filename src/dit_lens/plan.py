@@ -215,6 +215,28 @@ class Plan:
                     f"Two records write {name!r}: merge their places, or give one function another name."
                 )
 
+    def check_sources(self, fingerprint: Callable[[], str]) -> None:
+        """Refuse edits with states that another model held: they mean nothing in this one.
+
+        An array says where it is from in its attribute `model_fingerprint`, as `run["hidden"]` does; one
+        without it is taken as it is.
+
+        Args:
+            fingerprint: gives this model's; asked only where an array names one.
+
+        Raises:
+            PlanError: it names the edit, both models and the remedy.
+        """
+        for edit in self.edits:
+            for name, value in getattr(edit.function, "options", {}).items():
+                theirs = getattr(value, "attrs", {}).get("model_fingerprint")
+                if theirs is not None and theirs != fingerprint():
+                    raise PlanError(
+                        f"edit {edit}: its {name} is of a run of another model (fingerprint {theirs}; this model: "
+                        f"{fingerprint()}): record it with this model. Where the two are meant to be mixed, "
+                        f"pass {name}.drop_attrs()."
+                    )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data: what the manifest holds."""
         return {"records": [r.to_json() for r in self.records], "edits": [e.to_json() for e in self.edits]}

@@ -21,7 +21,8 @@ class Run:
 
     Args:
         path: the run's folder in its store.
-        scratch: the temporary folder that it lives in, where no store was asked for; it goes with the run.
+        scratch: the temporary folder that it lives in, where no store was asked for; it goes once neither the
+            run nor any lazy array of it is held.
     """
 
     def __init__(self, path: Path, scratch: tempfile.TemporaryDirectory[str] | None = None) -> None:
@@ -33,7 +34,7 @@ class Run:
     def dataset(self) -> xr.Dataset:
         """All that was recorded, as a lazy `xarray.Dataset` on the run's full coordinates."""
         if self._dataset is None:
-            self._dataset = open_run(self.path)
+            self._dataset = open_run(self.path, keep=self._scratch)
         return self._dataset
 
     @property

@@ -6,15 +6,15 @@ step of a perturbation costs half of what whole runs cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dit_lens.batch import Batch
-from dit_lens.forward import Place, Stepped
+from dit_lens.batch import Batch, parts
+from dit_lens.forward import Place, Rows, Stepped
 from dit_lens.plan import Placed
 
 Arm = Sequence[Placed] | Callable[[int], Sequence[Placed]]
@@ -23,19 +23,19 @@ Arm = Sequence[Placed] | Callable[[int], Sequence[Placed]]
 
 @dataclass
 class Now:
-    """What a sweep has at one step.
+    """What a sweep has at one step, of the rows of one forward.
 
     Attributes:
         step: which.
         clean: the clean rows, one a pair.
-        rows: (arm, pair) of every row that has left the clean run.
-        edited: those rows; None while there are none.
+        rows: (arm, pair) of rows that have left the clean run: as many as go through the model at once.
+        edited: those rows.
     """
 
     step: int
     clean: Stepped
     rows: list[tuple[int, int]]
-    edited: Stepped | None
+    edited: Stepped
 
 
 def sweep(
@@ -44,6 +44,7 @@ def sweep(
     watch: Sequence[Place] = (),
     look: Callable[[Now], None] | None = None,
     progress: str | None = None,
+    clean_first: Callable[[int, Stepped], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run every pair of a batch clean and under every arm.
 
@@ -52,9 +53,12 @@ def sweep(
     Args:
         batch: the samples and seeds.
         arms: edits of each.
-        watch: states that `look` wants, by (site, branch, layer).
-        look: called after every step.
+        watch: states that `look` and `clean_first` want, by (site, branch, layer). They are held for the clean rows
+            and for the rows of one forward, at one step: never for all arms.
+        look: called after every forward of edited rows.
         progress: name of a progress bar over the steps; none unless given.
+        clean_first: called at every step with the clean rows, before an edited row takes it: for edits that put in
+            what a clean run holds at that step.
 
     Returns:
         The last latents of the clean runs, [pair, channel, frame, y, x], and of the arms, [arm, pair, ...].
@@ -64,7 +68,6 @@ def sweep(
     """
     pairs = list(range(len(batch.pairs)))
     edits = [[list(arm(pair) if callable(arm) else arm) for pair in pairs] for arm in arms]
-    samples = _samples(batch)
     clean, edited = batch.noise, batch.noise[:0]
     rows: list[tuple[int, int]] = []
     for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
@@ -72,22 +75,39 @@ def sweep(
         rows, edited = rows + new, torch.cat([edited, clean[[p for _, p in new]]])
         order = sorted(range(len(rows)), key=rows.__getitem__)  # the pairs of a sample side by side
         rows, edited = [rows[i] for i in order], edited[order]
-        out = batch.step(
-            step,
-            torch.cat([clean, edited]),
-            rows=pairs + [p for _, p in rows],
-            edits=[[] for _ in pairs] + [edits[a][p] for a, p in rows],
-            watch=watch,
-            groups=samples + [(1 + a) * len(pairs) + samples[p] for a, p in rows],
-        )
-        now = Now(step, out[: len(pairs)], rows, out[len(pairs) :] if rows else None)
-        clean, edited = now.clean.latents, out.latents[len(pairs) :]
-        if look is not None:
-            look(now)
+        now = batch.step(step, clean, watch=watch)
+        if clean_first is not None:
+            clean_first(step, now)
+        edited = torch.cat([edited[:0], *_step(batch, step, now, edited, rows, edits, watch, look)])
+        clean = now.latents
     ended = clean.repeat(len(arms), *[1] * clean.ndim) if arms else clean[None][:0]
     for (arm, pair), latents in zip(rows, edited, strict=True):
         ended[arm, pair] = latents
     return clean, ended
+
+
+def _step(
+    batch: Batch,
+    step: int,
+    clean: Stepped,
+    edited: Tensor,
+    rows: list[tuple[int, int]],
+    edits: Sequence[Sequence[Sequence[Placed]]],
+    watch: Sequence[Place],
+    look: Callable[[Now], None] | None,
+) -> Iterator[Tensor]:
+    """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
+    samples, done = _samples(batch), 0
+    groups = [a * len(samples) + samples[p] for a, p in rows]
+    whole = Rows(edited, [p for _, p in rows], [list(edits[a][p]) for a, p in rows], groups)
+    for part in parts(whole, batch.at_once):
+        out = batch.step(
+            step, part.latents, part.pairs, part.edits, watch if look is not None else (), part.groups
+        )
+        if look is not None:
+            look(Now(step, clean, rows[done : done + len(part.pairs)], out))
+        done += len(part.pairs)
+        yield out.latents
 
 
 def _begin(batch: Batch, edits: Sequence[Placed]) -> int | None:

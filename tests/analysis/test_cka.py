@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import weakref
 from typing import ClassVar
 
@@ -11,11 +10,11 @@ from numpy.typing import NDArray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
+from dit_lens.analysis import cka_kernels, cka_products
 from dit_lens.analysis.cka import CrossProducts, cka, cka_matrix, cka_pairs
 from dit_lens.errors import DitLensError
 
 # A name that the function of the same name does not hide.
-module = importlib.import_module("dit_lens.analysis.cka")
 
 
 def reference(x: NDArray, y: NDArray, debiased: bool = True) -> float:
@@ -107,7 +106,7 @@ def test_streaming_in_odd_sizes_equals_whole(
     assert parts.count == whole.count == 101
     np.testing.assert_allclose(parts.cka(debiased=debiased), whole.cka(debiased=debiased), atol=1e-11)
     np.testing.assert_allclose(whole.cka(debiased=debiased), reference(x, y, debiased), atol=1e-11)
-    monkeypatch.setattr(module, "BLOCK_BYTES", size * 8 * 9)  # add cuts long blocks itself
+    monkeypatch.setattr(cka_products, "BLOCK_BYTES", size * 8 * 9)  # add cuts long blocks itself
     cut = CrossProducts(6, 9)
     cut.add(x, y)
     np.testing.assert_allclose(cut.cka(debiased=debiased), whole.cka(debiased=debiased), atol=1e-11)
@@ -211,7 +210,7 @@ def test_lazy_arrays_are_read_one_state_at_a_time(hidden: xr.DataArray, stored: 
 def test_many_small_states_equal_one_at_a_time(
     kernel_bytes: int, debiased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "KERNEL_BYTES", kernel_bytes)
+    monkeypatch.setattr(cka_kernels, "KERNEL_BYTES", kernel_bytes)
     x, y = (np.stack(v) for v in zip(*(related(s, 24, (6, 60)) for s in range(7)), strict=True))
     x, y = x.astype(np.float32), y[:, :, ::2] + 100
     matrix = cka_matrix(x, y[:6], debiased=debiased)
@@ -222,6 +221,20 @@ def test_many_small_states_equal_one_at_a_time(
     pairs = cka_pairs(x, y, debiased=debiased)
     np.testing.assert_allclose(pairs[:6], np.diag(matrix), atol=1e-12)
     np.testing.assert_allclose(pairs[6], reference(x[6], y[6], debiased), atol=1e-10)
+
+
+@pytest.mark.parametrize("debiased", [True, False])
+def test_pairs_of_many_tokens_are_compared_without_a_kernel(
+    debiased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = (np.stack(v) for v in zip(*(related(s, 70, (6, 9)) for s in range(3)), strict=True))
+    by_kernels = cka_pairs(x, y, debiased=debiased)
+    monkeypatch.setattr(cka_kernels, "KERNEL_BYTES", 8 * 70**2 - 1)
+    monkeypatch.delattr(cka_kernels, "_unit_kernels")
+    np.testing.assert_allclose(cka_pairs(x, y, debiased=debiased), by_kernels, atol=1e-11)
+    x[1, 3, 2] = np.nan
+    with pytest.raises(DitLensError, match=r"NaN or Inf in x\[1\]"):
+        cka_pairs(x, y, debiased=debiased)
 
 
 def test_a_state_without_a_geometry_is_named(hidden: xr.DataArray) -> None:

@@ -81,6 +81,81 @@ def test_a_higher_level_is_wider() -> None:
     assert widths[0] < widths[1] < widths[2] and widths[2] / widths[0] == pytest.approx(ratio, rel=0.05)
 
 
+# ---- rates, and outcomes within bounds
+
+
+def rates(*hits: int, n: int = 20, seeds: int = 1) -> xr.DataArray:
+    """Right or wrong [sample, seed, arm]: of n samples the first so many are right, with all their seeds."""
+    solved = np.arange(n)[:, None, None] < np.array(hits)
+    return runs(np.repeat(solved, seeds, axis=1), "arm")
+
+
+@pytest.mark.parametrize("kind", [bool, float, int])
+def test_a_rate_of_one_seed_has_the_interval_of_wilson(kind: type) -> None:
+    out = mean(rates(0, 1, 9, 20).astype(kind), level=0.9)
+    for arm, hits in enumerate((0, 1, 9, 20)):
+        expected = scipy.stats.binomtest(hits, 20).proportion_ci(0.9, method="wilson")
+        np.testing.assert_allclose([out["low"][arm], out["high"][arm]], expected, atol=1e-12)
+    assert (out["method"] == "wilson").all() and out.attrs["methods"].startswith("wilson: ")
+    assert out["low"][0] == 0 and out["high"][3] == 1 and (width(out) > 0.1).all()
+
+
+def test_with_seeds_only_unanimous_samples_leave_the_bootstrap() -> None:
+    out = mean(rates(0, 9, 20, seeds=3))
+    assert out["method"].values.tolist() == ["unanimous", "bootstrap", "unanimous"]
+    expected = [scipy.stats.binomtest(k, 20).proportion_ci(method="wilson") for k in (0, 20)]  # 20, not 60
+    np.testing.assert_allclose(out["high"][0], expected[0].high)
+    np.testing.assert_allclose(out["low"][2], expected[1].low)
+    assert "bootstrap: " in out.attrs["methods"] and "unanimous: " in out.attrs["methods"]
+    mixed = rates(9, seeds=3).isel(arm=0)
+    mixed[0, 0] = False
+    xr.testing.assert_equal(mean(mixed), mean(mixed.astype(float), bounds=(-np.inf, np.inf)))
+
+
+def test_unanimous_scores_and_differences_have_width_too() -> None:
+    other = scipy.stats.binomtest(0, 20).proportion_ci(method="wilson").high
+    score = mean(runs(np.full((20, 2), 0.75)), bounds=(0, 1))
+    np.testing.assert_allclose([score["low"], score["high"]], [0.75 - 0.75 * other, 0.75 + 0.25 * other])
+    assert width(mean(runs(np.full((20, 2), 0.75)))) == 0  # nothing was said of its bounds
+    same = effect(rates(9, 20, 20), rates(9, 20, 0))
+    np.testing.assert_allclose(same["low"], [-other, -other, 1 - 2 * other])
+    np.testing.assert_allclose(same["high"], [other, other, 1])
+    assert (same["method"] == "unanimous").all()
+
+
+def test_of_outcomes_between_0_and_1_those_positions_that_are_right_or_wrong_are_rates() -> None:
+    mixed = xr.concat([rates(9, 20).astype(float), rates(9).astype(float) / 2], "arm")
+    out = mean(mixed, bounds=(0, 1))
+    assert out["method"].values.tolist() == ["wilson", "wilson", "bootstrap"]
+    xr.testing.assert_equal(out.isel(arm=slice(2)), mean(rates(9, 20)))
+    assert (mean(mixed)["method"] == "bootstrap").all()
+
+
+def test_numbers_that_happen_to_be_0_and_1_can_be_declared_unbounded() -> None:
+    out = mean(rates(20).astype(float), bounds=(-np.inf, np.inf))
+    assert width(out) == 0 and out["method"].values.tolist() == ["bootstrap"]
+    with pytest.raises(DitLensError, match=r"mean: values run from 0 to 3, outside of the bounds \(0, 1\)"):
+        mean(3.0 * rates(7), bounds=(0, 1))
+
+
+@pytest.mark.parametrize("hits", [(0, 0, 0, 0), (0, 3, 12, 20)])
+def test_the_band_over_rates_is_wider_than_their_intervals_and_within_0_and_1(hits: Sequence[int]) -> None:
+    out = mean(rates(*hits), along="arm")
+    assert (out["band_low"] <= out["low"]).all() and (out["band_high"] >= out["high"]).all()
+    assert (out["band_low"] >= 0).all() and (out["band_high"] <= 1).all()
+    assert out["band_high"][0] > out["high"][0] + 0.05  # 4 positions at once, also where none ever varied
+
+
+@pytest.mark.parametrize(("true", "most", "bootstrap"), [(0.02, 0.12, 0.5), (0.95, 0.07, 0.2)])
+def test_rates_near_0_and_1_are_missed_far_less_than_by_the_bootstrap(
+    true: float, most: float, bootstrap: float
+) -> None:
+    values = runs(np.random.default_rng(3).random((25, 1, 600)) < true, "experiment")
+    assert misses(mean(values, draws=1000), true=true).mean() < most
+    unbounded = mean(values, draws=1000, bounds=(-np.inf, np.inf))
+    assert misses(unbounded, true=true).mean() > bootstrap
+
+
 # ---- seeds within samples
 
 
@@ -232,10 +307,10 @@ def test_the_dataset_says_what_it_is() -> None:
     with_edit, without = planted()
     with_edit = with_edit.assign_coords(site="ffn", depth=("layer", np.linspace(0, 1, 6)))
     out = effect(with_edit.assign_attrs(units="1"), without, seed=3, draws=500, level=0.9)
-    assert set(out.data_vars) == {"effect", "low", "high"} and out["effect"].dims == ("layer",)
+    assert set(out.data_vars) == {"effect", "low", "high", "method"} and out["effect"].dims == ("layer",)
     assert set(out.coords) == {"layer", "depth", "site"} and out["low"].attrs == {"units": "1"}
-    method = out.attrs.pop("method")
-    assert "each with all its seeds" in method
+    assert (out["method"] == "bootstrap").all()
+    assert "each with all its seeds" in out.attrs.pop("methods")
     assert out.attrs == {
         "n_samples": 30,
         "n_seeds": 3,

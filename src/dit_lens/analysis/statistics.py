@@ -1,8 +1,11 @@
 """Means over samples and effects of edits, with bootstrap intervals.
 
 The samples are what is drawn from a population, so the samples are what an interval speaks of: many seeds of
-few samples make few samples. For a rate at or near 0 or 1 the bootstrap has nothing to draw from (n equal
-outcomes give an interval of no width); there, use a Wilson interval (`dit_lens.experiment.rate`).
+few samples make few samples.
+
+Where all samples agree, the bootstrap has nothing to draw from: its interval would have no width. For outcomes
+with known bounds (rates, scores, their differences) such an interval is had from Wilson's for "another value
+never came in n samples"; for right-or-wrong outcomes of one seed Wilson's is taken throughout (`bounded`).
 """
 
 from __future__ import annotations
@@ -13,14 +16,24 @@ import numpy as np
 import xarray as xr
 
 from dit_lens.analysis.bootstrap import Bootstrap
+from dit_lens.analysis.bounded import Bounds, settle
 from dit_lens.analysis.pairing import pair
 from dit_lens.analysis.states import name_of, place, require_dims
 from dit_lens.errors import DitLensError
+
+NO_BOUNDS: Bounds = (-np.inf, np.inf)
+METHODS = {
+    "bootstrap": "bootstrap: over samples, each with all its seeds; expanded percentiles",
+    "unanimous": "unanimous: all samples agree; Wilson's bound on how often another value comes, n the samples",
+    "wilson": "wilson: Wilson's interval of a rate, n the samples",
+}
+"""How an interval was made, by its name in `method`."""
 
 
 def mean(
     values: xr.DataArray,
     *,
+    bounds: Bounds | None = None,
     along: str | Sequence[str] = (),
     draws: int = 10_000,
     seed: int = 0,
@@ -31,6 +44,8 @@ def mean(
     Args:
         values: [sample, ...] or [sample, seed, ...], bool or number; may be lazy. Other dimensions (step,
             layer, arm, ...) are kept, and share their draws, so curves keep their correlation.
+        bounds: lowest and highest value that one outcome can have. Unless given, (0, 1) where the array is of
+            bool or holds nothing but 0 and 1, else none; (-inf, inf) says that there are none.
         along: dimensions whose positions are one family, e.g. "layer" or ["step", "layer"]; adds a band over
             them.
         draws: how many bootstrap draws.
@@ -39,16 +54,20 @@ def mean(
 
     Returns:
         Dataset on [...], float64, in the unit of the values: `mean`, and `low`, `high`, which hold one
-        position at a time (see `dit_lens.analysis.bootstrap` for the method and its limits). With `along`
-        also `band_low`, `band_high`, which hold all positions of a family at once: read these to say *where*
-        along a curve something happens. Attributes: `n_samples`, `n_seeds`, `level`, `draws`, `draws_seed`,
-        `method`, and `along`.
+        position at a time. With `along` also `band_low`, `band_high`, which hold all positions of a family
+        at once: read these to say *where* along a curve something happens. `method` names how each position
+        got its interval: "bootstrap" (see `dit_lens.analysis.bootstrap`), "wilson" (right or wrong, one
+        seed a sample) or "unanimous" (all samples agree, within bounds; see `dit_lens.analysis.bounded`).
+        Attributes: `n_samples`, `n_seeds`, `level`, `draws`, `draws_seed`, `methods` (what the names mean,
+        of those that were used), and `along`.
 
     Raises:
         DitLensError: there are fewer than 2 samples, a value is NaN, Inf or no number, or an argument does
             not fit.
     """
-    return _summarise(_numbers(values, "mean"), along, draws, seed, level, "mean")
+    values = _numbers(values, "mean")
+    bounds = bounds or ((0.0, 1.0) if _is_binary(values) else NO_BOUNDS)
+    return _summarise(values, along, draws, seed, level, "mean", bounds)
 
 
 def effect(
@@ -56,6 +75,7 @@ def effect(
     without: xr.DataArray,
     *,
     drop_unpaired: bool = False,
+    bounds: Bounds | None = None,
     along: str | Sequence[str] = (),
     draws: int = 10_000,
     seed: int = 0,
@@ -69,6 +89,7 @@ def effect(
             other dimensions of `with_edit` (step, layer, arm, ...).
         drop_unpaired: leave out runs that have no partner, and say how many in the attribute
             `dropped_pairs`; otherwise they are an error.
+        bounds: as in `mean`, of one outcome; their difference lies between low - high and high - low.
         along: as in `mean`.
         draws: as in `mean`.
         seed: as in `mean`.
@@ -84,7 +105,9 @@ def effect(
     with_edit, without = _numbers(with_edit, "effect"), _numbers(without, "effect")
     with_edit, without, dropped = pair(with_edit, without, drop_unpaired)
     difference = (with_edit - without).transpose(*with_edit.dims).assign_attrs(with_edit.attrs)
-    out = _summarise(difference, along, draws, seed, level, "effect")
+    bounds = bounds or ((0.0, 1.0) if _is_binary(with_edit) and _is_binary(without) else NO_BOUNDS)
+    between = (bounds[0] - bounds[1], bounds[1] - bounds[0])
+    out = _summarise(difference, along, draws, seed, level, "effect", between)
     return out.assign_attrs(dropped_pairs=dropped)
 
 
@@ -107,36 +130,51 @@ def _numbers(values: xr.DataArray, caller: str) -> xr.DataArray:
     return values
 
 
+def _is_binary(values: xr.DataArray) -> bool:
+    """Say whether outcomes are right or wrong: nothing but 0 and 1."""
+    return bool(((values == 0) | (values == 1)).all())
+
+
 def _summarise(
-    values: xr.DataArray, along: str | Sequence[str], draws: int, seed: int, level: float, name: str
+    values: xr.DataArray,
+    along: str | Sequence[str],
+    draws: int,
+    seed: int,
+    level: float,
+    name: str,
+    bounds: Bounds,
 ) -> xr.Dataset:
-    """Bootstrap [sample, seed, ...] to a Dataset on [...]."""
+    """Summarise [sample, seed, ...] as a Dataset on [...]: the bootstrap's intervals, others where they fail."""
     if "seed" not in values.dims:
         values = values.drop_vars("seed", errors="ignore").expand_dims("seed")
     values = values.transpose("sample", "seed", ...)
     dims = [str(d) for d in values.dims[2:]]
     family = [along] if isinstance(along, str) else list(along)
     _check(values, dims, family, draws, level, name)
-    bootstrap = Bootstrap(values.to_numpy(), draws, seed)
+    _check_bounds(values, bounds, name)
+    outcomes = values.to_numpy()
+    bootstrap = Bootstrap(outcomes, draws, seed)
     parts = dict(zip(("low", "high"), bootstrap.interval(level), strict=True))
+    axes = tuple(dims.index(d) for d in family)
     if family:
-        axes = tuple(dims.index(d) for d in family)
         parts |= dict(zip(("band_low", "band_high"), bootstrap.band(level, axes), strict=True))
+    places = int(np.prod([outcomes.shape[2 + a] for a in axes]))
+    method = settle(outcomes, bootstrap.estimate, parts, level, bounds, places)
     coords = {n: c for n, c in values.coords.items() if set(c.dims) <= set(dims)}
-    variables = {n: (dims, v) for n, v in {name: bootstrap.estimate, **parts}.items()}
+    variables = {n: (dims, v) for n, v in {name: bootstrap.estimate, **parts, "method": method}.items()}
     attrs = {
         "n_samples": values.sizes["sample"],
         "n_seeds": values.sizes["seed"],
         "level": level,
         "draws": draws,
         "draws_seed": seed,
-        "method": "bootstrap over samples, each with all its seeds; expanded percentiles"
+        "methods": "; ".join(METHODS[m] for m in sorted(set(method.ravel().tolist())))
         + "; max-t band" * bool(family),
     }
     out = xr.Dataset(variables, coords, attrs | ({"along": family} if family else {}))
     units = {"units": values.attrs["units"]} if "units" in values.attrs else {}
-    for variable in out.data_vars.values():
-        variable.attrs = dict(units)
+    for variable in (name, *parts):
+        out[variable].attrs = dict(units)
     return out
 
 
@@ -156,4 +194,14 @@ def _check(
     if unknown := [d for d in family if d not in dims]:
         raise DitLensError(
             f"{caller}: along names {', '.join(unknown)}, but what is kept beside sample and seed is {dims}."
+        )
+
+
+def _check_bounds(values: xr.DataArray, bounds: Bounds, caller: str) -> None:
+    """Refuse outcomes outside of the bounds that were stated."""
+    low, high = (float(end(values)) for end in (np.min, np.max))
+    if low < bounds[0] or high > bounds[1]:
+        raise DitLensError(
+            f"{caller}: values run from {low:g} to {high:g}, outside of the bounds {bounds}; state wider ones, "
+            "or (-inf, inf)."
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -38,14 +39,16 @@ def load_run(path: Path | str) -> tuple[dict[str, Variable], dict, journal.Ledge
     return found, group, journal.read(path)
 
 
-def open_run(path: Path | str) -> xr.Dataset:
+def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
     """Open one run, lazily.
 
     Floats that are not committed read as NaN; bfloat16 codes read as float32; nothing is cached (`.load()`
-    does). The dataset shows the run as it is now: open it again to see what a writer has added.
+    does). The dataset shows the run as it is now: open it again to see what a writer has added. Every
+    variable carries the model that it is of, as the attribute `model_fingerprint`, where the manifest says.
 
     Args:
         path: The run's folder, e.g. `runs/maze.zarr/maze-0123456789`.
+        keep: Whatever holds the folder in being; every lazy array of the run holds on to it.
 
     Returns:
         Its variables with their coordinates; `attrs` hold `status`, `manifest` and the rest.
@@ -54,13 +57,23 @@ def open_run(path: Path | str) -> xr.Dataset:
         StoreError: If `path` holds no run of a known layout. Reading raises it for an integer that is not
             committed, and for a file that is not what the journal says.
     """
-    variables, _, ledger = load_run(path)
+    variables, group, ledger = load_run(path)
     dataset = xr.open_zarr(path, chunks=None, consolidated=True)
+    for coord in dataset.coords.values():
+        coord.load()  # labels are small, and read when the folder is sure to be there
+    model = _fingerprint(group["attributes"].get("manifest"))
     for name, variable in variables.items():
         committed = {key: entry for (owner, key), entry in ledger.units.items() if owner == name}
-        lazy = indexing.LazilyIndexedArray(UnitArray(os.path.join(path, name), variable, committed))
-        dataset[name] = xr.Variable(variable.dims, lazy, dataset[name].attrs)
+        lazy = indexing.LazilyIndexedArray(UnitArray(os.path.join(path, name), variable, committed, keep))
+        dataset[name] = xr.Variable(variable.dims, lazy, dataset[name].attrs | model)
     return dataset
+
+
+def _fingerprint(manifest: Any) -> dict[str, str]:
+    """Return the attribute that says which model a run is of; nothing where the manifest does not say."""
+    for key in ("identity", "model", "fingerprint"):
+        manifest = manifest.get(key) if isinstance(manifest, Mapping) else None
+    return {"model_fingerprint": manifest} if isinstance(manifest, str) else {}
 
 
 def open_runs(path: Path | str) -> xr.DataTree:

@@ -29,10 +29,17 @@ class UnitArray(BackendArray):
         folder: The variable's folder.
         variable: What it holds.
         committed: The committed units, by position on the variable's `unit_dims`.
+        keep: Whatever holds the folder in being: it lives as long as this array.
     """
 
-    def __init__(self, folder: str, variable: Variable, committed: Mapping[tuple[int, ...], Entry]) -> None:
-        self.folder, self.variable, self.committed = folder, variable, committed
+    def __init__(
+        self,
+        folder: str,
+        variable: Variable,
+        committed: Mapping[tuple[int, ...], Entry],
+        keep: object = None,
+    ) -> None:
+        self.folder, self.variable, self.committed, self._keep = folder, variable, committed, keep
         self.shape = variable.shape
         self.codes = variable.encoding == "codes"
         self.dtype = np.dtype("float32") if self.codes else variable.stored_dtype
@@ -40,6 +47,14 @@ class UnitArray(BackendArray):
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
         """Read what an xarray indexer selects."""
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UnitArray:
+        """Return itself: it never changes, and what it keeps in being must not be made twice."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out what it keeps in being when it is pickled: that belongs to this process."""
+        return type(self), (self.folder, self.variable, self.committed)
 
     def _read(self, key: Key) -> np.ndarray:
         variable = self.variable
