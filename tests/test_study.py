@@ -1,5 +1,7 @@
 """A study is measured once, block by block; clean runs are made once and shared."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -65,17 +67,24 @@ def test_another_model_or_setting_makes_other_blocks(lens, tiny_pipe, tmp_path):
     assert len(made) == 3
 
 
-def test_a_block_that_fails_is_named_and_stops_no_other(lens, tmp_path, capsys):
+def test_a_sample_that_fails_is_named_and_stops_no_other_not_even_of_its_block(lens, tmp_path, capsys):
     def broken(samples):
-        if samples[0].id == "1000000":
+        if any(s.id == "1000000" for s in samples):
             raise ValueError("a bug")
         return measure(samples)
 
-    results, code = study.study(Options(task="circle", samples=4, block=2, out=tmp_path), "s", lens, broken)
-    assert code == 1 and results.sizes["sample"] == 2
-    assert "circle/1000000 to 1000001 failed" in capsys.readouterr().err
+    options = Options(task="circle", samples=4, block=2, out=tmp_path)
+    results, code = study.study(options, "s", lens, broken)
+    assert code == 1 and results.sample.values.tolist() == [f"circle/100000{i}" for i in (1, 2, 3)]
+    said = capsys.readouterr().err
+    assert "circle/1000000 to 1000001 failed (ValueError: a bug)" in said and "circle/1000000 failed" in said
+    assert options.left_out == {"circle/1000000": "ValueError: a bug"}
+    study.finish(options, {})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["samples left out"] == 1 and summary["left out"] == options.left_out
     with pytest.raises(dl.DitLensError, match="no block"):
-        study.study(Options(task="circle", samples=2, block=2, out=tmp_path / "x"), "s", lens, broken)
+        nothing = Options(task="circle", samples=2, block=2, out=tmp_path / "x")
+        study.study(nothing, "s", lens, lambda samples: broken([samples[0].with_(id="1000000")]))
 
 
 def test_noise_seeds_differ_between_samples_and_options_are_checked():
