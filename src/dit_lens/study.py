@@ -235,7 +235,7 @@ def study(
         name: of the script, part of what a block is known by.
         lens: the model; other weights make other blocks.
         measure: samples to a Dataset with the dimension `sample`.
-        using: what was fitted beforehand (see `fitted`); another fit makes other blocks.
+        using: what was fitted beforehand (see `once`); another fit makes other blocks.
 
     Returns:
         The blocks together, also written to `results.zarr`, and the exit code: 1 where a sample was left out.
@@ -274,7 +274,7 @@ def _block(
 ) -> list[xr.Dataset]:
     """Measure one block, or read it; where it fails, its samples one by one."""
     label = f"{part[0].task}/{part[0].id}"
-    file = "-".join(label.split("/"))
+    file = label.replace("/", "-")
     key = _key(name, options, lens, part, made_with)
     try:
         return [_kept(options.out / "blocks" / file, key, lambda: measure(part))]
@@ -287,27 +287,30 @@ def _block(
     return [d for s in part for d in _block(options, name, lens, measure, [s], made_with)]
 
 
-def fitted(
+def once(
     options: Options,
     name: str,
     lens: Lens,
     samples: Sequence[Sample],
-    fit: Callable[[], xr.Dataset],
+    make: Callable[[], xr.Dataset],
+    using: xr.Dataset | None = None,
 ) -> xr.Dataset:
-    """Fit something on training samples, or read what an earlier command fitted: `OUT/fits/NAME-KEY.zarr`.
+    """Make something beside the blocks, such as what is fitted on training samples; or read it: `OUT/kept/NAME-KEY.zarr`.
 
     Args:
         options: of the script.
-        name: of what is fitted.
+        name: of what is made.
         lens: the model.
-        samples: what it is fitted on.
-        fit: does it.
+        samples: what it is made of.
+        make: makes it.
+        using: what it is made with, from another `once`.
 
     Returns:
-        What was fitted; `attrs["key"]` is known by everything that makes it.
+        What was made; `attrs["key"]` tells it from what other settings, models or code make.
     """
-    key = _key(name, options, lens, samples, [_code(fit)])
-    return _kept(options.out / "fits" / name, key, fit).assign_attrs(key=key)
+    made_with = [_code(make), "" if using is None else using.attrs["key"]]
+    key = _key(name, options, lens, samples, made_with)
+    return _kept(options.out / "kept" / name.replace("/", "-"), key, make).assign_attrs(key=key)
 
 
 def _kept(stem: Path, key: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
