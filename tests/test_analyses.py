@@ -12,6 +12,8 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import study
+from dit_lens.batch import Batch
+from dit_lens.tasks import explore
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[1] / "analyses"
@@ -64,10 +66,12 @@ def test_a_study_leaves_numbers_figures_and_the_command_and_is_not_made_twice(
     )
     pictures = {p: p.stat().st_size for p in tmp_path.glob("**/*.png")}
     assert pictures and min(pictures.values()) > 5000
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "blocks").iterdir()}
-    again = go(name, tmp_path, monkeypatch, organism)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "blocks").iterdir()} == made
-    assert again.identical(results)
+
+    def refuse(*_, **__):
+        raise AssertionError("a repeated command runs the model")
+
+    monkeypatch.setattr(Batch, "step", refuse)
+    assert go(name, tmp_path, monkeypatch, organism).identical(results)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,27 @@ def test_the_readout_of_the_last_layer_is_the_models_own_x0_exactly(organism):
         x = out.latents
 
 
+def test_maps_fitted_a_layer_at_a_time_are_those_fitted_together_and_last_layers_states_go_with_each(
+    organism,
+):
+    depth = script("depth_lens")
+    scenes = [dl.tasks.circle(i) for i in range(3)]
+    given = {"task": "circle", "steps": 2, "block": 2, "cfg_scale": 2.0}
+    batch = organism.batch([(s, 0) for s in scenes[:2]], steps=2, cfg_scale=2.0)
+    layers = [2, 5, 9]
+    whole, little = depth.Options(**given), depth.Options(**given, memory=1e-6)
+    assert depth.passes(batch, layers, whole, fits=True) == [[2, 5, 9]]
+    assert depth.passes(batch, layers, little, fits=True) == [[2], [5], [9]]
+    # Two layers' states, on two branches of two rows, and the last layer's; and sums of one expert.
+    tokens, channels = int(np.prod(batch.grid)), organism.pipe.dit.dim
+    room = 3 * (4 * tokens * channels * 4) + 2 * 16 * channels**2
+    assert depth.passes(batch, layers, depth.Options(**given, memory=room / 1e9), fits=True) == [[2, 5], [9]]
+    assert depth.tune(organism, scenes, layers, whole).identical(depth.tune(organism, scenes, layers, little))
+    together, _ = depth.read_all(batch, layers, [0, 1], {}, whole)
+    apart, _ = depth.read_all(batch, layers, [0, 1], {}, little)
+    assert list(together) == list(apart) and all(torch.equal(together[p], apart[p]) for p in apart)
+
+
 def test_a_tuned_readout_comes_nearer_to_the_final_x0_on_scenes_it_was_not_fitted_on(
     tmp_path, monkeypatch, organism
 ):
@@ -186,3 +211,42 @@ def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, o
     with pytest.raises(dl.TaskError, match="at least one run"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, ks=(0, 3))
     assert study.samples_of(study.Options(task="maze", samples=2))[0].id == "1000000"
+
+
+def test_numbers_of_frames_are_those_that_are_made_and_each_is_made_once(
+    tmp_path, monkeypatch, organism, capsys
+):
+    results = go("frame_count", tmp_path, monkeypatch, organism, counts=(6, 8, 9, 13), samples=2)
+    assert results.frames.values.tolist() == [9, 13]
+    assert "6, 8, 9 frames asked for: the model makes 9" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["frames made, by frames asked for"] == {"9": [6, 8, 9], "13": [13]}
+    assert "noise is not" in summary["noise"]
+
+
+def test_results_by_path_length_have_n_and_intervals_and_cut_samples_without_overlap(
+    tmp_path, monkeypatch, organism
+):
+    steps = script("step_count")
+    cut = steps.bins(xr.DataArray([8, 8, 9, 9, 11, 12, 15, 20, 20, 20], dims="sample"))
+    assert {k: v.tolist() for k, v in cut.items()} == {
+        "8 cells": [0, 1],
+        "9-11 cells": [2, 3, 4],
+        "12-15 cells": [5, 6],
+        "20 cells": [7, 8, 9],
+    }
+    assert list(steps.bins(xr.DataArray([8, 8, 8, 8], dims="sample"))) == ["8 cells"]
+    results = go(
+        "step_count", tmp_path, monkeypatch, organism, task="maze", counts=(1, 4), samples=8, block=8
+    )
+    lengths = {s.id: explore.path_length(s) for s in study.samples_of(study.Options(samples=8))}
+    assert results.length.values.tolist() == list(lengths.values())
+    found = json.loads((tmp_path / "summary.json").read_text())["solved by path length"]
+    inside = steps.bins(results.length)
+    assert list(found) == list(inside) and sum(f["n"] for f in found.values()) <= 8
+    for name, part in found.items():
+        rates = results.solved.isel(sample=inside[name], seed=0).mean("sample").values
+        assert [p["mean"] for p in part["by steps"]] == pytest.approx(rates.tolist())
+        assert part["4 steps minus 1"]["effect"] == pytest.approx(rates[1] - rates[0])
+        assert part["4 steps minus 1"]["low"] <= part["4 steps minus 1"]["high"]
+    assert (tmp_path / "solved_by_length.png").stat().st_size > 5000

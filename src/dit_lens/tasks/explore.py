@@ -71,3 +71,12 @@ def on_path(sample: Sample, frames: Frames) -> float:
     known = _options(sample, "routes")
     strength = _laid(sample, frames, known["size"])
     return max(float(np.mean([strength[e] for e in route])) for route in known["routes"])
+
+
+def path_length(sample: Sample) -> int | None:
+    """Return the number of cells on the right path, the first and the last among them; None where a task has none.
+
+    Where several routes are right, those of the shortest.
+    """
+    routes = getattr(sample.scorer, "keywords", {}).get("routes")
+    return None if routes is None else min(len(route) for route in routes) + 1
