@@ -192,17 +192,60 @@ def test_a_swap_with_its_own_states_changes_nothing(organism):
     assert torch.equal(ended[:, 2:], clean[2:].expand(2, *clean[2:].shape))
 
 
-def test_the_step_of_identification_is_the_one_from_which_the_probe_stays_right():
-    emergent = script("emergent")
-    probe = np.array([[[0, 1, 1, 1]], [[1, 1, 0, 1]], [[1, 1, 1, 1]], [[1, 0, 1, 0]]], bool)
-    names = {"sample": list("abcd"), "seed": [0], "step": range(4)}
-    results = xr.Dataset({"probe": (("sample", "seed", "step"), probe)}, names)
-    held = xr.Dataset(
-        {"commitment": (("sample", "seed"), np.zeros((4, 1), int))}, {k: names[k] for k in ("sample", "seed")}
-    )
-    found = emergent.perception(results, held)
-    assert found["identified at step"]["mean"] == pytest.approx((1 + 3 + 0 + 4) / 4)
-    assert found["never identified"] == 0.25
+def test_perception_and_action_are_dated_by_one_rule_on_runs_whose_probe_ends_right():
+    emergent, text = script("emergent"), np.dtypes.StringDType()
+    # By sample: where the probe, x0's picture and x0's answer stand at each step; a is goal 0, b goal 1.
+    probe = ["baaa", "aaba", "bbbb", "aabb"]
+    leans = ["bbaa", "aaaa", "bbbb", "aaaa"]
+    answer = ["bbca", "caaa", "abbb", "aaaa"]
+    values = {"goal_probe": probe, "goal_x0": leans, "answer": answer}
+    dims = {"sample": list("pqrs"), "seed": [0], "step": range(4)}
+    data = {n: (tuple(dims), np.array([[list(row)] for row in v], text)) for n, v in values.items()}
+    right = (("sample", "seed"), np.array([[row[-1]] for row in answer], text))
+    found = emergent.perception(xr.Dataset({**data, "goal_right": right}, dims), "goal")
+    assert found["samples compared"] == 3  # the last sample's probe ends elsewhere
+    assert found["of these, the probe names it at the last step"] == 0.75
+    assert found["probe names it from step"]["mean"] == pytest.approx((1 + 3 + 0) / 3)
+    assert found["x0 leans to it from step"]["mean"] == pytest.approx((2 + 0 + 0) / 3)
+    assert found["x0 holds the answer from step"]["mean"] == pytest.approx((3 + 1 + 1) / 3)
+    assert found["x0 leans minus probe names"]["effect"] == pytest.approx((1 - 3 + 0) / 3)
+
+
+def test_mass_off_the_path_has_its_change_and_the_floor_of_the_ground_truth(tmp_path, monkeypatch, organism):
+    results = go("emergent", tmp_path, monkeypatch, organism, task="maze")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    off = results.off_path.isel(seed=0)
+    change = summary["off_path at the last step minus at the first"]
+    assert change["effect"] == pytest.approx(float((off.isel(step=-1) - off.isel(step=0)).mean()))
+    assert change["low"] <= change["effect"] <= change["high"]
+    samples = study.samples_of(study.Options(samples=4))
+    bare = [explore.off_path(s, s.truth) for s in samples]
+    floor = results.off_path_floor.values
+    assert (floor >= 0).all() and (floor < 0.5).all() and not np.allclose(floor, bare)  # the codec adds to it
+    assert summary["off_path of the ground truth"]["mean"] == pytest.approx(floor.mean())
+    above = summary["off_path at the last step minus of the ground truth"]["effect"]
+    assert above == pytest.approx(float(off.isel(step=-1).mean()) - floor.mean())
+    assert (results.on_path_floor > 0.9).all()
+
+
+def test_working_memory_is_read_and_probed_while_the_ball_is_hidden(tmp_path, monkeypatch, organism):
+    results = go("emergent", tmp_path, monkeypatch, organism, task="occlude", probe_scenes=24, steps=3)
+    assert (results.hidden_ball_floor < 0.1).all()
+    assert (results.keeps_colour_floor == 1).all() and (results.keeps_lane_floor == 1).all()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for name in ("colour", "lane"):
+        assert set(summary[f"probe of the {name}"]) >= {
+            "probe fitted",
+            "probe shuffled labels",
+            "most common answer",
+        }
+        assert (tmp_path / f"probe_{name}_by_step.png").stat().st_size > 5000
+        sample = results.sample.values[0].split("/")[1]
+        truth = dl.tasks.occlude(int(sample)).scorer.keywords
+        assert (
+            results[f"{name}_right"].values[0, 0]
+            == {"colour": truth["colour"], "lane": str(truth["end"][0])}[name]
+        )
 
 
 def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, organism):

@@ -103,6 +103,8 @@ class Family:
         default_steps: number of steps where the user names none.
         default_cfg: guidance scale where the user names none.
         batching: how many samples go through one forward; None where that is not known.
+        encode: (pipe, frames [time, height, width, rgb], uint8) to latents [row, channel, frame, y, x]; None where
+            that is not known.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Family:
     default_steps: int
     default_cfg: float
     batching: Batching | None = None
+    encode: Callable[[Any, Any], Tensor] | None = None
 
     def dits(self, pipe: Any) -> dict[str, nn.Module]:
         """Return the experts that a pipeline holds, by name: one is called `dit`.
