@@ -29,9 +29,9 @@ def test_the_hidden_ball_is_looked_for_behind_the_bar_alone():
     sample = dl.tasks.occlude(1_000_000)
     state = np.zeros((4, 4, 4, 2), np.float32)
     state[2, :, 1:3] = 7  # frames 5 to 8, of which all hide the ball
-    assert (lane.read(sample, state) == 7).all() and lane.read(sample, state).shape == (1, 8)
+    assert (lane.read(sample, state) == 7).all() and lane.read(sample, state).shape == (4, 2)
     state[:2], state[3], state[2, :, [0, 3]] = 1, 1, 1
-    assert (colour.read(sample, state) == 7).all()
+    assert (colour.read(sample, state) == 7).all() and colour.read(sample, state).shape == (1, 2)
     assert (colour.right(sample, "whatever"), lane.right(sample, "")) == lanes(sample)
 
 

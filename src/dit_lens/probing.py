@@ -80,12 +80,13 @@ def _goals(sample: Sample) -> list[Cell]:
 
 
 def _behind_the_bar(sample: Sample, state: State) -> NDArray[Any]:
-    """Return the states behind the bar while the ball is hidden, the mean over frames and columns: [1, lane * channel]."""
+    """Return the states behind the bar while the ball is hidden, the mean over frames and columns: [lane, channel]."""
     hidden = set(hidden_frames(sample).tolist())
     times = len(sample.truth) if sample.truth is not None else sample.num_frames
     per = (times - 1) // (len(state) - 1)  # frames in a latent frame; the first stands alone
     inside = [f for f in range(1, len(state)) if hidden.issuperset(range(1 + (f - 1) * per, 1 + f * per))]
-    return state[inside, :, 1:-1].mean((0, 2)).reshape(1, -1)
+    found: NDArray[Any] = state[inside, :, 1:-1].mean((0, 2))
+    return found
 
 
 def _fold(sample: Sample) -> int:
@@ -93,13 +94,6 @@ def _fold(sample: Sample) -> int:
     colour, lane = lanes(sample)
     leftward = sample.scorer.keywords["end"][1] == 0  # type: ignore[union-attr]
     return (list(BALLS).index(colour) + int(lane) + 2 * int(leftward)) % 4
-
-
-def _hidden(name: str, names: list[str], which: int) -> Question:
-    """Ask for what `lanes` says of the hidden ball."""
-    return Question(
-        name, True, lambda _: names, lambda s, _: lanes(s)[which], _behind_the_bar, fold=_fold, folds=4
-    )
 
 
 QUESTIONS: dict[str, list[Question]] = {
@@ -121,7 +115,26 @@ QUESTIONS: dict[str, list[Question]] = {
             lambda s, h: np.stack([h[-1][cell] for cell in objects(s)]),
         )
     ],
-    "occlude": [_hidden("colour", list(BALLS), 0), _hidden("lane", ["0", "1", "2", "3"], 1)],
+    "occlude": [
+        Question(
+            "colour",
+            True,
+            lambda _: list(BALLS),
+            lambda s, _: lanes(s)[0],
+            lambda s, h: _behind_the_bar(s, h).mean(0, keepdims=True),
+            fold=_fold,
+            folds=4,
+        ),
+        Question(
+            "lane",
+            True,
+            lambda _: ["0", "1", "2", "3"],
+            lambda s, _: lanes(s)[1],
+            _behind_the_bar,
+            fold=_fold,
+            folds=4,
+        ),
+    ],
 }
 """Circle and choose: what the video ends up with, right or wrong, from the objects' cells in the last latent frame.
 Occlude: the ball's colour and lane, from the states behind the bar in the latent frames in which it is hidden."""

@@ -47,7 +47,10 @@ def test_another_ball_no_ball_and_one_that_shines_through_are_told(seed):
     gone = permanence(sample, still)
     assert (gone.colour, gone.lane) == ("", "") and gone.hidden < 0.01
     shining = permanence(sample, np.stack([sample.truth[0]] * 13))
-    assert shining.hidden == pytest.approx(1) and shining.colour == ""
+    assert shining.hidden == pytest.approx(0.95, abs=0.12) and shining.colour == ""
+    grain = np.random.default_rng(0).normal(0, 12, still.shape)
+    grainy = permanence(sample, (still + grain).clip(0, 255).astype(np.uint8))
+    assert grainy.hidden < 0.02 and grainy.colour == ""
 
 
 def test_other_tasks_and_lengths_are_refused():
