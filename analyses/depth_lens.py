@@ -208,6 +208,13 @@ def measure(
     return study.by_sample(data, samples, options)
 
 
+LABELS = {
+    "solved": "solved (share)",
+    "score": "score",
+    "distance": "RMS distance to the final latents",
+}
+
+
 def conclude(results: xr.Dataset, options: Options) -> None:
     """Summarise per (layer, step), the gain of tuning, draw, save."""
     summary = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
@@ -226,7 +233,7 @@ def conclude(results: xr.Dataset, options: Options) -> None:
             summary[f"tuned minus plain, {name}"] = study.headline(gain)
         title = f"Read out of every layer · {options.task}, {results.sizes['sample']} samples"
         figure = plot.heatmap(
-            means["mean"].transpose("readout", "layer", "step"), value_label=name, title=title
+            means["mean"].transpose("readout", "layer", "step"), value_label=LABELS[name], title=title
         )
         plot.save(figure, options.out / f"{name}.png")
     study.finish(options, summary, means.attrs)

@@ -98,7 +98,7 @@ def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:
         value_label="solved (share)",
         title=f"Number of steps, by the length of the right path · {options.task}",
         marks=True,
-        limits=(0, 1),
+        limits=(-0.03, 1.03),
     )
     plot.save(figure, options.out / "solved_by_length.png")
     few, many = (solved.steps.values.tolist().index(pick(options.counts)) for pick in (min, max))
