@@ -5,9 +5,10 @@ and layer of that set. A basis per step, as is common, turns and flips between s
 be compared.
 
 Fitting adds up the exact channel x channel covariance, one state at a time: memory is 8 channel^2 bytes
-(0.2 GB at 5,120 channels) and a block of tokens, whatever the number of states. Chosen by measuring, on 4 states of
-20,000 tokens x 512 channels in a store, one thread (`OMP_NUM_THREADS=1 python benchmarks/pca.py`, medians of 3 rounds; the error is the largest
-angle between the 3 directions and those of the full PCA):
+(0.2 GB at 5,120 channels) and a block of tokens, whatever the number of states. Chosen by measuring, on 4 states
+of 20,000 tokens x 512 channels in a store, one thread (`OMP_NUM_THREADS=1 python benchmarks/pca.py`, medians of 3
+rounds beside other work on the machine; the error is the largest angle between the 3 directions and those of the
+full PCA):
 
 | method | error, degrees | s | memory, MB |
 |---|---|---|---|
