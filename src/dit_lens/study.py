@@ -38,6 +38,10 @@ ELSEWHERE = (*experiment.SELECTING, "samples", "clean", "block", "at_once", "she
 """Options that do not change a block's numbers, except for the order in which floats are summed."""
 
 
+OUTCOMES = {"solved": "solved (share)", "score": "score", "distance": "RMS distance of the latents"}
+"""What `outcomes` gives as numbers, and how figures call it."""
+
+
 @dataclass
 class Options(experiment.Benchmark):
     """Options of every causal experiment."""
@@ -348,13 +352,13 @@ def compare(
     from dit_lens import analysis, plot
 
     summary: dict[str, Any] = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
-    for name in [n for n in ("solved", "score", "distance") if n in results]:
+    for name in [n for n in OUTCOMES if n in results]:
         values = results[name].astype(float)
         found = analysis.mean(values)
         summary[name] = headline(found)
         against = analysis.effect(values, values.isel({along: -1}, drop=True), along=along)
         summary[f"{name}, minus that of {along} {results[along].values[-1]}"] = headline(against)
-        figure = plot.curves(found, along, value_label=name, title=title, marks=True)
+        figure = plot.curves(found, along, value_label=OUTCOMES[name], title=title, marks=True)
         plot.save(figure, options.out / f"{name}_by_{along}.png")
     finish(options, summary | dict(more or {}), found.attrs)
 
