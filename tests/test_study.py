@@ -95,6 +95,16 @@ def test_noise_seeds_differ_between_samples_and_options_are_checked():
         study.samples_of(Options(samples=1))
 
 
+def test_training_scenes_are_none_of_those_tested_and_a_task_without_enough_of_them_is_refused():
+    options = Options(task="circle", samples=8)
+    tested = {s.image.tobytes() for s in study.samples_of(options)}
+    scenes = study.training_samples(options, 6)
+    assert len(scenes) == 6 and not tested & {s.image.tobytes() for s in scenes}
+    assert all(int(s.id) < 1_000_000 for s in scenes)
+    with pytest.raises(dl.TaskError, match="so few scenes that only"):
+        study.training_samples(Options(task="occlude", samples=400), 8)  # it has 24 layouts
+
+
 def test_outcomes_are_the_scorers_words_and_the_distance(lens, tmp_path):
     samples = [tasks.circle(1_000_000), tasks.circle(1_000_001)]
     options = Options(seeds=2)

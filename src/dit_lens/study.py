@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,15 +22,15 @@ from tqdm import tqdm
 from dit_lens import experiment, tasks
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiment import FIRST_EVALUATION_SEED
+from dit_lens.kept import hash_code, kept, save
 from dit_lens.store import versions
-from dit_lens.tasks.sample import Frames, Sample
+from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_lens.batch import Batch
     from dit_lens.lens import Lens
-    from dit_lens.run import Run
 
 ELSEWHERE = (*experiment.SELECTING, "samples", "clean", "block", "at_once", "sheets", "memory", "left_out")
 """Options that do not change a block's numbers, except for the order in which floats are summed."""
@@ -192,14 +190,6 @@ def headline(data: xr.Dataset) -> Any:
     return {f"{dim} {label}": part for label, part in parts}
 
 
-def read_x0(run: Run, sample: Sample, decode: Callable[[Any], Frames]) -> dict[str, np.ndarray]:
-    """Let the sample's scorer read x0 of every step of a run: `solved`, `score`, `answer`, each [step]."""
-    x0 = run["x0"].load()
-    scores = [sample.score(decode(x0.isel(step=i))) for i in range(x0.sizes["step"])]
-    kinds = (("solved", bool), ("score", float), ("answer", np.dtypes.StringDType()))
-    return {name: np.array([getattr(score, name) for score in scores], kind) for name, kind in kinds}
-
-
 def _distance(a: Tensor, b: Tensor) -> np.ndarray:
     squared: np.ndarray = (a.float() - b.float()).square().mean((-4, -3, -2, -1)).sqrt().cpu().numpy()
     return squared
@@ -248,7 +238,7 @@ def study(
         DitLensError: no block could be measured, or results of samples of several shapes do not fit together.
     """
     samples = samples_of(options)
-    made_with = [_code(measure), "" if using is None else using.attrs["key"]]
+    made_with = [hash_code(measure), "" if using is None else using.attrs["key"]]
     shapes: dict[object, list[Sample]] = {}
     for sample in samples:
         shapes.setdefault((sample.size, sample.num_frames), []).append(sample)
@@ -264,7 +254,7 @@ def study(
     there = set(results.sample.values.tolist())
     results = results.sel(sample=[n for s in samples if (n := f"{s.task}/{s.id}") in there])
     results.attrs = {"script": name, **{k: str(v) for k, v in options.settings.items()}}
-    _save(results, options.out / "results.zarr")
+    save(results, options.out / "results.zarr")
     return results, int(bool(options.left_out))
 
 
@@ -281,7 +271,7 @@ def _block(
     file = label.replace("/", "-")
     key = _key(name, options, lens, part, made_with)
     try:
-        return [_kept(options.out / "blocks" / file, key, lambda: measure(part))]
+        return [kept(options.out / "blocks" / file, key, lambda: measure(part))]
     except Exception as error:
         if len(part) == 1:
             options.left_out[label] = experiment.report_failure(label, error)
@@ -312,17 +302,9 @@ def once(
     Returns:
         What was made; `attrs["key"]` tells it from what other settings, models or code make.
     """
-    made_with = [_code(make), "" if using is None else using.attrs["key"]]
+    made_with = [hash_code(make), "" if using is None else using.attrs["key"]]
     key = _key(name, options, lens, samples, made_with)
-    return _kept(options.out / "kept" / name.replace("/", "-"), key, make).assign_attrs(key=key)
-
-
-def _kept(stem: Path, key: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
-    """Return what stands in `STEM-KEY.zarr`; make it first where it does not."""
-    folder = stem.with_name(f"{stem.name}-{key}.zarr")
-    if not folder.exists():
-        _save(make(), folder)
-    return xr.open_zarr(folder, consolidated=False).load()
+    return kept(options.out / "kept" / name.replace("/", "-"), key, make).assign_attrs(key=key)
 
 
 def _together(found: Sequence[xr.Dataset], name: str) -> xr.Dataset:
@@ -374,21 +356,3 @@ def _key(name: str, options: Options, lens: Lens, part: Sequence[Sample], made_w
     samples = [experiment.identity(s) for s in part]
     what = [name, options.settings, lens.fingerprint(), lens.info, samples, made_with, versions()]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
-
-
-def _code(measure: Callable[..., Any]) -> str:
-    """Hash the library's sources and the script's: what was measured by other code is measured again."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    script = Path(measure.__code__.co_filename)
-    texts = [p.read_bytes() for p in (*files, script) if p.is_file()]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()
-
-
-def _save(data: xr.Dataset, folder: Path) -> None:
-    """Write a dataset whole or not at all."""
-    part = folder.with_suffix(".partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    data.drop_encoding().to_zarr(part, mode="w", consolidated=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
