@@ -1,7 +1,7 @@
 """What the causal experiments share: options, blocks of samples that are not made twice, results over all.
 
 Layout of `--out DIR`: `results.zarr` (an xarray Dataset with all per-sample numbers), `summary.json`,
-`manifest.json`, figures; and `blocks/`, what a repeated command goes on from.
+`manifest.json`, figures; and `blocks/` and `kept/`, what a repeated command goes on from.
 """
 
 from __future__ import annotations
