@@ -160,3 +160,7 @@ def test_what_a_benchmark_cannot_give_is_refused(bench, tmp_path, monkeypatch, o
         run("step_count", monkeypatch, organism, eval_root=bench, tasks="O-39", max_samples=1, out=tmp_path)
     with pytest.raises(dl.TaskError, match="come from one of them"):
         run("decode_steps", monkeypatch, organism, eval_root=bench, image=Path("a.png"), out=tmp_path)
+    with pytest.raises(dl.TaskError, match="go with --eval-root"):
+        run("decode_steps", monkeypatch, organism, tasks="O-39", out=tmp_path)
+    with pytest.raises(dl.TaskError, match="there is --samples"):
+        run("step_count", monkeypatch, organism, max_samples=3, out=tmp_path)

@@ -43,7 +43,7 @@ class Benchmark:
     tasks: str | None = None
     """Its tasks, whole names or up to an underscore, such as O-39,G-2; all unless given."""
     max_samples: int | None = None
-    """How many samples: the first so many of --eval-root, all unless given; of --task, 1 unless given."""
+    """The first so many of --eval-root; all unless given. In decode_steps and token_maps also of --task; 1 unless given."""
     frames_multiple: int = 4
     """Frames of --eval-root are rounded up to one more than a multiple: 4 for Wan, 8 for LTX."""
     size_multiple: int = 16
@@ -117,6 +117,8 @@ def samples(options: Options) -> Sequence[Sample] | Bench:
         if options.image is not None or options.prompt is not None:
             raise TaskError("--eval-root and --image: the samples come from one of them.")
         return benchmark(options)
+    if options.split or options.tasks:
+        raise TaskError("--split and --tasks go with --eval-root.")
     frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
     if options.image is None:
         if options.prompt is not None:

@@ -114,6 +114,10 @@ def samples_of(options: Options) -> list[Sample]:
                 f"--eval-root {options.eval_root}: {len(found)} samples; at least 2, for an interval."
             )
         return found
+    if options.split or options.tasks or options.max_samples:
+        raise TaskError(
+            "--split, --tasks and --max-samples go with --eval-root; with --task there is --samples."
+        )
     frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
     return [tasks.make(options.task, options.scene + i, **frames) for i in range(options.samples)]
 
