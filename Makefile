@@ -32,6 +32,7 @@ bench: $(STAMP)  ## what capture costs
 	$(BIN)/python benchmarks/capture_overhead.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/cka.py
+	$(BIN)/python benchmarks/pca.py
 	$(BIN)/python benchmarks/sweep.py
 
 findings: $(STAMP)  ## every experiment that docs/findings.md reports

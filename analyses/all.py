@@ -24,13 +24,17 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
         for task, figures in {
             "maze": ["solved_by_step", "off_path_by_step", "commitment"],
             "loop": ["candidates_by_step"],
-            "choose": ["candidates_by_step", "probe_by_step", "commitment"],
-            "circle": ["probe_by_step"],
+            "choose": ["candidates_by_step", "probe_goal_by_step", "commitment"],
+            "circle": ["probe_objects_by_step"],
             "pattern": [],
-            "occlude": ["solved_by_step"],
+            "occlude": ["hidden_ball_by_step", "probe_colour_by_step", "probe_lane_by_step"],
         }.items()
     },
-    "step_count_maze": ("step_count.py", ["--task", "maze", "--samples", "128"], ["solved_by_steps"]),
+    "step_count_maze": (
+        "step_count.py",
+        ["--task", "maze", "--samples", "128"],
+        ["solved_by_steps", "solved_by_length"],
+    ),
     "step_count_circle": ("step_count.py", ["--task", "circle", "--samples", "128"], []),
     "frame_count_maze": ("frame_count.py", ["--task", "maze", "--samples", "64"], ["solved_by_frames"]),
     "noise_maze": (

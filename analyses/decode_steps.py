@@ -19,7 +19,7 @@ import tyro
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import experiment, report
+from dit_lens import analysis, experiment, report
 
 
 @dataclass
@@ -44,35 +44,46 @@ def main(options: Options) -> int:
             cfg_scale=options.cfg_scale,
             store=options.out / "store.zarr",
         )
-        return report.believed(run, lens.decode, sample, folder)
+        distance = analysis.trajectory_distance(run["x0"]).to_final_frame
+        moved = np.sqrt((distance**2).mean("frame")).values.tolist()
+        return report.believed(run, lens.decode, sample, folder) | {"distance": moved}
 
-    found, code = experiment.each_sample(options, "decode_steps", analyse)
-    scored = [f for f in found if "solved" in f]
-    if scored:
-        dims = ("sample", "step")
-        coords = {
-            "sample": np.array([f"{f['task']}/{f['id']}" for f in scored], np.dtypes.StringDType()),
-            "step": ("step", scored[0]["step"], {"long_name": "scheduler step (0 = most noise)"}),
-        }
-        names = {
-            "solved": "x0 holds the right answer",
-            "score": "graded score of x0",
-            "answer": "answer read off x0",
-        }
-        data = {k: (dims, np.array([f[k] for f in scored]), {"long_name": v}) for k, v in names.items()}
-        text = np.dtypes.StringDType()  # what zarr has a specification for
-        data["answer"] = (dims, data["answer"][1].astype(text), data["answer"][2])
-        results = xr.Dataset(data, coords)
-        results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
-        by_step = {
-            str(s): experiment.rate(list(results.solved.sel(step=s).values))
-            for s in results.step.values.tolist()
-        }
-        experiment.write_summary(options.out, {"solved_at_step": by_step}, options.settings)
-        last = by_step[str(results.step.values[-1])]
-        print(f"solved at the last step: {last['rate']:.2f} (n={last['n']}, 95% {last['interval_95']})")
-    print(f"see {options.out}/*/*/steps.png")
-    return code
+    found, left_out = experiment.each_sample(options, "decode_steps", analyse)
+    summary = {} if not found else conclude(found, options)
+    experiment.write_summary(options.out, {"n": len(found), **summary}, options.asked, left_out)
+    print(f"{len(found)} samples, {len(left_out)} left out; see {options.out}/")
+    return int(bool(left_out))
+
+
+NAMES = {
+    "distance": "RMS distance of x0 to the last step's",
+    "solved": "x0 holds the right answer",
+    "score": "graded score of x0",
+    "answer": "answer read off x0",
+}
+
+
+def conclude(found: list[dict[str, Any]], options: Options) -> dict[str, Any]:
+    """Write `results.zarr`: what was read at every step, where samples have a scorer; return the headline."""
+    coords = {
+        "sample": np.array([f"{f['task']}/{f['id']}" for f in found], np.dtypes.StringDType()),
+        "step": ("step", found[0]["step"], {"long_name": "scheduler step (0 = most noise)"}),
+    }
+    kinds = {"answer": np.dtypes.StringDType()}  # what zarr has a specification for
+    data = {
+        name: (("sample", "step"), np.array([f[name] for f in found], kinds.get(name)), {"long_name": said})
+        for name, said in NAMES.items()
+        if all(name in f for f in found)
+    }
+    results = xr.Dataset(data, coords)
+    results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
+    if "solved" not in results:
+        return {"distance_to_last_step": dict(_by_step(results.distance.mean("sample")))}
+    return {"solved_at_step": {s: experiment.rate(list(v)) for s, v in _by_step(results.solved)}}
+
+
+def _by_step(values: xr.DataArray) -> list[tuple[str, Any]]:
+    return [(str(s), values.sel(step=s).values) for s in values.step.values.tolist()]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,14 @@ What a plain readout can and cannot show: the head was trained on the last layer
 an answer from an earlier layer, the answer is there, and written as the last layer writes it. Where it reads
 none, the layer may hold the answer in another basis. The tuned readout (Belrose et al. 2023, arXiv 2303.08112)
 first maps the states by one affine map per layer, fitted by ridge regression to the last layer's states on
-training scenes (seeds below 1,000,000), here used on others.
+training scenes (seeds below 1,000,000), here used on others. A benchmark (--eval-root) has no training scenes:
+it gets the plain readout.
+
+Memory. States are held for as many layers at a time as fit into --memory, with the sums of their fits: a state of
+Wan 14B (32,760 tokens x 5,120 channels, bfloat16) is 0.34 GB for each row and branch, a fit 0.42 GB for each expert. So
+with --block 1, guidance and two experts a layer takes 1.5 GB, and 8 GB fit 4 layers with the last: 10 passes over the
+scenes, one for every 4 layers. The finished maps are 0.1 GB each, 8 GB for 39 layers of two experts; what is read out, 8 MB
+for each row, step, layer and readout. --layers and --vis-steps make all of it less.
 
     python analyses/depth_lens.py --task maze --samples 32 --out runs/depth_lens
 """
@@ -18,6 +25,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +33,7 @@ import torch
 import tyro
 import xarray as xr
 from torch import Tensor
+from tqdm import tqdm
 
 import dit_lens as dl
 from dit_lens import analysis, plot, report, study
@@ -49,6 +58,8 @@ class Options(study.Options):
     """Training scenes that the tuned readout is fitted on; 0 leaves it out."""
     ridge: float = 1e-3
     """Strength of the ridge regression, as a share of the states' variance."""
+    memory: float = 8.0
+    """GB that states and sums may take; layers that do not fit together take a pass more. At least one goes."""
     sheets: int = 4
     """Samples whose readouts are drawn."""
     out: Path = Path("runs/depth_lens")
@@ -58,12 +69,25 @@ def main(options: Options) -> int:
     """Fit the maps, read out every sample, draw, save."""
     lens = dl.load(options.model)
     layers = sorted({*report.choose(options.layers, lens.layers, "layers"), lens.layers - 1})
-    maps = tune(lens, layers, options) if options.tuning_scenes else {}
+    fit, maps = None, {}
+    if options.tuning_scenes and options.eval_root is None:
+        scenes = study.training_samples(options, options.tuning_scenes)
+        fit = study.once(options, "maps", lens, scenes, lambda: tune(lens, scenes, layers, options))
+        maps = as_maps(fit)
     results, code = study.study(
-        options, "depth_lens", lens, lambda part: measure(lens, part, layers, maps, options)
+        options, "depth_lens", lens, lambda part: measure(lens, part, layers, maps, options), fit
     )
     conclude(results, options)
-    sheets(lens, layers, maps, options)
+    for sample in [s for s in study.samples_of(options) if f"{s.task}/{s.id}" in results.sample][
+        : options.sheets
+    ]:
+        name = f"sheet-{sample.task}-{sample.id}"
+        draw(
+            study.once(
+                options, name, lens, [sample], lambda s=sample: sheet(lens, s, layers, maps, options), fit
+            ),
+            options.out / sample.task / sample.id,
+        )
     return code
 
 
@@ -72,34 +96,64 @@ def watched(batch: Batch, layers: list[int]) -> list[tuple[str, str, int]]:
     return [("block", branch, layer) for branch in batch.layout.branches for layer in layers]
 
 
-def tune(lens: dl.Lens, layers: list[int], options: Options) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
-    """Fit, for each layer but the last, an affine map to the last layer's states; over all steps and branches."""
-    scenes = study.training_samples(options, options.tuning_scenes)
-    fits: dict[tuple[str, int], AffineFit] = {}
-    for start in range(0, len(scenes), options.block):
-        batch = lens.batch(
-            [(s, i) for i, s in enumerate(scenes[start : start + options.block], start)],
-            options.steps,
-            options.cfg_scale,
-            options.at_once,
-        )
-        x = batch.noise
-        for step in range(batch.steps):
-            out = batch.step(step, x, watch=watched(batch, layers))
-            for (_, branch, layer), states in out.states.items():
-                target = out.states["block", branch, layers[-1]].flatten(0, 3).float().cpu().numpy()
-                tokens = states.flatten(0, 3).float().cpu().numpy()
-                fit = fits.setdefault(
-                    (batch.expert(step), layer), AffineFit(tokens.shape[1], target.shape[1], options.ridge)
-                )
-                fit.add(tokens, target)
-            x = out.latents
-    maps = {}
-    for place, fit in fits.items():
-        if place[1] != layers[-1]:
-            weight, bias = fit.solve()
-            maps[place] = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
-    return maps
+def passes(batch: Batch, layers: list[int], options: Options, fits: bool = False) -> list[list[int]]:
+    """Cut layers into as many as fit into memory at a time: their states, and with `fits` sums and the last layer's states."""
+    place = ("block", batch.layout.branches[0], layers[0])
+    state = batch.step(0, batch.noise[:1], rows=[0], watch=[place]).states[place]
+    states = state.nbytes * len(batch.pairs) * len(batch.layout.branches)
+    sums = 16 * state.shape[-1] ** 2 * len(batch.layout.experts) if fits else 0
+    most = max(1, int((options.memory * 1e9 - states * fits) // (states + sums)))
+    return [layers[i : i + most] for i in range(0, len(layers), most)]
+
+
+def tune(lens: dl.Lens, scenes: list[dl.Sample], layers: list[int], options: Options) -> xr.Dataset:
+    """Fit, for each layer but the last, an affine map to the last layer's states; over all steps and branches.
+
+    Returns:
+        `weight` [expert, layer, channel, target] and `bias` [expert, layer, target].
+    """
+    pairs = [(s, i) for i, s in enumerate(scenes)]
+    parts = [pairs[i : i + options.block] for i in range(0, len(pairs), options.block)]
+    first = lens.batch(parts[0], options.steps, options.cfg_scale, options.at_once)
+    found = {}
+    for group in passes(first, layers[:-1], options, fits=True):
+        fits: dict[tuple[str, int], AffineFit] = {}
+        for part in tqdm(parts, desc=f"fitting layers {group[0]} to {group[-1]}", leave=False):
+            batch = lens.batch(part, options.steps, options.cfg_scale, options.at_once)
+            add(fits, batch, group, layers[-1], options.ridge)
+        found |= {place: fit.solve() for place, fit in fits.items()}
+    experts = np.array(sorted({expert for expert, _ in found}), np.dtypes.StringDType())
+    weight, bias = (np.array([[found[e, i][k] for i in layers[:-1]] for e in experts], "f4") for k in (0, 1))
+    dims = ("expert", "layer", "channel", "target")
+    return xr.Dataset(
+        {"weight": (dims, weight), "bias": ((*dims[:2], "target"), bias)},
+        {"expert": experts, "layer": layers[:-1]},
+    )
+
+
+def add(
+    fits: dict[tuple[str, int], AffineFit], batch: Batch, group: list[int], last: int, ridge: float
+) -> None:
+    """Run a batch, and add the states of a few layers, with the last layer's, to their fits."""
+    x = batch.noise
+    for step in range(batch.steps):
+        out = batch.step(step, x, watch=watched(batch, [*group, last]))
+        for branch in batch.layout.branches:
+            target = out.states.pop(("block", branch, last)).flatten(0, 3).float().cpu().numpy()
+            for layer in group:
+                tokens = out.states.pop(("block", branch, layer)).flatten(0, 3).float().cpu().numpy()
+                place = batch.expert(step), layer
+                fits.setdefault(place, AffineFit(tokens.shape[1], target.shape[1], ridge)).add(tokens, target)
+        x = out.latents
+
+
+def as_maps(fit: xr.Dataset) -> Maps:
+    """Return what was fitted by (expert, layer)."""
+    return {
+        (expert, layer): tuple(torch.from_numpy(fit[n].values[e, i]) for n in ("weight", "bias"))
+        for e, expert in enumerate(fit.expert.values.tolist())
+        for i, layer in enumerate(fit.layer.values.tolist())
+    }
 
 
 def read_out(batch: Batch, step: int, x: Tensor, out: Stepped, layer: int, maps: Maps) -> Tensor:
@@ -118,29 +172,47 @@ def read_out(batch: Batch, step: int, x: Tensor, out: Stepped, layer: int, maps:
     return x + velocity * (0 - batch.scheduler.sigmas[step])
 
 
+def read_all(
+    batch: Batch, layers: list[int], steps: list[int], maps: Maps, options: Options
+) -> tuple[dict[tuple[int, str, int], Tensor], Tensor]:
+    """Run a batch; return x0 of every (step, readout, layer), [row, channel, frame, y, x], and the last latents."""
+    kinds = {"plain": {}, "tuned": maps} if maps else {"plain": {}}
+    groups = passes(batch, layers, options)
+    x, read = batch.noise, {}
+    for step in range(batch.steps):
+        for group in groups if step in steps else [[]]:
+            out = batch.step(step, x, watch=watched(batch, group))
+            for kind, layer in product(kinds, group):
+                read[step, kind, layer] = read_out(batch, step, x, out, layer, kinds[kind])
+        x = out.latents
+    return {place: read[place] for place in product(steps, kinds, layers)}, x
+
+
 def measure(
     lens: dl.Lens, samples: list[dl.Sample], layers: list[int], maps: Maps, options: Options
 ) -> xr.Dataset:
     """Read out every layer at the chosen steps: scores, and the distance to the final x0."""
     batch = lens.batch(study.pairs_of(samples, options), options.steps, options.cfg_scale, options.at_once)
     steps = report.choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
-    kinds = {"plain": {}, "tuned": maps} if maps else {"plain": {}}
-    x, found = batch.noise, []
-    for step in range(batch.steps):
-        out = batch.step(step, x, watch=watched(batch, layers) if step in steps else [])
-        if step in steps:
-            found += [read_out(batch, step, x, out, layer, m) for m in kinds.values() for layer in layers]
-        x = out.latents
-    judged = study.outcomes(batch, torch.stack(found), x)
-    shape = (len(steps), len(kinds), len(layers))
-    names = ("step", "readout", "layer")
-    text = np.dtypes.StringDType()
-    coords = {"step": steps, "readout": np.array(list(kinds), text), "layer": layers}
+    read, ended = read_all(batch, layers, steps, maps, options)
+    judged = study.outcomes(batch, torch.stack(list(read.values())), ended)
+    kinds = list(dict.fromkeys(kind for _, kind, _ in read))
+    coords = {"step": steps, "readout": np.array(kinds, np.dtypes.StringDType()), "layer": layers}
     data = xr.Dataset(
-        {n: ((*names, "pair"), v.values.reshape(*shape, -1)) for n, v in judged.items()},
+        {
+            n: ((*coords, "pair"), v.values.reshape(len(steps), len(kinds), len(layers), -1))
+            for n, v in judged.items()
+        },
         {**coords, "sigma": ("step", [batch.sigmas[s] for s in steps])},
     )
     return study.by_sample(data, samples, options)
+
+
+LABELS = {
+    "solved": "solved (share)",
+    "score": "score",
+    "distance": "RMS distance to the final latents",
+}
 
 
 def conclude(results: xr.Dataset, options: Options) -> None:
@@ -161,40 +233,47 @@ def conclude(results: xr.Dataset, options: Options) -> None:
             summary[f"tuned minus plain, {name}"] = study.headline(gain)
         title = f"Read out of every layer · {options.task}, {results.sizes['sample']} samples"
         figure = plot.heatmap(
-            means["mean"].transpose("readout", "layer", "step"), value_label=name, title=title
+            means["mean"].transpose("readout", "layer", "step"), value_label=LABELS[name], title=title
         )
         plot.save(figure, options.out / f"{name}.png")
     study.finish(options, summary, means.attrs)
 
 
-def sheets(lens: dl.Lens, layers: list[int], maps: Maps, options: Options) -> None:
-    """Draw what is read out of every layer at the chosen steps, for a few samples."""
-    samples = study.samples_of(options)[: options.sheets]
-    batch = lens.batch(
-        [(s, study.noise_seeds(s, options)[0]) for s in samples],
-        options.steps,
-        options.cfg_scale,
-        options.at_once,
-    )
+def sheet(lens: dl.Lens, sample: dl.Sample, layers: list[int], maps: Maps, options: Options) -> xr.Dataset:
+    """Decode what is read out of every layer of one run: its last `frame`, and whether it is `solved`."""
+    pair = sample, study.noise_seeds(sample, options)[0]
+    batch = lens.batch([pair], options.steps, options.cfg_scale, options.at_once)
     steps = report.choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
-    kinds = {"plain": {}, "tuned": maps} if maps else {"plain": {}}
-    x, read = batch.noise, {}
-    for step in range(batch.steps):
-        out = batch.step(step, x, watch=watched(batch, layers) if step in steps else [])
-        for kind, chosen in kinds.items() if step in steps else ():
-            for layer in layers:
-                read[kind, layer, step] = batch.decode(read_out(batch, step, x, out, layer, chosen))
-        x = out.latents
-    for kind in kinds:
-        for i, sample in enumerate(samples):
-            videos = [[read[kind, layer, step][i] for step in steps] for layer in layers]
-            solved = None
-            if sample.scorer is not None:
-                solved = np.array([[sample.score(v).solved for v in row] for row in videos])
-            title = f"{kind} readout of every layer, last frame · {sample.task} {sample.id}"
-            frames = np.array([[v[-1] for v in row] for row in videos])
-            figure = plot.depth_sheet(frames, layers, steps, solved=solved, title=title)
-            plot.save(figure, options.out / sample.task / sample.id / f"depth_{kind}.png")
+    read, _ = read_all(batch, layers, steps, maps, options)
+    frames, solved = {}, {}
+    for place, x0 in read.items():
+        video = batch.decode(x0)[0]
+        frames[place] = video[-1]
+        solved[place] = sample.scorer is not None and sample.score(video).solved
+    kinds = list(dict.fromkeys(kind for _, kind, _ in read))
+    coords = {"step": steps, "readout": np.array(kinds, np.dtypes.StringDType()), "layer": layers}
+    shape = tuple(map(len, coords.values()))
+    pictures = np.array(list(frames.values()))
+    data = {"frame": ((*coords, "height", "width", "rgb"), pictures.reshape(*shape, *pictures.shape[1:]))}
+    if sample.scorer is not None:
+        data["solved"] = (tuple(coords), np.array(list(solved.values())).reshape(shape))
+    title = f"last frame · {sample.task} {sample.id}"
+    return xr.Dataset(data, {**coords, "sigma": ("step", [batch.sigmas[s] for s in steps])}, {"title": title})
+
+
+def draw(read: xr.Dataset, folder: Path) -> None:
+    """Draw a sheet for each readout."""
+    for kind in read.readout.values.tolist():
+        one = read.sel(readout=kind).transpose("layer", "step", ...)
+        figure = plot.depth_sheet(
+            one.frame.values,
+            one.layer.values.tolist(),
+            one.step.values.tolist(),
+            solved=one.solved.values if "solved" in one else None,
+            sigmas=one.sigma.values.tolist(),
+            title=f"{kind} readout of every layer, {read.attrs['title']}",
+        )
+        plot.save(figure, folder / f"depth_{kind}.png")
 
 
 if __name__ == "__main__":

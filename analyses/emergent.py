@@ -5,10 +5,20 @@ scorer. Per run: the answers, the step after which the answer no longer changes,
 from wrong to right and back. On boards with a trail: how many answers x0 shows at once, the mass of its trail
 off the right path, and the share of the right path.
 
-Perception before action, on choose and circle: the step from which on a linear probe (logistic regression on the
-middle layer's states at the objects' cells, fitted on training scenes, a probe a step) names the object that the
-video ends up with, against the step at which x0's answer is set. What the probe is fitted to find is the
-model's own final choice, right or wrong.
+For what x0 is compared with, the ground-truth video goes through the model's codec and is read in the same way: the
+floor of what codec and scorer add.
+
+Perception before action, on choose and circle: linear probes on the middle layer's states at the objects' cells
+(`dit_lens.probing`), one a step, fitted on training scenes, name the object that the video ends up with. They stand
+beside probes on shuffled labels and the most common answer. What they are fitted to find is the model's own final
+choice, right or wrong. The step from which a probe names it is compared with the step from which x0's picture leans to
+it: both by one rule, the first step from which on the answer is that of the last step; and both asked for a pick,
+not for a whole answer (the scorer's stricter reading stands beside). Runs count whose probe ends at what the video
+shows, as a probe that knows nothing may keep to its answer from the start.
+
+Working memory, on occlude: whether x0 shows the ball while it is hidden, and lane and colour of the one that comes
+out; and whether probes find them in the states behind the bar, in the latent frames in which the ball is hidden. The
+model sees the first frame at every layer, so that these states could hold it need not mean that they remember it.
 
     python analyses/emergent.py --task maze --samples 64 --out runs/emergent_maze
 """
@@ -23,15 +33,12 @@ from typing import Any
 import numpy as np
 import tyro
 import xarray as xr
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 import dit_lens as dl
-from dit_lens import analysis, plot, study
+from dit_lens import analysis, plot, probing, study
 from dit_lens.clean import clean_runs
 from dit_lens.tasks import explore
-from dit_lens.tasks.canvas import OBJECT, centre, likeness, patch
+from dit_lens.tasks.permanence import lanes, permanence
 
 
 @dataclass
@@ -48,32 +55,61 @@ class Options(study.Options):
 def main(options: Options) -> int:
     """Read every clean run, fit the probes, draw, save."""
     lens = dl.load(options.model)
-    probes = (
-        fit_probes(lens, options) if options.task in ("choose", "circle") and options.probe_scenes else []
+    probes = fit_probes(lens, options) if probing.ask(options.task) and options.probe_scenes else None
+    results, code = study.study(
+        options, "emergent", lens, lambda part: measure(lens, part, probes, options), probes
     )
-    results, code = study.study(options, "emergent", lens, lambda part: measure(lens, part, probes, options))
     conclude(results, options)
     return code
 
 
-def measure(lens: dl.Lens, samples: list[dl.Sample], probes: list[Any], options: Options) -> xr.Dataset:
+def fit_probes(lens: dl.Lens, options: Options) -> xr.Dataset:
+    """Fit probes on training scenes, or read those that an earlier command fitted."""
+    questions = probing.ask(options.task)
+    if questions[0].folds > 1:  # too few scenes to keep some for testing: the probes are fitted by fold
+        scenes = [dl.tasks.make(options.task, i) for i in range(options.probe_scenes)]
+    else:
+        scenes = study.training_samples(options, options.probe_scenes)
+
+    def fit() -> xr.Dataset:
+        pairs = [(s, i) for i, s in enumerate(scenes)]
+        return probing.fit(lens.batch(pairs, options.steps, options.cfg_scale, options.at_once), questions)
+
+    return study.once(options, "probes", lens, scenes, fit)
+
+
+def measure(
+    lens: dl.Lens, samples: list[dl.Sample], probes: xr.Dataset | None, options: Options
+) -> xr.Dataset:
     """Read x0 of every step of every run."""
     pairs = study.pairs_of(samples, options)
     runs = clean_runs(lens, pairs, options.clean, options.steps, options.cfg_scale, options.at_once)
     found: dict[str, list[Any]] = {}
     for (sample, _), run in zip(pairs, runs, strict=True):
-        frames = [lens.decode(run["x0"].isel(step=i)) for i in range(run["x0"].sizes["step"])]
-        for name, values in read(sample, frames).items():
+        moved = analysis.trajectory_distance(run["x0"]).to_final_frame
+        read_here = {"distance": np.sqrt((moved**2).mean("frame")).values}
+        if sample.scorer is not None:
+            frames = [lens.decode(run["x0"].isel(step=i)) for i in range(run["x0"].sizes["step"])]
+            read_here |= read(sample, frames)
+        for name, values in read_here.items():
             found.setdefault(name, []).append(values)
-    text = np.dtypes.StringDType()
     data = xr.Dataset(
-        {n: (("pair", "step"), np.array(v, text if n == "answer" else None)) for n, v in found.items()},
+        {n: (("pair", "step"), as_array(v)) for n, v in found.items()},
         {"step": runs[0]["x0"].step.values, "sigma": ("step", runs[0]["x0"].sigma.values)},
     )
-    if probes:
-        named, picks = probed(lens, pairs, probes, options)
-        data["probe"], data["picks"] = (("pair", "step"), named), ("pair", picks)
-    return study.by_sample(data, samples, options)
+    if probes is not None:
+        batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+        data = data.merge(probing.named(batch, probing.ask(options.task), probes))
+    data = study.by_sample(data, samples, options)
+    for name, floor in floors(lens, samples, [n for n in FLOORED if n in data]).items():
+        data[f"{name}_floor"] = ("sample", floor)
+    return data
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Return an array; of text, one that zarr has a specification for."""
+    array = np.array(values)
+    return array.astype(np.dtypes.StringDType()) if array.dtype.kind in "UO" else array
 
 
 def read(sample: dl.Sample, frames: list[np.ndarray]) -> dict[str, list[Any]]:
@@ -85,73 +121,33 @@ def read(sample: dl.Sample, frames: list[np.ndarray]) -> dict[str, list[Any]]:
     if sample.task in ("maze", "loop"):
         out["off_path"] = [explore.off_path(sample, video) for video in frames]
         out["on_path"] = [explore.on_path(sample, video) for video in frames]
+    if sample.task == "choose":
+        out["goal_x0"] = [explore.leaning(sample, video) for video in frames]
+    if sample.task == "circle":
+        (question,) = probing.ask("circle")
+        out["objects_x0"] = [question.right(sample, s.answer) for s in scores]
+    if sample.task == "occlude":
+        seen, (colour, lane) = [permanence(sample, video) for video in frames], lanes(sample)
+        out |= {"hidden_ball": [s.hidden for s in seen]}
+        out |= {"colour_x0": [s.colour for s in seen], "lane_x0": [s.lane for s in seen]}
+        out |= {
+            "keeps_colour": [s.colour == colour for s in seen],
+            "keeps_lane": [s.lane == lane for s in seen],
+        }
     return out
 
 
-# ---- the probe
-
-
-def objects(sample: dl.Sample) -> list[tuple[int, int]]:
-    """Return the cells among which the answer picks: goals, or objects in the scene."""
-    known = sample.scorer.keywords  # type: ignore[union-attr]
-    if "goals" in known:
-        return list(known["goals"])
-    seen = likeness(np.asarray(sample.image), OBJECT)
-    cells = [(r, c) for r in range(sample.height // 16) for c in range(sample.width // 16)]
-    return [cell for cell in cells if patch(seen, *centre(cell), 3) > 0.5]
-
-
-def picked(sample: dl.Sample, answer: str) -> list[bool]:
-    """Say of every object whether an answer picks it."""
-    if sample.task == "choose":
-        return [answer == f"goal {i}" for i in range(len(objects(sample)))]
-    return [f"{r}{c}" in answer.split() for r, c in objects(sample)]
-
-
-def states_and_answers(
-    lens: dl.Lens, pairs: list[tuple[dl.Sample, int]], options: Options
-) -> tuple[list[list[np.ndarray]], list[str]]:
-    """Return the middle layer's states at the objects' cells, last latent frame, by step and pair; and final answers."""
-    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
-    place, x, states = ("block", "cond", lens.layers // 2), batch.noise, []
-    for step in range(batch.steps):
-        out = batch.step(step, x, watch=[place])
-        last = out.states[place][:, -1].float().cpu().numpy()
-        states.append(
-            [np.stack([h[cell] for cell in objects(s)]) for h, (s, _) in zip(last, pairs, strict=True)]
-        )
-        x = out.latents
-    answers = [s.score(batch.decode(z[None])[0]).answer for z, (s, _) in zip(x, pairs, strict=True)]
-    return states, answers
-
-
-def fit_probes(lens: dl.Lens, options: Options) -> list[Any]:
-    """Fit a probe for every step on training scenes."""
-    pairs = [(s, i) for i, s in enumerate(study.training_samples(options, options.probe_scenes))]
-    states, answers = states_and_answers(lens, pairs, options)
-    labels = np.concatenate([picked(s, a) for (s, _), a in zip(pairs, answers, strict=True)])
-    # Strong shrinkage: a few hundred objects, as many channels.
-    return [
-        make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(
-            np.concatenate(h), labels
-        )
-        for h in states
-    ]
-
-
-def probed(
-    lens: dl.Lens, pairs: list[tuple[dl.Sample, int]], probes: list[Any], options: Options
-) -> np.ndarray:
-    """Say for every pair and step whether the probe names what the video ends up with."""
-    states, answers = states_and_answers(lens, pairs, options)
-    right = np.zeros((len(pairs), len(states)), bool)
-    for step, (probe, here) in enumerate(zip(probes, states, strict=True)):
-        for i, ((sample, _), answer, h) in enumerate(zip(pairs, answers, here, strict=True)):
-            odds, wanted = probe.decision_function(h), np.array(picked(sample, answer))
-            # choose picks one of them; circle decides on each.
-            said = np.arange(len(odds)) == odds.argmax() if sample.task == "choose" else odds > 0
-            right[i, step] = bool(wanted.any()) and bool((said == wanted).all())
-    return right, np.array([any(picked(s, a)) for (s, _), a in zip(pairs, answers, strict=True)])
+def floors(lens: dl.Lens, samples: list[dl.Sample], names: list[str]) -> dict[str, list[float]]:
+    """Read the ground truth, after the model's codec where the family can encode, as x0 is read."""
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for sample in samples if names else []:
+        video = sample.truth
+        if lens.family.encode is not None:
+            video = lens.family.decode(lens.pipe, lens.family.encode(lens.pipe, video))[0]
+        values = read(sample, [video])
+        for name in names:
+            found[name].append(float(values[name][0]))
+    return found
 
 
 # ---- what it comes to
@@ -160,60 +156,134 @@ def probed(
 def conclude(results: xr.Dataset, options: Options) -> None:
     """Summarise, draw, save."""
     summary: dict[str, Any] = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
-    along = [n for n in ("solved", "score", "candidates", "off_path", "on_path", "probe") if n in results]
-    for name in along:
+    first, last = (results.isel(step=i, drop=True) for i in (0, -1))
+    for name in [n for n in LABELS if n in results]:
         means = analysis.mean(results[name].astype(float), along="step")
         summary[f"{name} by step"] = study.headline(means)
+        change = analysis.effect(last[name].astype(float), first[name].astype(float))
+        summary[f"{name} at the last step minus at the first"] = study.headline(change)
+        floor = None
+        if f"{name}_floor" in results:
+            floor = analysis.mean(results[f"{name}_floor"])
+            summary[f"{name} of the ground truth"] = study.headline(floor)
+            every = results[f"{name}_floor"].expand_dims(seed=results.seed)
+            above = analysis.effect(last[name].astype(float), every.transpose("sample", "seed"))
+            summary[f"{name} at the last step minus of the ground truth"] = study.headline(above)
+        title = f"{LABELS[name]} · {options.task}"
         figure = plot.curves(
-            means, "step", value_label=LABELS[name], title=f"{LABELS[name]} · {options.task}"
+            means,
+            "step",
+            value_label=LABELS[name],
+            title=title,
+            reference=floor,
+            reference_label="ground truth",
         )
         plot.save(figure, options.out / f"{name}_by_step.png")
-    held, turned = analysis.commitment(results.answer), analysis.corrections(results.solved)
-    for data in (held, turned):
-        for name in (n for n in data if n != "first_right"):
-            summary[str(name)] = study.headline(analysis.mean(data[name].astype(float)))
-    gain = analysis.effect(results.solved.isel(step=-1, drop=True), results.solved.isel(step=0, drop=True))
-    summary["solved at the last step minus at the first"] = study.headline(gain)
-    plot.save(plot.commitment_steps(held.commitment), options.out / "commitment.png")
+    if "answer" in results:
+        summary |= turns(results, options)
     if "candidates" in results:
         several = results.candidates.isel(step=0) > 1
         summary["several answers at step 0"] = study.headline(analysis.mean(several.astype(float)))
-    if "probe" in results:
-        summary["perception before action"] = perception(results, held)
+    for question in probing.ask(options.task):
+        if f"{question.name}_hit" in results:
+            summary[f"probe of the {question.name}"] = probe_by_step(results, question.name, options)
+            summary[f"perception before action, {question.name}"] = perception(results, question.name)
     study.finish(options, summary, means.attrs)
 
 
-def perception(results: xr.Dataset, held: xr.Dataset) -> dict[str, Any]:
-    """Compare, per sample, the step from which on the probe is right with the step of commitment."""
-    # Runs that end without a pick have nothing to identify.
-    picks = results.picks.all("seed") if "picks" in results else results.probe.any("step").all("seed")
-    results, held = results.isel(sample=picks.values), held.isel(sample=picks.values)
-    wrong = ~results.probe
-    steps = results.sizes["step"]
-    # One step after the last at which the probe was wrong; runs in which it is wrong to the end count as `steps`.
-    last_wrong = xr.where(
-        wrong.any("step"), steps - 1 - wrong.isel(step=slice(None, None, -1)).argmax("step"), -1
-    )
-    identified = (last_wrong + 1).astype(float)
+def turns(results: xr.Dataset, options: Options) -> dict[str, Any]:
+    """Summarise when answers are set, and how often they turn."""
+    held, turned = analysis.commitment(results.answer), analysis.corrections(results.solved)
+    plot.save(plot.commitment_steps(held.commitment, steps=results.step), options.out / "commitment.png")
     return {
-        "samples whose runs pick something": results.sizes["sample"],
-        "identified at step": study.headline(analysis.mean(identified)),
-        "committed at step": study.headline(analysis.mean(held.commitment.astype(float))),
-        "committed minus identified": study.headline(
-            analysis.effect(held.commitment.astype(float), identified)
-        ),
-        "never identified": float((identified == steps).mean()),
+        str(name): study.headline(analysis.mean(data[name].astype(float)))
+        for data in (held, turned)
+        for name in data
+        if name != "first_right"
     }
 
 
+def probe_by_step(results: xr.Dataset, name: str, options: Options) -> dict[str, Any]:
+    """Draw and summarise how often a probe is right, beside shuffled labels and the most common answer."""
+    both = [results[f"{name}_hit"].astype(float), results[f"{name}_shuffled"]]
+    labels = np.array(["fitted", "shuffled labels"], np.dtypes.StringDType())
+    means = analysis.mean(xr.concat(both, xr.Variable("probe", labels)), along="step")
+    common = analysis.mean(results[f"{name}_common"].astype(float))
+    figure = plot.curves(
+        means,
+        "step",
+        value_label="runs in which it is right (share)",
+        title=f"Linear probe of the {name}, middle layer · {options.task}",
+        reference=common,
+        reference_label="most common answer",
+        limits=(0, 1.02),
+    )
+    plot.save(figure, options.out / f"probe_{name}_by_step.png")
+    gain = analysis.effect(*both, along="step")
+    return {
+        **study.headline(means),
+        "most common answer": study.headline(common),
+        "fitted minus shuffled labels": study.headline(gain),
+    }
+
+
+def perception(results: xr.Dataset, name: str) -> dict[str, Any]:
+    """Compare the step from which on a probe names what the video shows with that from which on x0 leans to it.
+
+    One rule for both, and for the scorer's whole answer: `analysis.commitment`, the first step from which on the answer
+    is that of the last step.
+    """
+    right = results[f"{name}_right"]
+    there = right != ""
+    ends = {kind: there & (results[f"{name}_{kind}"].isel(step=-1) == right) for kind in ("probe", "x0")}
+    kept = results.isel(sample=(ends["probe"] & ends["x0"]).all("seed").values)
+    out: dict[str, Any] = {
+        "runs that end with something to name": float(there.mean()),
+        "of these, the probe names it at the last step": share(ends["probe"], there),
+        "of these, x0 leans to it at the last step": share(ends["x0"], there),
+        "samples compared": kept.sizes["sample"],
+    }
+    if kept.sizes["sample"] < 2:
+        return out
+    steps = {kind: set_at(kept[f"{name}_{kind}"]) for kind in ("probe", "x0")} | {
+        "answer": set_at(kept.answer)
+    }
+    said = {
+        "probe": "probe names it from step",
+        "x0": "x0 leans to it from step",
+        "answer": "x0 holds the answer from step",
+    }
+    return out | {
+        **{said[kind]: study.headline(analysis.mean(found)) for kind, found in steps.items()},
+        "x0 leans minus probe names": study.headline(analysis.effect(steps["x0"], steps["probe"])),
+        "x0 holds the answer minus probe names": study.headline(
+            analysis.effect(steps["answer"], steps["probe"])
+        ),
+    }
+
+
+def set_at(answers: xr.DataArray) -> xr.DataArray:
+    """Return the step from which on an answer [..., step] is that of the last step."""
+    return analysis.commitment(answers).commitment.astype(float)
+
+
+def share(hits: xr.DataArray, among: xr.DataArray) -> float:
+    """Return how often something is so, among some runs."""
+    return float(hits.sum() / max(int(among.sum()), 1))
+
+
 LABELS = {
+    "distance": "RMS distance of x0 to the final one",
     "solved": "x0 holds the right answer (share)",
     "score": "score of x0",
     "candidates": "answers that x0 shows at once",
     "off_path": "trail off the right path (edges)",
     "on_path": "share of the right path in x0",
-    "probe": "probe names the final choice (share)",
+    "hidden_ball": "ball seen while it is hidden (balls)",
+    "keeps_colour": "colour kept behind the bar (share)",
+    "keeps_lane": "lane kept behind the bar (share)",
 }
+FLOORED = ("candidates", "off_path", "on_path", "hidden_ball", "keeps_colour", "keeps_lane")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,20 @@
 Every sample is generated with each number of frames. A model that was trained on one number is asked here for
 what it never saw, where the number is another: a drop away from the trained number says that, too.
 
+Arms share their scenes, not their noise: noise of another length is other noise, and there is no way to make it the same.
+So the differences between numbers of frames hold the seed's own scatter, too; --seeds averages over it.
+
     python analyses/frame_count.py --task maze --samples 64 --counts 5 9 13 17 25 --out runs/frame_count
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import tyro
 import xarray as xr
 from tqdm import tqdm
@@ -25,16 +30,43 @@ class Options(study.Options):
     """Vary the number of frames."""
 
     counts: tuple[int, ...] = (5, 9, 13, 17, 25)
-    """Numbers of frames; models round them to what they take (4k + 1 for Wan)."""
+    """Numbers of frames; a model rounds them to what it takes (4k + 1 for Wan), and the results say to what."""
     out: Path = Path("runs/frame_count")
+
+    @property
+    def title(self) -> str:
+        """Of the figures."""
+        return f"Number of frames · {self.task}"
+
+
+NOISE = "scenes are paired between numbers of frames; the initial noise is not: noise of another length is other noise"
 
 
 def main(options: Options) -> int:
     """Generate with every number of frames, compare, draw, save."""
     lens = dl.load(options.model)
+    first = study.samples_of(options)[0]
+    if first.scorer is None:
+        raise dl.TaskError("frame_count compares scores, and these samples have no scorer: use a --task.")
+    made = true_counts(lens, first, options.counts)
+    options = replace(options, counts=tuple(made))
     results, code = study.study(options, "frame_count", lens, lambda part: measure(lens, part, options))
-    study.compare(results, "frames", f"Number of frames · {options.task}", options)
+    more = {"noise": NOISE, "frames made, by frames asked for": made}
+    study.compare(results, "frames", options.title, options, more)
     return code
+
+
+def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict[int, list[int]]:
+    """Return the numbers of frames that the model makes, with those asked for that come to each."""
+    made: dict[int, list[int]] = {}
+    for count in counts:
+        channels, frames, _, _ = lens.family.latent_grid(lens.pipe, replace(sample, num_frames=count))
+        # A small picture has as many frames as a large one.
+        made.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
+    for frames, asked in made.items():
+        if asked != [frames]:
+            print(f"{', '.join(map(str, asked))} frames asked for: the model makes {frames}, once.")
+    return made
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:

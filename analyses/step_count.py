@@ -1,7 +1,8 @@
 """How does the answer depend on the number of denoising steps? The paper's distillation study.
 
 Every sample is generated with each number of steps, from the same noise; with few steps a model that works its
-answer out along them has less room to.
+answer out along them has less room to. Where the task has a right path (maze, loop), results are also given by its length:
+whether the long ones are those that gain from steps.
 
     python analyses/step_count.py --task maze --samples 64 --counts 1 2 4 8 20 --out runs/step_count
 """
@@ -11,14 +12,17 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import tyro
 import xarray as xr
 from tqdm import tqdm
 
 import dit_lens as dl
-from dit_lens import study
+from dit_lens import analysis, plot, study
+from dit_lens.tasks import explore
 
 
 @dataclass
@@ -34,7 +38,8 @@ def main(options: Options) -> int:
     """Generate with every number of steps, compare, draw, save."""
     lens = dl.load(options.model)
     results, code = study.study(options, "step_count", lens, lambda part: measure(lens, part, options))
-    study.compare(results, "steps", f"Number of steps · {options.task}", options)
+    lengths = by_length(results, options) if "length" in results else {}
+    study.compare(results, "steps", f"Number of steps · {options.task}", options, lengths)
     return code
 
 
@@ -52,7 +57,63 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         ended[n] = x
     most = max(options.counts)
     found = study.outcomes(batches[most], torch.stack(list(ended.values())), ended[most])
-    return study.by_sample(found.rename(arm="steps").assign_coords(steps=list(ended)), samples, options)
+    data = study.by_sample(found.rename(arm="steps").assign_coords(steps=list(ended)), samples, options)
+    lengths = [explore.path_length(sample) for sample in samples]
+    return data if None in lengths else data.assign(length=("sample", lengths))
+
+
+def bins(lengths: xr.DataArray) -> dict[str, np.ndarray]:
+    """Cut samples into up to 4 bins of path length, about equally full; each has at least 2 samples.
+
+    Returns:
+        By name (`8-10 cells`), the numbers of the samples.
+    """
+    order = np.sort(lengths.values)
+    edges = sorted({int(order[i * len(order) // 4]) for i in range(4)})
+    found: dict[str, np.ndarray] = {}
+    for low, after in zip(edges, [*edges[1:], int(order[-1]) + 1], strict=True):
+        inside = np.flatnonzero((lengths.values >= low) & (lengths.values < after))
+        if len(inside) > 1:
+            last = int(lengths.values[inside].max())
+            found[f"{low} cells" if low == last else f"{low}-{last} cells"] = inside
+    return found
+
+
+def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:
+    """Draw the rate of right answers by number of steps, for paths of several lengths; return it with intervals."""
+    solved = results.solved.astype(float)
+    parts = {name: solved.isel(sample=inside) for name, inside in bins(results.length).items()}
+    if len(parts) < 2:
+        return {}
+    means = {name: analysis.mean(part) for name, part in parts.items()}
+    counted = [f"{name}, n = {part.sizes['sample']}" for name, part in parts.items()]
+    drawn = xr.concat(
+        list(means.values()),
+        xr.Variable("path", np.array(counted, np.dtypes.StringDType()), {"long_name": "right path"}),
+        combine_attrs="drop_conflicts",
+    )
+    figure = plot.curves(
+        drawn.assign_attrs(n_samples=sum(p.sizes["sample"] for p in parts.values())),
+        "steps",
+        value_label="solved (share)",
+        title=f"Number of steps, by the length of the right path · {options.task}",
+        marks=True,
+        limits=(-0.03, 1.03),
+    )
+    plot.save(figure, options.out / "solved_by_length.png")
+    few, many = (solved.steps.values.tolist().index(pick(options.counts)) for pick in (min, max))
+    return {
+        "solved by path length": {
+            name: {
+                "n": part.sizes["sample"],
+                "by steps": study.headline(means[name]),
+                f"{max(options.counts)} steps minus {min(options.counts)}": study.headline(
+                    analysis.effect(part.isel(steps=many, drop=True), part.isel(steps=few, drop=True))
+                ),
+            }
+            for name, part in parts.items()
+        }
+    }
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ def main(options: Options) -> int:
     steps = report.choose(options.vis_steps, options.steps or lens.family.default_steps, "vis-steps")
     layers = report.choose(options.layers, lens.layers, "layers", auto=4)
     record = [dl.energy, (dl.hidden, dl.at(step=steps, layer=layers, branch=options.branch))]
-    first = experiment.samples(options)[0]
-    print(lens.estimate(record, first, options.steps, cfg_scale=options.cfg_scale))
+    first = next(iter(experiment.samples(options)), None)
+    if first is not None:
+        print(lens.estimate(record, first, options.steps, cfg_scale=options.cfg_scale))
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
         run = lens.run(
@@ -56,7 +57,7 @@ def main(options: Options) -> int:
         mean = run["energy"].sel(branch=options.branch).mean(("frame", "y", "x"))
         return {"energy": mean.values.tolist()}
 
-    found, code = experiment.each_sample(options, "token_maps", analyse)
+    found, left_out = experiment.each_sample(options, "token_maps", analyse)
     if found:
         dims = ("sample", "step", "layer")
         about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}
@@ -64,11 +65,10 @@ def main(options: Options) -> int:
         results = xr.Dataset({"energy": (dims, [f["energy"] for f in found], about)}, coords)
         results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
         mean = results.energy.mean(("sample", "step")).values.tolist()
-        experiment.write_summary(
-            options.out, {"n": len(found), "mean_energy_by_layer": mean}, options.settings
-        )
+        summary = {"n": len(found), "mean_energy_by_layer": mean}
+        experiment.write_summary(options.out, summary, options.asked, left_out)
     print(f"see {options.out}/*/*/")
-    return code
+    return int(bool(left_out))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import study
+from dit_lens.batch import Batch
 from dit_lens.plan import Placed
+from dit_lens.tasks import explore
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[1] / "analyses"
@@ -65,10 +67,12 @@ def test_a_study_leaves_numbers_figures_and_the_command_and_is_not_made_twice(
     )
     pictures = {p: p.stat().st_size for p in tmp_path.glob("**/*.png")}
     assert pictures and min(pictures.values()) > 5000
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "blocks").iterdir()}
-    again = go(name, tmp_path, monkeypatch, organism)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "blocks").iterdir()} == made
-    assert again.identical(results)
+
+    def refuse(*_, **__):
+        raise AssertionError("a repeated command runs the model")
+
+    monkeypatch.setattr(Batch, "step", refuse)
+    assert go(name, tmp_path, monkeypatch, organism).identical(results)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,27 @@ def test_the_readout_of_the_last_layer_is_the_models_own_x0_exactly(organism):
         x = out.latents
 
 
+def test_maps_fitted_a_layer_at_a_time_are_those_fitted_together_and_last_layers_states_go_with_each(
+    organism,
+):
+    depth = script("depth_lens")
+    scenes = [dl.tasks.circle(i) for i in range(3)]
+    given = {"task": "circle", "steps": 2, "block": 2, "cfg_scale": 2.0}
+    batch = organism.batch([(s, 0) for s in scenes[:2]], steps=2, cfg_scale=2.0)
+    layers = [2, 5, 9]
+    whole, little = depth.Options(**given), depth.Options(**given, memory=1e-6)
+    assert depth.passes(batch, layers, whole, fits=True) == [[2, 5, 9]]
+    assert depth.passes(batch, layers, little, fits=True) == [[2], [5], [9]]
+    # Two layers' states, on two branches of two rows, and the last layer's; and sums of one expert.
+    tokens, channels = int(np.prod(batch.grid)), organism.pipe.dit.dim
+    room = 3 * (4 * tokens * channels * 4) + 2 * 16 * channels**2
+    assert depth.passes(batch, layers, depth.Options(**given, memory=room / 1e9), fits=True) == [[2, 5], [9]]
+    assert depth.tune(organism, scenes, layers, whole).identical(depth.tune(organism, scenes, layers, little))
+    together, _ = depth.read_all(batch, layers, [0, 1], {}, whole)
+    apart, _ = depth.read_all(batch, layers, [0, 1], {}, little)
+    assert list(together) == list(apart) and all(torch.equal(together[p], apart[p]) for p in apart)
+
+
 def test_a_tuned_readout_comes_nearer_to_the_final_x0_on_scenes_it_was_not_fitted_on(
     tmp_path, monkeypatch, organism
 ):
@@ -249,17 +274,60 @@ def test_swaps_on_scenes_that_are_not_solved_say_so_and_end_well(tmp_path, monke
     assert "flips" not in summary
 
 
-def test_the_step_of_identification_is_the_one_from_which_the_probe_stays_right():
-    emergent = script("emergent")
-    probe = np.array([[[0, 1, 1, 1]], [[1, 1, 0, 1]], [[1, 1, 1, 1]], [[1, 0, 1, 0]]], bool)
-    names = {"sample": list("abcd"), "seed": [0], "step": range(4)}
-    results = xr.Dataset({"probe": (("sample", "seed", "step"), probe)}, names)
-    held = xr.Dataset(
-        {"commitment": (("sample", "seed"), np.zeros((4, 1), int))}, {k: names[k] for k in ("sample", "seed")}
-    )
-    found = emergent.perception(results, held)
-    assert found["identified at step"]["mean"] == pytest.approx((1 + 3 + 0 + 4) / 4)
-    assert found["never identified"] == 0.25
+def test_perception_and_action_are_dated_by_one_rule_on_runs_whose_probe_ends_right():
+    emergent, text = script("emergent"), np.dtypes.StringDType()
+    # By sample: where the probe, x0's picture and x0's answer stand at each step; a is goal 0, b goal 1.
+    probe = ["baaa", "aaba", "bbbb", "aabb"]
+    leans = ["bbaa", "aaaa", "bbbb", "aaaa"]
+    answer = ["bbca", "caaa", "abbb", "aaaa"]
+    values = {"goal_probe": probe, "goal_x0": leans, "answer": answer}
+    dims = {"sample": list("pqrs"), "seed": [0], "step": range(4)}
+    data = {n: (tuple(dims), np.array([[list(row)] for row in v], text)) for n, v in values.items()}
+    right = (("sample", "seed"), np.array([[row[-1]] for row in answer], text))
+    found = emergent.perception(xr.Dataset({**data, "goal_right": right}, dims), "goal")
+    assert found["samples compared"] == 3  # the last sample's probe ends elsewhere
+    assert found["of these, the probe names it at the last step"] == 0.75
+    assert found["probe names it from step"]["mean"] == pytest.approx((1 + 3 + 0) / 3)
+    assert found["x0 leans to it from step"]["mean"] == pytest.approx((2 + 0 + 0) / 3)
+    assert found["x0 holds the answer from step"]["mean"] == pytest.approx((3 + 1 + 1) / 3)
+    assert found["x0 leans minus probe names"]["effect"] == pytest.approx((1 - 3 + 0) / 3)
+
+
+def test_mass_off_the_path_has_its_change_and_the_floor_of_the_ground_truth(tmp_path, monkeypatch, organism):
+    results = go("emergent", tmp_path, monkeypatch, organism, task="maze")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    off = results.off_path.isel(seed=0)
+    change = summary["off_path at the last step minus at the first"]
+    assert change["effect"] == pytest.approx(float((off.isel(step=-1) - off.isel(step=0)).mean()))
+    assert change["low"] <= change["effect"] <= change["high"]
+    samples = study.samples_of(study.Options(samples=4))
+    bare = [explore.off_path(s, s.truth) for s in samples]
+    floor = results.off_path_floor.values
+    assert (floor >= 0).all() and (floor < 0.5).all() and not np.allclose(floor, bare)  # the codec adds to it
+    assert summary["off_path of the ground truth"]["mean"] == pytest.approx(floor.mean())
+    above = summary["off_path at the last step minus of the ground truth"]["effect"]
+    assert above == pytest.approx(float(off.isel(step=-1).mean()) - floor.mean())
+    assert (results.on_path_floor > 0.9).all()
+
+
+def test_working_memory_is_read_and_probed_while_the_ball_is_hidden(tmp_path, monkeypatch, organism):
+    results = go("emergent", tmp_path, monkeypatch, organism, task="occlude", probe_scenes=24, steps=3)
+    assert (results.hidden_ball_floor < 0.1).all()
+    assert (results.keeps_colour_floor == 1).all() and (results.keeps_lane_floor == 1).all()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for name in ("colour", "lane"):
+        assert set(summary[f"probe of the {name}"]) >= {
+            "probe fitted",
+            "probe shuffled labels",
+            "most common answer",
+        }
+        assert (tmp_path / f"probe_{name}_by_step.png").stat().st_size > 5000
+        sample = results.sample.values[0].split("/")[1]
+        truth = dl.tasks.occlude(int(sample)).scorer.keywords
+        assert (
+            results[f"{name}_right"].values[0, 0]
+            == {"colour": truth["colour"], "lane": str(truth["end"][0])}[name]
+        )
 
 
 def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, organism):
@@ -270,3 +338,42 @@ def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, o
     with pytest.raises(dl.TaskError, match=r"--seeds 2: the largest of --ks .* takes 3 seeds"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, seeds=2)
     assert study.samples_of(study.Options(task="maze", samples=2))[0].id == "1000000"
+
+
+def test_numbers_of_frames_are_those_that_are_made_and_each_is_made_once(
+    tmp_path, monkeypatch, organism, capsys
+):
+    results = go("frame_count", tmp_path, monkeypatch, organism, counts=(6, 8, 9, 13), samples=2)
+    assert results.frames.values.tolist() == [9, 13]
+    assert "6, 8, 9 frames asked for: the model makes 9" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["frames made, by frames asked for"] == {"9": [6, 8, 9], "13": [13]}
+    assert "noise is not" in summary["noise"]
+
+
+def test_results_by_path_length_have_n_and_intervals_and_cut_samples_without_overlap(
+    tmp_path, monkeypatch, organism
+):
+    steps = script("step_count")
+    cut = steps.bins(xr.DataArray([8, 8, 9, 9, 11, 12, 15, 20, 20, 20], dims="sample"))
+    assert {k: v.tolist() for k, v in cut.items()} == {
+        "8 cells": [0, 1],
+        "9-11 cells": [2, 3, 4],
+        "12-15 cells": [5, 6],
+        "20 cells": [7, 8, 9],
+    }
+    assert list(steps.bins(xr.DataArray([8, 8, 8, 8], dims="sample"))) == ["8 cells"]
+    results = go(
+        "step_count", tmp_path, monkeypatch, organism, task="maze", counts=(1, 4), samples=8, block=8
+    )
+    lengths = {s.id: explore.path_length(s) for s in study.samples_of(study.Options(samples=8))}
+    assert results.length.values.tolist() == list(lengths.values())
+    found = json.loads((tmp_path / "summary.json").read_text())["solved by path length"]
+    inside = steps.bins(results.length)
+    assert list(found) == list(inside) and sum(f["n"] for f in found.values()) <= 8
+    for name, part in found.items():
+        rates = results.solved.isel(sample=inside[name], seed=0).mean("sample").values
+        assert [p["mean"] for p in part["by steps"]] == pytest.approx(rates.tolist())
+        assert part["4 steps minus 1"]["effect"] == pytest.approx(rates[1] - rates[0])
+        assert part["4 steps minus 1"]["low"] <= part["4 steps minus 1"]["high"]
+    assert (tmp_path / "solved_by_length.png").stat().st_size > 5000

@@ -22,8 +22,8 @@ def counting(folders, broken=()):
 
 def test_a_sample_that_is_done_is_not_made_again_unless_something_changed(tmp_path):
     folders, options = [], Options(task="circle", max_samples=2, out=tmp_path)
-    first, code = experiment.each_sample(options, "script", counting(folders))
-    assert (len(folders), code, [n["task"] for n in first]) == (2, 0, ["circle"] * 2)
+    first, left_out = experiment.each_sample(options, "script", counting(folders))
+    assert (len(folders), left_out, [n["task"] for n in first]) == (2, {}, ["circle"] * 2)
     options.max_samples = 3
     again, _ = experiment.each_sample(options, "script", counting(folders))
     assert len(folders) == 3 and again[:2] == first
@@ -36,12 +36,13 @@ def test_a_sample_that_is_done_is_not_made_again_unless_something_changed(tmp_pa
 def test_a_sample_that_fails_is_named_and_stops_no_other(tmp_path, capsys, error):
     folders, options = [], Options(task="circle", max_samples=3, out=tmp_path)
     second = experiment.samples(options)[1].id
-    found, code = experiment.each_sample(options, "script", counting(folders, {second: error}))
-    assert (len(folders), len(found), code) == (3, 2, 1)
+    found, left_out = experiment.each_sample(options, "script", counting(folders, {second: error}))
+    assert (len(folders), len(found), list(left_out)) == (3, 2, [f"circle/{second}"])
+    assert str(error) in left_out[f"circle/{second}"]
     said = capsys.readouterr().err
     assert f"circle/{second} failed" in said and str(error) in said
-    again, code = experiment.each_sample(options, "script", counting(folders))
-    assert (len(folders), len(again), code) == (4, 3, 0)  # only the one that failed runs again
+    again, left_out = experiment.each_sample(options, "script", counting(folders))
+    assert (len(folders), len(again), left_out) == (4, 3, {})  # only the one that failed runs again
 
 
 def test_your_own_image_needs_a_prompt_and_the_other_way_round(tmp_path):
@@ -66,6 +67,8 @@ def test_rates_have_wilsons_interval():
 
 
 def test_the_summary_says_which_command_made_it(tmp_path):
-    experiment.write_summary(tmp_path, {"solved": 1.0}, {"steps": 3})
-    assert json.loads((tmp_path / "summary.json").read_text())["command"].startswith("python ")
+    experiment.write_summary(tmp_path, {"solved": 1.0}, {"steps": 3}, {"maze/7": "no image"})
+    said = json.loads((tmp_path / "summary.json").read_text())
+    assert said["command"].startswith("python ") and said["solved"] == 1.0
+    assert said["samples left out"] == 1 and said["left out"] == {"maze/7": "no image"}
     assert json.loads((tmp_path / "manifest.json").read_text())["settings"] == {"steps": 3}

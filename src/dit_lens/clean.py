@@ -1,12 +1,17 @@
 """Clean runs, kept in a store: experiments start from them, and scripts share them.
 
 They are made in batches, so they equal `lens.run` within float tolerance, not bit for bit; their manifest says
-so, and the two never share a name.
+so, and the two never share a name. A run's last digits depend on the rows beside it. So the batches are cut
+from what was asked for, not from what is missing: a command that was interrupted and repeated ends, bit for
+bit, as one that was not. Another choice of samples, or another `at_once`, may put other rows beside a run; the
+run that is there stays as it is, and `manifest["batch"]` names the rows that it was made with.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,7 +37,8 @@ def clean_runs(
 ) -> list[Run]:
     """Return the unedited run of every (sample, seed), with `latents` and `x0` of every step and the video.
 
-    What the store holds is read, the rest is made: in batches where the family knows how, else one by one.
+    What the store holds is read, the rest is made: in batches where the family knows how, else one by one. A
+    pair that is asked for twice is made once.
 
     Raises:
         StoreError: the store cannot be written.
@@ -44,46 +50,61 @@ def clean_runs(
             for sample, seed in tqdm(pairs, desc="clean runs", leave=False)
         ]
     jobs = [Job(lens, s, seed, plan, steps, cfg_scale, store, None, False, {}, "batch") for s, seed in pairs]
-    found = [job.finished() for job in jobs]
+    paths = [_path(job) for job in jobs]
+    firsts = {path: i for i, path in reversed(list(enumerate(paths)))}
+    found = {path: jobs[i].finished() for path, i in firsts.items()}
     shapes: dict[object, list[int]] = {}
-    for i, run in enumerate(found):
-        if run is None:
-            shapes.setdefault((pairs[i][0].size, pairs[i][0].num_frames), []).append(i)
-    parts = [todo[n : n + at_once] for todo in shapes.values() for n in range(0, len(todo), at_once)]
-    for part in tqdm(parts, desc="clean runs", disable=len(parts) < 2, leave=False):
-        made = _make(lens.batch([pairs[i] for i in part], steps, cfg_scale, at_once), [jobs[i] for i in part])
-        for i, run in zip(part, made, strict=True):
-            found[i] = run
-    return [run for run in found if run is not None]
+    for i in sorted(firsts.values()):
+        shapes.setdefault((pairs[i][0].size, pairs[i][0].num_frames), []).append(i)
+    parts = [same[n : n + at_once] for same in shapes.values() for n in range(0, len(same), at_once)]
+    todo = [part for part in parts if any(found[paths[i]] is None for i in part)]
+    for part in tqdm(todo, desc="clean runs", disable=len(todo) < 2, leave=False):
+        missing = [row for row, i in enumerate(part) if found[paths[i]] is None]
+        batch = lens.batch([pairs[i] for i in part], steps, cfg_scale, at_once)
+        _make(batch, [jobs[i] for i in part], missing)
+        found |= {paths[part[row]]: Run(paths[part[row]]) for row in missing}
+    return [run for path in paths if (run := found[path]) is not None]
 
 
-def _make(batch: Batch, jobs: Sequence[Job]) -> list[Run]:
-    """Run a batch, writing a run for every row; one that was interrupted is made anew from the start."""
+def _make(batch: Batch, jobs: Sequence[Job], missing: Sequence[int]) -> None:
+    """Run a batch, a job a row; write the runs of the rows that are missing."""
     coords = coordinates(batch.layout, batch.sigmas, batch.timesteps, {"video": batch.grid})
-    paths = [path for job in jobs if (path := job.path) is not None]
-    writers = [RunWriter(p.parent, p.name, j.manifest, coords) for p, j in zip(paths, jobs, strict=True)]
-    try:
-        recorders = [Recorder(batch.layout, 1, writer) for writer in writers]
+    rows = [_path(job).name for job in jobs]
+    with ExitStack() as opened:  # a run that was not finished when something fails stays incomplete
+        writers = {}
+        for row in missing:
+            path, manifest = _path(jobs[row]), {**jobs[row].manifest, "batch": {"row": row, "rows": rows}}
+            writers[row] = opened.enter_context(_writer(path, manifest, coords))
+        recorders = {row: Recorder(batch.layout, 1, writer) for row, writer in writers.items()}
         slots = [Slot.of(record, False, batch.layout, batch.sigmas) for record in jobs[0].plan.records]
         x = batch.noise
         for step in range(batch.steps):
             out = batch.step(step, x)
             values = {"latents": x, "x0": out.x0}
-            for row, recorder in enumerate(recorders):
-                if step not in recorder.writer.committed_steps:
-                    for slot in slots:
-                        site = slot.placed.site
-                        read = values[site][row].permute(1, 2, 3, 0)
-                        recorder.take(
-                            slot, batch.spot(step, row, site, None, None), read, slot.placed.function(read)
-                        )
-                    times = {"sigma": batch.sigmas[step], "timestep": batch.timesteps[step]}
-                    recorder.end_step(step, {**times, "expert": batch.expert(step)})
+            for row, recorder in recorders.items():
+                for slot in slots:
+                    site = slot.placed.site
+                    read = values[site][row].permute(1, 2, 3, 0)
+                    spot = batch.spot(step, row, site, None, None)
+                    recorder.take(slot, spot, read, slot.placed.function(read))
+                times = {"sigma": batch.sigmas[step], "timestep": batch.timesteps[step]}
+                recorder.end_step(step, {**times, "expert": batch.expert(step)})
             x = out.latents
-        for writer, row in zip(writers, x, strict=True):
-            write_outputs(writer, {"video": batch.decode(row[None])[0]})
+        for row, writer in writers.items():
+            write_outputs(writer, {"video": batch.decode(x[row][None])[0]})
             writer.close()
-    finally:
-        for writer in writers:
-            writer.abort()
-    return [Run(path) for path in paths]
+
+
+def _writer(path: Path, manifest: dict[str, object], coords: dict[str, object]) -> RunWriter:
+    """Open a run to write it from the start: what an interrupted batch left of it may have had other rows beside it."""
+    writer = RunWriter(path.parent, path.name, manifest, coords)
+    if not writer.committed_steps:
+        return writer
+    writer.abort()
+    shutil.rmtree(path)
+    return RunWriter(path.parent, path.name, manifest, coords)
+
+
+def _path(job: Job) -> Path:
+    assert job.path is not None  # there is a store
+    return job.path

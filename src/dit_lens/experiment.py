@@ -1,7 +1,7 @@
 """What the scripts in `analyses/` share: options, samples, and folders that are not made twice.
 
-Layout of `--out DIR`: `TASK/ID/` with the pictures and `done.json` of each sample, `store.zarr` with the
-runs, and `results.zarr`, `summary.json`, `manifest.json` over all samples.
+Layout of `--out DIR`: `TASK/ID/` (of VBVR-Bench `SPLIT/TASK/ID/`) with the pictures and `done.json` of each
+sample, `store.zarr` with the runs, and `results.zarr`, `summary.json`, `manifest.json` over all samples.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,52 @@ from dit_lens import tasks
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.store import versions
 from dit_lens.tasks.sample import Sample
+from dit_lens.tasks.vbvr import Bench
 
 FIRST_EVALUATION_SEED = 1_000_000
 
 
+SELECTING = ("eval_root", "split", "tasks", "max_samples", "out")
+"""Options that say which samples there are, and where results go: they change no sample's numbers."""
+
+
 @dataclass
-class Options:
+class Benchmark:
+    """Options of all scripts that take samples from a folder of VBVR-Bench, in place of a task."""
+
+    eval_root: Path | None = None
+    """Folder of VBVR-Bench, or one laid out like it; in place of --task."""
+    split: str | None = None
+    """Its split, such as In-Domain_50; all unless given."""
+    tasks: str | None = None
+    """Its tasks, whole names or up to an underscore, such as O-39,G-2; all unless given."""
+    max_samples: int | None = None
+    """The first so many of --eval-root; all unless given. In decode_steps and token_maps also of --task; 1 unless given."""
+    frames_multiple: int = 4
+    """Frames of --eval-root are rounded up to one more than a multiple: 4 for Wan, 8 for LTX."""
+    size_multiple: int = 16
+    """Height and width likewise, to a multiple: 16 for Wan, 32 for LTX."""
+
+
+def benchmark(options: Benchmark) -> Bench:
+    """Open the folder that was asked for; its samples are read one at a time, broken ones left out.
+
+    Raises:
+        TaskError: no such folder, split or task.
+    """
+    assert options.eval_root is not None
+    return Bench(
+        options.eval_root,
+        options.split,
+        options.tasks,
+        options.max_samples,
+        frames_multiple=options.frames_multiple,
+        size_multiple=options.size_multiple,
+    )
+
+
+@dataclass
+class Options(Benchmark):
     """Options that all scripts have."""
 
     model: str = "organism"
@@ -53,32 +93,38 @@ class Options:
     """Guidance scale; the model's default unless given. 1 runs the conditional branch alone."""
     num_frames: int | None = None
     """Frames to generate; the task's own unless given."""
-    max_samples: int = 1
-    """How many samples."""
     out: Path = Path("runs/analysis")
     """Folder to write into."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that makes a sample's result what it is."""
-        return {
-            k: str(v) if isinstance(v, Path) else v
-            for k, v in asdict(self).items()
-            if k not in ("max_samples", "out")
-        }
+        """Everything that makes a sample's result what it is, beside the sample."""
+        return {k: v for k, v in self.asked.items() if k not in SELECTING}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All options, as plain data."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
 
-def samples(options: Options) -> list[Sample]:
-    """Return the samples that were asked for.
+def samples(options: Options) -> Sequence[Sample] | Bench:
+    """Return the samples that were asked for; those of a benchmark are read when their turn comes.
 
     Raises:
-        TaskError: no such task, a prompt without an image, or an image that is not there.
+        TaskError: no such task or benchmark, a prompt without an image, or an image that is not there.
     """
+    if options.eval_root is not None:
+        if options.image is not None or options.prompt is not None:
+            raise TaskError("--eval-root and --image: the samples come from one of them.")
+        return benchmark(options)
+    if options.split or options.tasks:
+        raise TaskError("--split and --tasks go with --eval-root.")
     frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
     if options.image is None:
         if options.prompt is not None:
             raise TaskError("--prompt goes with --image; the prompt of a task is its own.")
-        return [tasks.make(options.task, options.scene + i, **frames) for i in range(options.max_samples)]
+        count = 1 if options.max_samples is None else options.max_samples
+        return [tasks.make(options.task, options.scene + i, **frames) for i in range(count)]
     if options.prompt is None:
         raise TaskError("--image goes with --prompt.")
     if not options.image.is_file():
@@ -89,10 +135,10 @@ def samples(options: Options) -> list[Sample]:
 
 def each_sample(
     options: Options, name: str, analyse: Callable[[Sample, Path], dict[str, Any]]
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Analyse every sample; what an earlier command finished is read, not made again.
 
-    A sample that fails is reported and does not stop the others.
+    A sample that is broken or fails is reported and does not stop the others.
 
     Args:
         options: of the script.
@@ -100,34 +146,54 @@ def each_sample(
         analyse: makes one sample's pictures in its folder, and returns its numbers (plain data).
 
     Returns:
-        The numbers of each sample that is there, with `task` and `id`, and the exit code: 1 where one failed.
+        The numbers of each sample that is there, with `task` and `id`; and of each that was left out, by
+        `task/id`, the reason.
     """
-    found, failed = [], 0
-    for sample in tqdm(samples(options), desc=name, unit="sample"):
+    found, left_out = [], {}
+    asked = samples(options)
+    for sample in tqdm(asked, desc=name, unit="sample"):
+        if options.num_frames is not None:  # a benchmark's samples have a length of their own
+            sample = sample.with_(num_frames=options.num_frames)
         folder = options.out / sample.task / sample.id
         done, settings = folder / "done.json", {"script": name, **options.settings}
-        key = hashlib.sha256(
-            json.dumps([settings, sample.prompt, sample.num_frames], default=str).encode()
-        ).hexdigest()
+        key = hashlib.sha256(json.dumps([settings, identity(sample)], default=str).encode()).hexdigest()
         if done.exists() and (known := json.loads(done.read_text()))["key"] == key:
             found.append(known["numbers"])
             continue
         folder.mkdir(parents=True, exist_ok=True)
         try:
             numbers = {"task": sample.task, "id": sample.id, **analyse(sample, folder)}
-        except DitLensError as error:
-            tqdm.write(f"{sample.task}/{sample.id} failed: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        except Exception:
-            tqdm.write(f"{sample.task}/{sample.id} failed:\n{traceback.format_exc()}", file=sys.stderr)
-            failed += 1
+        except Exception as error:
+            left_out[f"{sample.task}/{sample.id}"] = report_failure(f"{sample.task}/{sample.id}", error)
             continue
         done.write_text(
             json.dumps({"key": key, "settings": settings, "numbers": numbers}, indent=1, default=_number)
         )
         found.append(json.loads(done.read_text())["numbers"])
-    return found, int(failed > 0)
+    return found, left_out | broken(asked)
+
+
+def identity(sample: Sample) -> list[Any]:
+    """Return what tells a sample from every other, as plain data: its words, its size and its picture."""
+    picture = None if sample.image is None else hashlib.sha256(sample.image.tobytes()).hexdigest()
+    return [sample.task, sample.id, sample.prompt, sample.num_frames, sample.size, picture]
+
+
+def broken(asked: Sequence[Sample] | Bench) -> dict[str, str]:
+    """Return the samples of a benchmark that could not be read, or that its manifest names in vain, with the reason."""
+    if not isinstance(asked, Bench):
+        return {}
+    summary = asked.summary()
+    missing = {"/".join(known): "named in the manifest, but not there" for known in summary.missing}
+    return {s.entry.label: s.reason for s in summary.skipped} | missing
+
+
+def report_failure(what: str, error: Exception) -> str:
+    """Say on stderr that something failed, with the traceback where it is a bug; return the reason in one line."""
+    ours = isinstance(error, DitLensError)
+    said = str(error) if ours else "\n" + "".join(traceback.format_exception(error))
+    tqdm.write(f"{what} failed: {said}", file=sys.stderr)
+    return str(error) if ours else f"{type(error).__name__}: {error}"
 
 
 def rate(hits: Sequence[bool]) -> dict[str, Any]:
@@ -141,12 +207,26 @@ def rate(hits: Sequence[bool]) -> dict[str, Any]:
     return {"n": n, "rate": k / n, "interval_95": [float(interval.low), float(interval.high)]}
 
 
-def write_summary(out: Path, summary: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Write `summary.json` (headline numbers and the command) and `manifest.json` (settings and versions)."""
+def write_summary(
+    out: Path, summary: dict[str, Any], settings: dict[str, Any], left_out: Mapping[str, str] | None = None
+) -> None:
+    """Write `summary.json` (headline numbers and the command) and `manifest.json` (settings and versions).
+
+    Args:
+        out: folder to write into.
+        summary: plain data.
+        settings: of the script.
+        left_out: samples that were not measured, with the reason.
+    """
     command = " ".join(["python", *sys.argv])
-    (out / "summary.json").write_text(
-        json.dumps({"command": command, **summary}, indent=1, default=_number) + "\n"
-    )
+    left_out = dict(left_out or {})
+    counted = {
+        "command": command,
+        "samples left out": len(left_out),
+        **({"left out": left_out} if left_out else {}),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "summary.json").write_text(json.dumps(counted | summary, indent=1, default=_number) + "\n")
     manifest = {"command": command, "settings": settings, "versions": versions()}
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, default=_number) + "\n")
 

@@ -1,20 +1,17 @@
 """What the causal experiments share: options, blocks of samples that are not made twice, results over all.
 
 Layout of `--out DIR`: `results.zarr` (an xarray Dataset with all per-sample numbers), `summary.json`,
-`manifest.json`, figures; and `blocks/`, what a repeated command goes on from.
+`manifest.json`, figures; and `blocks/` and `kept/`, what a repeated command goes on from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
-import traceback
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +22,26 @@ from tqdm import tqdm
 from dit_lens import experiment, tasks
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiment import FIRST_EVALUATION_SEED
+from dit_lens.kept import hash_code, kept, save
 from dit_lens.store import versions
-from dit_lens.tasks.sample import Frames, Sample
+from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dit_lens.batch import Batch
     from dit_lens.lens import Lens
-    from dit_lens.run import Run
 
-ELSEWHERE = ("samples", "out", "clean", "block", "at_once", "sheets")
+ELSEWHERE = (*experiment.SELECTING, "samples", "clean", "block", "at_once", "sheets", "memory", "left_out")
 """Options that do not change a block's numbers, except for the order in which floats are summed."""
 
 
+OUTCOMES = {"solved": "solved (share)", "score": "score", "distance": "RMS distance of the latents"}
+"""What `outcomes` gives as numbers, and how figures call it."""
+
+
 @dataclass
-class Options:
+class Options(experiment.Benchmark):
     """Options of every causal experiment."""
 
     model: str = "organism"
@@ -48,7 +49,7 @@ class Options:
     task: str = "maze"
     """A task of the organism's; samples are drawn from it."""
     samples: int = 64
-    """How many samples."""
+    """How many samples of --task."""
     seeds: int = 1
     """Noise seeds a sample."""
     steps: int | None = None
@@ -67,6 +68,12 @@ class Options:
     """Rows in one forward, at most."""
     out: Path = Path("runs/study")
     """Folder to write into."""
+    left_out: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    """Samples that were not measured, with the reason; the summary counts them."""
+
+    def __post_init__(self) -> None:
+        if self.eval_root is not None:
+            self.task = self.eval_root.resolve().name  # for titles
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,15 +94,29 @@ def pairs_of(samples: Sequence[Sample], options: Options) -> list[tuple[Sample, 
 
 
 def samples_of(options: Options) -> list[Sample]:
-    """Return the samples of a study.
+    """Return the samples of a study; those of a benchmark that cannot be read are noted in `options.left_out`.
 
     Raises:
-        TaskError: no such task, or too few samples or seeds.
+        TaskError: no such task or benchmark, or too few samples or seeds.
     """
     if options.samples < 2 or options.seeds < 1 or options.block < 1:
         raise TaskError(
             f"--samples {options.samples} --seeds {options.seeds} --block {options.block}: at "
             "least 2 samples, so that there is an interval, and 1 of the others."
+        )
+    if options.eval_root is not None:
+        bench = experiment.benchmark(options)
+        given: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
+        found = [sample.with_(**given) for sample in bench]
+        options.left_out |= experiment.broken(bench)
+        if len(found) < 2:
+            raise TaskError(
+                f"--eval-root {options.eval_root}: {len(found)} samples; at least 2, for an interval."
+            )
+        return found
+    if options.split or options.tasks or options.max_samples:
+        raise TaskError(
+            "--split, --tasks and --max-samples go with --eval-root; with --task there is --samples."
         )
     frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
     return [tasks.make(options.task, options.scene + i, **frames) for i in range(options.samples)]
@@ -105,16 +126,26 @@ def training_samples(options: Options, count: int) -> list[Sample]:
     """Return samples to fit probes and maps on: of training seeds, and of no scene that is evaluated.
 
     Boards with few layouts (circle, choose, pattern) repeat some of them on both sides of the split.
+
+    Raises:
+        TaskError: the samples are of a benchmark, or the task has too few layouts.
     """
+    if options.eval_root is not None:
+        raise TaskError("--eval-root: a benchmark has no scenes to fit anything on.")
     evaluated = {(s.image.tobytes(), s.prompt) for s in samples_of(options) if s.image is not None}
     frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
     found: list[Sample] = []
-    for seed in range(FIRST_EVALUATION_SEED):
+    for seed in range(20 * count + 100):
         sample = tasks.make(options.task, seed, **frames)
         if len(found) == count:
             break
         if sample.image is None or (sample.image.tobytes(), sample.prompt) not in evaluated:
             found.append(sample)
+    if len(found) < count:
+        raise TaskError(
+            f"--task {options.task}: it has so few scenes that only {len(found)} of {count} to fit on are none of the "
+            f"{options.samples} that are evaluated; ask for fewer of both."
+        )
     return found
 
 
@@ -163,14 +194,6 @@ def headline(data: xr.Dataset) -> Any:
     return {f"{dim} {label}": part for label, part in parts}
 
 
-def read_x0(run: Run, sample: Sample, decode: Callable[[Any], Frames]) -> dict[str, np.ndarray]:
-    """Let the sample's scorer read x0 of every step of a run: `solved`, `score`, `answer`, each [step]."""
-    x0 = run["x0"].load()
-    scores = [sample.score(decode(x0.isel(step=i))) for i in range(x0.sizes["step"])]
-    kinds = (("solved", bool), ("score", float), ("answer", np.dtypes.StringDType()))
-    return {name: np.array([getattr(score, name) for score in scores], kind) for name, kind in kinds}
-
-
 def _distance(a: Tensor, b: Tensor) -> np.ndarray:
     squared: np.ndarray = (a.float() - b.float()).square().mean((-4, -3, -2, -1)).sqrt().cpu().numpy()
     return squared
@@ -195,91 +218,145 @@ def by_sample(data: xr.Dataset, samples: Sequence[Sample], options: Options) -> 
 
 
 def study(
-    options: Options, name: str, lens: Lens, measure: Callable[[list[Sample]], xr.Dataset]
+    options: Options,
+    name: str,
+    lens: Lens,
+    measure: Callable[[list[Sample]], xr.Dataset],
+    using: xr.Dataset | None = None,
 ) -> tuple[xr.Dataset, int]:
-    """Measure all samples, a block at a time; what an earlier command measured is read, not made again.
+    """Measure all samples, a block of one shape at a time; what an earlier command measured is read, not made again.
 
-    A block that fails is reported and does not stop the others.
+    Where a block fails its samples are measured one by one, so that one that fails stops no other; it is reported.
 
     Args:
         options: of the script.
         name: of the script, part of what a block is known by.
         lens: the model; other weights make other blocks.
         measure: samples to a Dataset with the dimension `sample`.
+        using: what was fitted beforehand (see `once`); another fit makes other blocks.
 
     Returns:
-        The blocks together, also written to `results.zarr`, and the exit code: 1 where one failed.
+        The blocks together, also written to `results.zarr`, and the exit code: 1 where a sample was left out.
 
     Raises:
-        DitLensError: no block could be measured.
+        DitLensError: no block could be measured, or results of samples of several shapes do not fit together.
     """
     samples = samples_of(options)
-    code = _code(measure)
-    parts = [samples[i : i + options.block] for i in range(0, len(samples), options.block)]
-    found, failed = [], 0
+    made_with = [hash_code(measure), "" if using is None else using.attrs["key"]]
+    shapes: dict[object, list[Sample]] = {}
+    for sample in samples:
+        shapes.setdefault((sample.size, sample.num_frames), []).append(sample)
+    parts = [
+        same[i : i + options.block] for same in shapes.values() for i in range(0, len(same), options.block)
+    ]
+    found = []
     for part in tqdm(parts, desc=name, unit="block"):
-        key = _key(name, options, lens, part, code)
-        folder = options.out / "blocks" / f"{part[0].task}-{part[0].id}-{key}.zarr"
-        try:
-            if not folder.exists():
-                _save(measure(part), folder)
-            found.append(xr.open_zarr(folder, consolidated=False).load())
-        except Exception as error:
-            said = str(error) if isinstance(error, DitLensError) else traceback.format_exc()
-            tqdm.write(f"{part[0].task}/{part[0].id} to {part[-1].id} failed: {said}", file=sys.stderr)
-            failed += 1
+        found += _block(options, name, lens, measure, part, made_with)
     if not found:
         raise DitLensError(f"{name}: no block of samples could be measured; the reasons are above.")
-    results = xr.concat(
-        found, "sample", data_vars="minimal", coords="minimal", compat="override", join="exact"
-    )
+    results = _together(found, name)
+    there = set(results.sample.values.tolist())
+    results = results.sel(sample=[n for s in samples if (n := f"{s.task}/{s.id}") in there])
     results.attrs = {"script": name, **{k: str(v) for k, v in options.settings.items()}}
-    _save(results, options.out / "results.zarr")
-    return results, int(failed > 0)
+    save(results, options.out / "results.zarr")
+    return results, int(bool(options.left_out))
 
 
-def compare(results: xr.Dataset, along: str, title: str, options: Options) -> None:
-    """Summarise outcomes [sample, seed, along] by label, each against the last of them; draw; save."""
+def _block(
+    options: Options,
+    name: str,
+    lens: Lens,
+    measure: Callable[[list[Sample]], xr.Dataset],
+    part: list[Sample],
+    made_with: list[str],
+) -> list[xr.Dataset]:
+    """Measure one block, or read it; where it fails, its samples one by one."""
+    label = f"{part[0].task}/{part[0].id}"
+    file = label.replace("/", "-")
+    key = _key(name, options, lens, part, made_with)
+    try:
+        return [kept(options.out / "blocks" / file, key, lambda: measure(part))]
+    except Exception as error:
+        if len(part) == 1:
+            options.left_out[label] = experiment.report_failure(label, error)
+            return []
+        said = f"{type(error).__name__}: {error}"
+    tqdm.write(f"{label} to {part[-1].id} failed ({said}): its samples one by one", file=sys.stderr)
+    return [d for s in part for d in _block(options, name, lens, measure, [s], made_with)]
+
+
+def once(
+    options: Options,
+    name: str,
+    lens: Lens,
+    samples: Sequence[Sample],
+    make: Callable[[], xr.Dataset],
+    using: xr.Dataset | None = None,
+) -> xr.Dataset:
+    """Make something beside the blocks, such as what is fitted on training samples; or read it: `OUT/kept/NAME-KEY.zarr`.
+
+    Args:
+        options: of the script.
+        name: of what is made.
+        lens: the model.
+        samples: what it is made of.
+        make: makes it.
+        using: what it is made with, from another `once`.
+
+    Returns:
+        What was made; `attrs["key"]` tells it from what other settings, models or code make.
+    """
+    made_with = [hash_code(make), "" if using is None else using.attrs["key"]]
+    key = _key(name, options, lens, samples, made_with)
+    return kept(options.out / "kept" / name.replace("/", "-"), key, make).assign_attrs(key=key)
+
+
+def _together(found: Sequence[xr.Dataset], name: str) -> xr.Dataset:
+    try:
+        return xr.concat(
+            found, "sample", data_vars="minimal", coords="minimal", compat="override", join="exact"
+        )
+    except ValueError as error:
+        raise DitLensError(
+            f"{name}: samples of several numbers of frames do not fit into one table ({error}). Give --num-frames, or "
+            "one --tasks at a time; what is measured is kept."
+        ) from error
+
+
+def compare(
+    results: xr.Dataset, along: str, title: str, options: Options, more: Mapping[str, Any] | None = None
+) -> None:
+    """Summarise outcomes [sample, seed, along] by label, each against the last of them; draw; save.
+
+    Args:
+        results: with `solved`, `score` or `distance`.
+        along: the dimension to compare along.
+        title: of the figures.
+        options: of the script.
+        more: what else the summary says.
+    """
     from dit_lens import analysis, plot
 
     summary: dict[str, Any] = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
-    for name in [n for n in ("solved", "score", "distance") if n in results]:
+    for name in [n for n in OUTCOMES if n in results]:
         values = results[name].astype(float)
         found = analysis.mean(values)
         summary[name] = headline(found)
         against = analysis.effect(values, values.isel({along: -1}, drop=True), along=along)
         summary[f"{name}, minus that of {along} {results[along].values[-1]}"] = headline(against)
-        figure = plot.curves(found, along, value_label=name, title=title, marks=True)
+        figure = plot.curves(found, along, value_label=OUTCOMES[name], title=title, marks=True)
         plot.save(figure, options.out / f"{name}_by_{along}.png")
-    finish(options, summary, found.attrs)
+    finish(options, summary | dict(more or {}), found.attrs)
 
 
 def finish(options: Options, summary: dict[str, Any], bootstrap: dict[str, Any] | None = None) -> None:
     """Write `summary.json` and `manifest.json`."""
-    settings = {**options.settings, "samples": options.samples, "bootstrap": bootstrap or {}}
-    experiment.write_summary(options.out, summary, settings)
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k != "left_out"}
+    experiment.write_summary(options.out, summary, {**asked, "bootstrap": bootstrap or {}}, options.left_out)
 
 
-def _key(name: str, options: Options, lens: Lens, part: Sequence[Sample], code: str) -> str:
+def _key(name: str, options: Options, lens: Lens, part: Sequence[Sample], made_with: Sequence[str]) -> str:
     """Hash all that makes a block's numbers: settings, weights, samples, code, library versions."""
-    samples = [(s.task, s.id, s.prompt, s.num_frames, s.size) for s in part]
-    what = [name, options.settings, lens.fingerprint(), lens.info, samples, code, versions()]
+    samples = [experiment.identity(s) for s in part]
+    what = [name, options.settings, lens.fingerprint(), lens.info, samples, made_with, versions()]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
-
-
-def _code(measure: Callable[..., Any]) -> str:
-    """Hash the library's sources and the script's: what was measured by other code is measured again."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    script = Path(measure.__code__.co_filename)
-    texts = [p.read_bytes() for p in (*files, script) if p.is_file()]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()
-
-
-def _save(data: xr.Dataset, folder: Path) -> None:
-    """Write a dataset whole or not at all."""
-    part = folder.with_suffix(".partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    data.drop_encoding().to_zarr(part, mode="w", consolidated=False)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)

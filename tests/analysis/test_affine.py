@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from dit_lens.analysis import affine
 from dit_lens.analysis.affine import AffineFit
 from dit_lens.errors import DitLensError
 
 
 @pytest.mark.parametrize("offset", [0, 1e4])
-def test_it_equals_ridge_regression_also_in_blocks_and_far_from_zero(offset):
+@pytest.mark.parametrize("block", [affine.BLOCK_BYTES, 8 * 6 * 20])
+def test_it_equals_ridge_regression_also_in_blocks_and_far_from_zero(offset, block, monkeypatch):
+    monkeypatch.setattr(affine, "BLOCK_BYTES", block)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 6)) * [1, 2, 3, 1, 1, 0.1] + offset
     y = x @ rng.normal(size=(6, 4)) + rng.normal(size=(500, 4)) + 3

@@ -5,7 +5,7 @@ import pytest
 
 import dit_lens as dl
 from dit_lens import tasks
-from dit_lens.tasks.explore import candidates, off_path, on_path
+from dit_lens.tasks.explore import candidates, off_path, on_path, path_length
 from dit_lens.tasks.trail import board, walk
 
 
@@ -57,3 +57,16 @@ def test_trail_in_a_wrong_corridor_is_off_the_path():
 def test_other_tasks_are_refused():
     with pytest.raises(dl.TaskError, match="'circle' has no routes"):
         off_path(tasks.circle(1), tasks.circle(1).truth)
+
+
+def test_the_length_of_a_path_is_that_of_the_walk_in_the_truth():
+    for seed in range(1_000_000, 1_000_010):
+        sample = tasks.maze(seed)
+        walked = sample.score(sample.truth).answer  # a letter a move
+        assert path_length(sample) == len(walked) + 1
+        assert path_length(tasks.maze(seed, least=12)) >= 12
+    assert (
+        path_length(tasks.loop(1_000_000))
+        == len(tasks.loop(1_000_000).score(tasks.loop(1_000_000).truth).answer) + 1
+    )
+    assert path_length(tasks.circle(1)) is None and path_length(dl.Sample("a cat", size=(16, 16))) is None

@@ -1,6 +1,7 @@
 """An affine map from one set of states to another, by ridge regression: the tuned lens's translator.
 
-Fitted from channel x channel products in float64, a block of tokens at a time, so any number of tokens will do.
+Fitted from channel x channel products in float64, a block of tokens at a time, so any number of tokens will do:
+memory is 16 channel^2 bytes (0.42 GB at 5,120 channels), and twice that while solving.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve
 
+from dit_lens.analysis.states import float64_blocks
 from dit_lens.errors import DitLensError
+
+BLOCK_BYTES = 2**27
+"""Size of the tokens that are in float64 at once."""
 
 
 class AffineFit:
@@ -34,13 +39,17 @@ class AffineFit:
 
     def add(self, states: NDArray[Any], targets: NDArray[Any]) -> None:
         """Take in matching tokens: states [token, channel], targets [token, target channel]."""
-        x, y = np.asarray(states, np.float64), np.asarray(targets, np.float64)
-        if self._shift is None:  # near the mean, so that a channel far from 0 keeps its digits
-            self._shift = x.mean(0), y.mean(0)
-        x, y = x - self._shift[0], y - self._shift[1]
-        self.count += len(x)
-        self._sums = self._sums[0] + x.sum(0), self._sums[1] + y.sum(0)
-        self._products = self._products[0] + x.T @ x, self._products[1] + x.T @ y
+        for where, x in float64_blocks(np.asarray(states), BLOCK_BYTES):
+            y = np.array(targets[where], np.float64)
+            if self._shift is None:  # near the mean, so that a channel far from 0 keeps its digits
+                self._shift = x.mean(0), y.mean(0)
+            x -= self._shift[0]
+            y -= self._shift[1]
+            self.count += len(x)
+            for total, new in zip(
+                (*self._sums, *self._products), (x.sum(0), y.sum(0), x.T @ x, x.T @ y), strict=True
+            ):
+                total += new
 
     def solve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return weight [channel, target channel] and bias [target channel].

@@ -173,6 +173,8 @@ class Family:
         root: pipeline to one module that has the experts as submodules under the same names, for nnsight.
         dtype: pipeline to the number type of its states.
         batching: how many samples go through one forward; None where that is not known.
+        encode: (pipe, frames [time, height, width, rgb], uint8) to latents [row, channel, frame, y, x]; None where
+            that is not known.
     """
 
     name: str
@@ -201,6 +203,7 @@ class Family:
     root: Callable[[Any], nn.Module] = field(default=lambda pipe: pipe)
     dtype: Callable[[Any], torch.dtype] = field(default=lambda pipe: pipe.torch_dtype)
     batching: Batching | None = None
+    encode: Callable[[Any, Any], Tensor] | None = None
 
     def dits(self, pipe: Any) -> dict[str, nn.Module]:
         """Return the experts that a pipeline holds, by name: one is called `dit`.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dit_lens.errors import PlanError
@@ -147,6 +148,16 @@ def decode(pipe: Any, latents: Tensor) -> Any:
 
 
 @torch.no_grad()
+def encode(pipe: Any, frames: Any) -> Tensor:
+    """Encode frames [time, height, width, rgb] of uint8 to latents [1, channel, frame, y, x]."""
+    pipe.load_models_to_device(["vae"])
+    video = pipe.preprocess_video([Image.fromarray(frame) for frame in frames])
+    latents: Tensor = pipe.vae.encode(video, device=pipe.device, tiled=False)
+    pipe.load_models_to_device([])
+    return latents
+
+
+@torch.no_grad()
 def readout(dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     """Return the velocity that the network gives if it ends after a block.
 
@@ -205,4 +216,5 @@ WAN = Family(
     default_cfg=5.0,
     silent=("progress_bar_cmd",),
     batching=Batching(prepare(branches), expert_of, load_expert, settle),
+    encode=encode,
 )

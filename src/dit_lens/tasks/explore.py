@@ -49,6 +49,20 @@ def candidates(sample: Sample, frames: Frames, shown: float = SHOWN) -> int:
     return sum(float(np.mean([strength[e] for e in part])) > shown for part in own)
 
 
+def leaning(sample: Sample, frames: Frames) -> str:
+    """Return the goal that most trail leads to in the last frame (`goal 0`), however little; empty where there is none.
+
+    It asks no more of a video than a probe of a state is asked: which of the goals, not whether the answer is whole.
+
+    Raises:
+        TaskError: the task has no goals.
+    """
+    known = _options(sample, "goals")
+    strength = _laid(sample, frames, known["size"])
+    most = [max(s for e, s in strength.items() if goal in e) for goal in known["goals"]]
+    return f"goal {int(np.argmax(most))}" if max(most) > 0 else ""
+
+
 def off_path(sample: Sample, frames: Frames) -> float:
     """Return the mass of trail in the last frame that lies off the right path, in edges between cells.
 
@@ -71,3 +85,12 @@ def on_path(sample: Sample, frames: Frames) -> float:
     known = _options(sample, "routes")
     strength = _laid(sample, frames, known["size"])
     return max(float(np.mean([strength[e] for e in route])) for route in known["routes"])
+
+
+def path_length(sample: Sample) -> int | None:
+    """Return the number of cells on the right path, the first and the last among them; None where a task has none.
+
+    Where several routes are right, those of the shortest.
+    """
+    routes = getattr(sample.scorer, "keywords", {}).get("routes")
+    return None if routes is None else min(len(route) for route in routes) + 1

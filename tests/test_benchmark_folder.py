@@ -1,0 +1,166 @@
+"""A folder of VBVR-Bench through the scripts: laid out by split, task and sample, gone on with, broken samples told."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+import dit_lens as dl
+from dit_lens.batch import Batch
+from dit_lens.plot import write_video
+
+pytestmark = pytest.mark.slow
+SCRIPTS = Path(__file__).parents[1] / "analyses"
+IN, OUT = "In-Domain_50", "Out-of-Domain_50"
+SORT, MAZE = "G-3_stable_sort_data-generator", "O-39_maze_data-generator"
+
+
+def write_sample(folder, height, width, frames):
+    pixels = np.random.default_rng([height, width]).integers(0, 256, (height, width, 3), np.uint8)
+    folder.mkdir(parents=True)
+    Image.fromarray(pixels).save(folder / "first_frame.png")
+    Image.fromarray(pixels).save(folder / "final_frame.png")
+    write_video(np.stack([pixels] * frames), folder / "ground_truth.mp4")
+    (folder / "prompt.txt").write_text("solve the maze\n")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Three tasks of two sizes (after rounding up to 16 pixels), and one sample whose picture is missing."""
+    root = tmp_path / "bench"
+    for label, height, width in (
+        (f"{IN}/{SORT}/00000", 30, 44),
+        (f"{IN}/{SORT}/00001", 32, 48),
+        (f"{IN}/{MAZE}/00000", 48, 32),
+        (f"{OUT}/{MAZE}/00000", 32, 46),
+        (f"{OUT}/{MAZE}/00001", 32, 48),
+    ):
+        write_sample(root / label, height, width, 4)
+    (root / IN / SORT / "00001" / "first_frame.png").write_bytes(b"")
+    return root
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return dl.load("organism")
+
+
+def run(name, monkeypatch, lens, **options):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(dl, "load", lambda _: lens)  # the real one, loaded once for all
+    return module.main(module.Options(**options))
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_x0_of_a_benchmark_is_laid_out_by_split_task_and_sample_and_gone_on_with(
+    bench, tmp_path, monkeypatch, organism
+):
+    out = tmp_path / "out"
+    given = {"eval_root": bench, "out": out, "steps": 2, "vis_steps": "all", "cfg_scale": 1.0}
+    assert run("decode_steps", monkeypatch, organism, **given, split=IN) == 1  # one is broken
+    labels = [f"{IN}/{SORT}/00000", f"{IN}/{MAZE}/00000"]
+    for label in labels:
+        assert (out / label / "x0" / "step_001.mp4").stat().st_size > 500
+    made = {p: p.stat().st_mtime_ns for p in out.glob("*_50/**/*.mp4")}
+    assert (
+        run("decode_steps", monkeypatch, organism, **given) == 1
+    )  # both splits: what is there is not made again
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    labels += [f"{OUT}/{MAZE}/00000", f"{OUT}/{MAZE}/00001"]
+    results = xr.open_zarr(out / "results.zarr", consolidated=False)
+    assert results.sample.values.tolist() == labels and "solved" not in results
+    assert (results.distance.isel(step=0) > 0).all() and (results.distance.isel(step=-1) == 0).all()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["n"] == 4 and list(summary["left out"]) == [f"{IN}/{SORT}/00001"]
+    assert "first_frame.png" in summary["left out"][f"{IN}/{SORT}/00001"]
+    shutil.copy(
+        bench / IN / SORT / "00000" / "first_frame.png", bench / IN / SORT / "00001" / "first_frame.png"
+    )
+    assert run("decode_steps", monkeypatch, organism, **given) == 0  # the repaired one alone is made
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    assert json.loads((out / "summary.json").read_text())["samples left out"] == 0
+
+
+def test_one_sample_that_fails_ends_no_run_and_the_exit_code_says_so(bench, tmp_path, monkeypatch, organism):
+    from dit_lens import report
+
+    believed = report.believed
+
+    def fails(run, decode, sample, folder):
+        if sample.task.startswith(OUT) and sample.id == "00000":
+            raise dl.DitLensError("the disk is full")
+        return believed(run, decode, sample, folder)
+
+    monkeypatch.setattr(report, "believed", fails)
+    given = {"eval_root": bench, "tasks": "O-39", "out": tmp_path / "out", "steps": 2, "cfg_scale": 1.0}
+    assert run("decode_steps", monkeypatch, organism, **given) == 1
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["n"] == 2 and summary["left out"] == {f"{OUT}/{MAZE}/00000": "the disk is full"}
+
+
+def test_token_maps_of_a_benchmark_take_samples_of_several_sizes(bench, tmp_path, monkeypatch, organism):
+    given = {"eval_root": bench, "tasks": "O-39", "max_samples": 2, "out": tmp_path / "out", "steps": 2}
+    options = {**given, "layers": "4", "vis_steps": "1", "cfg_scale": 1.0}
+    assert run("token_maps", monkeypatch, organism, **options) == 0
+    assert (tmp_path / "out" / IN / MAZE / "00000" / "energy_vs_step.png").stat().st_size > 500
+    assert (tmp_path / "out" / OUT / MAZE / "00000" / "energy_vs_step.png").stat().st_size > 500
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("noise_sensitivity", {"layers": "0,9"}),
+        ("depth_lens", {"layers": "4", "vis_steps": "0,2", "sheets": 2}),
+        ("step_count", {"counts": (1, 3)}),
+        ("emergent", {}),
+    ],
+)
+def test_a_study_of_a_benchmark_measures_distances_of_samples_of_several_sizes(
+    name, options, bench, tmp_path, monkeypatch, organism
+):
+    out = tmp_path / "out"
+    given = {"eval_root": bench, "out": out, "block": 2, "steps": 3, "cfg_scale": 1.0, **options}
+    given |= {"clean": out / "clean.zarr"} if name == "emergent" else {}
+    assert run(name, monkeypatch, organism, **given) == 1  # the broken one
+    results = xr.open_zarr(out / "results.zarr", consolidated=False).load()
+    labels = [f"{IN}/{SORT}/00000", f"{IN}/{MAZE}/00000", f"{OUT}/{MAZE}/00000", f"{OUT}/{MAZE}/00001"]
+    assert results.sample.values.tolist() == labels
+    distances = [n for n in results if "distance" in n]
+    assert distances and not any("solved" in n or "answer" in n for n in results)
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["left out"]) == [f"{IN}/{SORT}/00001"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["settings"]["eval_root"] == str(bench) and manifest["settings"]["task"] == "bench"
+    assert all(p.stat().st_size > 5000 for p in out.glob("*.png")) and list(out.glob("*.png"))
+    if name == "depth_lens":
+        assert (out / labels[0] / "depth_plain.png").exists()
+
+    def refuse(*_, **__):
+        raise AssertionError("a repeated command runs the model")
+
+    monkeypatch.setattr(Batch, "step", refuse)
+    assert run(name, monkeypatch, organism, **given) == 1
+    assert xr.open_zarr(out / "results.zarr", consolidated=False).load().identical(results)
+
+
+def test_what_a_benchmark_cannot_give_is_refused(bench, tmp_path, monkeypatch, organism):
+    with pytest.raises(dl.TaskError, match="no scorer"):
+        run("frame_count", monkeypatch, organism, eval_root=bench, tasks="O-39", out=tmp_path)
+    with pytest.raises(dl.TaskError, match="at least 2"):
+        run("step_count", monkeypatch, organism, eval_root=bench, tasks="O-39", max_samples=1, out=tmp_path)
+    with pytest.raises(dl.TaskError, match="come from one of them"):
+        run("decode_steps", monkeypatch, organism, eval_root=bench, image=Path("a.png"), out=tmp_path)
+    with pytest.raises(dl.TaskError, match="go with --eval-root"):
+        run("decode_steps", monkeypatch, organism, tasks="O-39", out=tmp_path)
+    with pytest.raises(dl.TaskError, match="there is --samples"):
+        run("step_count", monkeypatch, organism, max_samples=3, out=tmp_path)

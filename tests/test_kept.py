@@ -1,0 +1,42 @@
+"""What is made once is read from then on, and is there whole or not at all."""
+
+import pytest
+import xarray as xr
+
+from dit_lens.kept import hash_code, kept
+
+
+def test_it_is_made_once_for_each_key(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return xr.Dataset({"x": ("n", [len(made)])}, attrs={"a": 1})
+
+    first = kept(tmp_path / "deep" / "fit", "k1", make)
+    assert kept(tmp_path / "deep" / "fit", "k1", make).identical(first) and len(made) == 1
+    assert kept(tmp_path / "deep" / "fit", "k2", make).x.values.tolist() == [2]
+
+
+def test_what_was_not_finished_is_not_there(tmp_path, monkeypatch):
+    def torn(data, folder, **_):
+        folder.mkdir()
+        (folder / "zarr.json").write_text("{")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(xr.Dataset, "to_zarr", torn)
+        with pytest.raises(OSError, match="no space"):
+            kept(tmp_path / "fit", "k", lambda: xr.Dataset({"x": 1}))
+    assert int(kept(tmp_path / "fit", "k", lambda: xr.Dataset({"x": 2})).x) == 2
+
+
+def test_another_script_makes_another_hash(tmp_path):
+    scripts = []
+    for number in (1, 2):
+        path = tmp_path / f"script{number}.py"
+        path.write_text(f"def measure():\n    return {number}\n")
+        names = {}
+        exec(compile(path.read_text(), str(path), "exec"), names)
+        scripts.append(names["measure"])
+    assert hash_code(scripts[0]) != hash_code(scripts[1]) == hash_code(scripts[1])
