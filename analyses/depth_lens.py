@@ -220,7 +220,7 @@ def conclude(results: xr.Dataset, options: Options) -> None:
     summary = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
     for name in [n for n in ("solved", "score", "distance") if n in results]:
         values = results[name].astype(float)
-        means = analysis.mean(values)
+        means = analysis.mean(values, bounds=study.BOUNDS.get(name))
         summary[name] = {
             str(r): study.headline(means.sel(readout=r, drop=True)) for r in results.readout.values
         }
@@ -228,6 +228,7 @@ def conclude(results: xr.Dataset, options: Options) -> None:
             gain = analysis.effect(
                 values.sel(readout="tuned", drop=True),
                 values.sel(readout="plain", drop=True),
+                bounds=study.BOUNDS.get(name),
                 along=["layer", "step"],
             )
             summary[f"tuned minus plain, {name}"] = study.headline(gain)

@@ -158,9 +158,10 @@ def conclude(results: xr.Dataset, options: Options) -> None:
     summary: dict[str, Any] = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
     first, last = (results.isel(step=i, drop=True) for i in (0, -1))
     for name in [n for n in LABELS if n in results]:
-        means = analysis.mean(results[name].astype(float), along="step")
+        bounds = study.BOUNDS.get(name)
+        means = analysis.mean(results[name].astype(float), bounds=bounds, along="step")
         summary[f"{name} by step"] = study.headline(means)
-        change = analysis.effect(last[name].astype(float), first[name].astype(float))
+        change = analysis.effect(last[name].astype(float), first[name].astype(float), bounds=bounds)
         summary[f"{name} at the last step minus at the first"] = study.headline(change)
         floor = None
         if f"{name}_floor" in results:

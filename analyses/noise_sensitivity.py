@@ -170,7 +170,7 @@ def unfold(data: xr.Dataset, labels: dict[str, list[Any]]) -> xr.Dataset:
 def conclude(results: xr.Dataset, options: Options) -> None:
     """Summarise, draw, save."""
     outcome = "score" if "step_score" in results else "distance"
-    limits = (0.0, 1.0) if outcome == "score" else None
+    limits = study.BOUNDS.get(outcome)
     baseline = results[f"clean_{outcome}"]
 
     def against(name: str, clean: xr.DataArray = baseline, **how: Any) -> xr.Dataset:

@@ -39,6 +39,9 @@ ELSEWHERE = (*experiment.SELECTING, "samples", "clean", "block", "at_once", "she
 OUTCOMES = {"solved": "solved (share)", "score": "score", "distance": "RMS distance of the latents"}
 """What `outcomes` gives as numbers, and how figures call it."""
 
+BOUNDS = {"solved": (0.0, 1.0), "score": (0.0, 1.0)}
+"""Lowest and highest value of those that have them: where all samples agree, an interval is had from these."""
+
 
 @dataclass
 class Options(experiment.Benchmark):
@@ -340,9 +343,11 @@ def compare(
     summary: dict[str, Any] = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
     for name in [n for n in OUTCOMES if n in results]:
         values = results[name].astype(float)
-        found = analysis.mean(values)
+        bounds = BOUNDS.get(name)
+        found = analysis.mean(values, bounds=bounds)
         summary[name] = headline(found)
-        against = analysis.effect(values, values.isel({along: -1}, drop=True), along=along)
+        last = values.isel({along: -1}, drop=True)
+        against = analysis.effect(values, last, bounds=bounds, along=along)
         summary[f"{name}, minus that of {along} {results[along].values[-1]}"] = headline(against)
         figure = plot.curves(found, along, value_label=OUTCOMES[name], title=title, marks=True)
         plot.save(figure, options.out / f"{name}_by_{along}.png")
