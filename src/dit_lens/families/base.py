@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_lens.errors import PlanError
@@ -74,12 +74,14 @@ class Batching:
         load: puts what a step needs on the device: (pipe, expert).
         settle: (latents after a step, keywords of the model) to what the pipeline makes of them before the
             next.
+        hold: (velocity, keywords of the model) to what the pipeline lets it move; all of it, unless told.
     """
 
     prepare: Callable[[Any, Mapping[str, Any]], dict[str, dict[str, Any]]]
     expert: Callable[[Any, float, Mapping[str, Any]], str]
     load: Callable[[Any, str], None]
     settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
+    hold: Callable[[Tensor, Mapping[str, Any]], Tensor] = field(default=lambda velocity, keywords: velocity)
 
 
 @dataclass(frozen=True)
