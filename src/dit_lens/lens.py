@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,18 +205,19 @@ class Lens:
     def fingerprint(self) -> str:
         """Hash the experts' parameters: names, shapes, types and some of the values of each.
 
-        A LoRA merged in, or another checkpoint, gives another hash. Cheap: at most 256 values a tensor are
-        read.
+        A LoRA merged in, one that is kept beside the weights, or another checkpoint gives another hash. Cheap: at most
+        256 values a tensor are read, none of weights that rest on disk.
         """
         # _version counts in-place changes: nothing is read again while the weights stand.
-        key = tuple((p.data_ptr(), p._version) for dit in self.dits.values() for p in dit.parameters())
+        tensors = [item for expert, dit in self.dits.items() for item in _tensors(expert, dit)]
+        key = tuple((p.data_ptr(), p._version) for _, p in tensors)
         if self._fingerprint is None or self._fingerprint[0] != key:
             digest = hashlib.sha256()
-            for expert, dit in self.dits.items():
-                for name, p in dit.named_parameters():
+            for name, p in tensors:
+                digest.update(f"{name}{tuple(p.shape)}{p.dtype}".encode())
+                if not p.is_meta:
                     flat = p.detach().flatten()
-                    values = flat[:: max(1, flat.numel() // 256)].float().cpu().numpy()
-                    digest.update(f"{expert}.{name}{tuple(p.shape)}{p.dtype}".encode() + values.tobytes())
+                    digest.update(flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
             self._fingerprint = key, digest.hexdigest()[:16]
         return self._fingerprint[1]
 
@@ -309,6 +310,7 @@ class Job:
             "vram_management": bool(pipe.vram_management_enabled),
             "encoding": self.encoding,
             "body": self.body,
+            "scheduler": _scheduler(self.lens.pipe),
             "versions": versions(),
         }
         return {"identity": identity, "plan": str(self.plan)}
@@ -413,6 +415,29 @@ def coordinates(
         "branch": list(layout.branches),
         "layer": np.arange(layout.layers),
         **{name: np.arange(size) for name, size in zip(("frame", "y", "x"), grid, strict=True)},
+    }
+
+
+def _tensors(expert: str, dit: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Go through what a model computes with: parameters, and tensors that its modules keep in lists (LoRAs)."""
+    yield from ((f"{expert}.{name}", p) for name, p in dit.named_parameters())
+    for path, module in dit.named_modules():
+        for name, kept in vars(module).items():
+            if isinstance(kept, list):
+                for n, tensor in enumerate(kept):
+                    if isinstance(tensor, Tensor):
+                        yield f"{expert}.{path}.{name}[{n}]", tensor
+
+
+def _scheduler(pipe: Any) -> dict[str, Any]:
+    """Return which scheduler a pipeline has, and how it makes its noise levels."""
+    scheduler = getattr(pipe, "scheduler", None)
+    made_by = getattr(scheduler, "set_timesteps_fn", None)
+    config = {k: _plain(v) for k, v in dict(getattr(scheduler, "config", {})).items()}
+    return {
+        "class": type(scheduler).__name__,
+        "made_by": getattr(made_by, "__name__", None),
+        "config": config,
     }
 
 

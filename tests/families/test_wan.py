@@ -130,11 +130,11 @@ def test_models_that_are_run_by_another_function_are_refused(tiny_pipe, sample):
 
     pipe = tiny_pipe()
     pipe.dit.__class__ = LongCatVideoTransformer3DModel
-    with pytest.raises(dl.DitLensError, match="dit is a LongCat.*another function"):
+    with pytest.raises(dl.DitLensError, match=r"dit is a LongCat.*another function"):
         dl.Lens(pipe).run(sample)
     pipe = tiny_pipe()
     pipe.dit.wantodance_enable_global = True  # its unconditional branch skips the 9th layer
-    with pytest.raises(dl.DitLensError, match="WanToDance model.*skips the 9th"):
+    with pytest.raises(dl.DitLensError, match=r"WanToDance model.*skips the 9th"):
         dl.Lens(pipe).run(sample)
     pipe = tiny_pipe()
     pipe.vap = torch.nn.Linear(1, 1)
