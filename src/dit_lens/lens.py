@@ -207,10 +207,18 @@ class Lens:
 
         A LoRA merged in, one that is kept beside the weights, or another checkpoint gives another hash. Cheap: at most
         256 values a tensor are read, none of weights that rest on disk.
+
+        Raises:
+            PlanError: weights rest on disk, and `info` does not say which.
         """
         # _version counts in-place changes: nothing is read again while the weights stand.
         tensors = [item for expert, dit in self.dits.items() for item in _tensors(expert, dit)]
         key = tuple((p.data_ptr(), p._version) for _, p in tensors)
+        if "weights" not in self.info and any(p.is_meta for _, p in tensors):
+            raise PlanError(
+                "The weights rest on disk, where they cannot be told from others: load them by dl.load, or say what they are by "
+                "Lens(pipe, info={'weights': ...})."
+            )
         if self._fingerprint is None or self._fingerprint[0] != key:
             digest = hashlib.sha256()
             for name, p in tensors:
