@@ -124,7 +124,7 @@ def test_what_a_lora_holds_beside_what_fits_is_warned_of_and_counted(tiny_pipe, 
 def test_a_file_that_is_no_lora_is_refused(tiny_pipe, tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(dl.ModelError, match="No LoRA at|is a .safetensors file|not a safetensors file"):
+    with pytest.raises(dl.ModelError, match=r"No LoRA at|is a \.safetensors file|not a safetensors file"):
         lora.add(tiny_pipe(), "dit", tmp_path / name)
 
 

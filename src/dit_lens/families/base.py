@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dit_lens.errors import PlanError
@@ -63,6 +63,10 @@ class Session(Protocol):
         """Serve one step of the scheduler."""
 
 
+def _free(velocity: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    return velocity
+
+
 @dataclass(frozen=True)
 class Batching:
     """How many samples go through one forward, outside the pipeline's own loop.
@@ -81,7 +85,7 @@ class Batching:
     expert: Callable[[Any, float, Mapping[str, Any]], str]
     load: Callable[[Any, str], None]
     settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
-    hold: Callable[[Tensor, Mapping[str, Any]], Tensor] = field(default=lambda velocity, keywords: velocity)
+    hold: Callable[[Tensor, Mapping[str, Any]], Tensor] = _free
 
 
 @dataclass(frozen=True)

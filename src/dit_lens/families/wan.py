@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Batching, Family, Seen, Session, Site
+from dit_lens.families.base import Batching, Family, Seen, Site
 from dit_lens.families.diffsynth import interceptor, prepare
 from dit_lens.families.wan_limits import REFUSED, refuse
 from dit_lens.tasks.sample import Sample
@@ -173,7 +173,7 @@ def hold(velocity: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     return velocity
 
 
-def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
+def intercept(pipe: Any, family: Family, session: Any) -> Callable[[], None]:
     """Wrap the pipeline's calls, with the clean first frame of TI2V held."""
     last: dict[str, Any] = {}
 
