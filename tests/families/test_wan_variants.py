@@ -35,6 +35,11 @@ VARIANTS = {
     "wan2.2-ti2v": (TI2V, 1),
     "wan2.2-ti2v without an image": (TI2V, 1),
     "wan2.1-v2v": (PLAIN, 1),
+    "wan2.1-speed": (PLAIN, 1),
+    "wan2.1-fun-camera": (
+        {**PLAIN, "in_dim": 32, "has_image_input": True, "add_control_adapter": True},
+        1,
+    ),
 }
 STEPS = 3
 
@@ -45,7 +50,7 @@ def picture(seed):
 
 
 def sample_of(name):
-    image = picture(0) if name.endswith(("i2v", "ti2v", "flf2v", "control")) else None
+    image = picture(0) if name.endswith(("i2v", "ti2v", "flf2v", "control", "camera")) else None
     return dl.Sample(prompt="solve the maze", image=image, num_frames=9, size=(64, 32))
 
 
@@ -57,6 +62,8 @@ def arguments_of(name):
             "control_video": [picture(3 + i) for i in range(9)],
         },
         "wan2.1-v2v": {"input_video": [picture(3 + i) for i in range(9)], "denoising_strength": 0.7},
+        "wan2.1-speed": {"motion_bucket_id": 7},
+        "wan2.1-fun-camera": {"camera_control_direction": "Left"},
     }
     return {"steps": STEPS, "cfg_scale": 2.0, **extra.get(name, {})}
 
@@ -94,6 +101,7 @@ def tiny_clip():
 def make(name):
     with contextlib.redirect_stdout(io.StringIO()):
         from diffsynth.models.wan_video_dit import WanModel
+        from diffsynth.models.wan_video_motion_controller import WanMotionControllerModel
 
         from dit_lens.models import organism
 
@@ -108,6 +116,8 @@ def make(name):
     pipe.text_encoder.table.normal_()
     if config["has_image_input"]:
         pipe.image_encoder = tiny_clip()
+    if name == "wan2.1-speed":
+        pipe.motion_controller = WanMotionControllerModel(freq_dim=16, dim=64)
     pipe.eval().requires_grad_(False)
     return pipe.to(device="cpu", dtype=torch.float32)
 
@@ -221,7 +231,7 @@ def test_image_tokens_are_in_the_context_and_not_among_the_tokens(variant):
     name, lens, _, seen, _ = variant
     keywords = seen.calls[0][3]
     with_clip = "clip_feature" in keywords and lens.pipe.dit.has_image_input
-    assert with_clip == (name in ("wan2.1-i2v", "wan2.1-flf2v", "wan2.1-fun-control"))
+    assert with_clip == (name in ("wan2.1-i2v", "wan2.1-flf2v", "wan2.1-fun-control", "wan2.1-fun-camera"))
     if with_clip:
         changed = {**keywords, "clip_feature": keywords["clip_feature"] * 0.5}
         assert not torch.equal(lens.pipe.model_fn(**changed), seen.calls[0][4])
@@ -240,8 +250,10 @@ def test_x0_is_the_schedulers_own_last_step(variant):
     assert torch.equal(latent(run, "x0", STEPS - 1), seen.decoded)
 
 
-def test_an_edit_at_every_site_changes_the_outcome(variant):
+def test_an_edit_at_every_site_changes_the_outcome(variant, monkeypatch):
     name, lens, run, seen, _ = variant
+    # The outcome is read off the latents: nothing need be decoded.
+    monkeypatch.setattr(lens.pipe.vae, "decode", lambda latents, **_: torch.zeros(1, 3, 9, 64, 32))
     for site in [*lens.sites, "latents", "velocity", "x0"]:
         edited = lens.run(
             sample_of(name),
@@ -267,6 +279,14 @@ def test_the_readout_of_the_last_block_is_the_models_own_velocity(variant):
 def test_rows_that_go_through_together_are_their_single_runs(variant):
     name, lens, run, _, _ = variant
     sample, keywords = sample_of(name), arguments_of(name)
+    if name == "wan2.1-fun-camera":
+        for refused in (
+            lambda: lens.batch([(sample, 0)], **keywords),
+            lambda: lens.run(sample, cfg_merge=True, **keywords),
+        ):
+            with pytest.raises(dl.PlanError, match="camera_control_direction: DiffSynth keeps the first row"):
+                refused()
+        return
     batch = lens.batch([(sample, 0), (sample, 7)], **keywords)
     x, last = batch.noise, lens.layers - 1
     for step in range(STEPS):

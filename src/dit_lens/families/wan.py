@@ -17,7 +17,7 @@ from torch import Tensor
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching, Family, Seen, Site
 from dit_lens.families.diffsynth import interceptor, prepare
-from dit_lens.families.wan_limits import REFUSED, refuse
+from dit_lens.families.wan_limits import REFUSED, refuse, refuse_rows
 from dit_lens.tasks.sample import Sample
 
 SITES = {
@@ -149,6 +149,12 @@ def _time(dit: Any, grid: tuple[int, int, int], keywords: Mapping[str, Any]) -> 
     return dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, (ones * timestep).flatten())[None])
 
 
+def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what the model gets at the first step, by branch, where it takes several rows."""
+    refuse_rows(keywords)
+    return prepare(branches)(pipe, keywords)
+
+
 def expert_of(pipe: Any, timestep: float, keywords: Mapping[str, Any]) -> str:
     """Return the name of the DiT that the pipeline's own loop takes at a timestep."""
     if pipe.dit2 is None:
@@ -214,7 +220,7 @@ WAN = Family(
     readout=readout,
     default_steps=50,
     default_cfg=5.0,
-    batching=Batching(prepare(branches), expert_of, load_expert, settle, hold),
+    batching=Batching(prepared, expert_of, load_expert, settle, hold),
 )
 
 __all__ = ["REFUSED", "SITES", "WAN", "look"]

@@ -71,6 +71,8 @@ def refuse(pipe: Any, keywords: Mapping[str, Any]) -> None:
         raise PlanError(
             "cfg_merge=True with cfg_scale=1 leaves two merged branches unguided: drop cfg_merge."
         )
+    if keywords.get("cfg_merge") or not isinstance(keywords["prompt"], str):
+        refuse_rows(keywords)
     if getattr(pipe, "use_unified_sequence_parallel", False):
         raise PlanError(
             "Sequence parallelism splits the tokens over processes: make the pipeline without use_usp."
@@ -81,6 +83,19 @@ def refuse(pipe: Any, keywords: Mapping[str, Any]) -> None:
         if (dit := getattr(pipe, name)) is not None:
             _refuse_dit(name, dit)
     _need_image(pipe, keywords)
+
+
+def refuse_rows(keywords: Mapping[str, Any]) -> None:
+    """Refuse what the model takes one row of at a time.
+
+    Raises:
+        PlanError: it names the argument.
+    """
+    if keywords.get("camera_control_direction") is not None:
+        raise PlanError(
+            "camera_control_direction: DiffSynth keeps the first row of a batch and drops the others. Use lens.run with one "
+            "prompt, without cfg_merge."
+        )
 
 
 def _refuse_dit(name: str, dit: Any) -> None:
