@@ -50,7 +50,7 @@ def look(pipe: Any, keywords: dict[str, Any]) -> Seen:
         )
     _, _, *latent = latents.shape
     grid = token_grid(dit, (0, *latent))
-    prefix = _prefix(grid, keywords)
+    prefix = grid[1] * grid[2] if keywords.get("reference_latents") is not None else 0
     return Seen(expert, rows, grid, prefix, float(keywords["timestep"].flatten()[0]))
 
 
@@ -119,20 +119,11 @@ def readout(dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     Args:
         dit: the expert that ran.
         state: output of the block, [row, token, channel], prefix tokens removed.
-        keywords: of the call: `latents` and `timestep`; where the call had them, also
-            `fuse_vae_embedding_in_latents` and `reference_latents`.
+        keywords: of the call: `latents` and `timestep`; and `fuse_vae_embedding_in_latents`, where it had it.
     """
     _, _, *latent = keywords["latents"].shape
     grid = token_grid(dit, (0, *latent))
-    # Zeros in place of a reference's tokens: as many rows as in the model, so the sums come out alike.
-    prefix = _prefix(grid, keywords)
-    state = torch.nn.functional.pad(state, (0, 0, prefix, 0))
-    return dit.unpatchify(dit.head(state, _time(dit, grid, keywords))[:, prefix:], grid)
-
-
-def _prefix(grid: tuple[int, int, int], keywords: Mapping[str, Any]) -> int:
-    """Return how many tokens of a reference image stand before the video's: one frame of them."""
-    return grid[1] * grid[2] if keywords.get("reference_latents") is not None else 0
+    return dit.unpatchify(dit.head(state, _time(dit, grid, keywords)), grid)
 
 
 def _time(dit: Any, grid: tuple[int, int, int], keywords: Mapping[str, Any]) -> Tensor:
