@@ -1,6 +1,7 @@
 """A model is loaded by its name, from a folder laid out as the hubs have it, by DiffSynth's own loader."""
 
 import contextlib
+import importlib.util
 import io
 import shutil
 
@@ -191,6 +192,12 @@ def test_without_a_folder_diffsynth_downloads_each_part(registered, monkeypatch)
     assert lens.info["weights"] == load(registered).info["weights"]
     assert ("DiffSynth-Studio/Wan-Series-Converted-Safetensors", "Wan2.1_VAE.safetensors") in asked
     assert (REPO, "high_noise_model/diffusion_pytorch_model*.safetensors") in asked
+
+
+def test_a_package_that_is_not_installed_is_named_before_anything_is_imported(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchaudio" else object())
+    with pytest.raises(dl.ModelError, match=r"ltx2\.3 needs torchaudio.*pip install"):
+        dl.load("ltx2.3")
 
 
 def test_a_download_that_gives_nothing_is_an_error(monkeypatch, tmp_path):

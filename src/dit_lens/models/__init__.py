@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.errors import PlanError
+from dit_lens.errors import ModelError, PlanError
 from dit_lens.models import catalog, files
 from dit_lens.models import lora as loras
 from dit_lens.models.catalog import NAMES, Model, Part
@@ -61,6 +62,7 @@ def load(
     adapters = _adapters(name, model, root, given)
     parts = (*model.parts, model.tokenizer)
     found = None if root is None else files.find_all(name, root, parts)
+    _check_packages(name, model)
 
     from dit_lens.lens import Lens
     from dit_lens.models import loading
@@ -94,6 +96,16 @@ def _organism(device: str | None, dtype: Any, options: list[str]) -> Lens:
     pipe = organism.pipeline(device=device or "cpu", dtype=dtype)
     weights = hashlib.sha256(organism.WEIGHTS.read_bytes()).hexdigest()[:16]
     return Lens(pipe, family=organism.FAMILY, info={"name": "organism", "weights": weights})
+
+
+def _check_packages(name: str, model: Model) -> None:
+    """Raise ModelError where a package that the model needs is not installed; none is imported."""
+    missing = [p for p in ("torch", "diffsynth", *model.needs) if importlib.util.find_spec(p) is None]
+    if missing:
+        raise ModelError(
+            f"{name} needs {', '.join(missing)}, which this Python does not have: "
+            f'pip install "dit-lens[trace]" {" ".join(model.needs)}'.rstrip()
+        )
 
 
 def _adapters(

@@ -36,6 +36,7 @@ class Model:
         tokenizer: the folder of its tokenizer.
         loras: `load`'s LoRA options, with the pipeline's attribute that each goes into.
         known_loras: LoRAs that have a name: option to file, by that name.
+        needs: packages that DiffSynth's pipeline imports and does not bring along.
     """
 
     pipeline: str
@@ -43,6 +44,7 @@ class Model:
     tokenizer: Part
     loras: Mapping[str, str] = field(default_factory=lambda: {"lora": "dit"})
     known_loras: Mapping[str, Mapping[str, Part]] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
 
 
 CONVERTED = "DiffSynth-Studio/Wan-Series-Converted-Safetensors"
@@ -130,6 +132,7 @@ MODELS: dict[str, Model] = {
         ),
         Part("tokenizer", GEMMA, ""),
         known_loras=_vbvr("LTX2.3", lora="lora.safetensors"),
+        needs=("torchaudio",),
     ),
 }
 """By the name that `load` takes. `wan2.2`, `wan2.1` and `ltx2.3` are the models of *Demystifying Video Reasoning*."""
