@@ -4,6 +4,8 @@ DiffSynth knows a file by the hash of its keys and shapes: the tiny ones are add
 loading, theirs and ours, is the real one.
 """
 
+import shutil
+
 import pytest
 
 DIT = {
@@ -22,6 +24,7 @@ DIT = {
 }
 TEXT = {"vocab": 20, "dim": 32, "dim_attn": 32, "dim_ffn": 48, "num_heads": 2, "num_layers": 1}
 REPO = "Wan-AI/Wan2.2-I2V-A14B"
+CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 
 
 def write_tokenizer(folder):
@@ -99,3 +102,51 @@ def registered(checkpoint, monkeypatch):
     table[-1]["state_dict_converter"] = converter
     monkeypatch.setattr(model_loader, "MODEL_CONFIGS", table)
     return root
+
+
+@pytest.fixture
+def with_clip(registered, tmp_path, monkeypatch):
+    """Make DiffSynth know a tiny Wan 2.1 with CLIP's encoder; return its folder and the two modules."""
+    import torch
+    from diffsynth.core import hash_model_file
+    from diffsynth.core.vram.initialization import skip_model_initialization
+    from diffsynth.models import model_loader, wan_video_image_encoder
+    from diffsynth.models.wan_video_dit import WanModel
+    from safetensors.torch import save_file
+
+    text = {"vocab_size": 8, "text_dim": 8, "text_heads": 1, "text_layers": 1, "max_text_len": 4}
+    vision = {"vision_layers": 2, "vision_mlp_ratio": 1, "vision_heads": 4, "embed_dim": 16}
+
+    class TinyCLIP(wan_video_image_encoder.WanImageEncoder):
+        def __init__(self):
+            with skip_model_initialization():
+                super().__init__()
+            self.model = wan_video_image_encoder.clip_xlm_roberta_vit_h_14(**vision, **text)
+
+    monkeypatch.setattr(wan_video_image_encoder, "TinyCLIP", TinyCLIP, raising=False)
+    repo = tmp_path / "Wan-AI/Wan2.1-I2V-14B-720P"
+    shutil.copytree(registered / REPO, repo, ignore=shutil.ignore_patterns("*_noise_model"))
+    torch.manual_seed(1)
+    config = {**DIT, "has_image_input": True, "require_clip_embedding": True}
+    dit, clip = WanModel(**config), TinyCLIP()
+    files = repo / "diffusion_pytorch_model.safetensors", repo / CLIP
+    save_file({k: v.contiguous() for k, v in dit.state_dict().items()}, files[0])
+    torch.save({k.removeprefix("model."): v.half() for k, v in clip.state_dict().items()}, files[1])
+    models, encoder = "diffsynth.models.", "wan_video_image_encoder"
+    converters = "diffsynth.utils.state_dict_converters."
+    table = [
+        {
+            "model_name": "wan_video_dit",
+            "model_class": models + "wan_video_dit.WanModel",
+            "extra_kwargs": config,
+        },
+        {
+            "model_name": encoder,
+            "model_class": f"{models}{encoder}.TinyCLIP",
+            "state_dict_converter": f"{converters}{encoder}.WanImageEncoderStateDictConverter",
+        },
+    ]
+    for file, entry in zip(files, table, strict=True):
+        entry["model_hash"] = hash_model_file(str(file))
+    monkeypatch.setattr(model_loader, "MODEL_CONFIGS", [*model_loader.MODEL_CONFIGS, *table])
+    return tmp_path, dit, clip

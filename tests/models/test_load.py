@@ -61,6 +61,19 @@ def test_a_folder_gives_the_weights_that_are_in_it(registered, checkpoint, sampl
     assert all(v.startswith("sha256:") for v in model["weights"].values())
 
 
+def test_a_model_with_clip_loads_its_encoder(with_clip, sample, tmp_path):
+    root, dit, clip = with_clip
+    path, change = make_lora(tmp_path / "lora.safetensors")
+    with contextlib.redirect_stdout(io.StringIO()):
+        lens = dl.load("wan2.1", model_root=root, lora=path, device="cpu", dtype="float32")
+    held = lens.pipe.image_encoder.state_dict()
+    assert held and all(torch.equal(v, clip.state_dict()[k].half().float()) for k, v in held.items())
+    assert torch.equal(lens.pipe.dit.get_submodule(TARGET).weight, dit.get_submodule(TARGET).weight + change)
+    run = lens.run(sample, steps=2, cfg_scale=2.0, record=[dl.hidden])
+    assert run.complete and list(run["hidden"].coords["branch"].values) == ["cond", "uncond"]
+    assert set(lens.info["loras"]) == {"lora"} and lens.info["loras"]["lora"]["matched"] == 1
+
+
 def test_loras_go_into_their_experts_and_into_the_manifest(registered, tmp_path):
     (high, by_high), (low, by_low) = (
         make_lora(tmp_path / "h.safetensors"),
