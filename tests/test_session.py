@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.families.wan import SITES, WAN
+from dit_lens.families.wan import SITES
 
 EVERY_SITE = [*SITES, "latents", "velocity", "x0"]
 
@@ -111,6 +111,8 @@ def test_tracing_changes_nothing_bit_for_bit(two_experts, sample, run_bare, left
 
 
 def test_a_prompt_batch_has_a_sample_dimension(tiny_pipe):
+    from dit_lens.families.wan import WAN
+
     pipe = tiny_pipe(config={"in_dim": 48})  # text alone: no channels for an image
     two = dl.Sample(prompt=("solve the maze", "circle the disc"), size=(32, 32), num_frames=5)
     watched = Independent(pipe, {"block": ""})
