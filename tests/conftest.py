@@ -12,7 +12,7 @@ import dit_lens as dl
 TINY = {"dim": 64, "ffn_dim": 96, "num_heads": 2, "num_layers": 3}
 
 
-def make_pipe(experts=1, dtype=None, seed=0):
+def make_pipe(experts=1, dtype=None, seed=0, config=None):
     """Make DiffSynth's own WanVideoPipeline with tiny random DiTs, a random codec and a random word table."""
     import torch
 
@@ -23,7 +23,7 @@ def make_pipe(experts=1, dtype=None, seed=0):
     pipe = organism.pipeline(weights=None)
     torch.manual_seed(seed)
     for name in ("dit", "dit2")[:experts]:
-        setattr(pipe, name, WanModel(**{**organism.CONFIG, **TINY}))
+        setattr(pipe, name, WanModel(**{**organism.CONFIG, **TINY, **(config or {})}))
     for part in ("first", "rest"):
         basis = getattr(pipe.vae, f"{part}_basis")
         basis.copy_(torch.linalg.qr(torch.randn(basis.shape[1], basis.shape[0]))[0].T)

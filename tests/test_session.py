@@ -114,27 +114,21 @@ def test_tracing_changes_nothing_bit_for_bit(two_experts, sample, run_bare, left
     assert left_behind(two_experts) == []
 
 
-def test_a_prompt_batch_has_a_sample_dimension(pipe, run_bare):
+def test_a_prompt_batch_has_a_sample_dimension(tiny_pipe):
+    from dit_lens.families.wan import WAN
+
+    pipe = tiny_pipe(config={"in_dim": 48})  # text alone: no channels for an image
     two = dl.Sample(prompt=("solve the maze", "circle the disc"), size=(32, 32), num_frames=5)
     watched = Independent(pipe, {"block": ""})
+    inner, pipe.model_fn = pipe.model_fn, watched.call
     try:
-        # The tiny DiT has channels for an image; without one the pipeline passes none, so it gets zeros here.
-        y = torch.zeros(2, 52, 2, 4, 4)
-        inner, pipe.model_fn = pipe.model_fn, lambda **kw: watched.call(**{**kw, "y": y})
-        from dit_lens.families.wan import WAN
-
         pipe(**WAN.arguments(two, 0, 2, 3.0, {"progress_bar_cmd": lambda s: s, "output_type": "floatpoint"}))
+    finally:
         pipe.model_fn = inner
-    finally:
         watched.close()
-    original = pipe.model_fn
-    pipe.model_fn = lambda **kw: original(**{**kw, "y": y})
-    try:
-        run = dl.Lens(pipe).run(
-            two, steps=2, cfg_scale=3.0, record=[dl.hidden, dl.energy, dl.x0], output_type="floatpoint"
-        )
-    finally:
-        pipe.model_fn = original
+    run = dl.Lens(pipe).run(
+        two, steps=2, cfg_scale=3.0, record=[dl.hidden, dl.energy, dl.x0], output_type="floatpoint"
+    )
     assert run["hidden"].dims == ("sample", "step", "branch", "layer", "frame", "y", "x", "channel")
     assert run["latents"].sizes["sample"] == 2
     for (step, _, branch, _, layer), expected in watched.values.items():

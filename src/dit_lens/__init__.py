@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _FROM = {
     "dit_lens.coords": ("At", "Spot", "at"),
-    "dit_lens.errors": ("CaptureError", "DitLensError", "PlanError", "StoreError", "TaskError"),
+    "dit_lens.errors": ("CaptureError", "DitLensError", "ModelError", "PlanError", "StoreError", "TaskError"),
     "dit_lens.records": (
         *("channel_mean", "channel_variance", "energy", "hidden", "keeps", "latents", "velocity", "x0"),
     ),
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from dit_lens.analysis import cka, commitment, effect, pca_maps, trajectory_distance
     from dit_lens.coords import At, Spot, at
     from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, steer, zero
-    from dit_lens.errors import CaptureError, DitLensError, PlanError, StoreError, TaskError
+    from dit_lens.errors import CaptureError, DitLensError, ModelError, PlanError, StoreError, TaskError
     from dit_lens.functions import options
     from dit_lens.lens import Lens
     from dit_lens.models import load

@@ -22,3 +22,7 @@ class StoreError(DitLensError):
 
 class TaskError(DitLensError):
     """A sample or task that cannot be made, read or scored."""
+
+
+class ModelError(DitLensError):
+    """A model, checkpoint or LoRA that cannot be loaded."""

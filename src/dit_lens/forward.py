@@ -178,7 +178,7 @@ class Forward:
         with self._hooked():
             velocity: Tensor = pipe.model_fn(**call)
         self._audit(branch)
-        return velocity
+        return self.batch.batching.hold(velocity, call)
 
     def _audit(self, branch: str) -> None:
         """Refuse a place on this branch that the model passed by."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,18 +211,27 @@ class Lens:
     def fingerprint(self) -> str:
         """Hash the experts' parameters: names, shapes, types and some of the values of each.
 
-        A LoRA merged in, or another checkpoint, gives another hash. Cheap: at most 256 values a tensor are
-        read.
+        A LoRA merged in, one that is kept beside the weights, or another checkpoint gives another hash. Cheap: at most
+        256 values a tensor are read, none of weights that rest on disk.
+
+        Raises:
+            PlanError: weights rest on disk, and `info` does not say which.
         """
         # _version counts in-place changes: nothing is read again while the weights stand.
-        key = tuple((p.data_ptr(), p._version) for dit in self.dits.values() for p in dit.parameters())
+        tensors = [item for expert, dit in self.dits.items() for item in _tensors(expert, dit)]
+        key = tuple((p.data_ptr(), p._version) for _, p in tensors)
+        if "weights" not in self.info and any(p.is_meta for _, p in tensors):
+            raise PlanError(
+                "The weights rest on disk, where they cannot be told from others: load them by dl.load, or say what they are by "
+                "Lens(pipe, info={'weights': ...})."
+            )
         if self._fingerprint is None or self._fingerprint[0] != key:
             digest = hashlib.sha256()
-            for expert, dit in self.dits.items():
-                for name, p in dit.named_parameters():
+            for name, p in tensors:
+                digest.update(f"{name}{tuple(p.shape)}{p.dtype}".encode())
+                if not p.is_meta:
                     flat = p.detach().flatten()
-                    values = flat[:: max(1, flat.numel() // 256)].float().cpu().numpy()
-                    digest.update(f"{expert}.{name}{tuple(p.shape)}{p.dtype}".encode() + values.tobytes())
+                    digest.update(flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
             self._fingerprint = key, digest.hexdigest()[:16]
         return self._fingerprint[1]
 
@@ -443,6 +452,17 @@ def coordinates(
             for dim, size in zip(GRID_DIMS, grid, strict=False)
         },
     }
+
+
+def _tensors(expert: str, dit: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Go through what a model computes with: parameters, and tensors that its modules keep in lists (LoRAs)."""
+    yield from ((f"{expert}.{name}", p) for name, p in dit.named_parameters())
+    for path, module in dit.named_modules():
+        for name, kept in vars(module).items():
+            if isinstance(kept, list):
+                for n, tensor in enumerate(kept):
+                    if isinstance(tensor, Tensor):
+                        yield f"{expert}.{path}.{name}[{n}]", tensor
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """What the Wan family says of a call is what the pipeline does."""
 
+import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,6 +54,49 @@ def test_an_unlabelled_call_is_an_error(pipe):
         look(pipe, keywords(pipe))
 
 
+SUPPORTED = {
+    *("prompt", "negative_prompt", "input_image", "end_image", "input_video", "denoising_strength"),
+    *("control_video", "reference_image", "camera_control_direction", "camera_control_speed"),
+    *(
+        "camera_control_origin",
+        "seed",
+        "rand_device",
+        "height",
+        "width",
+        "num_frames",
+        "cfg_scale",
+        "cfg_merge",
+    ),
+    *("switch_DiT_boundary", "num_inference_steps", "sigma_shift", "motion_bucket_id", "tiled", "tile_size"),
+    *("tile_stride", "framewise_decoding", "progress_bar_cmd", "output_type"),
+}
+IDLE = {
+    *("audio_sample_rate", "vace_scale", "animate2_prompt_ref", "animate2_offload_kv", "animate2_log_scale"),
+    *("vap_prompt", "negative_vap_prompt", "tea_cache_model_id", "wantodance_fps"),
+}
+"""These do nothing without one that is refused, and have defaults."""
+
+
+def test_every_argument_of_the_pipelines_call_is_supported_or_refused(pipe):
+    known = inspect.signature(type(pipe).__call__).parameters
+    assert SUPPORTED | IDLE | set(REFUSED) | {"self"} == set(known)
+    assert not SUPPORTED & set(REFUSED) and not IDLE & set(REFUSED)
+    assert all(known[name].default is None for name in REFUSED)
+
+
+def test_the_schedule_that_is_spelt_out_is_the_pipelines_own(pipe, sample):
+    known = inspect.signature(type(pipe).__call__).parameters
+    ours = WAN.arguments(sample, 0, 3, 1.0, {})
+    for name in ("sigma_shift", "switch_DiT_boundary"):
+        assert ours[name] == known[name].default
+    assert WAN.arguments(sample, 0, 3, 1.0, {"sigma_shift": 8.0})["sigma_shift"] == 8.0
+
+
+def test_an_argument_that_the_pipeline_does_not_take_is_refused_before_anything_runs(lens, sample):
+    with pytest.raises(dl.DitLensError, match="no argument 'sigma_shft': did you mean 'sigma_shift'"):
+        lens.run(sample, sigma_shft=3.0)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_changes_what_hooks_see_is_refused_with_its_reason(lens, sample, name):
     with pytest.raises(dl.DitLensError, match=f"{name}=.*not supported under tracing"):
@@ -66,6 +111,39 @@ def test_sequence_parallelism_and_compiled_blocks_are_refused(tiny_pipe, sample)
     pipe.use_unified_sequence_parallel = False
     pipe.dit.blocks[1] = torch.compile(pipe.dit.blocks[1])
     with pytest.raises(dl.DitLensError, match=r"dit\.blocks\.1.*compiled"):
+        dl.Lens(pipe).run(sample)
+    pipe = tiny_pipe()
+    pipe.compile_pipeline()
+    with pytest.raises(dl.DitLensError, match=r"dit\.blocks\.0 is compiled"):
+        dl.Lens(pipe).run(sample)
+
+
+def test_models_that_are_run_by_another_function_are_refused(tiny_pipe, sample):
+    from diffsynth.models.wan_video_dit import WanModel
+
+    class LongCatVideoTransformer3DModel(WanModel):
+        pass
+
+    pipe = tiny_pipe()
+    pipe.dit.__class__ = LongCatVideoTransformer3DModel
+    with pytest.raises(dl.DitLensError, match=r"dit is a LongCat.*another function"):
+        dl.Lens(pipe).run(sample)
+    pipe = tiny_pipe()
+    pipe.dit.wantodance_enable_global = True  # its unconditional branch skips the 9th layer
+    with pytest.raises(dl.DitLensError, match=r"WanToDance model.*skips the 9th"):
+        dl.Lens(pipe).run(sample)
+    pipe = tiny_pipe()
+    pipe.vap = torch.nn.Linear(1, 1)
+    with pytest.raises(dl.DitLensError, match="vap is loaded"):
+        dl.Lens(pipe).run(sample)
+
+
+def test_an_image_model_without_its_image_or_its_encoder_is_refused(tiny_pipe, sample):
+    pipe = tiny_pipe()
+    with pytest.raises(dl.DitLensError, match="takes 100 channels, 48 of latents and the rest of an image"):
+        dl.Lens(pipe).run(replace(sample, image=None, size=(48, 32)))
+    pipe.dit.has_image_input = pipe.dit.require_clip_embedding = True
+    with pytest.raises(dl.DitLensError, match="prompt would be read as an image"):
         dl.Lens(pipe).run(sample)
 
 

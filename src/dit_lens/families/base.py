@@ -111,6 +111,10 @@ class Session(Protocol):
         """Serve one step of the scheduler, for one stream."""
 
 
+def _free(velocity: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    return velocity
+
+
 @dataclass(frozen=True)
 class Batching:
     """How many samples go through one forward, outside the pipeline's own loop.
@@ -122,12 +126,14 @@ class Batching:
         load: puts what a step needs on the device: (pipe, expert).
         settle: (latents after a step, keywords of the model) to what the pipeline makes of them before the
             next.
+        hold: (velocity, keywords of the model) to what the pipeline lets it move; all of it, unless told.
     """
 
     prepare: Callable[[Any, Mapping[str, Any]], dict[str, dict[str, Any]]]
     expert: Callable[[Any, float, Mapping[str, Any]], str]
     load: Callable[[Any, str], None]
     settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
+    hold: Callable[[Tensor, Mapping[str, Any]], Tensor] = _free
 
 
 def flow_x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:

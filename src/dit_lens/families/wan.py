@@ -1,9 +1,13 @@
-"""Wan 2.1 and 2.2 through DiffSynth's `WanVideoPipeline`: one expert (`dit`), or two (`dit`, `dit2`)."""
+"""Wan 2.1 and 2.2 through DiffSynth's `WanVideoPipeline`: one expert (`dit`), or two (`dit`, `dit2`).
+
+Text-to-video, image-to-video with or without CLIP's image tokens (they stand in the cross-attention's context,
+not among the video's tokens), TI2V with the first frame fused into the latents, and reference images, whose
+tokens stand before the video's. What is not supported, `wan_limits` says.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ from torch import Tensor
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching, Family, Seen, Site, Tokens
 from dit_lens.families.diffsynth import facts, interceptor, outputs, prepare, quiet, schedule
+from dit_lens.families.wan_limits import REFUSED, refuse, refuse_rows
 from dit_lens.tasks.sample import Sample
 
 SITES = {
@@ -28,17 +33,6 @@ SITES = {
         "v": Site("self_attn.v", long_name="self-attention values"),
     }
 }
-REFUSED = {
-    "tea_cache_l1_thresh": "TeaCache skips whole passes, so blocks do not run at every step",
-    "sliding_window_size": "sliding windows run the model several times a step, on other frames each time",
-    "vace_video": "VACE adds hints between blocks",
-    "vace_reference_image": "VACE prepends latent frames",
-    "animate_pose_video": "Animate changes states between blocks",
-    "input_audio": "speech-to-video runs another function",
-    "longcat_video": "LongCat runs another function",
-    "vap_video": "video-as-prompt runs blocks through another module",
-}
-"""Arguments that change what hooks see, with the reason why they are refused."""
 
 
 def look(pipe: Any, keywords: dict[str, Any]) -> Seen:
@@ -94,6 +88,9 @@ def arguments(
         "num_frames": sample.num_frames,
         "num_inference_steps": steps,
         "cfg_scale": cfg_scale,
+        # The pipeline's own defaults, spelt out so that the manifest has them.
+        "sigma_shift": 5.0,
+        "switch_DiT_boundary": 0.875,
         "tiled": False,
     }
     return own | dict(extra)
@@ -103,35 +100,6 @@ def branches(keywords: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the guidance branches that the pipeline will run."""
     guided = keywords["cfg_scale"] != 1.0 or keywords.get("cfg_merge")
     return ("cond", "uncond") if guided else ("cond",)
-
-
-def refuse(pipe: Any, keywords: Mapping[str, Any]) -> None:
-    """Refuse what changes what hooks see.
-
-    Raises:
-        PlanError: it names the argument and the reason.
-    """
-    for name, reason in REFUSED.items():
-        if keywords.get(name) is not None:
-            raise PlanError(
-                f"{name}={keywords[name]!r} is not supported under tracing: {reason}. Leave it out."
-            )
-    if keywords.get("cfg_merge") and keywords["cfg_scale"] == 1.0:
-        raise PlanError(
-            "cfg_merge=True with cfg_scale=1 leaves two merged branches unguided: drop cfg_merge."
-        )
-    if getattr(pipe, "use_unified_sequence_parallel", False):
-        raise PlanError(
-            "Sequence parallelism splits the tokens over processes: make the pipeline without use_usp."
-        )
-    for name, dit in (("dit", pipe.dit), ("dit2", pipe.dit2)):
-        compiled = (
-            [n for n, m in dit.named_modules() if "_orig_mod" in n or hasattr(m, "_orig_mod")] if dit else []
-        )
-        if compiled:
-            raise PlanError(
-                f"{name}.{compiled[0]} is compiled: hooks would break its graph. Trace an uncompiled model."
-            )
 
 
 @torch.no_grad()
@@ -164,26 +132,73 @@ def readout(dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     Args:
         dit: the expert that ran.
         state: output of the block, [row, token, channel], prefix tokens removed.
-        keywords: `latents` and `timestep` of the call.
+        keywords: of the call: `latents` and `timestep`; and `fuse_vae_embedding_in_latents`, where it had it.
     """
+    _, _, *latent = keywords["latents"].shape
+    grid = token_grid(dit, (0, *latent))
+    return dit.unpatchify(dit.head(state, _time(dit, grid, keywords)), grid)
+
+
+def _time(dit: Any, grid: tuple[int, int, int], keywords: Mapping[str, Any]) -> Tensor:
+    """Return the time embedding of a call, [row, channel]; [row, token, channel] where tokens have their own."""
     from diffsynth.models.wan_video_dit import sinusoidal_embedding_1d
 
-    t = dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, keywords["timestep"]))
-    _, *latent = keywords["latents"].shape
-    return dit.unpatchify(dit.head(state, t), token_grid(dit, latent))
+    timestep = keywords["timestep"]
+    if not (dit.seperated_timestep and keywords.get("fuse_vae_embedding_in_latents")):
+        return dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, timestep))
+    # TI2V: the first frame is clean, so its tokens are told timestep 0.
+    latents = keywords["latents"]
+    ones = torch.ones(grid[0], grid[1] * grid[2], dtype=latents.dtype, device=latents.device)
+    ones[0] = 0
+    return dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, (ones * timestep).flatten())[None])
+
+
+def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what the model gets at the first step, by branch, where it takes several rows."""
+    refuse_rows(keywords)
+    return prepare(branches)(pipe, keywords)
 
 
 def expert_of(pipe: Any, timestep: float, keywords: Mapping[str, Any]) -> str:
     """Return the name of the DiT that the pipeline's own loop takes at a timestep."""
     if pipe.dit2 is None:
         return "dit"
-    boundary = inspect.signature(type(pipe).__call__).parameters["switch_DiT_boundary"].default
-    return "low" if timestep < 1000 * keywords.get("switch_DiT_boundary", boundary) else "high"
+    return "low" if timestep < 1000 * keywords["switch_DiT_boundary"] else "high"
 
 
 def load_expert(pipe: Any, expert: str) -> None:
     """Put the models of a step on the device."""
     pipe.load_models_to_device(pipe.in_iteration_models_2 if expert == "low" else pipe.in_iteration_models)
+
+
+def hold(velocity: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    """Give the clean first frame a velocity of 0, where it is given in the latents (TI2V).
+
+    The pipeline puts that frame back after every step, whatever the model says of it: it does not move, and x0 has it
+    as it is. Nothing of what the pipeline makes changes.
+    """
+    if keywords.get("fuse_vae_embedding_in_latents"):
+        velocity = velocity.clone()
+        velocity[:, :, :1] = 0
+    return velocity
+
+
+def intercept(pipe: Any, family: Family, session: Any) -> Callable[[], None]:
+    """Wrap the pipeline's calls, with the clean first frame of TI2V held."""
+    last: dict[str, Any] = {}
+
+    def looking(pipe: Any, keywords: dict[str, Any]) -> Seen:
+        last.update(keywords)
+        return look(pipe, keywords)
+
+    class Held:
+        call = staticmethod(session.call)
+
+        @staticmethod
+        def advance(velocity: Tensor, *rest: Any, **more: Any) -> Tensor:
+            return session.advance(hold(velocity, last), *rest, **more)
+
+    return interceptor(looking)(pipe, family, Held)
 
 
 def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
@@ -199,7 +214,7 @@ WAN = Family(
     experts={"high": "dit", "low": "dit2"},
     blocks=("blocks",),
     sites=SITES,
-    intercept=interceptor(look),
+    intercept=intercept,
     arguments=arguments,
     branches=branches,
     refuse=refuse,
@@ -215,6 +230,8 @@ WAN = Family(
     default_steps=50,
     default_cfg=5.0,
     silent=("progress_bar_cmd",),
-    batching=Batching(prepare(branches), expert_of, load_expert, settle),
+    batching=Batching(prepared, expert_of, load_expert, settle, hold),
     encode=encode,
 )
+
+__all__ = ["REFUSED", "SITES", "WAN", "look"]

@@ -1,34 +1,138 @@
-"""Loading by name: `load("organism")`."""
+"""Loading by name: `load("organism")`, `load("wan2.2", model_root=...)`. Nothing heavy until the files are there."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dit_lens.errors import PlanError
-from dit_lens.lens import Lens
+from dit_lens.errors import ModelError, PlanError
+from dit_lens.models import catalog, files
+from dit_lens.models import lora as loras
+from dit_lens.models.catalog import NAMES, Model, Part
 
-NAMES = ("organism",)
+if TYPE_CHECKING:
+    from dit_lens.lens import Lens
 
 
-def load(name: str = "organism", *, device: str = "cpu", dtype: Any = None) -> Lens:
-    """Load a model and put it under the microscope.
+def load(
+    name: str = "organism",
+    *,
+    model_root: str | Path | None = None,
+    lora: str | Path | None = None,
+    high_noise_lora: str | Path | None = None,
+    low_noise_lora: str | Path | None = None,
+    lora_alpha: float = 1.0,
+    device: str | None = None,
+    dtype: Any = None,
+    vram_limit: float | None = None,
+    offload: str | Mapping[str, Any] | None = None,
+) -> Lens:
+    """Load a model and put it under the microscope; docs/models.md lists the names and the files.
 
     Args:
-        name: "organism", the small trained model that ships with the package.
-        device: where to run.
-        dtype: a torch dtype; the model's own unless given.
+        name: "organism", the small trained model that ships with the package, or one of `catalog.MODELS`.
+        model_root: folder that holds repositories as the hubs name them (`ROOT/Wan-AI/...`). Without one,
+            DiffSynth downloads what is not in its own folder.
+        lora: a LoRA file for a model with one DiT; or the name of one that the model is known to have, such as
+            "vbvr", which then goes into every DiT that it has a file for.
+        high_noise_lora: a LoRA file for the high-noise DiT of a model with two.
+        low_noise_lora: likewise, for the low-noise one.
+        lora_alpha: factor of the LoRAs.
+        device: where to run; for the organism "cpu", else "cuda" where there is one, else "cpu", unless given.
+        dtype: a torch dtype or its name; float32 for the organism, else bfloat16, unless given.
+        vram_limit: GiB of the device's memory to use; more stays in the host's memory.
+        offload: where weights rest that are not in use: "cpu", "disk", or DiffSynth's VRAM configuration.
+
+    Returns:
+        The lens; `lens.info` says what was loaded.
 
     Raises:
-        PlanError: no model has this name.
-        DitLensError: its weights are missing.
+        PlanError: no model has this name, or it does not take an option.
+        ModelError: a file is missing or broken, or a LoRA does not fit.
     """
-    if name not in NAMES:
-        raise PlanError(
-            f"No model is called {name!r}, only {', '.join(NAMES)}; for your own pipeline: dl.Lens(pipe)."
-        )
+    given = {"lora": lora, "high_noise_lora": high_noise_lora, "low_noise_lora": low_noise_lora}
+    options = {"model_root": model_root, "vram_limit": vram_limit, "offload": offload, **given}
+    if name == "organism":
+        return _organism(device, dtype, [k for k, v in options.items() if v is not None])
+    model = catalog.find(name)
+    root = None if model_root is None else Path(model_root)
+    adapters = _adapters(name, model, root, given)
+    parts = (*model.parts, model.tokenizer)
+    found = None if root is None else files.find_all(name, root, parts)
+    _check_packages(name, model)
+
+    from dit_lens.lens import Lens
+    from dit_lens.models import loading
+
+    dtype, device = loading.number_type(dtype), device or loading.default_device()
+    config, limit = loading.vram(offload, vram_limit, device, dtype)
+    *weights, (tokenizer,) = loading.download(parts) if found is None else found
+    pipe = loading.build(model, weights, tokenizer, device, dtype, config, limit)
+    info = {
+        "name": name,
+        "weights": {
+            f"{p.role} {f.name}": files.identity(f)
+            for p, fs in zip(model.parts, weights, strict=True)
+            for f in fs
+        },
+        "loras": {
+            option: loras.add(pipe, model.loras[option], path, lora_alpha)
+            for option, path in adapters.items()
+        },
+        "vram": {k: str(v) for k, v in config.items() if k.endswith("dtype")},
+    }
+    return Lens(pipe, info=info)
+
+
+def _organism(device: str | None, dtype: Any, options: list[str]) -> Lens:
+    if options:
+        raise PlanError(f"The organism ships with the package and takes no {', '.join(options)}.")
+    from dit_lens.lens import Lens
     from dit_lens.models import organism
 
-    pipe = organism.pipeline(device=device, dtype=dtype)
+    pipe = organism.pipeline(device=device or "cpu", dtype=dtype)
     weights = hashlib.sha256(organism.WEIGHTS.read_bytes()).hexdigest()[:16]
-    return Lens(pipe, family=organism.FAMILY, info={"name": name, "weights": weights})
+    return Lens(pipe, family=organism.FAMILY, info={"name": "organism", "weights": weights})
+
+
+def _check_packages(name: str, model: Model) -> None:
+    """Raise ModelError where a package that the model needs is not installed; none is imported."""
+    missing = [p for p in ("torch", "diffsynth", *model.needs) if importlib.util.find_spec(p) is None]
+    if missing:
+        raise ModelError(
+            f"{name} needs {', '.join(missing)}, which this Python does not have: "
+            f'pip install "dit-lens[trace]" {" ".join(model.needs)}'.rstrip()
+        )
+
+
+def _adapters(
+    name: str, model: Model, root: Path | None, given: Mapping[str, str | Path | None]
+) -> dict[str, Path]:
+    """Return the LoRA files by option, each checked to be there."""
+    wanted = {option: value for option, value in given.items() if value is not None}
+    known = model.known_loras.get(str(wanted.get("lora")), {})
+    if known:
+        del wanted["lora"]
+        wanted = {**{option: _known(name, root, part) for option, part in known.items()}, **wanted}
+    for option in wanted:
+        if option not in model.loras:
+            names = ", ".join(model.known_loras) or "none"
+            raise PlanError(
+                f"{name} takes {' and '.join(model.loras)}, not {option}={wanted[option]!r} (LoRAs that it has by name: {names})."
+            )
+    paths = {option: Path(value) for option, value in wanted.items()}
+    for path in paths.values():
+        loras.check_file(path)
+    return paths
+
+
+def _known(name: str, root: Path | None, part: Part) -> Path:
+    if root is None:
+        raise PlanError(f"{name}: a LoRA by name is looked for in model_root; pass it, or the LoRA's file.")
+    return files.find_all(name, root, [part])[0][0]
+
+
+__all__ = ["NAMES", "load"]
