@@ -31,7 +31,7 @@ class Options(experiment.Options):
 
 def main(options: Options) -> int:
     """Run, decode, score, draw, save."""
-    lens = dl.load(options.model)
+    lens = options.open()
     options.out.mkdir(parents=True, exist_ok=True)
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def main(options: Options) -> int:
         moved = np.sqrt((distance**2).mean("frame")).values.tolist()
         return report.believed(run, lens.decode, sample, folder) | {"distance": moved}
 
-    found, left_out = experiment.each_sample(options, "decode_steps", analyse)
+    found, left_out = experiment.each_sample(options, "decode_steps", lens, analyse)
     summary = {} if not found else conclude(found, options)
     experiment.write_summary(options.out, {"n": len(found), **summary}, options.asked, left_out)
     print(f"{len(found)} samples, {len(left_out)} left out; see {options.out}/")

@@ -67,7 +67,7 @@ class Options(study.Options):
 
 def main(options: Options) -> int:
     """Fit the maps, read out every sample, draw, save."""
-    lens = dl.load(options.model)
+    lens = options.open()
     layers = sorted({*report.choose(options.layers, lens.layers, "layers"), lens.layers - 1})
     fit, maps = None, {}
     if options.tuning_scenes and options.eval_root is None:

@@ -54,7 +54,7 @@ class Options(study.Options):
 
 def main(options: Options) -> int:
     """Read every clean run, fit the probes, draw, save."""
-    lens = dl.load(options.model)
+    lens = options.open()
     probes = fit_probes(lens, options) if probing.ask(options.task) and options.probe_scenes else None
     results, code = study.study(
         options, "emergent", lens, lambda part: measure(lens, part, probes, options), probes

@@ -44,7 +44,7 @@ NOISE = "scenes are paired between numbers of frames; the initial noise is not: 
 
 def main(options: Options) -> int:
     """Generate with every number of frames, compare, draw, save."""
-    lens = dl.load(options.model)
+    lens = options.open()
     first = study.samples_of(options)[0]
     if first.scorer is None:
         raise dl.TaskError("frame_count compares scores, and these samples have no scorer: use a --task.")

@@ -69,7 +69,7 @@ def main(options: Options) -> int:
     """Run all swaps on every scene, count flips, draw, save."""
     if options.task != "circle":
         raise TaskError(f"--task {options.task}: a swap needs two prompts on one scene; circle has them.")
-    lens = dl.load(options.model)
+    lens = options.open()
     results, code = study.study(options, "layer_swap", lens, lambda part: measure(lens, part, options))
     conclude(results, options)
     return code

@@ -63,7 +63,7 @@ class Options(study.Options):
 
 def main(options: Options) -> int:
     """Run all arms on every sample, compare, draw, save."""
-    lens = dl.load(options.model)
+    lens = options.open()
     results, code = study.study(options, "noise_sensitivity", lens, lambda part: measure(lens, part, options))
     conclude(results, options)
     return code

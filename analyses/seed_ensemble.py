@@ -56,7 +56,7 @@ def main(options: Options) -> int:
             "leave --seeds out, or change --ks."
         )
     options = replace(options, seeds=max(options.ks))
-    lens = dl.load(options.model)
+    lens = options.open()
     results, code = study.study(options, "seed_ensemble", lens, lambda part: measure(lens, part, options))
     conclude(results, options)
     return code

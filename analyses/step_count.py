@@ -36,7 +36,7 @@ class Options(study.Options):
 
 def main(options: Options) -> int:
     """Generate with every number of steps, compare, draw, save."""
-    lens = dl.load(options.model)
+    lens = options.open()
     results, code = study.study(options, "step_count", lens, lambda part: measure(lens, part, options))
     lengths = by_length(results, options) if "length" in results else {}
     study.compare(results, "steps", f"Number of steps · {options.task}", options, lengths)

@@ -35,7 +35,7 @@ class Options(experiment.Options):
 
 def main(options: Options) -> int:
     """Record energy everywhere and full states where asked for; draw; save."""
-    lens = dl.load(options.model)
+    lens = options.open()
     options.out.mkdir(parents=True, exist_ok=True)
     steps = report.choose(options.vis_steps, options.steps or lens.family.default_steps, "vis-steps")
     layers = report.choose(options.layers, lens.layers, "layers", auto=4)
@@ -57,7 +57,7 @@ def main(options: Options) -> int:
         mean = run["energy"].sel(branch=options.branch).mean(("frame", "y", "x"))
         return {"energy": mean.values.tolist()}
 
-    found, left_out = experiment.each_sample(options, "token_maps", analyse)
+    found, left_out = experiment.each_sample(options, "token_maps", lens, analyse)
     if found:
         dims = ("sample", "step", "layer")
         about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}

@@ -13,6 +13,7 @@ import xarray as xr
 import dit_lens as dl
 from dit_lens import study
 from dit_lens.batch import Batch
+from dit_lens.models.options import ModelOptions
 from dit_lens.plan import Placed
 from dit_lens.tasks import explore
 
@@ -45,7 +46,7 @@ def script(name):
 
 def go(name, out, monkeypatch, organism, **changes):
     module = script(name)
-    monkeypatch.setattr(dl, "load", lambda _: organism)  # the real one, loaded once for all
+    monkeypatch.setattr(ModelOptions, "load", lambda _: organism)  # the real one, loaded once for all
     given = {**SMALL, **STUDIES[name], "out": out, **changes}
     options = module.Options(**given, **({"clean": out / "clean.zarr"} if name == "emergent" else {}))
     assert module.main(options) == 0
@@ -95,7 +96,7 @@ def test_the_papers_pictures_are_there_and_are_not_made_twice(
     name, options, pictures, tmp_path, monkeypatch, organism
 ):
     module = script(name)
-    monkeypatch.setattr(dl, "load", lambda _: organism)
+    monkeypatch.setattr(ModelOptions, "load", lambda _: organism)
     given = module.Options(task="circle", steps=4, max_samples=2, out=tmp_path, **options)
     assert module.main(given) == 0
     for sample in ("1000000", "1000001"):

@@ -13,6 +13,7 @@ from PIL import Image
 
 import dit_lens as dl
 from dit_lens.batch import Batch
+from dit_lens.models.options import ModelOptions
 from dit_lens.plot import write_video
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,7 @@ def run(name, monkeypatch, lens, **options):
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
-    monkeypatch.setattr(dl, "load", lambda _: lens)  # the real one, loaded once for all
+    monkeypatch.setattr(ModelOptions, "load", lambda _: lens)  # the real one, loaded once for all
     return module.main(module.Options(**options))
 
 
@@ -119,7 +120,7 @@ def test_token_maps_of_a_benchmark_take_samples_of_several_sizes(bench, tmp_path
 @pytest.mark.parametrize(
     "name, options",
     [
-        ("noise_sensitivity", {"layers": "0,9"}),
+        ("noise_sensitivity", {"cka_layers": "0,9"}),
         ("depth_lens", {"layers": "4", "vis_steps": "0,2", "sheets": 2}),
         ("step_count", {"counts": (1, 3)}),
         ("emergent", {}),

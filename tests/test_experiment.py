@@ -20,28 +20,31 @@ def counting(folders, broken=()):
     return analyse
 
 
-def test_a_sample_that_is_done_is_not_made_again_unless_something_changed(tmp_path):
+def test_a_sample_that_is_done_is_not_made_again_unless_something_changed(tmp_path, lens, tiny_pipe):
     folders, options = [], Options(task="circle", max_samples=2, out=tmp_path)
-    first, left_out = experiment.each_sample(options, "script", counting(folders))
+    first, left_out = experiment.each_sample(options, "script", lens, counting(folders))
     assert (len(folders), left_out, [n["task"] for n in first]) == (2, {}, ["circle"] * 2)
     options.max_samples = 3
-    again, _ = experiment.each_sample(options, "script", counting(folders))
+    again, _ = experiment.each_sample(options, "script", lens, counting(folders))
     assert len(folders) == 3 and again[:2] == first
     options.seed = 5
-    experiment.each_sample(options, "script", counting(folders))
+    experiment.each_sample(options, "script", lens, counting(folders))
     assert len(folders) == 6
+    other = dl.Lens(tiny_pipe(seed=1))  # the same settings on another model
+    experiment.each_sample(options, "script", other, counting(folders))
+    assert len(folders) == 9
 
 
 @pytest.mark.parametrize("error", [dl.DitLensError("no such layer"), ValueError("a bug")])
-def test_a_sample_that_fails_is_named_and_stops_no_other(tmp_path, capsys, error):
+def test_a_sample_that_fails_is_named_and_stops_no_other(tmp_path, capsys, error, lens):
     folders, options = [], Options(task="circle", max_samples=3, out=tmp_path)
     second = experiment.samples(options)[1].id
-    found, left_out = experiment.each_sample(options, "script", counting(folders, {second: error}))
+    found, left_out = experiment.each_sample(options, "script", lens, counting(folders, {second: error}))
     assert (len(folders), len(found), list(left_out)) == (3, 2, [f"circle/{second}"])
     assert str(error) in left_out[f"circle/{second}"]
     said = capsys.readouterr().err
     assert f"circle/{second} failed" in said and str(error) in said
-    again, left_out = experiment.each_sample(options, "script", counting(folders))
+    again, left_out = experiment.each_sample(options, "script", lens, counting(folders))
     assert (len(folders), len(again), left_out) == (4, 3, {})  # only the one that failed runs again
 
 

@@ -156,16 +156,16 @@ class Stop(Exception):
 
 def interrupted(lens, pairs, store, monkeypatch, *, finished, at_step=None, **options):
     """Make clean runs until so many are finished, or a step begins; then raise."""
+    from dit_lens import clean
     from dit_lens.batch import Batch
-    from dit_lens.lens import Job
 
-    write, step, done = Job.write_video, Batch.step, []
+    write, step, done = clean.write_outputs, Batch.step, []
 
-    def write_video(job, *args):
+    def write_outputs(*args):
         if len(done) == finished:
             raise Stop
         done.append(1)
-        write(job, *args)
+        write(*args)
 
     def stepped(batch, number, *args, **more):
         if number == at_step:
@@ -173,7 +173,7 @@ def interrupted(lens, pairs, store, monkeypatch, *, finished, at_step=None, **op
         return step(batch, number, *args, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Job, "write_video", write_video)
+        patched.setattr(clean, "write_outputs", write_outputs)
         patched.setattr(Batch, "step", stepped)
         with pytest.raises(Stop):
             clean_runs(lens, pairs, store, **options)

@@ -11,9 +11,9 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -21,20 +21,23 @@ from tqdm import tqdm
 
 from dit_lens import tasks
 from dit_lens.errors import DitLensError, TaskError
+from dit_lens.models.options import ModelOptions
 from dit_lens.store import versions
 from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.vbvr import Bench
 
-FIRST_EVALUATION_SEED = 1_000_000
+if TYPE_CHECKING:
+    from dit_lens.lens import Lens
 
+FIRST_EVALUATION_SEED = 1_000_000
 
 SELECTING = ("eval_root", "split", "tasks", "max_samples", "out")
 """Options that say which samples there are, and where results go: they change no sample's numbers."""
 
 
 @dataclass
-class Benchmark:
-    """Options of all scripts that take samples from a folder of VBVR-Bench, in place of a task."""
+class Inputs(ModelOptions):
+    """Options of all scripts: which model, and samples from a folder of VBVR-Bench in place of a task."""
 
     eval_root: Path | None = None
     """Folder of VBVR-Bench, or one laid out like it; in place of --task."""
@@ -44,13 +47,17 @@ class Benchmark:
     """Its tasks, whole names or up to an underscore, such as O-39,G-2; all unless given."""
     max_samples: int | None = None
     """The first so many of --eval-root; all unless given. In decode_steps and token_maps also of --task; 1 unless given."""
-    frames_multiple: int = 4
-    """Frames of --eval-root are rounded up to one more than a multiple: 4 for Wan, 8 for LTX."""
-    size_multiple: int = 16
-    """Height and width likewise, to a multiple: 16 for Wan, 32 for LTX."""
+    multiples: tuple[int, int] = field(default=(1, 1), init=False, repr=False)
+    """To what frames (one more than a multiple) and sizes of --eval-root are rounded up; the model says it."""
+
+    def open(self) -> Lens:
+        """Load the model; samples of a benchmark are rounded up to what it takes."""
+        lens = self.load()
+        self.multiples = lens.family.multiples
+        return lens
 
 
-def benchmark(options: Benchmark) -> Bench:
+def benchmark(options: Inputs) -> Bench:
     """Open the folder that was asked for; its samples are read one at a time, broken ones left out.
 
     Raises:
@@ -62,17 +69,15 @@ def benchmark(options: Benchmark) -> Bench:
         options.split,
         options.tasks,
         options.max_samples,
-        frames_multiple=options.frames_multiple,
-        size_multiple=options.size_multiple,
+        frames_multiple=options.multiples[0],
+        size_multiple=options.multiples[1],
     )
 
 
 @dataclass
-class Options(Benchmark):
+class Options(Inputs):
     """Options that all scripts have."""
 
-    model: str = "organism"
-    """Which model."""
     task: str = "maze"
     """A task of the organism's; samples are drawn from it."""
     image: Path | None = None
@@ -134,7 +139,7 @@ def samples(options: Options) -> Sequence[Sample] | Bench:
 
 
 def each_sample(
-    options: Options, name: str, analyse: Callable[[Sample, Path], dict[str, Any]]
+    options: Options, name: str, lens: Lens, analyse: Callable[[Sample, Path], dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Analyse every sample; what an earlier command finished is read, not made again.
 
@@ -143,6 +148,7 @@ def each_sample(
     Args:
         options: of the script.
         name: of the script, for the identity of its results.
+        lens: the model, likewise.
         analyse: makes one sample's pictures in its folder, and returns its numbers (plain data).
 
     Returns:
@@ -156,7 +162,8 @@ def each_sample(
             sample = sample.with_(num_frames=options.num_frames)
         folder = options.out / sample.task / sample.id
         done, settings = folder / "done.json", {"script": name, **options.settings}
-        key = hashlib.sha256(json.dumps([settings, identity(sample)], default=str).encode()).hexdigest()
+        what = [settings, lens.identity(), identity(sample)]
+        key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
         if done.exists() and (known := json.loads(done.read_text()))["key"] == key:
             found.append(known["numbers"])
             continue

@@ -235,6 +235,11 @@ class Lens:
             self._fingerprint = key, digest.hexdigest()[:16]
         return self._fingerprint[1]
 
+    def identity(self) -> dict[str, Any]:
+        """Return all of the model that makes a result what it is, as plain data; results of others are others."""
+        model = {"family": self.family.name, "fingerprint": self.fingerprint(), **self.info}
+        return {"model": model, "dtype": str(self.dtype), **self.family.facts(self.pipe)}
+
     def __repr__(self) -> str:
         experts = ", ".join(f"{n}: {type(d).__name__}" for n, d in self.dits.items())
         return f"Lens({self.family.name}; {experts}; {self.layers} layers; sites {', '.join(self.sites)})"
@@ -317,13 +322,7 @@ class Job:
             },
             "seed": self.seed,
             "arguments": {k: _plain(v) for k, v in self.keywords.items() if k not in family.silent},
-            "model": {
-                "family": family.name,
-                "fingerprint": self.lens.fingerprint(),
-                **self.lens.info,
-            },
-            "dtype": str(self.lens.dtype),
-            **family.facts(self.lens.pipe),
+            **self.lens.identity(),
             "encoding": self.encoding,
             "body": self.body,
             "versions": versions(),

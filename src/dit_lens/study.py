@@ -44,11 +44,9 @@ BOUNDS = {"solved": (0.0, 1.0), "score": (0.0, 1.0)}
 
 
 @dataclass
-class Options(experiment.Benchmark):
+class Options(experiment.Inputs):
     """Options of every causal experiment."""
 
-    model: str = "organism"
-    """Which model."""
     task: str = "maze"
     """A task of the organism's; samples are drawn from it."""
     samples: int = 64
@@ -361,7 +359,7 @@ def finish(options: Options, summary: dict[str, Any], bootstrap: dict[str, Any] 
 
 
 def _key(name: str, options: Options, lens: Lens, part: Sequence[Sample], made_with: Sequence[str]) -> str:
-    """Hash all that makes a block's numbers: settings, weights, samples, code, library versions."""
+    """Hash all that makes a block's numbers: settings, model, samples, code, library versions."""
     samples = [experiment.identity(s) for s in part]
-    what = [name, options.settings, lens.fingerprint(), lens.info, samples, made_with, versions()]
+    what = [name, options.settings, lens.identity(), samples, made_with, versions()]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]

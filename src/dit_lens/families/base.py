@@ -172,6 +172,7 @@ class Family:
         quiet: (pipe, keywords) keeps the pipeline's progress bar away; may add keywords; returns what undoes it.
         default_steps: number of steps where the user names none.
         default_cfg: guidance scale where the user names none.
+        multiples: frames are one more than a multiple of the first, height and width multiples of the second.
         silent: keywords of the pipeline's call that do not change results.
         x0: (scheduler, latents, velocity, step) to x0.
         velocity: (scheduler, latents, x0, step) to the velocity that stands for it.
@@ -202,6 +203,7 @@ class Family:
     quiet: Callable[[Any, dict[str, Any]], Callable[[], None]]
     default_steps: int
     default_cfg: float
+    multiples: tuple[int, int] = (1, 1)
     silent: tuple[str, ...] = ()
     x0: Callable[[Any, Tensor, Tensor, int], Tensor] = flow_x0
     velocity: Callable[[Any, Tensor, Tensor, int], Tensor] = flow_velocity

@@ -229,6 +229,7 @@ WAN = Family(
     quiet=quiet,
     default_steps=50,
     default_cfg=5.0,
+    multiples=(4, 16),
     silent=("progress_bar_cmd",),
     batching=Batching(prepared, expert_of, load_expert, settle, hold),
     encode=encode,
