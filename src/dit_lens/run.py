@@ -60,6 +60,13 @@ class Run:
         )
 
     @property
+    def stages(self) -> list[Run]:
+        """The runs of all stages of the pipeline, in order; this one alone where there is one."""
+        names = self.attrs["manifest"].get("stages", [self.path.name])
+        here = self.path.name
+        return [self if name == here else Run(self.path.parent / name, self._scratch) for name in names]
+
+    @property
     def video(self) -> Frames:
         """The decoded frames, [time, height, width, rgb] of uint8; a prompt batch has `sample` first."""
         return np.asarray(self["video"].values)

@@ -85,11 +85,30 @@ class Schedule:
     state: str = ""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One pass of the sampling loop.
+
+    Attributes:
+        steps: scheduler steps that it has.
+        branches: guidance branches that it runs.
+    """
+
+    steps: int
+    branches: tuple[str, ...]
+
+
 class Session(Protocol):
     """The run in progress, as a family's interception drives it.
 
     Latents are [row, channel, frame, y, x]; a family whose pipeline has them otherwise rearranges them.
     """
+
+    def enter(self, stage: int) -> None:
+        """Say which stage the calls that come belong to; pipelines with one stage need not."""
+
+    def start(self, latents: Tensor, stream: str = "video") -> Tensor:
+        """Return what the running step starts from, edits included, in place of what the pipeline has."""
 
     def call(
         self,
@@ -173,6 +192,10 @@ class Family:
         root: pipeline to one module that has the experts as submodules under the same names, for nnsight.
         dtype: pipeline to the number type of its states.
         batching: how many samples go through one forward; None where that is not known.
+        later: the pipeline call's keywords to the stages that come after the first.
+        decode_audio: (pipe, audio latents [row, channel, frame, y, x]) to waveforms [row, speaker, audio_time],
+            float32; None where there is no sound.
+        rates: (pipe, keywords) to the positions per second of outputs, by name; none where that is not known.
     """
 
     name: str
@@ -201,6 +224,9 @@ class Family:
     root: Callable[[Any], nn.Module] = field(default=lambda pipe: pipe)
     dtype: Callable[[Any], torch.dtype] = field(default=lambda pipe: pipe.torch_dtype)
     batching: Batching | None = None
+    later: Callable[[Mapping[str, Any]], tuple[Stage, ...]] = field(default=lambda keywords: ())
+    decode_audio: Callable[[Any, Tensor], Any] | None = None
+    rates: Callable[[Any, Mapping[str, Any]], Mapping[str, float]] = field(default=lambda pipe, keywords: {})
 
     def dits(self, pipe: Any) -> dict[str, nn.Module]:
         """Return the experts that a pipeline holds, by name: one is called `dit`.
@@ -251,4 +277,4 @@ class Family:
                     ) from None
 
 
-__all__ = ["Batching", "Family", "Schedule", "Seen", "Session", "Site", "Tokens", "submodule"]
+__all__ = ["Batching", "Family", "Schedule", "Seen", "Session", "Site", "Stage", "Tokens", "submodule"]
