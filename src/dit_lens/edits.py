@@ -101,7 +101,10 @@ def patch(h: Tensor, at: Spot, *, source: Any) -> Tensor:
             f"patch at {at}: the source's step {at.step} has sigma {float(picked.sigma):.4f}, this run's {at.sigma:.4f}: "
             "patch between runs of the same number of steps, or select one step of the source to put it anywhere."
         )
-    left = [str(dim).removeprefix("latent_") for dim in getattr(picked, "dims", GRID)]
+    left = [
+        str(dim).removeprefix("latent_").removesuffix(f"_{at.stream}")
+        for dim in getattr(picked, "dims", GRID)
+    ]
     if left != GRID:
         raise PlanError(
             f"patch at {at}: the source has the dimensions {left} there, the value {GRID}: "

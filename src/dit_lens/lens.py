@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit_lens import records
 from dit_lens.capture import Recorder, to_codes
-from dit_lens.coords import GRID_DIMS, LATENT_DIMS, at, grid_dim
+from dit_lens.coords import GRID_DIMS, at, grid_dim
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.estimate import Estimate, estimate
 from dit_lens.families.base import Family, Seen, Stage
@@ -131,29 +131,33 @@ class Lens:
         return Batch(self, pairs, steps, cfg_scale, at_once, **arguments)
 
     def decode(self, latents: xr.DataArray | Tensor) -> np.ndarray:
-        """Decode latents to frames.
+        """Decode latents to frames, or to sound.
 
         Args:
-            latents: [..., frame, latent_y, latent_x, latent_channel], as `run["x0"]` gives them.
+            latents: [..., frame, latent_y, latent_x, latent_channel], as `run["x0"]` gives them; or of sound, as
+                `run["x0_audio"]`.
 
         Returns:
-            Frames [..., time, height, width, rgb], uint8.
+            Frames [..., time, height, width, rgb], uint8; or of sound [..., speaker, audio_time], float32.
 
         Raises:
             PlanError: not latents, or they hold NaN (they were not recorded).
         """
-        wanted = ("frame", *LATENT_DIMS.values())
-        dims = getattr(latents, "dims", wanted)
-        if tuple(dims[-4:]) != wanted:
-            raise PlanError(f"decode takes latents [..., {', '.join(wanted)}]; these have {dims}.")
+        wanted = {s: tuple(grid_dim(d, "latents", s) for d in GRID_DIMS) for s in self.family.latents}
+        dims = tuple(getattr(latents, "dims", wanted["video"]))
+        stream = next((s for s, w in wanted.items() if dims[-4:] == w), None)
+        decoder = {"video": self.family.decode, "audio": self.family.decode_audio}.get(stream or "")
+        if decoder is None:
+            known = " or ".join(f"[..., {', '.join(w)}]" for w in wanted.values())
+            raise PlanError(f"decode takes latents {known}; these have {dims}.")
         values = latents if isinstance(latents, Tensor) else torch.from_numpy(np.array(latents.values))
         if bool(torch.isnan(values).any()):
             raise PlanError(
                 "decode: the latents hold NaN: the place was not recorded, or the run is not complete."
             )
         rows = values.reshape(-1, *values.shape[-4:]).permute(0, 4, 1, 2, 3)
-        frames = self.family.decode(self.pipe, rows)
-        return frames.reshape(*values.shape[:-4], *frames.shape[1:])
+        decoded: np.ndarray = decoder(self.pipe, rows)
+        return decoded.reshape(*values.shape[:-4], *decoded.shape[1:])
 
     def estimate(
         self, plan: Plan | RecordEntries, sample: Sample, steps: int | None = None, **arguments: Any
@@ -169,10 +173,17 @@ class Lens:
         plan = plan if isinstance(plan, Plan) else Plan.of(plan)
         cfg = arguments.pop("cfg_scale", None)
         job = Job(self, sample, 0, plan, steps, cfg, None, None, False, arguments)
-        latent = self.family.latent_grid(self.pipe, sample)
-        dit: Any = next(iter(self.dits.values()))
-        grid, channels = self.family.token_grid(dit, latent), self.family.channels(dit)
-        return estimate(job.plan, job.layout, latent, grid, channels, self.dtype)
+        lines = [
+            line
+            for part in job.stages
+            for line in estimate(
+                part.plan,
+                part.layout,
+                self.family.sizes(self.pipe, sample, job.keywords, part.layout.stage),
+                self.dtype,
+            ).lines
+        ]
+        return Estimate(tuple(lines))
 
     # ---- what it is
 
@@ -353,9 +364,7 @@ class Job:
         """Name of the run."""
         stage = f"-stage{self.layout.stage}" if self.layout.stage else ""
         prefix = f"{self.sample.task}-{self.sample.id}-seed{self.seed}{stage}"
-        return run_name(
-            self.identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in prefix)
-        )
+        return run_name(self.identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in prefix))
 
     def finished(self) -> Run | None:
         """Return the run where the store holds it complete, with all its stages; the last is what is returned."""

@@ -220,7 +220,9 @@ class Plan:
         Raises:
             PlanError: a place names a stage that is not there, or none where it has to.
         """
-        records, edits = (tuple(i for i in items if i.in_stage(layout)) for items in (self.records, self.edits))
+        records, edits = (
+            tuple(i for i in items if i.in_stage(layout)) for items in (self.records, self.edits)
+        )
         return Plan(records, edits)
 
     def check(self, layout: Layout, over_seeds: bool = False) -> None:

@@ -383,7 +383,9 @@ class Stages:
         watch: told of the end (None).
     """
 
-    def __init__(self, sessions: Sequence[Session], watch: Callable[[Call | None], None] | None = None) -> None:
+    def __init__(
+        self, sessions: Sequence[Session], watch: Callable[[Call | None], None] | None = None
+    ) -> None:
         self.sessions, self._watch, self._now = sessions, watch, sessions[0]
 
     def run(self, work: Callable[[], Any]) -> Any:
@@ -396,7 +398,9 @@ class Stages:
                 self._watch(None)
             self._now.audit()
             if self._now is not self.sessions[-1]:
-                raise CaptureError(f"The run ended in stage {self._now.layout.stage} of {len(self.sessions)}.")
+                raise CaptureError(
+                    f"The run ended in stage {self._now.layout.stage} of {len(self.sessions)}."
+                )
             return out
         finally:
             self._now.remove()

@@ -128,7 +128,9 @@ def make_pipe(seed=0, **more):
         for name, value in pipe.named_parameters():
             # Some are torch.empty; wide enough that every part of the model shows in what comes out.
             fan = value[0].numel() if value.ndim > 1 else 1
-            value.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.3 if value.ndim < 2 else 1 / math.sqrt(fan))
+            value.normal_(
+                1.0 if name.endswith("norm.weight") else 0.0, 0.3 if value.ndim < 2 else 1 / math.sqrt(fan)
+            )
         for name, value in pipe.named_buffers():
             if "std" in name:
                 value.fill_(1.0)

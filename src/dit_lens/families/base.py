@@ -53,6 +53,21 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What a stream will be in a run, before it runs.
+
+    Attributes:
+        latent: (channel, frame, y, x) of its latents.
+        tokens: (frame, y, x) counts in a block.
+        channels: of a hidden state.
+    """
+
+    latent: tuple[int, int, int, int]
+    tokens: tuple[int, int, int]
+    channels: int
+
+
+@dataclass(frozen=True)
 class Seen:
     """What one forward of a DiT says of itself.
 
@@ -195,6 +210,8 @@ class Family:
         later: the pipeline call's keywords to the stages that come after the first.
         decode_audio: (pipe, audio latents [row, channel, frame, y, x]) to waveforms [row, speaker, audio_time],
             float32; None where there is no sound.
+        more_sizes: (pipe, keywords, stage) to sizes by stream, of a pipeline with other streams or stages than one
+            of video; None where `latent_grid`, `token_grid` and `channels` say all.
         rates: (pipe, keywords) to the positions per second of outputs, by name; none where that is not known.
     """
 
@@ -226,6 +243,7 @@ class Family:
     batching: Batching | None = None
     later: Callable[[Mapping[str, Any]], tuple[Stage, ...]] = field(default=lambda keywords: ())
     decode_audio: Callable[[Any, Tensor], Any] | None = None
+    more_sizes: Callable[[Any, Mapping[str, Any], int], Mapping[str, Sizes]] | None = None
     rates: Callable[[Any, Mapping[str, Any]], Mapping[str, float]] = field(default=lambda pipe, keywords: {})
 
     def dits(self, pipe: Any) -> dict[str, nn.Module]:
@@ -244,6 +262,15 @@ class Family:
         for name, dit in held.items():
             self._check(name, dit)
         return held
+
+    def sizes(
+        self, pipe: Any, sample: Sample, keywords: Mapping[str, Any], stage: int = 0
+    ) -> Mapping[str, Sizes]:
+        """Return the sizes that a stage of a run will have, by stream."""
+        if self.more_sizes is not None:
+            return self.more_sizes(pipe, keywords, stage)
+        latent, dit = self.latent_grid(pipe, sample), next(iter(self.dits(pipe).values()))
+        return {"video": Sizes(latent, self.token_grid(dit, latent), self.channels(dit))}
 
     def block_list(self, dit: nn.Module) -> Sequence[nn.Module]:
         """Return the blocks of a DiT."""
@@ -277,4 +304,15 @@ class Family:
                     ) from None
 
 
-__all__ = ["Batching", "Family", "Schedule", "Seen", "Session", "Site", "Stage", "Tokens", "submodule"]
+__all__ = [
+    "Batching",
+    "Family",
+    "Schedule",
+    "Seen",
+    "Session",
+    "Site",
+    "Sizes",
+    "Stage",
+    "Tokens",
+    "submodule",
+]

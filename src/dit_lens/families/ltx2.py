@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Family, Seen, Session, Site, Stage, Tokens, flow_x0
+from dit_lens.families.base import Family, Seen, Session, Site, Sizes, Stage, Tokens, flow_x0
 from dit_lens.families.diffsynth import MARK, facts, quiet, schedule, set_attribute
 from dit_lens.tasks.sample import Sample, as_frames
 
@@ -28,7 +28,9 @@ def _sites(stream: str, prefix: str, across: tuple[str, str, str]) -> dict[str, 
     """Return the sites of one stream; `across` is the name, module and description of what it reads of the other."""
     name, module, words = across
     return {
-        "block": Site("", item=(("video", "audio").index(stream), "x"), long_name="residual stream after the block"),
+        "block": Site(
+            "", item=(("video", "audio").index(stream), "x"), long_name="residual stream after the block"
+        ),
         "block_in": Site("", "input", "residual stream before the block", (stream, "x")),
         "self_attn": Site(f"{prefix}attn1", long_name="self-attention output, before its gate"),
         "cross_attn": Site(f"{prefix}attn2", long_name="text cross-attention output, before its gate"),
@@ -41,9 +43,15 @@ def _sites(stream: str, prefix: str, across: tuple[str, str, str]) -> dict[str, 
 
 
 SITES = {
-    "video": _sites("video", "", ("from_audio", "audio_to_video_attn", "what the video reads of the sound, before its gate")),
+    "video": _sites(
+        "video",
+        "",
+        ("from_audio", "audio_to_video_attn", "what the video reads of the sound, before its gate"),
+    ),
     "audio": _sites(
-        "audio", "audio_", ("from_video", "video_to_audio_attn", "what the sound reads of the video, before its gate")
+        "audio",
+        "audio_",
+        ("from_video", "video_to_audio_attn", "what the sound reads of the video, before its gate"),
     ),
 }
 
@@ -116,7 +124,9 @@ def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]
 
         return session.call(look(keywords), given, proceed, skip)
 
-    def step(scheduler: Any, latents: Tensor, progress_id: int, noise_pred: Tensor, **keywords: Any) -> Tensor:
+    def step(
+        scheduler: Any, latents: Tensor, progress_id: int, noise_pred: Tensor, **keywords: Any
+    ) -> Tensor:
         """Step one stream. The pipeline blends its mask into the velocity here, before the scheduler's own step."""
         stream = "video" if latents is keywords["video_latents"] else "audio"
         into, out_of = (wide, narrow) if stream == "audio" else (_same, _same)
@@ -229,7 +239,9 @@ def refuse(pipe: Any, keywords: Mapping[str, Any]) -> None:
         PlanError: it names the argument and the reason.
     """
     if keywords.get("audio_only"):
-        raise PlanError("audio_only=True makes no video, whose grid a run stands on. Leave it out; ask for few frames.")
+        raise PlanError(
+            "audio_only=True makes no video, whose grid a run stands on. Leave it out; ask for few frames."
+        )
     if keywords.get("auto_duration"):
         raise PlanError("auto_duration=True overrides the sample's number of frames. Leave it out.")
     images = keywords.get("input_images") or []
@@ -261,12 +273,34 @@ def refuse(pipe: Any, keywords: Mapping[str, Any]) -> None:
 
 def latent_grid(pipe: Any, sample: Sample) -> tuple[int, int, int, int]:
     """Return the video latents' (channel, frame, y, x), with the pipeline's own rounding of sizes."""
-    from diffsynth.models.ltx2_common import VIDEO_SCALE_FACTORS as factor
+    keywords = {
+        "height": sample.height,
+        "width": sample.width,
+        "num_frames": sample.num_frames,
+        "frame_rate": 24,
+    }
+    return sizes(pipe, keywords)["video"].latent
 
+
+def sizes(pipe: Any, keywords: Mapping[str, Any], stage: int = 0) -> dict[str, Sizes]:
+    """Return the sizes of a stage, by the pipeline's own shape classes and rounding."""
+    from diffsynth.models.ltx2_common import AudioLatentShape, VideoLatentShape, VideoPixelShape
+
+    height, width = keywords["height"], keywords["width"]
+    two = bool(keywords.get("use_two_stage_pipeline"))
+    factor = keywords.get("stage2_spatial_upsample_factor", 2) if two else 1
     height, width, frames = pipe.check_resize_height_width(
-        sample.height, sample.width, sample.num_frames, verbose=0
+        height // factor, width // factor, keywords["num_frames"], verbose=0
     )
-    return pipe.dit.proj_out.out_features, (frames - 1) // factor.time + 1, height // factor.height, width // factor.width
+    large = factor if stage else 1
+    pixels = VideoPixelShape(1, frames, int(height * large), int(width * large), keywords["frame_rate"])
+    _, *video = VideoLatentShape.from_pixel_shape(pixels)
+    _, channel, time, mel = AudioLatentShape.from_video_pixel_shape(pixels)
+    dit = pipe.dit
+    return {
+        "video": Sizes(tuple(video), tuple(video[1:]), int(dit.inner_dim)),
+        "audio": Sizes((channel, time, mel, 1), (time, 1, 1), int(dit.audio_inner_dim)),
+    }
 
 
 def x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
@@ -283,7 +317,9 @@ def decode(pipe: Any, latents: Tensor) -> Any:
     videos = []
     for row in latents.to(device=pipe.device, dtype=pipe.torch_dtype):
         # The same calls as the pipeline's own last lines, so the last step decodes to its video.
-        videos.append(as_frames(pipe.vae_output_to_video(pipe.video_vae_decoder.decode(row[None], tiled=False))))
+        videos.append(
+            as_frames(pipe.vae_output_to_video(pipe.video_vae_decoder.decode(row[None], tiled=False)))
+        )
     pipe.load_models_to_device([])
     return np.stack(videos)
 
@@ -335,7 +371,11 @@ def ltx_facts(pipe: Any) -> dict[str, Any]:
     """Return what of the pipeline changes results, beside its weights and arguments."""
     lora = getattr(pipe, "stage2_lora_config", None)
     stage_2 = None if lora is None else [_lora(lora), pipe.stage2_lora_strength]
-    return facts(pipe) | {"attention": _attention(), "scheduler": type(pipe.scheduler).__name__, "stage2_lora": stage_2}
+    return facts(pipe) | {
+        "attention": _attention(),
+        "scheduler": type(pipe.scheduler).__name__,
+        "stage2_lora": stage_2,
+    }
 
 
 def _lora(config: Any) -> Any:
@@ -382,6 +422,7 @@ LTX2 = Family(
     x0=x0,
     latents=("video", "audio"),
     decode_audio=decode_audio,
+    more_sizes=sizes,
     rates=rates,
     later=later,
 )
