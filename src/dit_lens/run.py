@@ -72,6 +72,13 @@ class Run:
         return np.asarray(self["video"].values)
 
     @property
+    def sound(self) -> tuple[np.ndarray, float] | None:
+        """The decoded sound, [speaker, audio_time] in [-1, 1], and its samples per second; None without."""
+        if "audio" not in self.names:
+            return None
+        return np.asarray(self["audio"].values), float(self["audio"].attrs["rate"])
+
+    @property
     def attrs(self) -> dict[Any, Any]:
         """The run's attributes, its manifest among them."""
         return dict(self.dataset.attrs)

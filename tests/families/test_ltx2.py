@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
