@@ -291,13 +291,15 @@ class Job:
 
     @property
     def plan(self) -> Plan:
-        """The plan, with what is always written: x_s at every step, which replay starts from."""
+        """The plan of this stage, with what is always written: x_s at every step, which replay starts from."""
+        return self._complete(self._declared.in_stage(self.layout))
+
+    def _complete(self, declared: Plan) -> Plan:
         # Where the user asks for latents at some steps, all are written all the same.
         always = Plan()
         for stream in self.layout.latents:
             always = always.with_record(records.latents, at(stream=stream))
         written = {record.variable for record in always.records}
-        declared = self._declared.in_stage(self.layout)
         others = tuple(r for r in declared.records if r.variable not in written)
         return Plan((*others, *always.records), declared.edits)
 
@@ -327,7 +329,8 @@ class Job:
     def _describe(self) -> dict[str, Any]:
         sample, family = self.sample, self.lens.family
         identity = {
-            "plan": self.plan.to_json(),
+            # Of all stages: what one of them does changes the ones after it.
+            "plan": self._complete(self._declared).to_json(),
             "sample": {
                 "task": sample.task,
                 "id": sample.id,

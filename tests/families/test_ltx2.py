@@ -143,6 +143,11 @@ class Independent:
             handle.remove()
 
 
+def loaded(run):
+    """Read all of a run: what is lazy goes with the run that it is of."""
+    return run.dataset.load()
+
+
 def name_of(function, site, stream, default="block"):
     return "_".join(
         [function, *([site] if site != default else []), *([stream] if stream != "video" else [])]
@@ -158,7 +163,7 @@ def test_every_value_stands_under_the_label_that_an_independent_recorder_gives(p
     finally:
         watcher.close()
     record = [(dl.hidden, dl.at(site=n, stream=s)) for s, sites in SITES.items() for n in sites]
-    stages = [s.dataset.load() for s in lens.run(sample, record=record, **given).stages]
+    stages = [loaded(run) for run in lens.run(sample, record=record, **given).stages]
     counts = {}
     for (stage, step, branch, stream, site, layer), expected in watcher.values.items():
         values = (
@@ -210,26 +215,28 @@ def test_x0_of_the_first_frame_is_the_image(pipe, lens):
     assert np.allclose(edited["x0"].isel(frame=0).values, image.numpy(), atol=1e-4)
 
 
+BOTH = [(f, dl.at(stream=s)) for s in SITES for f in (dl.hidden, dl.x0)]
+
+
+@pytest.fixture(scope="module")
+def clean(lens):
+    return loaded(lens.run(WORDS, steps=2, record=BOTH))
+
+
 @pytest.mark.parametrize(("stream", "site"), EVERYWHERE)
-def test_an_edit_at_every_site_reaches_the_model_and_only_its_stream_first(lens, stream, site):
+def test_an_edit_at_every_site_reaches_the_model_and_no_other_place(lens, clean, stream, site):
     place = {"layer": 0, "branch": "cond"} if site in SITES[stream] else {}
-    record = [(dl.hidden, dl.at(stream=s)) for s in SITES] + [(dl.x0, dl.at(stream=s)) for s in SITES]
-    clean = lens.run(WORDS, steps=2, record=record)
     at = dl.at(site=site, stream=stream, step=1, **place)
-    run = lens.run(WORDS, steps=2, record=record, edit=[(dl.replace(value=0.5), at)])
+    run = loaded(lens.run(WORDS, steps=2, record=BOTH, edit=[(dl.replace(value=0.5), at)]))
+    # Guided velocity and x0 are edited after the model ran; all else reaches both streams through its blocks.
+    after = site in ("velocity", "x0")
     for s in SITES:
-        name = name_of("hidden", "block", s)
-        before, after = clean[name].load(), run[name].load()
-        assert np.array_equal(before.isel(step=0), after.isel(step=0))
-        if site not in ("velocity", "x0"):
-            # What one stream holds reaches the other one within the block, or in the next.
-            assert not np.array_equal(
-                before.sel(step=1, branch="cond", layer=1), after.sel(step=1, branch="cond", layer=1)
-            )
-        if site in SITES[stream]:
-            assert np.array_equal(before.sel(step=1, branch="uncond"), after.sel(step=1, branch="uncond"))
-        changed = not np.array_equal(*(r[name_of("x0", "", s, "")].isel(step=1).values for r in (clean, run)))
-        assert changed == (s == stream or site not in ("velocity", "x0"))
+        a, b = (r[name_of("hidden", "block", s)] for r in (clean, run))
+        assert a.isel(step=0).equals(b.isel(step=0))
+        assert a.sel(step=1, branch="cond", layer=1).equals(b.sel(step=1, branch="cond", layer=1)) == after
+        assert a.sel(step=1, branch="uncond").equals(b.sel(step=1, branch="uncond")) == (site != "latents")
+        a, b = (r[name_of("x0", "", s, "")].isel(step=1) for r in (clean, run))
+        assert a.equals(b) == (after and s != stream)
 
 
 @pytest.mark.parametrize("stream", SITES)
@@ -242,10 +249,10 @@ def test_patching_a_run_with_its_own_states_changes_nothing(lens, stream):
 
 def test_a_region_of_the_sound_is_edited_alone(lens):
     record = [(dl.hidden, dl.at(stream="audio", layer=1))]
-    clean = lens.run(WORDS, steps=1, record=record)["hidden_audio"].load()
+    clean = loaded(lens.run(WORDS, steps=1, record=record))["hidden_audio"]
     edit = [(dl.zero(), dl.at(stream="audio", layer=1, frame="3-5"))]
-    run = lens.run(WORDS, steps=1, record=record, edit=edit)["hidden_audio"].load()
-    changed = (clean != run).any("channel_audio").isel(step=0, branch=0, layer=0, y_audio=0, x_audio=0)
+    run = loaded(lens.run(WORDS, steps=1, record=record, edit=edit))["hidden_audio"]
+    changed = (clean != run).any("channel_audio").isel(step=0, branch=0, layer=1, y_audio=0, x_audio=0)
     assert changed.values.nonzero()[0].tolist() == [3, 4, 5]
 
 
@@ -302,3 +309,208 @@ def test_an_interrupted_run_goes_on_bit_for_bit(pipe, lens, tmp_path, monkeypatc
         for name in a.names:
             assert np.array_equal(a[name].values, b[name].values), name
     assert leftovers(pipe) == []
+
+
+def test_the_ancestral_schedulers_x0_is_its_denoised_and_it_is_not_replayed(tmp_path):
+    pipe = tiny_ltx.make_pipe(use_tokenwise_av_ca_scale_shift=True, use_keyframes_abs_pos_embedding=True)
+    before, lens = pipe.scheduler, dl.Lens(pipe)
+    given = {"steps": 8, "cfg_scale": 1.0, "use_distilled_pipeline": True}
+    video, audio = bare(pipe, SAMPLE, **given)
+    record = [(f, dl.at(stream=s)) for s in SITES for f in (dl.x0, dl.velocity)]
+    run = lens.run(SAMPLE, record=record, **given)
+    assert np.array_equal(run.video, video) and np.array_equal(run["audio"].values, audio)
+    assert pipe.scheduler is before
+    for stream in SITES:
+        x, v, x0 = (
+            torch.from_numpy(run[name_of(n, "", stream, "")].values) for n in ("latents", "velocity", "x0")
+        )
+        sigma = torch.tensor(run["x0"].sigma.values, dtype=torch.float32).view(-1, 1, 1, 1, 1)
+        assert torch.equal(x - v * sigma, x0)
+        # Noise is drawn anew: the next latents do not lie on the line from these to x0.
+        following = x0[0] + (x[0] - x0[0]) * sigma[1] / sigma[0]
+        assert not torch.allclose(x[1], following, atol=0.05)
+
+    def stop(h, at):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        lens.run(SAMPLE, edit=[(stop, dl.at(step=3))], store=tmp_path / "s.zarr", **given)
+    with pytest.raises(dl.StoreError, match=r"keeps a generator of noise.*remove the folder"):
+        lens.run(SAMPLE, edit=[(stop, dl.at(step=3))], store=tmp_path / "s.zarr", **given)
+
+
+def test_a_second_stage_with_a_lora_of_its_own_leaves_the_model_as_it_was():
+    from diffsynth.core import ModelConfig
+
+    pipe = tiny_ltx.make_pipe()
+    width = tiny_ltx.HEADS * tiny_ltx.WIDTH
+    lora = {
+        f"transformer_blocks.0.attn1.to_q.lora_{n}.weight": s
+        for n, s in (("A", (4, width)), ("B", (width, 4)))
+    }
+    lora = {name: torch.randn(size) for name, size in lora.items()}
+    pipe.stage2_lora_config, pipe.stage2_lora_strength = ModelConfig(path="none", state_dict=lora), 0.8
+    given = {"steps": 3, "cfg_scale": 3.0, "use_two_stage_pipeline": True}
+    with pytest.raises(dl.PlanError, match=r"merges the second stage's LoRA.*enable_lora_hot_loading"):
+        dl.Lens(pipe).run(SAMPLE, **given)
+    pipe.enable_lora_hot_loading(pipe.dit)
+    video, audio = bare(pipe, SAMPLE, **given)
+    pipe.clear_lora(verbose=0)
+    lens = dl.Lens(pipe)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run, again = lens.run(SAMPLE, **given), lens.run(SAMPLE, **given)
+    for one in (run, again):
+        assert np.array_equal(one.video, video) and np.array_equal(one["audio"].values, audio)
+    assert not any(m.lora_A_weights for m in pipe.dit.modules() if hasattr(m, "lora_A_weights"))
+    first, second = run.stages
+    assert [str(b) for b in first.dataset.branch.values] == ["cond", "uncond"]
+    assert [str(b) for b in second.dataset.branch.values] == ["cond"]
+    assert second["latents"].sizes["latent_x"] == 2 * first["latents"].sizes["latent_x"]
+    assert first.attrs["manifest"]["identity"]["stage2_lora"][1] == 0.8
+
+
+STAGES = CASES["stages"][1]
+
+
+def test_stages_are_runs_of_their_own_and_places_select_them(lens, tmp_path):
+    record = [(dl.energy, dl.at(stage=0, step="0-1")), (dl.hidden, dl.at(stage=1, layer=1)), dl.x0]
+    edit = [(dl.add_noise(scale=1.0), dl.at(site="latents", stage=1, step=1))]
+    clean = lens.run(SAMPLE, record=record, store=tmp_path / "s.zarr", **STAGES)
+    run = lens.run(SAMPLE, record=record, edit=edit, store=tmp_path / "s.zarr", **STAGES)
+    first, second = run.stages
+    assert {"energy", "x0"} <= set(first.names) and "hidden" not in first.names and "video" not in first.names
+    assert {"hidden", "x0", "video", "audio"} <= set(second.names) and "energy" not in second.names
+    assert second is run and second.path.name.startswith("custom-0-seed0-stage1-")
+    assert first["energy"].sizes["step"] == 2 and second["latents"].sizes["step"] == 3
+    assert np.array_equal(first["x0"].values, clean.stages[0]["x0"].values)
+    changed = [not np.array_equal(*(r["x0"].isel(step=s).values for r in (clean, run))) for s in range(3)]
+    assert changed == [False, True, True]
+    # Both stand in the store, and a repeated call finds them.
+    assert len(dl.open_runs(tmp_path / "s.zarr").children) == 4
+    again = lens.run(SAMPLE, record=record, store=tmp_path / "s.zarr", **STAGES)
+    assert again.path == clean.path and [r.path for r in again.stages] == [r.path for r in clean.stages]
+    # The second stage starts from the first one's result, at its own noise level.
+    assert float(second["x0"].sigma[0]) == pytest.approx(0.909375)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"audio_only": True}, r"audio_only=True makes no video"),
+        ({"auto_duration": True}, r"auto_duration=True overrides"),
+        (
+            {
+                "in_context_videos": [[picture(0)] * 9],
+                "input_images": [picture(0)],
+                "input_images_indexes": [8],
+            },
+            r"once more at every call",
+        ),
+        ({"use_distilled_pipeline": True}, r"8 steps and no guidance: pass steps=8, cfg_scale=1"),
+        ({"record": [(dl.energy, dl.at(stage=1))]}, r"stage=1 is out of range: there are 1"),
+        ({"record": [(dl.energy, dl.at(stream="text"))]}, r"no stream 'text', only video, audio"),
+        ({"record": [(dl.energy, dl.at(site="from_video"))]}, r"unknown site 'from_video'; there are block"),
+        (STAGES | {"record": [(dl.energy, dl.at(step=0))]}, r"2 stages, each with steps.*dl.at\(stage=0"),
+        (STAGES | {"record": [(dl.energy, dl.at(stage=1, step=5))]}, r"step=5 is out of range: there are 3"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_refused_with_its_reason(pipe, lens, given, words):
+    with pytest.raises(dl.PlanError, match=words):
+        lens.run(SAMPLE, **({"steps": 3} | given))
+    assert leftovers(pipe) == []
+
+
+def test_a_call_without_its_prompt_and_a_compiled_block_are_refused(pipe):
+    from dit_lens.families.ltx2 import look
+
+    with pytest.raises(dl.PlanError, match="branch is unknown"):
+        look({"video_latents": None})
+    other = tiny_ltx.make_pipe()
+    other.dit.transformer_blocks[1].compile()
+    with pytest.raises(dl.PlanError, match=r"dit\.transformer_blocks\.1 is compiled"):
+        dl.Lens(other).run(SAMPLE, steps=1)
+
+
+@pytest.mark.parametrize("case", ["guided", "stages"])
+def test_nothing_is_left_behind_when_something_raises(pipe, lens, case):
+    def fail(h, at):
+        raise Interrupted
+
+    sample, given = options(case)
+    scheduler = pipe.scheduler
+    where = dl.at(stage=1, layer=1) if case == "stages" else dl.at(step=1, stream="audio")
+    with pytest.raises(Interrupted):
+        lens.run(sample, edit=[(fail, where)], **given)
+    assert leftovers(pipe) == [] and pipe.scheduler is scheduler
+
+
+def test_a_body_reads_and_sets_both_streams(lens):
+    clean = lens.run(WORDS, steps=2, record=[(dl.hidden, dl.at(stream=s)) for s in SITES])
+    got = []
+    with lens.trace(WORDS, steps=2, record=[(dl.hidden, dl.at(stream=s)) for s in SITES]) as tr:
+        for call in tr.calls(step=1, branch="uncond"):
+            got.append(call.block(0).output.clone())
+            got.append(call.block(0, stream="audio").output.clone())
+            call.block(1, stream="audio").output = call.block(1, stream="audio").output * 0
+    for values, name in zip(got, ("hidden", "hidden_audio"), strict=True):
+        expected = clean[name].sel(step=1, branch="uncond", layer=0).values
+        assert np.array_equal(values[0].numpy(), expected.reshape(values.shape[1:]))
+    after = tr.run["hidden_audio"].sel(step=1, layer=1).load()
+    assert not after.sel(branch="uncond").any() and after.sel(branch="cond").any()
+    assert not np.array_equal(tr.run["audio"].values, clean["audio"].values)
+
+
+def test_a_body_goes_through_the_stages(lens):
+    seen, grids = [], set()
+    with lens.trace(SAMPLE, **STAGES) as tr:
+        for call in tr.calls(stage=0, step="6-7"):
+            seen.append((call.stage, call.step))
+        for call in tr.calls(stage=1):
+            seen.append((call.stage, call.step))
+            grids.add(tuple(call.block(0).output.shape))
+    assert seen == [(0, 6), (0, 7), (1, 0), (1, 1), (1, 2)]
+    assert grids == {(1, tr.run["latents"].isel(step=0, latent_channel=0).size, 32)}
+
+
+@pytest.mark.parametrize("case", ["guided", "stages"])
+def test_the_estimate_is_what_the_store_holds(lens, case):
+    sample, given = options(case)
+    record = [(dl.energy, dl.at(stream="audio")), dl.hidden, (dl.hidden, dl.at(stream="audio")), dl.x0]
+    said = {line.variable: line.bytes for line in lens.estimate(record, sample, **given).lines}
+    stages = lens.run(sample, record=record, **given).stages
+    for n, run in enumerate(stages):
+        for name in {"energy_audio", "hidden", "hidden_audio", "x0", "latents", "latents_audio"}:
+            assert said.pop(name + (f", stage {n}" if len(stages) > 1 else "")) == run[name].nbytes, name
+    assert not said
+
+
+def test_the_papers_hook_fails_here_and_keeps_one_branch_where_ours_keeps_both(pipe, lens):
+    def official(module, inputs, output):  # as the released tools have it
+        return output.detach().cpu().float()
+
+    handle = pipe.dit.transformer_blocks[0].register_forward_hook(official)
+    try:
+        with pytest.raises(AttributeError, match="'tuple' object has no attribute 'detach'"):
+            bare(pipe, SAMPLE, steps=1)
+    finally:
+        handle.remove()
+    values = loaded(lens.run(SAMPLE, steps=1, record=[dl.hidden]))["hidden"].isel(step=0)
+    assert [str(b) for b in values.branch.values] == ["cond", "uncond"]
+    assert not np.array_equal(values.sel(branch="cond").values, values.sel(branch="uncond").values)
+
+
+def test_what_the_model_believed_is_written_with_its_sound(lens, tmp_path):
+    import av
+
+    from dit_lens import report
+
+    run = lens.run(SAMPLE, steps=2, record=[dl.x0, (dl.x0, dl.at(stream="audio"))])
+    report.believed(run, lens.decode, SAMPLE, tmp_path)
+    for path in (tmp_path / "video.mp4", tmp_path / "x0" / "step_001.mp4"):
+        with av.open(str(path)) as file:
+            assert file.streams.video[0].average_rate == 24 and file.streams.audio[0].rate == 24_000
+            heard = np.concatenate([f.to_ndarray() for f in file.decode(audio=0)], 1)
+        wave, rate = run.sound
+        length = min(heard.shape[1], wave.shape[1])
+        assert length > 0.95 * wave.shape[1] and abs(wave.shape[1] / rate - 17 / 24) < 0.05
+        assert np.corrcoef(heard[0, :length], wave[0, :length])[0, 1] > 0.5
