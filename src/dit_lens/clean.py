@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dit_lens import records
 from dit_lens.batch import Batch
 from dit_lens.capture import Recorder
+from dit_lens.latents import apart
 from dit_lens.lens import Job, Lens, coordinates, write_outputs
 from dit_lens.plan import Plan
 from dit_lens.run import Run
@@ -59,7 +60,7 @@ def clean_runs(
 
 def _make(batch: Batch, jobs: Sequence[Job]) -> list[Run]:
     """Run a batch, writing a run for every row; one that was interrupted is made anew from the start."""
-    coords = coordinates(batch.layout, batch.sigmas, batch.timesteps, {"video": batch.grid})
+    coords = coordinates(batch.layout, batch.sigmas, batch.timesteps, batch.grids)
     paths = [path for job in jobs if (path := job.path) is not None]
     writers = [RunWriter(p.parent, p.name, j.manifest, coords) for p, j in zip(paths, jobs, strict=True)]
     try:
@@ -68,20 +69,19 @@ def _make(batch: Batch, jobs: Sequence[Job]) -> list[Run]:
         x = batch.noise
         for step in range(batch.steps):
             out = batch.step(step, x)
-            values = {"latents": x, "x0": out.x0}
+            values = {"latents": apart(x), "x0": apart(out.x0)}
             for row, recorder in enumerate(recorders):
                 if step not in recorder.writer.committed_steps:
                     for slot in slots:
-                        site = slot.placed.site
-                        read = values[site][row].permute(1, 2, 3, 0)
-                        recorder.take(
-                            slot, batch.spot(step, row, site, None, None), read, slot.placed.function(read)
-                        )
+                        site, stream = slot.placed.site, slot.placed.stream
+                        read = values[site][stream][row].permute(1, 2, 3, 0)
+                        spot = batch.spot(step, row, site, None, None, stream)
+                        recorder.take(slot, spot, read, slot.placed.function(read))
                     times = {"sigma": batch.sigmas[step], "timestep": batch.timesteps[step]}
                     recorder.end_step(step, {**times, "expert": batch.expert(step)})
             x = out.latents
-        for writer, row in zip(writers, x, strict=True):
-            write_outputs(writer, {"video": batch.decode(row[None])[0]})
+        for row, writer in enumerate(writers):
+            write_outputs(writer, batch.outputs(x[row : row + 1]), batch.rates)
             writer.close()
     finally:
         for writer in writers:

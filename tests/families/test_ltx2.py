@@ -11,7 +11,11 @@ import torch
 from PIL import Image
 
 import dit_lens as dl
+from dit_lens.clean import clean_runs
 from dit_lens.families.ltx2 import LTX2, SITES
+from dit_lens.latents import apart
+from dit_lens.plan import Placed
+from dit_lens.sweep import sweep
 
 # The test folder is no package: its helper is loaded by its path.
 spec = importlib.util.spec_from_file_location("tiny_ltx", Path(__file__).parent / "ltx.py")
@@ -514,3 +518,93 @@ def test_what_the_model_believed_is_written_with_its_sound(lens, tmp_path):
         length = min(heard.shape[1], wave.shape[1])
         assert length > 0.95 * wave.shape[1] and abs(wave.shape[1] / rate - 17 / 24) < 0.05
         assert np.corrcoef(heard[0, :length], wave[0, :length])[0, 1] > 0.5
+
+
+PAIRS = [
+    (SAMPLE, 0),
+    (dl.Sample(prompt="a dog runs", negative_prompt="bad", image=picture(2), num_frames=17), 5),
+]
+
+
+def steps_of(batch, x, edits=None, **options):
+    done = []
+    for step in range(batch.steps):
+        done.append(batch.step(step, x, edits=edits, **options))
+        x = done[-1].latents
+    return done
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, [(WORDS, 0)]], ids=["image", "text"])
+@pytest.mark.parametrize("cfg_scale", [1.0, 3.0])
+def test_every_row_of_a_batch_is_its_single_run_bit_for_bit(lens, pairs, cfg_scale):
+    batch = lens.batch(pairs, steps=3, cfg_scale=cfg_scale)
+    done = steps_of(batch, batch.noise, watch=[("block", "cond", 1)])
+    for row, (sample, seed) in enumerate(pairs):
+        run = loaded(lens.run(sample, seed, steps=3, cfg_scale=cfg_scale, record=BOTH))
+        out = batch.outputs(done[-1].latents[row : row + 1])
+        assert np.array_equal(out["video"], run["video"]) and np.array_equal(out["audio"], run["audio"])
+        for step, stepped in enumerate(done):
+            for stream, x0 in apart(stepped.x0).items():
+                expected = run[name_of("x0", "", stream, "")].isel(step=step).values
+                assert np.array_equal(x0[row].permute(1, 2, 3, 0).numpy(), expected)
+            hidden = run["hidden"].sel(step=step, branch="cond", layer=1).values
+            assert np.array_equal(stepped.states["block", "cond", 1][row].numpy(), hidden)
+
+
+@pytest.mark.parametrize(
+    ("stream", "site"),
+    [
+        (s, n)
+        for s, n in EVERYWHERE
+        if n in ("block", "block_in", "latents", "x0", "from_audio", "from_video")
+    ],
+)
+def test_an_edit_in_a_batch_does_what_it_does_to_a_single_run(lens, stream, site):
+    place = dl.at(site=site, stream=stream, step=1)
+    edit = dl.scale(factor=0.5)
+    batch = lens.batch([(SAMPLE, 0)], steps=2)
+    x = batch.noise[[0, 0]]
+    for step in range(2):
+        x = batch.step(step, x, rows=[0, 0], edits=[[], [Placed(edit, place)]]).latents
+    for row, edits in enumerate(([], [(edit, place)])):
+        run = lens.run(SAMPLE, steps=2, edit=edits)
+        out = batch.outputs(x[row : row + 1])
+        assert np.array_equal(out["video"], run.video) and np.array_equal(out["audio"], run["audio"].values)
+
+
+def test_a_sweep_and_an_edit_over_seeds_take_the_sound_along(lens):
+    batch = lens.batch([(SAMPLE, 0), (SAMPLE, 1)], steps=2)
+    noise = [Placed(dl.add_noise(scale=1.0), dl.at(site="latents", step=1))]
+    mean = [Placed(dl.mean_over_seeds(), dl.at(layer=1, step=1))]
+    _, ended = sweep(batch, [noise, mean])
+    for pair in range(2):
+        run = lens.run(SAMPLE, pair, steps=2, edit=[(noise[0].function, noise[0].place)])
+        assert np.array_equal(batch.decode(ended[0, pair][None])[0], run.video)
+    states = batch.step(
+        1, batch.step(0, batch.noise).latents, edits=[mean, mean], groups=[0, 0], watch=[("block", "cond", 1)]
+    )
+    state = states.states["block", "cond", 1]
+    assert torch.equal(state[0], state[1])
+
+
+def test_clean_runs_hold_what_single_runs_hold(lens, tmp_path):
+    (made,) = clean_runs(lens, [(SAMPLE, 0)], tmp_path / "s.zarr", steps=2)
+    run = lens.run(SAMPLE, 0, steps=2, record=[dl.x0])
+    for name in ("latents", "latents_audio", "x0", "video", "audio"):
+        assert np.array_equal(made[name].values, run[name].values), name
+    assert made.complete and made.sound[1] == 24_000
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"input_images": [picture(1)], "input_images_indexes": [8]}, "do not go into batches: use lens.run"),
+        (STAGES, "one stage"),
+    ],
+)
+def test_what_does_not_go_into_a_batch_is_refused(lens, given, words):
+    with pytest.raises(dl.PlanError, match=words):
+        lens.batch([(WORDS, 0)], **({"steps": 2} | given))
+    batch = lens.batch([(WORDS, 0)], steps=2)
+    with pytest.raises(dl.PlanError, match=r"These latents are of video, the model has video, audio"):
+        batch.step(0, batch.noise + 0)

@@ -156,12 +156,23 @@ class Batching:
         load: puts what a step needs on the device: (pipe, expert).
         settle: (latents after a step, keywords of the model) to what the pipeline makes of them before the
             next.
+        model: (pipe, keywords, latents by stream) to the velocities by stream, of one branch.
+        blend: (scheduler, timestep, guided velocity, latents, keywords of the model, stream) to the velocity that
+            the pipeline steps with; the same unless told.
+        most: rows that the model takes at once, at most; any number unless told.
     """
 
     prepare: Callable[[Any, Mapping[str, Any]], dict[str, dict[str, Any]]]
     expert: Callable[[Any, float, Mapping[str, Any]], str]
     load: Callable[[Any, str], None]
     settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
+    model: Callable[[Any, Mapping[str, Any], Mapping[str, Tensor]], Mapping[str, Tensor]] = field(
+        default=lambda pipe, keywords, latents: {"video": pipe.model_fn(**keywords, latents=latents["video"])}
+    )
+    blend: Callable[[Any, Any, Tensor, Tensor, Mapping[str, Any], str], Tensor] = field(
+        default=lambda scheduler, timestep, velocity, latents, keywords, stream: velocity
+    )
+    most: int | None = None
 
 
 def flow_x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
