@@ -25,7 +25,7 @@ from torch import Tensor
 from dit_lens.coords import Spot, positions
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching
-from dit_lens.forward import Forward, Meeting, Place, Rows, Stepped, Waiting, stack
+from dit_lens.forward import Forward, Meeting, PerRow, Place, Rows, Stepped, Waiting, stack
 from dit_lens.latents import apart
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.session import apply_edit
@@ -83,7 +83,9 @@ class Batch:
         self.layout = Layout(lens.streams, lens.layers, steps, branches, tuple(lens.dits), family.latents)
         prepared = [self._prepare(k) for k in keywords]
         self.given = {b: stack(b, [p[b] for p in prepared]) for b in branches}
-        self.noise: Tensor = self.given[branches[0]].pop("latents")
+        # Every branch starts from the same.
+        starts: list[Tensor] = [self.given[branch].pop("latents") for branch in branches]
+        self.noise = starts[0]
         self.scheduler = copy.deepcopy(pipe.scheduler)  # the pipeline's own is set anew by its next run
         schedule = family.schedule(self.scheduler)
         if schedule.state:
@@ -154,6 +156,44 @@ class Batch:
         if len(velocities) == 1:
             return next(iter(velocities.values()))
         return velocities["uncond"] + self.cfg_scale * (velocities["cond"] - velocities["uncond"])
+
+    def keywords(self, branch: str, rows: Sequence[int]) -> dict[str, Any]:
+        """Return what the model is given for some pairs on a branch, beside latents and timestep."""
+        index = torch.tensor(list(rows))
+        return {
+            k: v.rows[index.to(v.rows.device)] if isinstance(v, PerRow) else v
+            for k, v in self.given[branch].items()
+        }
+
+    @torch.no_grad()
+    def readout(
+        self, step: int, states: Mapping[str, Tensor], latents: Tensor, rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return x0 as if the network ended after a block, guidance included.
+
+        Args:
+            step: which.
+            states: the block's, by branch, [row, frame, y, x, channel].
+            latents: what the step started from, [row, channel, frame, y, x].
+            rows: which of the batch's pairs each row is; each its own unless given.
+
+        Returns:
+            [row, channel, frame, y, x], of the video.
+
+        Raises:
+            PlanError: the family does not know how its network reads a state out.
+        """
+        family, video, timestep = self.lens.family, apart(latents)["video"], self.scheduler.timesteps[step]
+        if family.readout is None:
+            raise PlanError(f"Family {family.name} does not say how its network reads a block's state out.")
+        dit, velocities = self.lens.dits[self.expert(step)], {}
+        own = {"latents": video, "timestep": timestep.unsqueeze(0).to(video)}
+        for branch, h in states.items():
+            given = self.keywords(branch, range(len(video)) if rows is None else rows) | own
+            velocities[branch] = family.readout(dit, h.flatten(1, 3), given)
+        velocity = self.guide(velocities)
+        velocity = self.batching.blend(self.scheduler, timestep, velocity, video, given, "video")
+        return family.x0(self.scheduler, video, velocity, step)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode latents [row, channel, frame, y, x] to frames [row, time, height, width, rgb], uint8."""

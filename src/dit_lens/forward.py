@@ -170,7 +170,10 @@ class Forward:
     def _advance(self, stream: str, latents: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return velocity, x0 and what comes after, of one stream."""
         family, batching, scheduler = self.batch.lens.family, self.batch.batching, self.batch.scheduler
-        timestep, given = scheduler.timesteps[self.step], self._given(self.batch.layout.branches[0])
+        timestep, given = (
+            scheduler.timesteps[self.step],
+            self.batch.keywords(self.batch.layout.branches[0], self.rows.pairs),
+        )
         velocity = batching.blend(scheduler, timestep, velocity, latents, given, stream)
         velocity = self._on_latents("velocity", stream, velocity)
         x0 = family.x0(scheduler, latents, velocity, self.step)
@@ -180,13 +183,6 @@ class Forward:
         after = scheduler.step(velocity, timestep, latents)
         return velocity, x0, batching.settle(after, given)
 
-    def _given(self, branch: str) -> dict[str, Any]:
-        index = torch.tensor(self.rows.pairs)
-        return {
-            k: v.rows[index.to(v.rows.device)] if isinstance(v, PerRow) else v
-            for k, v in self.batch.given[branch].items()
-        }
-
     def _velocity(self, branch: str, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         pipe = self.batch.lens.pipe
         self.branch = branch
@@ -195,7 +191,8 @@ class Forward:
             .unsqueeze(0)
             .to(dtype=pipe.torch_dtype, device=pipe.device)
         )
-        call = self._given(branch) | {"dit": self.batch.lens.dits[self.expert], "timestep": timestep}
+        own = {"dit": self.batch.lens.dits[self.expert], "timestep": timestep}
+        call = self.batch.keywords(branch, self.rows.pairs) | own
         with self._hooked():
             velocity = self.batch.batching.model(pipe, call, latents)
         self._audit(branch)

@@ -37,8 +37,8 @@ class Lens:
     """A pipeline that can be traced.
 
     Args:
-        pipe: a DiffSynth `WanVideoPipeline`, with its models loaded (and VRAM management, if any, switched
-            on).
+        pipe: a DiffSynth `WanVideoPipeline` or `LTX2AudioVideoPipeline`, with its models loaded (and VRAM
+            management, if any, switched on).
         family: what the library knows of its architecture; found from the pipeline unless given.
         info: what is known of the checkpoint, for the manifest.
 

@@ -39,6 +39,10 @@ CASES = {
     "weak": (SAMPLE, {"input_images_strength": 0.7}),
     "later": (WORDS, {"input_images": [picture(0), picture(1)], "input_images_indexes": [0, 8]}),
     "context": (SAMPLE, {"in_context_videos": [[picture(n) for n in range(9)]]}),
+    "retake": (
+        WORDS,
+        {"retake_video": [picture(n) for n in range(17)], "retake_video_regions": [(0.3, 0.6)]},
+    ),
     "distilled": (SAMPLE, {"steps": 8, "cfg_scale": 1.0, "use_distilled_pipeline": True}),
     "stages": (
         SAMPLE,
@@ -202,6 +206,18 @@ def test_x0_is_the_schedulers_own_last_step(pipe, lens, case, stream):
         assert torch.equal(clean, x0[step])
     last = lens.decode(run[names[2]].isel(step=-1))
     assert np.array_equal(last, run.video if stream == "video" else run["audio"].values)
+
+
+def test_x0_of_what_is_not_retaken_is_the_given_video(pipe, lens):
+    sample, given = options("retake")
+    run = loaded(lens.run(sample, record=[dl.x0], **given))
+    encoded = pipe.video_vae_encoder.encode(pipe.preprocess_video(given["retake_video"]))[0].permute(
+        1, 2, 3, 0
+    )
+    held = [
+        np.allclose(run["x0"].isel(step=0, frame=f).values, encoded[f].numpy(), atol=1e-5) for f in range(3)
+    ]
+    assert held == [True, False, False]
 
 
 def test_x0_of_the_first_frame_is_the_image(pipe, lens):
@@ -551,14 +567,10 @@ def test_every_row_of_a_batch_is_its_single_run_bit_for_bit(lens, pairs, cfg_sca
             assert np.array_equal(stepped.states["block", "cond", 1][row].numpy(), hidden)
 
 
-@pytest.mark.parametrize(
-    ("stream", "site"),
-    [
-        (s, n)
-        for s, n in EVERYWHERE
-        if n in ("block", "block_in", "latents", "x0", "from_audio", "from_video")
-    ],
-)
+IN_BATCHES = ("block", "block_in", "latents", "x0", "from_audio", "from_video")
+
+
+@pytest.mark.parametrize(("stream", "site"), [place for place in EVERYWHERE if place[1] in IN_BATCHES])
 def test_an_edit_in_a_batch_does_what_it_does_to_a_single_run(lens, stream, site):
     place = dl.at(site=site, stream=stream, step=1)
     edit = dl.scale(factor=0.5)
@@ -593,6 +605,22 @@ def test_clean_runs_hold_what_single_runs_hold(lens, tmp_path):
     for name in ("latents", "latents_audio", "x0", "video", "audio"):
         assert np.array_equal(made[name].values, run[name].values), name
     assert made.complete and made.sound[1] == 24_000
+
+
+def test_x0_read_out_of_the_last_block_is_x0(lens):
+    batch = lens.batch(PAIRS, steps=2)
+    x = batch.noise
+    for step in range(2):
+        out = batch.step(
+            step, x, watch=[("block", branch, layer) for branch in ("cond", "uncond") for layer in (0, 1)]
+        )
+        by_layer = [
+            batch.readout(step, {b: out.states["block", b, layer] for b in ("cond", "uncond")}, x)
+            for layer in (0, 1)
+        ]
+        assert torch.allclose(by_layer[1], apart(out.x0)["video"], rtol=0, atol=1e-4)
+        assert not torch.allclose(by_layer[0], by_layer[1], atol=1e-2)
+        x = out.latents
 
 
 @pytest.mark.parametrize(
