@@ -158,18 +158,11 @@ def as_maps(fit: xr.Dataset) -> Maps:
 
 def read_out(batch: Batch, step: int, x: Tensor, out: Stepped, layer: int, maps: Maps) -> Tensor:
     """Return x0 [row, channel, frame, y, x] as if the network ended after a layer, guidance included."""
-    velocities = {}
-    for branch in batch.layout.branches:
-        states = out.states["block", branch, layer]
-        if (batch.expert(step), layer) in maps:
-            weight, bias = (p.to(states) for p in maps[batch.expert(step), layer])
-            states = states @ weight + bias
-        timestep = batch.scheduler.timesteps[step].unsqueeze(0).to(x)
-        dit = batch.lens.dits[batch.expert(step)]
-        given = {"latents": x, "timestep": timestep}
-        velocities[branch] = batch.lens.family.readout(dit, states.flatten(1, 3), given)
-    velocity = batch.guide(velocities)
-    return x + velocity * (0 - batch.scheduler.sigmas[step])
+    states = {branch: out.states["block", branch, layer] for branch in batch.layout.branches}
+    if (batch.expert(step), layer) in maps:
+        weight, bias = maps[batch.expert(step), layer]
+        states = {branch: h @ weight.to(h) + bias.to(h) for branch, h in states.items()}
+    return batch.readout(step, states, x)
 
 
 def read_all(

@@ -6,6 +6,7 @@ import torch
 import dit_lens as dl
 from dit_lens.errors import PlanError
 from dit_lens.estimate import estimate
+from dit_lens.families.base import Sizes
 from dit_lens.plan import Layout, Plan
 from dit_lens.records import keeps
 
@@ -15,7 +16,7 @@ TOKENS = 4 * 6 * 6
 
 
 def of(record, dtype=torch.float32, layout=SMALL):
-    return estimate(Plan.of(record), layout, LATENT, GRID, CHANNELS, dtype)
+    return estimate(Plan.of(record), layout, {"video": Sizes(LATENT, GRID, CHANNELS)}, dtype)
 
 
 def line(record, **options):
@@ -26,7 +27,8 @@ def line(record, **options):
 def test_the_states_of_a_14b_model_take_the_1_34_terabytes_that_the_design_states():
     layout = Layout({"video": {"block": ""}}, 40, 50, ("cond", "uncond"), ("high", "low"))
     plan = Plan.of(dl.hidden)
-    out = estimate(plan, layout, (16, 21, 60, 104), (21, 30, 52), 5120, torch.bfloat16)
+    sizes = {"video": Sizes((16, 21, 60, 104), (21, 30, 52), 5120)}
+    out = estimate(plan, layout, sizes, torch.bfloat16)
     assert out.bytes == 32_760 * 5_120 * 40 * 50 * 2 * 2
     assert out.lines[0].units == 40 * 50 * 2
     assert out.memory <= 256 * 2**20

@@ -25,7 +25,8 @@ from torch import Tensor
 from dit_lens.coords import Spot, positions
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching
-from dit_lens.forward import Forward, Meeting, Place, Rows, Stepped, Waiting, stack
+from dit_lens.forward import Forward, Meeting, PerRow, Place, Rows, Stepped, Waiting, stack
+from dit_lens.latents import apart
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.session import apply_edit
 from dit_lens.slot import Slot
@@ -51,7 +52,8 @@ class Batch:
         layout: coordinates of a run.
         sigmas: noise level of each step.
         timesteps: what the model is told at each step.
-        grid: (frame, y, x) of the tokens.
+        grid: (frame, y, x) of the video's tokens.
+        grids: likewise, by stream.
 
     Raises:
         PlanError: the family does not say how to batch, or the samples do not fit together.
@@ -66,25 +68,32 @@ class Batch:
         at_once: int = 64,
         **arguments: Any,
     ) -> None:
-        self.lens, self.pairs, self.at_once = lens, list(pairs), at_once
+        self.lens, self.pairs = lens, list(pairs)
         family, pipe = lens.family, lens.pipe
         steps = family.default_steps if steps is None else steps
         self.batching: Batching = _batching(lens, self.pairs, steps, at_once)
+        self.at_once = min(at_once, self.batching.most or at_once)
         self.cfg_scale = family.default_cfg if cfg_scale is None else cfg_scale
         keywords = [family.arguments(s, seed, steps, self.cfg_scale, arguments) for s, seed in self.pairs]
         self._keywords = keywords[0]
         family.refuse(pipe, self._keywords)
+        if family.later(self._keywords):
+            raise PlanError("A batch runs one stage, and this pipeline call has several: use lens.run.")
         branches = family.branches(self._keywords)
-        self.layout = Layout(lens.streams, lens.layers, steps, branches, tuple(lens.dits))
+        self.layout = Layout(lens.streams, lens.layers, steps, branches, tuple(lens.dits), family.latents)
         prepared = [self._prepare(k) for k in keywords]
         self.given = {b: stack(b, [p[b] for p in prepared]) for b in branches}
-        self.noise: Tensor = self.given[branches[0]].pop("latents")
+        # Every branch starts from the same.
+        starts: list[Tensor] = [self.given[branch].pop("latents") for branch in branches]
+        self.noise = starts[0]
         self.scheduler = copy.deepcopy(pipe.scheduler)  # the pipeline's own is set anew by its next run
         schedule = family.schedule(self.scheduler)
         if schedule.state:
             raise PlanError(f"{type(self.scheduler).__name__} keeps {schedule.state}: use lens.run.")
         self.sigmas, self.timesteps = schedule.sigmas, schedule.timesteps
         self.grid = family.token_grid(next(iter(lens.dits.values())), (0, *self.noise.shape[2:]))
+        sizes = family.sizes(pipe, self.pairs[0][0], self._keywords)
+        self.grids = {stream: size.tokens for stream, size in sizes.items()} | {"video": self.grid}
         self._slots: dict[int, tuple[Placed, Slot]] = {}
 
     def _prepare(self, keywords: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -148,10 +157,61 @@ class Batch:
             return next(iter(velocities.values()))
         return velocities["uncond"] + self.cfg_scale * (velocities["cond"] - velocities["uncond"])
 
+    def keywords(self, branch: str, rows: Sequence[int]) -> dict[str, Any]:
+        """Return what the model is given for some pairs on a branch, beside latents and timestep."""
+        index = torch.tensor(list(rows))
+        return {
+            k: v.rows[index.to(v.rows.device)] if isinstance(v, PerRow) else v
+            for k, v in self.given[branch].items()
+        }
+
+    @torch.no_grad()
+    def readout(
+        self, step: int, states: Mapping[str, Tensor], latents: Tensor, rows: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return x0 as if the network ended after a block, guidance included.
+
+        Args:
+            step: which.
+            states: the block's, by branch, [row, frame, y, x, channel].
+            latents: what the step started from, [row, channel, frame, y, x].
+            rows: which of the batch's pairs each row is; each its own unless given.
+
+        Returns:
+            [row, channel, frame, y, x], of the video.
+
+        Raises:
+            PlanError: the family does not know how its network reads a state out.
+        """
+        family, video, timestep = self.lens.family, apart(latents)["video"], self.scheduler.timesteps[step]
+        if family.readout is None:
+            raise PlanError(f"Family {family.name} does not say how its network reads a block's state out.")
+        dit, velocities = self.lens.dits[self.expert(step)], {}
+        own = {"latents": video, "timestep": timestep.unsqueeze(0).to(video)}
+        for branch, h in states.items():
+            given = self.keywords(branch, range(len(video)) if rows is None else rows) | own
+            velocities[branch] = family.readout(dit, h.flatten(1, 3), given)
+        velocity = self.guide(velocities)
+        velocity = self.batching.blend(self.scheduler, timestep, velocity, video, given, "video")
+        return family.x0(self.scheduler, video, velocity, step)
+
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode latents [row, channel, frame, y, x] to frames [row, time, height, width, rgb], uint8."""
-        frames: np.ndarray = self.lens.family.decode(self.lens.pipe, latents)
+        frames: np.ndarray = self.lens.family.decode(self.lens.pipe, apart(latents)["video"])
         return frames
+
+    def outputs(self, latents: Tensor) -> dict[str, np.ndarray]:
+        """Decode the last latents of one row [1, channel, frame, y, x] to what a run keeps, by name."""
+        family, streams = self.lens.family, apart(latents)
+        out = {"video": self.decode(latents)[0]}
+        if family.decode_audio is not None and "audio" in streams:
+            out["audio"] = family.decode_audio(self.lens.pipe, streams["audio"])[0]
+        return out
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Positions per second of outputs, by name."""
+        return self.lens.family.rates(self.lens.pipe, self._keywords)
 
     def slot(self, placed: Placed) -> Slot:
         """Resolve an edit's place on this batch's steps; checked when it is first seen."""
@@ -175,10 +235,18 @@ class Batch:
                 )
             positions("layer", ((layer, layer),), self.layout.layers)
 
-    def spot(self, step: int, pair: int, site: str, branch: str | None, layer: int | None) -> Spot:
+    def spot(
+        self,
+        step: int,
+        pair: int,
+        site: str,
+        branch: str | None,
+        layer: int | None,
+        stream: str = "video",
+    ) -> Spot:
         """Return the place of one row, as edits are told it."""
-        times = self.sigmas[step], self.timesteps[step]
-        return Spot(site, step, *times, self.pairs[pair][1], self.expert(step), branch, layer)
+        times, seed = (self.sigmas[step], self.timesteps[step]), self.pairs[pair][1]
+        return Spot(site, step, *times, seed, self.expert(step), branch, layer, stream=stream)
 
     def _one_by_one(self, step: int, group: Rows, watch: Sequence[Place]) -> list[Stepped]:
         """Run the rows of a group one after another, until what they hand over at every meeting stands.

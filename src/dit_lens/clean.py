@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dit_lens import records
 from dit_lens.batch import Batch
 from dit_lens.capture import Recorder
+from dit_lens.latents import apart
 from dit_lens.lens import Job, Lens, coordinates, write_outputs
 from dit_lens.plan import Plan
 from dit_lens.run import Run
@@ -68,7 +69,7 @@ def clean_runs(
 
 def _make(batch: Batch, jobs: Sequence[Job], missing: Sequence[int]) -> None:
     """Run a batch, a job a row; write the runs of the rows that are missing."""
-    coords = coordinates(batch.layout, batch.sigmas, batch.timesteps, {"video": batch.grid})
+    coords = coordinates(batch.layout, batch.sigmas, batch.timesteps, batch.grids)
     rows = [_path(job).name for job in jobs]
     with ExitStack() as opened:  # a run that was not finished when something fails stays incomplete
         writers = {}
@@ -80,18 +81,18 @@ def _make(batch: Batch, jobs: Sequence[Job], missing: Sequence[int]) -> None:
         x = batch.noise
         for step in range(batch.steps):
             out = batch.step(step, x)
-            values = {"latents": x, "x0": out.x0}
+            values = {"latents": apart(x), "x0": apart(out.x0)}
             for row, recorder in recorders.items():
                 for slot in slots:
-                    site = slot.placed.site
-                    read = values[site][row].permute(1, 2, 3, 0)
-                    spot = batch.spot(step, row, site, None, None)
+                    site, stream = slot.placed.site, slot.placed.stream
+                    read = values[site][stream][row].permute(1, 2, 3, 0)
+                    spot = batch.spot(step, row, site, None, None, stream)
                     recorder.take(slot, spot, read, slot.placed.function(read))
                 times = {"sigma": batch.sigmas[step], "timestep": batch.timesteps[step]}
                 recorder.end_step(step, {**times, "expert": batch.expert(step)})
             x = out.latents
         for row, writer in writers.items():
-            write_outputs(writer, {"video": batch.decode(x[row][None])[0]})
+            write_outputs(writer, batch.outputs(x[row : row + 1]), batch.rates)
             writer.close()
 
 

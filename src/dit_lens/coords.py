@@ -54,6 +54,7 @@ class Spot:
         layer: block index; None on the latent grid.
         sample: row of a prompt batch.
         stream: `video`, or another that the model carries beside it.
+        stage: pass of the sampling loop.
     """
 
     site: str
@@ -66,6 +67,7 @@ class Spot:
     layer: int | None = None
     sample: int = 0
     stream: str = "video"
+    stage: int = 0
 
     def __str__(self) -> str:
         known = {
@@ -75,6 +77,8 @@ class Spot:
         }
         if self.stream != "video":
             known["stream"] = self.stream
+        if self.stage:
+            known["stage"] = self.stage
         return f"{self.site}({', '.join(f'{k}={v}' for k, v in known.items())})"
 
 
@@ -93,6 +97,7 @@ class At:
     x: Ranges | None = None
     mask: Mask | None = None
     stream: str = "video"
+    stage: Ranges | None = None
 
     def __str__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -147,6 +152,7 @@ def at(
     x: Selector = None,
     mask: ArrayLike | None = None,
     stream: str = "video",
+    stage: Selector = None,
 ) -> At:
     """Select places over the coordinates; what is not named is selected whole.
 
@@ -163,6 +169,7 @@ def at(
         x: columns, likewise.
         mask: booleans [frame, y, x], the cells of the grid at the site; with frame, y and x, what all select.
         stream: `video`, or `audio` where a block carries both.
+        stage: pass of the sampling loop, like step, where a pipeline has several.
 
     Returns:
         Frozen data; hashable, and equal to another that selects the same in the same words.
@@ -172,7 +179,7 @@ def at(
     """
     ranges = {
         k: parse_selector(k, v)
-        for k, v in {"step": step, "layer": layer, "frame": frame, "y": y, "x": x}.items()
+        for k, v in {"step": step, "layer": layer, "frame": frame, "y": y, "x": x, "stage": stage}.items()
     }
     return At(
         site=site,
@@ -313,7 +320,7 @@ def positions(name: str, ranges: Ranges | None, count: int) -> tuple[int, ...]:
 
 
 def _spell(name: str, value: Any) -> str:
-    if name in ("step", "layer", "frame", "y", "x"):
+    if name in ("step", "layer", "frame", "y", "x", "stage"):
         return ",".join(str(a) if a == b else f"{a}-{'' if b is None else b}" for a, b in value)
     if name == "mask":
         return f"{int(value[1], 16).bit_count()} of {'x'.join(map(str, value[0]))} cells"

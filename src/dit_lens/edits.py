@@ -193,7 +193,8 @@ def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
 
 
 def _require_dims(picked: Any, wanted: list[str], at: Spot, edit: str, what: str) -> None:
-    left = [str(dim).removeprefix("latent_") for dim in getattr(picked, "dims", GRID)]
+    there = getattr(picked, "dims", GRID)
+    left = [str(dim).removeprefix("latent_").removesuffix(f"_{at.stream}") for dim in there]
     if left != wanted:
         raise PlanError(
             f"{edit} at {at}: the {what} has the dimensions {left} there, and should have {wanted}: "

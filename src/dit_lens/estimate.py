@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from dit_lens.errors import PlanError
+from dit_lens.families.base import Sizes
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.units import human
 
@@ -16,7 +18,7 @@ class Line:
     """One record's share.
 
     Attributes:
-        variable: name of what it writes.
+        variable: name of what it writes, with the stage where there are several.
         units: how many files.
         bytes: in all, before compression.
         memory: held on the device or on its way to the disk at once, at most.
@@ -56,31 +58,21 @@ class Estimate:
         )
 
 
-def estimate(
-    plan: Plan,
-    layout: Layout,
-    latent: tuple[int, int, int, int],
-    grid: tuple[int, int, int],
-    channels: int,
-    dtype: torch.dtype,
-) -> Estimate:
-    """Estimate a plan on a grid.
+def estimate(plan: Plan, layout: Layout, sizes: Mapping[str, Sizes], dtype: torch.dtype) -> Estimate:
+    """Estimate a plan on one stage of a run.
 
     Args:
         plan: checked against the layout.
-        layout: coordinates of the run.
-        latent: (channel, frame, y, x) of the latents.
-        grid: (frame, y, x) of the tokens.
-        channels: of a state.
+        layout: coordinates of the stage.
+        sizes: of its streams, by name.
         dtype: of the states.
     """
-    tokens = (*grid, channels)
-    latents = (*latent[1:], latent[0])
-    return Estimate(
-        tuple(
-            _line(record, layout, latents if record.on_latents else tokens, dtype) for record in plan.records
-        )
-    )
+
+    def shape(record: Placed) -> tuple[int, ...]:
+        own = sizes[record.stream]
+        return (*own.latent[1:], own.latent[0]) if record.on_latents else (*own.tokens, own.channels)
+
+    return Estimate(tuple(_line(record, layout, shape(record), dtype) for record in plan.records))
 
 
 def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.dtype) -> Line:
@@ -98,7 +90,7 @@ def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.d
     steps = len(record.steps(layout))
     a_step = 1 if record.on_latents else len(record.branches(layout)) * len(record.layers(layout))
     return Line(
-        record.variable,
+        record.variable + (f", stage {layout.stage}" if layout.stages > 1 else ""),
         steps * (a_step if record.is_state else 1),
         steps * a_step * one,
         # A state leaves at once; the writer's queue is bounded. Small records are held for one step.

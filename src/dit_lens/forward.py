@@ -16,6 +16,7 @@ from torch import Tensor
 from dit_lens.coords import Spot
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.base import submodule
+from dit_lens.latents import apart, together
 from dit_lens.plan import Placed
 from dit_lens.session import apply_edit
 from dit_lens.slot import Slot
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 Place = tuple[str, str, int]
 """Site, branch and layer."""
+
+Where = tuple[str, str, int | None]
+"""Site, stream and layer; none outside the blocks."""
 
 
 @dataclass
@@ -42,6 +46,8 @@ class Stepped:
     x0: Tensor
     latents: Tensor
     states: dict[Place, Tensor] = field(default_factory=dict)
+
+    # Each of these takes the other streams' rows along (see `latents.py`).
 
     def __getitem__(self, part: slice) -> Stepped:
         states = {place: value[part] for place, value in self.states.items()}
@@ -128,41 +134,56 @@ class Forward:
         self, batch: Batch, step: int, rows: Rows, watch: Sequence[Place], waiting: Waiting | None = None
     ) -> None:
         self.batch, self.step, self.rows, self.watch, self.waiting = batch, step, rows, watch, waiting
-        self.visited: set[Place] = set()
+        self.visited: dict[str, set[Where]] = {branch: set() for branch in batch.layout.branches}
         self.expert = batch.expert(step)
         self.branch: str | None = None
         self.states: dict[Place, Tensor] = {}
-        self.here: dict[tuple[str, int | None], dict[int, list[Slot]]] = {}
+        self.here: dict[Where, dict[int, list[Slot]]] = {}
         for row, placed in enumerate(rows.edits):
             for slot in map(batch.slot, placed):
                 if step in slot.steps and self.expert in slot.experts:
                     for layer in slot.layers or (None,):
-                        self.here.setdefault((slot.placed.site, layer), {}).setdefault(row, []).append(slot)
+                        where = slot.placed.site, slot.placed.stream, layer
+                        self.here.setdefault(where, {}).setdefault(row, []).append(slot)
 
     def run(self) -> Stepped:
         """Edit the latents, run the model on every branch, and let the scheduler step."""
-        batch, pipe = self.batch, self.batch.lens.pipe
-        latents = self._on_latents("latents", self.rows.latents)
-        batch.batching.load(pipe, self.expert)
-        velocities = {branch: self._velocity(branch, latents) for branch in batch.layout.branches}
-        velocity = self._on_latents("velocity", batch.guide(velocities))
-        family, scheduler = batch.lens.family, batch.scheduler
+        batch, branches = self.batch, self.batch.layout.branches
+        given = apart(self.rows.latents)
+        if set(given) != set(batch.layout.latents):
+            raise PlanError(
+                f"These latents are of {', '.join(given)}, the model has {', '.join(batch.layout.latents)}: start from rows of "
+                "batch.noise, or of what batch.step gave."
+            )
+        start = {stream: self._on_latents("latents", stream, x) for stream, x in given.items()}
+        batch.batching.load(batch.lens.pipe, self.expert)
+        velocities = {branch: self._velocity(branch, start) for branch in branches}
+        stepped = {
+            stream: self._advance(stream, x, batch.guide({b: velocities[b][stream] for b in branches}))
+            for stream, x in start.items()
+        }
+        velocity, x0, after = (
+            together({stream: part[n] for stream, part in stepped.items()}) for n in range(3)
+        )
+        return Stepped(velocity, x0, after, self.states)
+
+    def _advance(self, stream: str, latents: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return velocity, x0 and what comes after, of one stream."""
+        family, batching, scheduler = self.batch.lens.family, self.batch.batching, self.batch.scheduler
+        timestep, given = (
+            scheduler.timesteps[self.step],
+            self.batch.keywords(self.batch.layout.branches[0], self.rows.pairs),
+        )
+        velocity = batching.blend(scheduler, timestep, velocity, latents, given, stream)
+        velocity = self._on_latents("velocity", stream, velocity)
         x0 = family.x0(scheduler, latents, velocity, self.step)
-        new = self._on_latents("x0", x0)
+        new = self._on_latents("x0", stream, x0)
         if new is not x0:
             x0, velocity = new, family.velocity(scheduler, latents, new, self.step).to(velocity.dtype)
-        after = scheduler.step(velocity, scheduler.timesteps[self.step], latents)
-        given = self._given(batch.layout.branches[0])
-        return Stepped(velocity, x0, batch.batching.settle(after, given), self.states)
+        after = scheduler.step(velocity, timestep, latents)
+        return velocity, x0, batching.settle(after, given)
 
-    def _given(self, branch: str) -> dict[str, Any]:
-        index = torch.tensor(self.rows.pairs)
-        return {
-            k: v.rows[index.to(v.rows.device)] if isinstance(v, PerRow) else v
-            for k, v in self.batch.given[branch].items()
-        }
-
-    def _velocity(self, branch: str, latents: Tensor) -> Tensor:
+    def _velocity(self, branch: str, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         pipe = self.batch.lens.pipe
         self.branch = branch
         timestep = (
@@ -170,88 +191,88 @@ class Forward:
             .unsqueeze(0)
             .to(dtype=pipe.torch_dtype, device=pipe.device)
         )
-        call = self._given(branch) | {
-            "dit": self.batch.lens.dits[self.expert],
-            "latents": latents,
-            "timestep": timestep,
-        }
+        own = {"dit": self.batch.lens.dits[self.expert], "timestep": timestep}
+        call = self.batch.keywords(branch, self.rows.pairs) | own
         with self._hooked():
-            velocity: Tensor = pipe.model_fn(**call)
+            velocity = self.batch.batching.model(pipe, call, latents)
         self._audit(branch)
-        return self.batch.batching.hold(velocity, call)
+        return velocity
 
     def _audit(self, branch: str) -> None:
         """Refuse a place on this branch that the model passed by."""
-        placed = {(site, branch, layer) for site, layer in self.here if layer is not None}
-        missing = (placed | {place for place in self.watch if place[1] == branch}) - self.visited
+        missing = self._hung(branch) - self.visited[branch]
         if missing:
             raise CaptureError(
-                f"step {self.step}: nothing ran at (site, branch, layer) = {sorted(missing)}, where something is watched or "
-                "edited. Leave the place out, or switch off what skips the module."
+                f"step {self.step}, {branch}: nothing ran at (site, stream, layer) = {sorted(missing, key=str)}, where "
+                "something is watched or edited. Leave the place out, or switch off what skips the module."
             )
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
         """Hook the modules where something is edited or watched, on this branch."""
         family, dit = self.batch.lens.family, self.batch.lens.dits[self.expert]
-        watched = {(site, layer) for site, branch, layer in self.watch if branch == self.branch}
-        edited = {(site, layer) for site, layer in self.here if layer is not None}
+        assert self.branch is not None
         handles = []
         try:
-            for site, layer in watched | edited:
-                where = family.sites["video"][site]
+            for site, stream, layer in self._hung(self.branch):
+                where = family.sites[stream][site]
                 module = submodule(family.block_list(dit)[layer], where.path)
-                handles.append(where.attach(module, partial(self._visit, site, layer)))
+                handles.append(where.attach(module, partial(self._visit, site, stream, layer)))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _visit(self, site: str, layer: int, h: Tensor) -> Tensor:
+    def _hung(self, branch: str) -> set[tuple[str, str, int]]:
+        """Return where something is watched or edited on a branch, by (site, stream, layer)."""
+        watched = {(site, "video", layer) for site, on, layer in self.watch if on == branch}
+        return watched | {(site, stream, layer) for site, stream, layer in self.here if layer is not None}
+
+    def _visit(self, site: str, stream: str, layer: int, h: Tensor) -> Tensor:
         assert self.branch is not None
-        self.visited.add((site, self.branch, layer))
-        prefix = h.shape[1] - math.prod(self.batch.grid)
+        self.visited[self.branch].add((site, stream, layer))
+        grid = self.batch.grids[stream]
+        prefix = h.shape[1] - math.prod(grid)
         if prefix < 0:
             raise CaptureError(
-                f"{site} at layer {layer} holds {h.shape[1]} tokens, fewer than the grid {self.batch.grid}."
+                f"{site} at layer {layer} holds {h.shape[1]} tokens, fewer than the grid {grid}."
             )
-        value = h[:, prefix:].unflatten(1, self.batch.grid)
-        new = self._edited(site, layer, value)
-        if (site, self.branch, layer) in self.watch:
+        value = h[:, prefix:].unflatten(1, grid)
+        new = self._edited((site, stream, layer), value)
+        if stream == "video" and (site, self.branch, layer) in self.watch:
             self.states[site, self.branch, layer] = new.clone()
         if new is value:
             return h
         return torch.cat([h[:, :prefix], new.flatten(1, 3)], 1)
 
-    def _on_latents(self, site: str, latents: Tensor) -> Tensor:
+    def _on_latents(self, site: str, stream: str, latents: Tensor) -> Tensor:
         self.branch = None
         value = latents.permute(0, 2, 3, 4, 1)
-        new = self._edited(site, None, value)
+        new = self._edited((site, stream, None), value)
         return latents if new is value else new.permute(0, 4, 1, 2, 3).contiguous()
 
-    def _edited(self, site: str, layer: int | None, value: Tensor) -> Tensor:
+    def _edited(self, where: Where, value: Tensor) -> Tensor:
         """Apply what is placed here to values [row, frame, y, x, channel]; the very same where nothing is.
 
         Every row goes through its edits in their order; at an edit over seeds it waits for the rows of its group.
         """
         left = {
-            row: deque(self._selected(slots, site, layer, row))
-            for row, slots in self.here.get((site, layer), {}).items()
+            row: deque(self._selected(slots, where, row)) for row, slots in self.here.get(where, {}).items()
         }
         out = value.clone() if any(left.values()) else value
         while any(left.values()):
             meetings: dict[tuple[int, Placed], list[int]] = {}
             for row, slots in left.items():
                 while slots and not is_over_seeds(slots[0].placed):
-                    out[row] = apply_edit(slots.popleft().placed, self._spot(site, layer, row), out[row])
+                    out[row] = apply_edit(slots.popleft().placed, self._spot(where, row), out[row])
                 if slots:
                     meetings.setdefault((self._group(row, slots[0]), slots.popleft().placed), []).append(row)
-            for (_, placed), together in meetings.items():
-                out[together] = self._over_seeds(placed, self._spot(site, layer, together[0]), out[together])
+            for (_, placed), met in meetings.items():
+                out[met] = self._over_seeds(placed, self._spot(where, met[0]), out[met])
         return out
 
-    def _selected(self, slots: Sequence[Slot], site: str, layer: int | None, row: int) -> list[Slot]:
-        spot = self._spot(site, layer, row)
+    def _selected(self, slots: Sequence[Slot], where: Where, row: int) -> list[Slot]:
+        spot = self._spot(where, row)
         return [slot for slot in slots if slot.selects(spot)]
 
     def _group(self, row: int, slot: Slot) -> int:
@@ -266,8 +287,9 @@ class Forward:
             return apply_edit(placed, spot, together)
         return self.waiting.meet((placed, spot.branch, spot.layer), together[0])[None]
 
-    def _spot(self, site: str, layer: int | None, row: int) -> Spot:
-        return self.batch.spot(self.step, self.rows.pairs[row], site, self.branch, layer)
+    def _spot(self, where: Where, row: int) -> Spot:
+        site, stream, layer = where
+        return self.batch.spot(self.step, self.rows.pairs[row], site, self.branch, layer, stream)
 
 
 def is_over_seeds(edit: Placed) -> bool:

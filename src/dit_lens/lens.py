@@ -14,13 +14,13 @@ from torch import Tensor
 
 from dit_lens import records
 from dit_lens.capture import Recorder, to_codes
-from dit_lens.coords import GRID_DIMS, LATENT_DIMS, at, grid_dim
+from dit_lens.coords import GRID_DIMS, at, grid_dim
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.estimate import Estimate, estimate
-from dit_lens.families.base import Family, Seen
+from dit_lens.families.base import Family, Seen, Stage
 from dit_lens.plan import Entry, Layout, Plan
 from dit_lens.run import Run
-from dit_lens.session import Call, Latents, Session
+from dit_lens.session import Call, Latents, Session, Stages
 from dit_lens.store import RunWriter, Variable, open_run, run_name, status, versions
 from dit_lens.tasks.sample import Sample
 
@@ -37,8 +37,8 @@ class Lens:
     """A pipeline that can be traced.
 
     Args:
-        pipe: a DiffSynth `WanVideoPipeline`, with its models loaded (and VRAM management, if any, switched
-            on).
+        pipe: a DiffSynth `WanVideoPipeline` or `LTX2AudioVideoPipeline`, with its models loaded (and VRAM
+            management, if any, switched on).
         family: what the library knows of its architecture; found from the pipeline unless given.
         info: what is known of the checkpoint, for the manifest.
 
@@ -131,29 +131,33 @@ class Lens:
         return Batch(self, pairs, steps, cfg_scale, at_once, **arguments)
 
     def decode(self, latents: xr.DataArray | Tensor) -> np.ndarray:
-        """Decode latents to frames.
+        """Decode latents to frames, or to sound.
 
         Args:
-            latents: [..., frame, latent_y, latent_x, latent_channel], as `run["x0"]` gives them.
+            latents: [..., frame, latent_y, latent_x, latent_channel], as `run["x0"]` gives them; or of sound, as
+                `run["x0_audio"]`.
 
         Returns:
-            Frames [..., time, height, width, rgb], uint8.
+            Frames [..., time, height, width, rgb], uint8; or of sound [..., speaker, audio_time], float32.
 
         Raises:
             PlanError: not latents, or they hold NaN (they were not recorded).
         """
-        wanted = ("frame", *LATENT_DIMS.values())
-        dims = getattr(latents, "dims", wanted)
-        if tuple(dims[-4:]) != wanted:
-            raise PlanError(f"decode takes latents [..., {', '.join(wanted)}]; these have {dims}.")
+        wanted = {s: tuple(grid_dim(d, "latents", s) for d in GRID_DIMS) for s in self.family.latents}
+        dims = tuple(getattr(latents, "dims", wanted["video"]))
+        stream = next((s for s, w in wanted.items() if dims[-4:] == w), None)
+        decoder = {"video": self.family.decode, "audio": self.family.decode_audio}.get(stream or "")
+        if decoder is None:
+            known = " or ".join(f"[..., {', '.join(w)}]" for w in wanted.values())
+            raise PlanError(f"decode takes latents {known}; these have {dims}.")
         values = latents if isinstance(latents, Tensor) else torch.from_numpy(np.array(latents.values))
         if bool(torch.isnan(values).any()):
             raise PlanError(
                 "decode: the latents hold NaN: the place was not recorded, or the run is not complete."
             )
         rows = values.reshape(-1, *values.shape[-4:]).permute(0, 4, 1, 2, 3)
-        frames = self.family.decode(self.pipe, rows)
-        return frames.reshape(*values.shape[:-4], *frames.shape[1:])
+        decoded: np.ndarray = decoder(self.pipe, rows)
+        return decoded.reshape(*values.shape[:-4], *decoded.shape[1:])
 
     def estimate(
         self, plan: Plan | RecordEntries, sample: Sample, steps: int | None = None, **arguments: Any
@@ -169,10 +173,17 @@ class Lens:
         plan = plan if isinstance(plan, Plan) else Plan.of(plan)
         cfg = arguments.pop("cfg_scale", None)
         job = Job(self, sample, 0, plan, steps, cfg, None, None, False, arguments)
-        latent = self.family.latent_grid(self.pipe, sample)
-        dit: Any = next(iter(self.dits.values()))
-        grid, channels = self.family.token_grid(dit, latent), self.family.channels(dit)
-        return estimate(job.plan, job.layout, latent, grid, channels, self.dtype)
+        lines = [
+            line
+            for part in job.stages
+            for line in estimate(
+                part.plan,
+                part.layout,
+                self.family.sizes(self.pipe, sample, job.keywords, part.layout.stage),
+                self.dtype,
+            ).lines
+        ]
+        return Estimate(tuple(lines))
 
     # ---- what it is
 
@@ -246,7 +257,11 @@ class Lens:
 
 
 class Job:
-    """One run to be made: arguments settled, plan checked, name known, before anything is computed."""
+    """One run to be made: arguments settled, plan checked, name known, before anything is computed.
+
+    Where the pipeline has several stages there is one for each, which writes a run of its own; the first holds the
+    others in `stages`, and runs them all.
+    """
 
     def __init__(
         self,
@@ -261,6 +276,7 @@ class Job:
         progress: bool,
         arguments: Mapping[str, Any],
         body: str | None = None,
+        stage: int = 0,
     ) -> None:
         family = lens.family
         self.lens, self.sample, self.seed, self.encoding, self.body = lens, sample, seed, encoding, body
@@ -271,24 +287,36 @@ class Job:
         self.keywords = family.arguments(sample, seed, steps, cfg_scale, arguments)
         family.refuse(lens.pipe, self.keywords)
         self.progress = progress
-        branches = family.branches(self.keywords)
-        self.layout = Layout(lens.streams, lens.layers, steps, branches, tuple(lens.dits), family.latents)
-        self.declare(plan)
+        stages = (Stage(steps, family.branches(self.keywords)), *family.later(self.keywords))
+        size = stages[stage].steps, stages[stage].branches
+        self.layout = Layout(
+            lens.streams, lens.layers, *size, tuple(lens.dits), family.latents, stage, len(stages)
+        )
         self.root = None if store is None else Path(store)
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._manifest: tuple[Plan, dict[str, Any]] | None = None
+        self._declared = plan
+        self._identity: tuple[Plan, dict[str, Any]] | None = None
         self.writer: RunWriter | None = None
+        given = (lens, sample, seed, plan, steps, cfg_scale, store, encoding, progress, arguments, body)
+        self.stages = [self, *(Job(*given, n) for n in range(1, len(stages)) if stage == 0)]
+        for job in self.stages:
+            job.stages = self.stages
+        if stage == 0:
+            self.declare(plan)
 
     @property
     def plan(self) -> Plan:
-        """The plan, with what is always written: x_s at every step, which replay starts from."""
+        """The plan of this stage, with what is always written: x_s at every step, which replay starts from."""
+        return self._complete(self._declared.in_stage(self.layout))
+
+    def _complete(self, declared: Plan) -> Plan:
         # Where the user asks for latents at some steps, all are written all the same.
         always = Plan()
         for stream in self.layout.latents:
             always = always.with_record(records.latents, at(stream=stream))
         written = {record.variable for record in always.records}
-        others = tuple(r for r in self._declared.records if r.variable not in written)
-        return Plan((*others, *always.records), self._declared.edits)
+        others = tuple(r for r in declared.records if r.variable not in written)
+        return Plan((*others, *always.records), declared.edits)
 
     def declare(self, plan: Plan) -> None:
         """Take a plan: the first one, and what the body of a trace has added to it.
@@ -296,21 +324,29 @@ class Job:
         Raises:
             PlanError: it cannot be carried out.
         """
-        self._declared = plan
-        self.plan.check(self.layout)
+        for job in self.stages:
+            job._declared = plan
+            job.plan.check(job.layout)
         self.plan.check_sources(self.lens.fingerprint)
 
     @property
     def manifest(self) -> dict[str, Any]:
         """All that makes this run what it is, under `identity`; the rest may differ between tries."""
-        if self._manifest is None or self._manifest[0] is not self._declared:
-            self._manifest = self._declared, self._describe()
-        return self._manifest[1]
+        several = {"stages": [job.name for job in self.stages]} if len(self.stages) > 1 else {}
+        return {"identity": self.identity, "plan": str(self.plan), **several}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that makes this run what it is."""
+        if self._identity is None or self._identity[0] is not self._declared:
+            self._identity = self._declared, self._describe()
+        return self._identity[1]
 
     def _describe(self) -> dict[str, Any]:
         sample, family = self.sample, self.lens.family
         identity = {
-            "plan": self.plan.to_json(),
+            # Of all stages: what one of them does changes the ones after it.
+            "plan": self._complete(self._declared).to_json(),
             "sample": {
                 "task": sample.task,
                 "id": sample.id,
@@ -327,65 +363,82 @@ class Job:
             "body": self.body,
             "versions": versions(),
         }
-        return {"identity": identity, "plan": str(self.plan)}
+        if self.layout.stage:
+            identity["stage"] = self.layout.stage
+        return identity
 
     @property
     def path(self) -> Path | None:
         """Where the run stands in its store; None without a store."""
-        if self.root is None:
-            return None
-        prefix = f"{self.sample.task}-{self.sample.id}-seed{self.seed}"
-        return self.root / run_name(
-            self.manifest["identity"], "".join(c if c.isalnum() or c in "-_" else "_" for c in prefix)
-        )
+        return None if self.root is None else self.root / self.name
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        stage = f"-stage{self.layout.stage}" if self.layout.stage else ""
+        prefix = f"{self.sample.task}-{self.sample.id}-seed{self.seed}{stage}"
+        return run_name(self.identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in prefix))
 
     def finished(self) -> Run | None:
-        """Return the run where the store holds it complete."""
-        path = self.path
-        if path is None or not (path / "zarr.json").exists():
-            return None
-        try:
-            return Run(path) if status(path).complete else None
-        except StoreError:
-            return None  # not readable as it is: the writer says why, or takes it over
+        """Return the run where the store holds it complete, with all its stages; the last is what is returned."""
+        for job in self.stages:
+            path = job.path
+            if path is None or not (path / "zarr.json").exists():
+                return None
+            try:
+                if not status(path).complete:
+                    return None
+            except StoreError:
+                return None  # not readable as it is: the writer says why, or takes it over
+        return None if path is None else Run(path)
 
     def run(
         self, watch: Callable[[Call | None], None] | None = None, plan: Callable[[], Plan] | None = None
     ) -> Run:
         """Run the pipeline, writing as it goes."""
 
-        def settled() -> Plan:
+        def settled() -> None:
             if plan is not None:
                 self.declare(plan())
+
+        lens, family = self.lens, self.lens.family
+        sessions = [job.session(settled, watch) for job in self.stages]
+        keywords = dict(self.keywords)
+        undo = (lambda: None) if self.progress else family.quiet(lens.pipe, keywords)
+        try:
+            output = Stages(sessions, watch).run(lambda: lens.pipe(**keywords))
+            writers = [session.recorder.writer for session in sessions]
+            rates = family.rates(lens.pipe, keywords)
+            write_outputs(writers[-1], family.outputs(output, keywords), rates)
+            for writer in writers:
+                writer.close()
+        finally:
+            undo()
+            for job in self.stages:
+                if job.writer is not None:
+                    job.writer.abort()
+        return Run(writers[-1].path, self.scratch)
+
+    def session(self, settled: Callable[[], Any], watch: Callable[[Call | None], None] | None) -> Session:
+        """Make the session that drives this stage."""
+
+        def plan() -> Plan:
+            settled()
             return self.plan
 
         lens = self.lens
-        session = Session(
-            lens.family, lens.pipe, lens.dits, settled, self.layout, self.seed, self._open, watch
-        )
-        keywords = dict(self.keywords)
-        undo = (lambda: None) if self.progress else lens.family.quiet(lens.pipe, keywords)
-        try:
-            output = session.run(lambda: lens.pipe(**keywords))
-            writer = session.recorder.writer
-            write_outputs(writer, lens.family.outputs(output, keywords))
-            writer.close()
-        finally:
-            undo()
-            if self.writer is not None:
-                self.writer.abort()
-        return Run(writer.path, self.scratch)
+        return Session(lens.family, lens.pipe, lens.dits, plan, self.layout, self.seed, self._open, watch)
 
     def _open(self, session: Session, seen: Seen) -> tuple[Recorder, Mapping[int, Latents]]:
         """Open the run in the store, now that grid and noise levels are known."""
         samples = len(range(*next(iter(seen.rows.values())).indices(10**9)))
-        path = self.path
-        if path is None:
-            self.scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
-            path = Path(self.scratch.name) / "run"
+        first = self.stages[0]
+        if self.root is None and first.scratch is None:
+            first.scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
+        path = self.path or Path(first.scratch.name) / self.name  # type: ignore[union-attr]  # one of the two is there
         grids = {stream: tokens.grid for stream, tokens in seen.streams.items()}
         coords = coordinates(self.layout, session.sigmas, session.timesteps, grids)
-        self.writer = RunWriter(path.parent, path.name, self.manifest, coords, durable=self.scratch is None)
+        self.writer = RunWriter(path.parent, path.name, self.manifest, coords, durable=self.root is not None)
         recorder = Recorder(self.layout, samples, self.writer, self.encoding)
         committed = self.writer.committed_steps
         if not committed:
@@ -404,25 +457,22 @@ class Job:
         }
 
 
-def write_outputs(writer: RunWriter, outputs: Mapping[str, np.ndarray]) -> None:
-    """Write what the pipeline made: `video`, [time, height, width, rgb]; `audio`, [speaker, audio_time]."""
-    for name, values in outputs.items():
-        writer.declare(OUTPUTS[name](values))
-        writer.write(name, {}, values)
-
-
-def _video(frames: np.ndarray) -> Variable:
-    dims = ("time", "height", "width", "rgb")
-    return Variable("video", dims, frames.shape, "uint8", unit="run", long_name="decoded video")
-
-
-def _audio(waveform: np.ndarray) -> Variable:
-    dims = ("speaker", "audio_time")
-    return Variable("audio", dims, waveform.shape, "float32", unit="run", long_name="decoded sound")
-
-
-OUTPUTS: dict[str, Callable[[np.ndarray], Variable]] = {"video": _video, "audio": _audio}
+OUTPUTS = {
+    "video": (("time", "height", "width", "rgb"), "uint8", "decoded video"),
+    "audio": (("speaker", "audio_time"), "float32", "decoded sound"),
+}
 """What a pipeline may give beside the records, and how it stands in the store."""
+
+
+def write_outputs(
+    writer: RunWriter, outputs: Mapping[str, np.ndarray], rates: Mapping[str, float] | None = None
+) -> None:
+    """Write what the pipeline made, by the names of `OUTPUTS`, with its positions per second where known."""
+    for name, values in outputs.items():
+        dims, dtype, words = OUTPUTS[name]
+        rate = (rates or {}).get(name)
+        writer.declare(Variable(name, dims, values.shape, dtype, unit="run", long_name=words, rate=rate))
+        writer.write(name, {}, values)
 
 
 def _to_latents(stored: xr.DataArray, step: int) -> Tensor:

@@ -26,6 +26,8 @@ class Layout:
         branches: guidance branches of the run.
         experts: names of the DiTs.
         latents: streams that have latents of their own.
+        stage: which pass of the sampling loop this is.
+        stages: how many there are.
     """
 
     sites: Mapping[str, Mapping[str, str]]
@@ -34,6 +36,8 @@ class Layout:
     branches: tuple[str, ...]
     experts: tuple[str, ...]
     latents: tuple[str, ...] = ("video",)
+    stage: int = 0
+    stages: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,23 @@ class Placed:
         """Return the selected layers."""
         return positions("layer", self.place.layer, layout.layers)
 
+    def in_stage(self, layout: Layout) -> bool:
+        """Say whether the place is in the stage of a layout.
+
+        Raises:
+            PlanError: it names a stage that is not there, or none where it has to.
+        """
+        place = self.place
+        if layout.stages > 1 and place.stage is None and (place.step or place.branch or place.sigma):
+            raise PlanError(
+                f"{self}: this run has {layout.stages} stages, each with steps and branches of its own: name one, as "
+                "dl.at(stage=0, ...)."
+            )
+        try:
+            return layout.stage in positions("stage", place.stage, layout.stages)
+        except PlanError as error:
+            raise PlanError(f"{self}: {error}") from None
+
     def check(self, layout: Layout, kind: str) -> None:
         """Refuse what cannot be carried out.
 
@@ -119,6 +140,7 @@ class Placed:
             raise PlanError(
                 f"{what}: this makes a function; call it with its options first, as {self.name}(...)."
             )
+        self.in_stage(layout)
         if self.stream not in layout.sites:
             raise PlanError(
                 f"{what}: this model has no stream {self.stream!r}, only {', '.join(layout.sites)}."
@@ -191,6 +213,17 @@ class Plan:
     def with_edit(self, function: Callable[..., Any], place: At | None = None) -> Plan:
         """Return the plan with one more edit."""
         return Plan(self.records, (*self.edits, Placed(function, place or at())))
+
+    def in_stage(self, layout: Layout) -> Plan:
+        """Return what of the plan is placed in the stage of a layout.
+
+        Raises:
+            PlanError: a place names a stage that is not there, or none where it has to.
+        """
+        records, edits = (
+            tuple(i for i in items if i.in_stage(layout)) for items in (self.records, self.edits)
+        )
+        return Plan(records, edits)
 
     def check(self, layout: Layout, over_seeds: bool = False) -> None:
         """Refuse what cannot be carried out on this model.

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dit_lens import analysis, plot
 from dit_lens.coords import parse_selector, positions
-from dit_lens.tasks.sample import Frames, Sample
+from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,31 +44,38 @@ def choose(text: str, count: int, name: str, auto: int = 5) -> list[int]:
 
 def believed(
     run: Run,
-    decode: Callable[[xr.DataArray], Frames],
+    decode: Callable[[xr.DataArray], np.ndarray],
     sample: Sample,
     out: Path,
     steps: Sequence[int] | None = None,
-    fps: float = 8,
+    fps: float | None = None,
 ) -> dict[str, list[Any]]:
     """Write what the model believed: x0 of each step as a video, a contact sheet, the noise schedule.
 
+    Where the run has sound, the videos have it too: that of x0 where `x0` of stream audio is recorded.
+
     Args:
         run: with `x0` recorded.
-        decode: latents [frame, latent_y, latent_x, latent_channel] to frames; `lens.decode`.
+        decode: latents [frame, latent_y, latent_x, latent_channel] to frames, those of sound to a waveform;
+            `lens.decode`.
         sample: its scorer, if any, reads every decoded x0.
         out: folder to write into.
         steps: which steps; all that were recorded unless given.
-        fps: of the videos.
+        fps: of the videos; the run's own unless given, or 8 where it has none.
 
     Returns:
         Lists over the steps: `step`, and where there is a scorer `solved`, `score` and `answer`.
     """
     steps = [int(s) for s in run["x0"].step.values] if steps is None else list(steps)
     said: dict[str, list[Any]] = {"step": steps, "solved": [], "score": [], "answer": []}
-    rows, marks = [], []
+    rows, marks, sound = [], [], run.sound
+    fps = fps or float(run["video"].attrs.get("rate", 8))
     for step in tqdm(steps, desc="decoding x0", leave=False, disable=len(steps) < 5):
         frames = decode(run["x0"].sel(step=step))
-        plot.write_video(frames, out / "x0" / f"step_{step:03d}.mp4", fps)
+        heard = None
+        if sound is not None and "x0_audio" in run.names:
+            heard = decode(run["x0_audio"].sel(step=step)), sound[1]
+        plot.write_video(frames, out / "x0" / f"step_{step:03d}.mp4", fps, heard)
         # A sheet shows a few frames: no more are held.
         rows.append(frames[_spread(len(frames), SHEET_FRAMES)])
         if sample.scorer is not None:
@@ -77,7 +84,7 @@ def believed(
                 said[key].append(getattr(score, key))
             marks.append(score.solved)
     video = run.video
-    plot.write_video(video, out / "video.mp4", fps)
+    plot.write_video(video, out / "video.mp4", fps, sound)
     shown = _spread(len(video), SHEET_FRAMES)
     sigma = {int(s): float(v) for s, v in zip(run["x0"].step.values, run["x0"].sigma.values, strict=True)}
     figure = plot.contact_sheet(

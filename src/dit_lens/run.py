@@ -61,9 +61,23 @@ class Run:
         )
 
     @property
+    def stages(self) -> list[Run]:
+        """The runs of all stages of the pipeline, in order; this one alone where there is one."""
+        names = self.attrs["manifest"].get("stages", [self.path.name])
+        here = self.path.name
+        return [self if name == here else Run(self.path.parent / name, self._scratch) for name in names]
+
+    @property
     def video(self) -> Frames:
         """The decoded frames, [time, height, width, rgb] of uint8; a prompt batch has `sample` first."""
         return np.asarray(self["video"].values)
+
+    @property
+    def sound(self) -> tuple[np.ndarray, float] | None:
+        """The decoded sound, [speaker, audio_time] in [-1, 1], and its samples per second; None without."""
+        if "audio" not in self.names:
+            return None
+        return np.asarray(self["audio"].values), float(self["audio"].attrs["rate"])
 
     @property
     def attrs(self) -> dict[Any, Any]:

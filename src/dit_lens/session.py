@@ -6,7 +6,7 @@ Labels come from the pipeline (a family's `intercept` drives `call` and `advance
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,13 @@ class Call:
         branch: guidance branch; `cond+uncond` where one batch carries both.
         expert: the DiT that runs.
         seen: what the call said of itself.
+        stage: pass of the sampling loop.
     """
 
     step: int
     sigma: float
     seen: Seen
+    stage: int = 0
 
     @property
     def branch(self) -> str:
@@ -54,11 +56,12 @@ class Call:
         return self.seen.expert
 
     def __str__(self) -> str:
-        return f"step={self.step}, branch={self.branch}, expert={self.expert}"
+        stage = f"stage={self.stage}, " if self.stage else ""
+        return f"{stage}step={self.step}, branch={self.branch}, expert={self.expert}"
 
 
 class Session:
-    """Drives one run: applies edits, takes records, audits.
+    """Drives one stage of a run: applies edits, takes records, audits.
 
     Args:
         family: of the model.
@@ -69,7 +72,7 @@ class Session:
         seed: of the trajectory.
         open_recorder: makes the recorder once grid and noise levels are known; the stored latents of a run to
             go on with come with it, by step.
-        watch: told of every call before it runs, and of the end (None).
+        watch: told of every call before it runs.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class Session:
             return skip()
         if not self._latents:
             self._latents = self._start_step(latents)
-        self.now = Call(self.step, self.sigmas[self.step], seen)
+        self.now = Call(self.step, self.sigmas[self.step], seen, self.layout.stage)
         try:
             if self._watch is not None:
                 self._watch(self.now)
@@ -159,6 +162,10 @@ class Session:
             self._end_step()
         return out
 
+    def start(self, latents: Tensor, stream: str = "video") -> Tensor:
+        """Return what the running step starts from, edits included; the given latents where it is replayed."""
+        return self._latents.get(stream, latents)
+
     def _end_step(self) -> None:
         if self.step >= self.resume:
             self._commit_step()
@@ -167,18 +174,10 @@ class Session:
         self._fired.clear()
         self.step += 1
 
-    def run(self, work: Callable[[], Any]) -> Any:
-        """Run the pipeline under this session; all that was installed is removed, whatever happens."""
-        self._undo.append(self.family.intercept(self.pipe, self.family, self))
-        try:
-            out = work()
-            if self._watch is not None:
-                self._watch(None)
-            self._audit_run()
-            return out
-        finally:
-            while self._undo:
-                self._undo.pop()()
+    def remove(self) -> None:
+        """Remove all hooks."""
+        while self._undo:
+            self._undo.pop()()
 
     # ---- opening
 
@@ -268,7 +267,7 @@ class Session:
     ) -> Spot:
         s = self.step
         times = self.sigmas[s], self.timesteps[s]
-        return Spot(site, s, *times, self.seed, expert, branch, layer, sample, stream)
+        return Spot(site, s, *times, self.seed, expert, branch, layer, sample, stream, self.layout.stage)
 
     def _apply(self, slots: list[Slot], spot: Spot, value: Tensor, edit: bool = True) -> Tensor:
         """Edit and record a value; the very same tensor where nothing changed."""
@@ -360,7 +359,12 @@ class Session:
         below = self.layout.sites[placed.stream][placed.site]
         return f" (module {path}.{n}" + (f".{below})" if below else ")")
 
-    def _audit_run(self) -> None:
+    def audit(self) -> None:
+        """Check that all that was asked for has happened, now that the stage is over.
+
+        Raises:
+            CaptureError: something has not.
+        """
         if self.step != self.layout.steps:
             raise CaptureError(f"The run ended after {self.step} of {self.layout.steps} steps.")
         never = [slot.placed for slot in self._slots if slot not in self._ever]
@@ -369,6 +373,60 @@ class Session:
                 f"{never[0]} never fired in this run: no step had its sigma and expert together."
             )
         self.recorder.end_run(slot for slot in self._slots if not slot.is_edit)
+
+
+class Stages:
+    """Drives one run: its stages, one after another, as the family says.
+
+    Args:
+        sessions: one for each stage.
+        watch: told of the end (None).
+    """
+
+    def __init__(
+        self, sessions: Sequence[Session], watch: Callable[[Call | None], None] | None = None
+    ) -> None:
+        self.sessions, self._watch, self._now = sessions, watch, sessions[0]
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Run the pipeline under the sessions; all that was installed is removed, whatever happens."""
+        family, pipe = self._now.family, self._now.pipe
+        undo = family.intercept(pipe, family, self)
+        try:
+            out = work()
+            if self._watch is not None:
+                self._watch(None)
+            self._now.audit()
+            if self._now is not self.sessions[-1]:
+                raise CaptureError(
+                    f"The run ended in stage {self._now.layout.stage} of {len(self.sessions)}."
+                )
+            return out
+        finally:
+            self._now.remove()
+            undo()
+
+    def enter(self, stage: int) -> None:
+        """Go on with a stage, once the one before is audited."""
+        if stage == self._now.layout.stage:
+            return
+        if not 0 <= stage < len(self.sessions) or stage != self._now.layout.stage + 1:
+            raise CaptureError(f"The pipeline went from stage {self._now.layout.stage} to stage {stage}.")
+        self._now.audit()
+        self._now.remove()
+        self._now = self.sessions[stage]
+
+    def call(self, *args: Any) -> Any:
+        """Serve one forward of a DiT, in the stage that runs."""
+        return self._now.call(*args)
+
+    def advance(self, *args: Any, **keywords: Any) -> Tensor:
+        """Serve one step of the scheduler, in the stage that runs."""
+        return self._now.advance(*args, **keywords)
+
+    def start(self, latents: Tensor, stream: str = "video") -> Tensor:
+        """Return what the running step starts from, edits included."""
+        return self._now.start(latents, stream)
 
 
 def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
@@ -393,4 +451,4 @@ def _within(edit: Placed, value: Tensor, new: Tensor) -> Tensor:
     return torch.where(mask[..., None], new, value)
 
 
-__all__ = ["Call", "Latents", "Session", "apply_edit"]
+__all__ = ["Call", "Latents", "Session", "Stages", "apply_edit"]

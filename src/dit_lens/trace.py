@@ -17,7 +17,7 @@ from nnsight.intervention.tracer import InterleavingTracer
 from dit_lens.coords import At, Selector, at, positions
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.lens import Job, Lens
-from dit_lens.plan import Plan
+from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.run import Run
 from dit_lens.session import Call
 from dit_lens.tasks.sample import Sample
@@ -91,7 +91,11 @@ class Trace(InterleavingTracer):
         self._declare(self._plan.with_edit(function, place), "edit")
 
     def calls(
-        self, step: Selector = None, branch: str | None = None, expert: str | None = None
+        self,
+        step: Selector = None,
+        branch: str | None = None,
+        expert: str | None = None,
+        stage: int | None = None,
     ) -> Iterator[TracedCall]:
         """Go through the calls of the DiT that are selected, in the order in which they run.
 
@@ -99,25 +103,24 @@ class Trace(InterleavingTracer):
             step: as in `at`.
             branch: one branch; all unless given.
             expert: one expert; all unless given.
+            stage: one stage; all unless given, where there are several.
 
         Yields:
             The calls; `call.block(6).output` is that block's value in this call, to read or to set.
         """
-        job = self._need_job()
-        place = at(step=step, branch=branch, expert=expert)
-        steps = positions("step", place.step, job.layout.steps)
-        for name, given, known in (
-            ("branch", branch, job.layout.branches),
-            ("expert", expert, job.layout.experts),
-        ):
-            if given is not None and given not in known:
-                raise PlanError(f"calls({name}={given!r}): this run has {', '.join(known)}.")
+        place = Placed(_never, at(step=step, branch=branch, expert=expert, stage=stage))
+        selected = {
+            (layout.stage, step)
+            for layout in (job.layout for job in self._need_job().stages)
+            if place.in_stage(layout)
+            for step in _steps(place, layout)
+        }
         while (call := self._next()) is not None:
-            if call.step > steps[-1]:
+            if (call.stage, call.step) > max(selected):
                 self._peeked = call  # it belongs to the next loop
                 return
-            selected = branch is None or branch in call.seen.rows
-            if call.step in steps and selected and expert in (None, call.expert):
+            here = (call.stage, call.step) in selected and (branch is None or branch in call.seen.rows)
+            if here and expert in (None, call.expert):
                 yield TracedCall(self, call)
 
     @property
@@ -196,11 +199,13 @@ class TracedCall:
         sigma: its noise level.
         branch: guidance branch.
         expert: the DiT that runs.
+        stage: pass of the sampling loop.
     """
 
     def __init__(self, trace: Trace, call: Call) -> None:
         self._trace, self._call = trace, call
         self.step, self.sigma, self.branch, self.expert = call.step, call.sigma, call.branch, call.expert
+        self.stage = call.stage
 
     @property
     def dit(self) -> Any:
@@ -277,6 +282,17 @@ class TracedBlock:
 
     def _check(self, end: str) -> None:
         self._trace.check_current(self._call, f"block({self._layer}).{end}")
+
+
+def _steps(place: Placed, layout: Layout) -> tuple[int, ...]:
+    """Return the steps of a stage that `calls` goes through."""
+    for name, given, known in (
+        ("branch", place.place.branch, layout.branches),
+        ("expert", place.place.expert, layout.experts),
+    ):
+        if given is not None and not set(given) <= set(known):
+            raise PlanError(f"calls({name}={given[0]!r}): this run has {', '.join(known)}.")
+    return place.steps(layout)
 
 
 def below(envoy: Any, path: str) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,3 +47,29 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(DitLensError, match="cannot be read as a video"):
         read_video(tmp_path / "text.mp4")
+
+
+@pytest.mark.parametrize("speakers", [1, 2])
+def test_sound_is_kept_with_the_video(video: np.ndarray, tmp_path: Path, speakers: int) -> None:
+    rate, seconds = 24_000, len(video) / 8
+    time = np.arange(round(rate * seconds)) / rate
+    wave = np.stack([0.5 * np.sin(2 * np.pi * hertz * time) for hertz in (440, 880)[:speakers]])
+    path = write_video(video, tmp_path / "a.mp4", fps=8, sound=(wave.astype(np.float32), rate))
+    assert read_video(path).shape[0] == len(video)
+    with av.open(str(path)) as file:
+        (stream,) = file.streams.audio
+        assert (stream.rate, stream.codec_context.layout.nb_channels) == (rate, speakers)
+        heard = np.concatenate([f.to_ndarray() for f in file.decode(audio=0)], 1)
+    assert abs(heard.shape[1] / rate - seconds) < 0.1
+    for own, hertz in zip(heard, (440, 880), strict=False):
+        spectrum = np.abs(np.fft.rfft(own[4000:20000]))
+        assert (
+            abs(int(spectrum.argmax()) * rate / 16000 - hertz) < 3
+            and 0.4 < np.abs(own[4000:20000]).max() < 0.6
+        )
+
+
+@pytest.mark.parametrize("shape", [(100,), (3, 100)])
+def test_sound_of_another_shape_is_refused(video: np.ndarray, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(DitLensError, match=r"one or two speakers; this is \("):
+        write_video(video, tmp_path / "a.mp4", sound=(np.zeros(shape, np.float32), 24_000))

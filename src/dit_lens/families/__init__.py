@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Family, Schedule, Seen, Site, Tokens
+from dit_lens.families.base import Family, Schedule, Seen, Site, Stage, Tokens
 
 
 def family_of(pipe: Any) -> Family:
@@ -19,7 +19,11 @@ def family_of(pipe: Any) -> Family:
         from dit_lens.families.wan import WAN
 
         return WAN
+    if "LTX2AudioVideoPipeline" in names:
+        from dit_lens.families.ltx2 import LTX2
+
+        return LTX2
     raise PlanError(f"No family knows {names[0]}: pass Lens(pipe, family=...); see docs/adding-a-family.md.")
 
 
-__all__ = ["Family", "Schedule", "Seen", "Site", "Tokens", "family_of"]
+__all__ = ["Family", "Schedule", "Seen", "Site", "Stage", "Tokens", "family_of"]

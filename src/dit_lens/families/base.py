@@ -53,6 +53,21 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What a stream will be in a run, before it runs.
+
+    Attributes:
+        latent: (channel, frame, y, x) of its latents.
+        tokens: (frame, y, x) counts in a block.
+        channels: of a hidden state.
+    """
+
+    latent: tuple[int, int, int, int]
+    tokens: tuple[int, int, int]
+    channels: int
+
+
+@dataclass(frozen=True)
 class Seen:
     """What one forward of a DiT says of itself.
 
@@ -85,11 +100,30 @@ class Schedule:
     state: str = ""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One pass of the sampling loop.
+
+    Attributes:
+        steps: scheduler steps that it has.
+        branches: guidance branches that it runs.
+    """
+
+    steps: int
+    branches: tuple[str, ...]
+
+
 class Session(Protocol):
     """The run in progress, as a family's interception drives it.
 
     Latents are [row, channel, frame, y, x]; a family whose pipeline has them otherwise rearranges them.
     """
+
+    def enter(self, stage: int) -> None:
+        """Say which stage the calls that come belong to; pipelines with one stage need not."""
+
+    def start(self, latents: Tensor, stream: str = "video") -> Tensor:
+        """Return what the running step starts from, edits included, in place of what the pipeline has."""
 
     def call(
         self,
@@ -111,10 +145,6 @@ class Session(Protocol):
         """Serve one step of the scheduler, for one stream."""
 
 
-def _free(velocity: Tensor, keywords: Mapping[str, Any]) -> Tensor:
-    return velocity
-
-
 @dataclass(frozen=True)
 class Batching:
     """How many samples go through one forward, outside the pipeline's own loop.
@@ -126,14 +156,23 @@ class Batching:
         load: puts what a step needs on the device: (pipe, expert).
         settle: (latents after a step, keywords of the model) to what the pipeline makes of them before the
             next.
-        hold: (velocity, keywords of the model) to what the pipeline lets it move; all of it, unless told.
+        model: (pipe, keywords, latents by stream) to the velocities by stream, of one branch.
+        blend: (scheduler, timestep, guided velocity, latents, keywords of the model, stream) to the velocity that
+            the pipeline steps with; the same unless told.
+        most: rows that the model takes at once, at most; any number unless told.
     """
 
     prepare: Callable[[Any, Mapping[str, Any]], dict[str, dict[str, Any]]]
     expert: Callable[[Any, float, Mapping[str, Any]], str]
     load: Callable[[Any, str], None]
     settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
-    hold: Callable[[Tensor, Mapping[str, Any]], Tensor] = _free
+    model: Callable[[Any, Mapping[str, Any], Mapping[str, Tensor]], Mapping[str, Tensor]] = field(
+        default=lambda pipe, keywords, latents: {"video": pipe.model_fn(**keywords, latents=latents["video"])}
+    )
+    blend: Callable[[Any, Any, Tensor, Tensor, Mapping[str, Any], str], Tensor] = field(
+        default=lambda scheduler, timestep, velocity, latents, keywords, stream: velocity
+    )
+    most: int | None = None
 
 
 def flow_x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
@@ -182,6 +221,12 @@ class Family:
         batching: how many samples go through one forward; None where that is not known.
         encode: (pipe, frames [time, height, width, rgb], uint8) to latents [row, channel, frame, y, x]; None where
             that is not known.
+        later: the pipeline call's keywords to the stages that come after the first.
+        decode_audio: (pipe, audio latents [row, channel, frame, y, x]) to waveforms [row, speaker, audio_time],
+            float32; None where there is no sound.
+        more_sizes: (pipe, keywords, stage) to sizes by stream, of a pipeline with other streams or stages than one
+            of video; None where `latent_grid`, `token_grid` and `channels` say all.
+        rates: (pipe, keywords) to the positions per second of outputs, by name; none where that is not known.
     """
 
     name: str
@@ -212,6 +257,10 @@ class Family:
     dtype: Callable[[Any], torch.dtype] = field(default=lambda pipe: pipe.torch_dtype)
     batching: Batching | None = None
     encode: Callable[[Any, Any], Tensor] | None = None
+    later: Callable[[Mapping[str, Any]], tuple[Stage, ...]] = field(default=lambda keywords: ())
+    decode_audio: Callable[[Any, Tensor], Any] | None = None
+    more_sizes: Callable[[Any, Mapping[str, Any], int], Mapping[str, Sizes]] | None = None
+    rates: Callable[[Any, Mapping[str, Any]], Mapping[str, float]] = field(default=lambda pipe, keywords: {})
 
     def dits(self, pipe: Any) -> dict[str, nn.Module]:
         """Return the experts that a pipeline holds, by name: one is called `dit`.
@@ -229,6 +278,15 @@ class Family:
         for name, dit in held.items():
             self._check(name, dit)
         return held
+
+    def sizes(
+        self, pipe: Any, sample: Sample, keywords: Mapping[str, Any], stage: int = 0
+    ) -> Mapping[str, Sizes]:
+        """Return the sizes that a stage of a run will have, by stream."""
+        if self.more_sizes is not None:
+            return self.more_sizes(pipe, keywords, stage)
+        latent, dit = self.latent_grid(pipe, sample), next(iter(self.dits(pipe).values()))
+        return {"video": Sizes(latent, self.token_grid(dit, latent), self.channels(dit))}
 
     def block_list(self, dit: nn.Module) -> Sequence[nn.Module]:
         """Return the blocks of a DiT."""
@@ -262,4 +320,15 @@ class Family:
                     ) from None
 
 
-__all__ = ["Batching", "Family", "Schedule", "Seen", "Session", "Site", "Tokens", "submodule"]
+__all__ = [
+    "Batching",
+    "Family",
+    "Schedule",
+    "Seen",
+    "Session",
+    "Site",
+    "Sizes",
+    "Stage",
+    "Tokens",
+    "submodule",
+]

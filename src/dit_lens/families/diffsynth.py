@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
@@ -49,7 +50,7 @@ def interceptor(
             )
 
         setattr(call, MARK, True)
-        undo = [_patch(pipe, "model_fn", call), _patch(scheduler, "step", advance)]
+        undo = [set_attribute(pipe, "model_fn", call), set_attribute(scheduler, "step", advance)]
 
         def restore() -> None:
             for put_back in reversed(undo):
@@ -107,25 +108,27 @@ class _PreparedError(Exception):
 
 def prepare(
     branches: Callable[[Mapping[str, Any]], tuple[str, ...]],
+    blank: Callable[[Mapping[str, Any]], Any] = itemgetter("latents"),
 ) -> Callable[..., dict[str, dict[str, Any]]]:
     """Make a family's `Batching.prepare`: the pipeline runs up to its first calls of `model_fn`, and no further.
 
     Args:
         branches: the pipeline call's keywords to the branches that it runs, in order.
+        blank: keywords of `model_fn` to something of the shape of what it returns.
     """
 
     def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         names, calls = branches(keywords), []
         known = inspect.signature(pipe.model_fn).parameters
 
-        def model_fn(**given: Any) -> Tensor:
+        def model_fn(**given: Any) -> Any:
             # What the model does not name (seeds, prompts, images) has done its work in the units.
             calls.append({k: v for k, v in given.items() if k in known or hasattr(v, "shape")})
             if len(calls) == len(names):
                 raise _PreparedError
-            return given["latents"]
+            return blank(given)
 
-        put_back = _patch(pipe, "model_fn", model_fn)
+        put_back = set_attribute(pipe, "model_fn", model_fn)
         try:
             pipe(**keywords)
         except _PreparedError:
@@ -137,7 +140,7 @@ def prepare(
     return prepared
 
 
-def _patch(holder: Any, name: str, value: Any) -> Callable[[], None]:
+def set_attribute(holder: Any, name: str, value: Any) -> Callable[[], None]:
     """Set an instance attribute; return what puts back what was there, or removes it where nothing was."""
     had, before = name in vars(holder), vars(holder).get(name)
     setattr(holder, name, value)

@@ -192,7 +192,7 @@ def intercept(pipe: Any, family: Family, session: Any) -> Callable[[], None]:
         return look(pipe, keywords)
 
     class Held:
-        call = staticmethod(session.call)
+        enter, start, call = map(staticmethod, (session.enter, session.start, session.call))
 
         @staticmethod
         def advance(velocity: Tensor, *rest: Any, **more: Any) -> Tensor:
@@ -231,7 +231,13 @@ WAN = Family(
     default_cfg=5.0,
     multiples=(4, 16),
     silent=("progress_bar_cmd",),
-    batching=Batching(prepared, expert_of, load_expert, settle, hold),
+    batching=Batching(
+        prepared,
+        expert_of,
+        load_expert,
+        settle,
+        blend=lambda scheduler, timestep, velocity, latents, keywords, stream: hold(velocity, keywords),
+    ),
     encode=encode,
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -17,6 +17,8 @@ SMALLEST = 256
 """Players show a video of fewer pixels as a stamp, or not at all."""
 X264 = {"preset": "veryfast", "crf": "18"}
 """Six times faster than x264's default on a dozen frames, and little larger."""
+LAYOUTS = {1: "mono", 2: "stereo"}
+"""By number of speakers."""
 
 
 def as_video(frames: Sequence[Any] | NDArray[np.uint8], caller: str = "as_video") -> NDArray[np.uint8]:
@@ -48,8 +50,13 @@ def as_video(frames: Sequence[Any] | NDArray[np.uint8], caller: str = "as_video"
     return np.stack(images)
 
 
-def write_video(frames: Sequence[Any] | NDArray[np.uint8], path: str | Path, fps: float = 8) -> Path:
-    """Write an mp4 (H.264, yuv420p), which browsers and players show.
+def write_video(
+    frames: Sequence[Any] | NDArray[np.uint8],
+    path: str | Path,
+    fps: float = 8,
+    sound: tuple[NDArray[np.float32], float] | None = None,
+) -> Path:
+    """Write an mp4 (H.264, yuv420p, and AAC where there is sound), which browsers and players show.
 
     Videos with a side under 256 pixels are enlarged by a whole number, each pixel a square, until both sides
     reach it; an odd side is padded by one pixel, as the format needs even ones. H.264 loses a little; keep
@@ -59,12 +66,13 @@ def write_video(frames: Sequence[Any] | NDArray[np.uint8], path: str | Path, fps
         frames: PIL images or uint8 [time, height, width, rgb].
         path: where to write; folders are made.
         fps: frames per second.
+        sound: waveform [speaker, audio_time] in [-1, 1], one or two speakers, and its samples per second.
 
     Returns:
         The path.
 
     Raises:
-        DitLensError: there are no frames, or they are not 8-bit RGB of one size.
+        DitLensError: there are no frames, or they are not 8-bit RGB of one size; or the sound is no such waveform.
     """
     import av
 
@@ -76,13 +84,37 @@ def write_video(frames: Sequence[Any] | NDArray[np.uint8], path: str | Path, fps
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=X264)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # Both streams are known before the first packet: the header names them.
+        add_sound = None if sound is None else _sound(file, *sound)
         for frame in video:  # one at a time, so that only one enlarged frame is held
             large = frame.repeat(scale, 0).repeat(scale, 1)
             odd = (height - large.shape[0], width - large.shape[1])
             large = np.pad(large, [*((0, n) for n in odd), (0, 0)], mode="edge")
             file.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="rgb24")))
         file.mux(stream.encode())
+        if add_sound is not None:
+            add_sound()
     return path
+
+
+def _sound(file: Any, waveform: NDArray[np.float32], rate: float) -> Callable[[], None]:
+    """Add a sound stream to an open file; return what writes it."""
+    import av
+
+    wave = np.ascontiguousarray(waveform, np.float32)
+    if wave.ndim != 2 or wave.shape[0] not in LAYOUTS or not np.isfinite(wave).all():
+        raise DitLensError(
+            f"write_video: sound is finite [speaker, audio_time] with one or two speakers; this is {wave.shape}."
+        )
+    stream = file.add_stream("aac", rate=round(rate), layout=LAYOUTS[len(wave)])
+
+    def write() -> None:
+        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout=LAYOUTS[len(wave)])
+        frame.sample_rate = round(rate)
+        file.mux(stream.encode(frame))  # the encoder cuts it into frames of its own size
+        file.mux(stream.encode())
+
+    return write
 
 
 def read_video(path: str | Path) -> NDArray[np.uint8]:

@@ -48,6 +48,7 @@ class Variable:
         units: Physical units, as xarray expects them; "1" where there are none.
         long_name: What a plot's axis says.
         encoding: `raw`, or for bfloat16 one of `float32` (the default), `codes` and `float16`.
+        rate: Positions per second along `time` or `audio_time`, where the variable is a video or a sound.
 
     Raises:
         StoreError: If the fields do not fit one another.
@@ -66,6 +67,7 @@ class Variable:
     units: str = "1"
     long_name: str = ""
     encoding: Encoding | None = None
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", tuple(self.dims))

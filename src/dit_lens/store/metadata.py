@@ -92,6 +92,8 @@ def array_json(variable: Variable, recorded: Any) -> dict[str, Any]:
         "commit_unit": variable.unit,
         "recorded": recorded,
     }
+    if variable.rate is not None:
+        attrs["rate"] = variable.rate
     dtype = variable.stored_dtype.name
     return zarr_array(variable.shape, dtype, variable.chunk_shape, codecs, variable.dims, attrs)
 
@@ -104,7 +106,7 @@ def variable_of(name: str, array: Mapping[str, Any]) -> Variable | None:
     long_name = "" if attrs["long_name"] == name else attrs["long_name"]
     dims, shape = tuple(array["dimension_names"]), tuple(array["shape"])
     dtype, unit, encoding = attrs["logical_dtype"], attrs["commit_unit"], attrs["encoding"]
-    return Variable(name, dims, shape, dtype, unit, attrs["units"], long_name, encoding)
+    return Variable(name, dims, shape, dtype, unit, attrs["units"], long_name, encoding, attrs.get("rate"))
 
 
 def array_bytes(array: Mapping[str, Any]) -> bytes:
