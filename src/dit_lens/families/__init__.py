@@ -19,6 +19,10 @@ def family_of(pipe: Any) -> Family:
         from dit_lens.families.wan import WAN
 
         return WAN
+    if "DiffusionPipeline" in names:
+        from dit_lens.families.diffusers import family_for
+
+        return family_for(pipe)
     raise PlanError(f"No family knows {names[0]}: pass Lens(pipe, family=...); see docs/adding-a-family.md.")
 
 

@@ -49,7 +49,7 @@ def interceptor(
             )
 
         setattr(call, MARK, True)
-        undo = [_patch(pipe, "model_fn", call), _patch(scheduler, "step", advance)]
+        undo = [patch_attribute(pipe, "model_fn", call), patch_attribute(scheduler, "step", advance)]
 
         def restore() -> None:
             for put_back in reversed(undo):
@@ -122,7 +122,7 @@ def prepare(
                 raise _PreparedError
             return given["latents"]
 
-        put_back = _patch(pipe, "model_fn", model_fn)
+        put_back = patch_attribute(pipe, "model_fn", model_fn)
         try:
             pipe(**keywords)
         except _PreparedError:
@@ -134,7 +134,7 @@ def prepare(
     return prepared
 
 
-def _patch(holder: Any, name: str, value: Any) -> Callable[[], None]:
+def patch_attribute(holder: Any, name: str, value: Any) -> Callable[[], None]:
     """Set an instance attribute; return what puts back what was there, or removes it where nothing was."""
     had, before = name in vars(holder), vars(holder).get(name)
     setattr(holder, name, value)

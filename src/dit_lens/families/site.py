@@ -50,6 +50,8 @@ class Site:
 
         # Closures: VRAM management deep-copies modules, and a bound method would then watch a copy.
         def on_output(_: Any, __: Any, output: Any) -> Any:
+            if pick(output, self._item(output)) is None:
+                return None  # the last block of a joint model may drop the text: nothing is captured there
             new = visit(self.of_output(output))
             return None if new is None else self.into_output(output, new)
 

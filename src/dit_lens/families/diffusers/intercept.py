@@ -1,0 +1,228 @@
+"""The calls of a diffusers pipeline, wrapped on its instances while a run lasts.
+
+Expert: the transformer whose `forward` runs. Branch: the name that the pipeline gives to `cache_context`, or the
+rows of a merged batch. Step, x_s and velocity: the scheduler's `step`; the first x_s comes from
+`prepare_latents`, or from the model's input where the pipeline has no such method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.base import Family, Seen, Session, Tokens
+from dit_lens.families.diffusers.latents import Arrangement, arrange, substitute
+from dit_lens.families.diffusers.merged import merged_order
+from dit_lens.families.diffsynth import patch_attribute
+from dit_lens.families.site import Item, pick, put
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MARK = "_dit_lens_wrapped"
+
+
+def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
+    """Wrap the calls of a pipeline; returns what undoes it.
+
+    Raises:
+        PlanError: the pipeline is being traced already.
+    """
+    if hasattr(pipe.scheduler.step, MARK):
+        raise PlanError(f"This {type(pipe).__name__} is being traced already: end that trace first.")
+    return Loop(pipe, family, session).install()
+
+
+class Loop:
+    """The pipeline's denoising loop, as it goes.
+
+    Args:
+        pipe: the pipeline.
+        family: of it.
+        session: the run in progress.
+    """
+
+    def __init__(self, pipe: Any, family: Family, session: Session) -> None:
+        self.pipe, self.family, self.session = pipe, family, session
+        self.context: str | None = None  # what the pipeline calls the branch that runs
+        self.x: Tensor | None = None  # x_s, as the pipeline has it
+        self.latents: Tensor | None = None  # x_s, [row, channel, frame, y, x]; one object a step
+        self.arrangement = Arrangement((0, 0, 0))
+
+    def install(self) -> Callable[[], None]:
+        """Wrap; returns what undoes it."""
+        pipe = self.pipe
+        undo = [patch_attribute(pipe.scheduler, "step", self._step(pipe.scheduler.step))]
+        if hasattr(pipe, "prepare_latents"):
+            undo.append(patch_attribute(pipe, "prepare_latents", self._prepare(pipe.prepare_latents)))
+        for name, dit in self.family.dits(pipe).items():
+            undo.append(patch_attribute(dit, "forward", self._forward(name, dit)))
+            if hasattr(dit, "cache_context"):
+                undo.append(patch_attribute(dit, "cache_context", self._context(dit.cache_context)))
+
+        def restore() -> None:
+            for put_back in reversed(undo):
+                put_back()
+
+        return restore
+
+    # ---- wrappers
+
+    def _prepare(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+            out = original(*args, **kwargs)
+            self.x = out[0] if isinstance(out, tuple) else out
+            return out
+
+        return prepare_latents
+
+    def _context(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def cache_context(name: str, **kwargs: Any) -> Iterator[None]:
+            before, self.context = self.context, name
+            try:
+                with original(name, **kwargs):
+                    yield
+            finally:
+                self.context = before
+
+        return cache_context
+
+    def _forward(self, expert: str, dit: Any) -> Callable[..., Any]:
+        original, signature = dit.forward, inspect.signature(type(dit).forward)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = dict(signature.bind(dit, *args, **kwargs).arguments)
+            hidden = given["hidden_states"]
+            latents = self._start(dit, hidden, given)
+            assert self.x is not None
+            seen = self._look(expert, hidden, given)
+
+            def proceed(new: Mapping[str, Tensor]) -> Any:
+                if new["video"] is latents:
+                    return original(*args, **kwargs)
+                edited = self.arrangement.write(new["video"], self.x)
+                inputs = {**given, "hidden_states": substitute(hidden, self.x, edited)}
+                return original(**{name: v for name, v in inputs.items() if v is not dit})
+
+            return self.session.call(seen, {"video": latents}, proceed, lambda: self._nothing(dit, given))
+
+        return forward
+
+    def _step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            given = dict(signature.bind(*args, **kwargs).arguments)
+            x, latents = self._check(given["sample"], given["model_output"])
+            velocity = self.arrangement.read(given["model_output"][: len(x)])
+            done: dict[str, Any] = {}
+
+            def proceed(new_velocity: Tensor, new_latents: Tensor) -> Tensor:
+                inputs = dict(given)
+                if new_velocity is not velocity:
+                    inputs["model_output"] = self._write(new_velocity, given["model_output"])
+                if new_latents is not latents:
+                    inputs["sample"] = self._write(new_latents, given["sample"])
+                done["out"] = original(**inputs)
+                done["latents"] = self.arrangement.read(pick(done["out"], _item(done["out"]))[: len(x)])
+                out: Tensor = done["latents"]
+                return out
+
+            after = self.session.advance(velocity, given["timestep"], latents, proceed)
+            out, item = done["out"], _item(done["out"])
+            if after is not done["latents"]:
+                out = put(out, item, self._write(after, pick(out, item)))
+            self.x, self.latents = pick(out, item)[: len(x)].to(x.dtype), None
+            return out
+
+        setattr(step, MARK, True)
+        return step
+
+    # ---- what a call says
+
+    def _start(self, dit: Any, hidden: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """Return x_s as the session has it: one object in all calls of a step."""
+        if self.latents is None:
+            if self.x is None:
+                half = len(hidden) // 2
+                # Noise does not repeat by chance: both halves of a merged batch start from the same.
+                merged = len(hidden) == 2 * half and torch.equal(hidden[:half], hidden[half:])
+                self.x = hidden[:half] if merged else hidden
+            self.arrangement = arrange(self.pipe, dit, self.x, given)
+            self.latents = self.arrangement.read(self.x)
+        return self.latents
+
+    def _look(self, expert: str, hidden: Tensor, given: Mapping[str, Any]) -> Seen:
+        assert self.x is not None
+        count, grid = len(self.x), self.arrangement.grid
+        # Packed latents may be followed by other tokens, such as those of a reference image.
+        more = hidden.shape[1] - self.x.shape[1] if self.x.ndim == 3 else 0
+        streams = {"video": Tokens(grid, after=more)}
+        if "text" in self.family.sites:
+            streams["text"] = Tokens((1, 1, given["encoder_hidden_states"].shape[1]))
+        timestep = given["timestep"]
+        told = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)
+        return Seen(expert, self._rows(len(hidden), count), streams, told)
+
+    def _rows(self, rows: int, count: int) -> dict[str, slice]:
+        """Return the rows of each branch.
+
+        Raises:
+            PlanError: the branch is unknown.
+        """
+        if rows == 2 * count and self.context in (None, "cond_uncond"):
+            first, second = merged_order(self.pipe)
+            return {first: slice(0, count), second: slice(count, rows)}
+        if rows == count and self.context in (None, "cond_uncond"):
+            return {"cond": slice(0, count)}
+        if rows == count and self.context is not None:
+            return {self.context: slice(0, count)}
+        raise PlanError(
+            f"{type(self.pipe).__name__} runs its model on {rows} rows for {count} latents, and calls that "
+            f"{self.context!r}: which guidance branches these are is not known here."
+        )
+
+    def _nothing(self, dit: Any, given: Mapping[str, Any]) -> Any:
+        """Return zeros of the shape that the model gives, where its output is not needed."""
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        hidden = given["hidden_states"]
+        shape = list(hidden.shape)
+        channel = 2 if hidden.ndim == 3 or self.arrangement.frame_first else 1
+        shape[channel] = getattr(dit.config, "out_channels", None) or dit.config.in_channels
+        zeros = hidden.new_zeros(shape)
+        return Transformer2DModelOutput(sample=zeros) if given.get("return_dict", True) else (zeros,)
+
+    def _check(self, sample: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_s, in the pipeline's arrangement and in the session's.
+
+        Raises:
+            CaptureError: the scheduler steps from something else than what the model saw.
+        """
+        x, latents = self.x, self.latents
+        if x is None or latents is None:
+            raise CaptureError("The scheduler stepped before the model ran.")
+        same = sample.shape[1:] == x.shape[1:] and torch.equal(sample[: len(x)].to(x.dtype), x)
+        if not same or output.shape != sample.shape:
+            raise CaptureError(
+                f"{type(self.pipe).__name__}: the scheduler steps from a sample {tuple(sample.shape)} with an output "
+                f"{tuple(output.shape)}; these are not the latents {tuple(x.shape)} that the last step left. A callback, or "
+                "the pipeline itself, changes or cuts latents between steps (a first frame that is held, a learned variance): "
+                "such a run cannot be labelled."
+            )
+        return x, latents
+
+    def _write(self, value: Tensor, like: Tensor) -> Tensor:
+        """Return latents as the scheduler is given them; some pipelines give it both branches' rows."""
+        out = self.arrangement.write(value, like).to(like.dtype)
+        return out if len(out) == len(like) else torch.cat([out] * (len(like) // len(out)))
+
+
+def _item(output: Any) -> Item:
+    return (0,) if isinstance(output, tuple) else ("prev_sample",)
