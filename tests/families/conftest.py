@@ -9,7 +9,7 @@ from PIL import Image
 
 import dit_lens as dl
 
-WORDS = "<pad> <eos> <unk> a cat sits on the mat dog runs".split()
+WORDS = ["<pad>", "<eos>", "<unk>", "a", "cat", "sits", "on", "the", "mat", "dog", "runs"]
 
 
 def tokenizer(length=8):
@@ -20,7 +20,11 @@ def tokenizer(length=8):
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=length
+        tokenizer_object=words,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=length,
     )
 
 
@@ -69,7 +73,9 @@ def wan(experts=1):
     from diffusers import UniPCMultistepScheduler, WanPipeline
 
     # What Wan 2.1 and 2.2 ship with; the flow-matching Euler stands in the other pipelines.
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
     return WanPipeline(
         tokenizer=tokenizer(), text_encoder=t5(), vae=wan_vae(), scheduler=scheduler,
         transformer=wan_transformer(), transformer_2=wan_transformer() if experts == 2 else None,
@@ -206,7 +212,15 @@ def sd3():
     )  # fmt: skip
     kind = "CLIPTextModelWithProjection"
     return StableDiffusion3Pipeline(
-        transformer, flow(), image_vae(4), clip(kind), tokenizer(77), clip(kind), tokenizer(77), t5(), tokenizer()
+        transformer,
+        flow(),
+        image_vae(4),
+        clip(kind),
+        tokenizer(77),
+        clip(kind),
+        tokenizer(77),
+        t5(),
+        tokenizer(),
     )
 
 
@@ -275,17 +289,25 @@ class Case:
             for p in dit.parameters() if dit is not None else ():
                 p.normal_(0, 0.2) if float(p.abs().max()) == 0 else None
         self.pipe.set_progress_bar_config(disable=True)
-        self.latent = (2, 8, 16) if name == "ltx" else None
+        self.latent = (3, 8, 16) if name == "ltx" else None
 
     def run(self, lens, steps=3, cfg_scale=3.0, **options):
         return lens.run(self.sample, steps=steps, cfg_scale=cfg_scale, **self.extra, **options)
 
     def bare(self, steps=3, cfg_scale=3.0, **options):
         """Run the pipeline alone, as its own documentation does; return its frames."""
-        keywords = {"num_inference_steps": steps, "output_type": "np", "generator": torch.Generator().manual_seed(0)}
+        keywords = {
+            "num_inference_steps": steps,
+            "output_type": "np",
+            "generator": torch.Generator().manual_seed(0),
+        }
         scale = "true_cfg_scale" if self.name in ("flux", "hunyuan") else "guidance_scale"
         if self.name != "dit":
-            keywords |= {"prompt": self.sample.prompt, "height": self.sample.height, "width": self.sample.width}
+            keywords |= {
+                "prompt": self.sample.prompt,
+                "height": self.sample.height,
+                "width": self.sample.width,
+            }
             keywords["negative_prompt"] = self.sample.negative_prompt
         if self.name in ("wan", "wan2.2", "wan-image", "ltx", "cogvideox", "hunyuan", "mochi"):
             keywords["num_frames"] = self.sample.num_frames

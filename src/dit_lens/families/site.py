@@ -93,7 +93,8 @@ class Site:
         args, kwargs = given
         first, *rest = self.item or (0,)
         if isinstance(first, str) and first not in kwargs:
-            first = list(inspect.signature(module.forward).parameters).index(first)
+            # The class's own: what wraps the instance's (nnsight, offloading) may name them otherwise.
+            first = list(inspect.signature(type(module).forward).parameters).index(first) - 1
         if isinstance(first, int) and first >= len(args):
             # A position that was given by name: arguments keep their order.
             return 1, list(kwargs)[first - len(args)], *rest

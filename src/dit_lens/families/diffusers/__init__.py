@@ -13,7 +13,7 @@ from dit_lens.families.base import Family
 from dit_lens.families.diffusers import anatomy, pipeline, schedulers
 from dit_lens.families.diffusers.decode import decode
 from dit_lens.families.diffusers.intercept import intercept
-from dit_lens.families.diffusers.latents import patch
+from dit_lens.families.diffusers.latents import tokens
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 
@@ -44,9 +44,7 @@ def family_for(pipe: Any) -> Family:
         branches=partial(pipeline.branches, pipe),
         refuse=lambda pipe, keywords: pipeline.refuse(pipe, dits, keywords),
         latent_grid=pipeline.latent_grid,
-        token_grid=lambda dit, latent: tuple(
-            size // unit for size, unit in zip(latent[1:], patch(pipe, dit), strict=True)
-        ),
+        token_grid=partial(tokens, pipe),
         channels=anatomy.width,
         decode=decode,
         outputs=pipeline.outputs,

@@ -72,7 +72,9 @@ def sites(dit: nn.Module, lists: tuple[str, ...]) -> Sites:
 
 def _ends(argument: str, index: int | None) -> dict[str, Site]:
     return {
-        "block": Site("", long_name="residual stream after the block", item=None if index is None else (index,)),
+        "block": Site(
+            "", long_name="residual stream after the block", item=None if index is None else (index,)
+        ),
         "block_in": Site("", "input", long_name="residual stream before the block", item=(argument,)),
     }
 

@@ -82,7 +82,8 @@ def _image(pipe: Any, z: Tensor) -> Tensor:
     z = z.squeeze(2)
     if type(pipe).__name__ == "DiTPipeline":
         return _decoded(pipe, 1 / config.scaling_factor * z).unsqueeze(2)
-    return _decoded(pipe, z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0)).unsqueeze(2)
+    shifted = hasattr(config, "shift_factor") and type(pipe).__name__.startswith(("Flux", "StableDiffusion3"))
+    return _decoded(pipe, z / config.scaling_factor + (config.shift_factor if shifted else 0)).unsqueeze(2)
 
 
 CODECS: dict[str, Callable[[Any, Tensor], Tensor]] = {

@@ -16,9 +16,9 @@ import torch
 
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.base import Family, Seen, Session, Tokens
+from dit_lens.families.diffsynth import patch_attribute
 from dit_lens.families.diffusers.latents import Arrangement, arrange, substitute
 from dit_lens.families.diffusers.merged import merged_order
-from dit_lens.families.diffsynth import patch_attribute
 from dit_lens.families.site import Item, pick, put
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Loop:
 
         return prepare_latents
 
-    def _context(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _context(self, original: Any) -> Callable[..., Any]:
         @contextmanager
         def cache_context(name: str, **kwargs: Any) -> Iterator[None]:
             before, self.context = self.context, name
@@ -99,15 +99,14 @@ class Loop:
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = dict(signature.bind(dit, *args, **kwargs).arguments)
             hidden = given["hidden_states"]
-            latents = self._start(dit, hidden, given)
-            assert self.x is not None
-            seen = self._look(expert, hidden, given)
+            x, latents = self._start(dit, hidden, given)
+            seen = self._look(expert, x, hidden, given)
 
             def proceed(new: Mapping[str, Tensor]) -> Any:
                 if new["video"] is latents:
                     return original(*args, **kwargs)
-                edited = self.arrangement.write(new["video"], self.x)
-                inputs = {**given, "hidden_states": substitute(hidden, self.x, edited)}
+                edited = self.arrangement.write(new["video"], x)
+                inputs = {**given, "hidden_states": substitute(hidden, x, edited)}
                 return original(**{name: v for name, v in inputs.items() if v is not dit})
 
             return self.session.call(seen, {"video": latents}, proceed, lambda: self._nothing(dit, given))
@@ -146,9 +145,9 @@ class Loop:
 
     # ---- what a call says
 
-    def _start(self, dit: Any, hidden: Tensor, given: Mapping[str, Any]) -> Tensor:
-        """Return x_s as the session has it: one object in all calls of a step."""
-        if self.latents is None:
+    def _start(self, dit: Any, hidden: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return x_s as the pipeline has it, and as the session does: one object in all calls of a step."""
+        if self.x is None or self.latents is None:
             if self.x is None:
                 half = len(hidden) // 2
                 # Noise does not repeat by chance: both halves of a merged batch start from the same.
@@ -156,13 +155,12 @@ class Loop:
                 self.x = hidden[:half] if merged else hidden
             self.arrangement = arrange(self.pipe, dit, self.x, given)
             self.latents = self.arrangement.read(self.x)
-        return self.latents
+        return self.x, self.latents
 
-    def _look(self, expert: str, hidden: Tensor, given: Mapping[str, Any]) -> Seen:
-        assert self.x is not None
-        count, grid = len(self.x), self.arrangement.grid
+    def _look(self, expert: str, x: Tensor, hidden: Tensor, given: Mapping[str, Any]) -> Seen:
+        count, grid = len(x), self.arrangement.grid
         # Packed latents may be followed by other tokens, such as those of a reference image.
-        more = hidden.shape[1] - self.x.shape[1] if self.x.ndim == 3 else 0
+        more = hidden.shape[1] - x.shape[1] if x.ndim == 3 else 0
         streams = {"video": Tokens(grid, after=more)}
         if "text" in self.family.sites:
             streams["text"] = Tokens((1, 1, given["encoder_hidden_states"].shape[1]))

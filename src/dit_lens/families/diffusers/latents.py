@@ -35,7 +35,9 @@ class Arrangement:
     def read(self, x: Tensor) -> Tensor:
         """Return the pipeline's latents as [row, channel, frame, y, x]."""
         if x.ndim == 3:
-            x = x.unflatten(1, self.grid).unflatten(-1, (-1, *self.pack))  # [row, f, y, x, channel, pf, py, px]
+            x = x.unflatten(1, self.grid).unflatten(
+                -1, (-1, *self.pack)
+            )  # [row, f, y, x, channel, pf, py, px]
             return x.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
         if x.ndim == 4:
             return x.unsqueeze(2)
@@ -67,7 +69,8 @@ def patch(pipe: Any, dit: Any) -> Triple:
         return packed
     size = dit.config.patch_size
     if isinstance(size, tuple | list):
-        return tuple(size)  # type: ignore[return-value]
+        t, y, x = size
+        return t, y, x
     return getattr(dit.config, "patch_size_t", None) or 1, size, size
 
 
@@ -131,7 +134,9 @@ def substitute(hidden: Tensor, old: Tensor, new: Tensor) -> Tensor:
         same = value == old.to(value.dtype) if value.shape == old.shape else torch.zeros(1, 1)
         # A frame of a video is the latents' or the condition's, as a whole.
         units = same.flatten(3).all(3) if same.ndim == 5 else same.flatten(1).all(1)
-        if not bool(units.any()) or not torch.equal(same, units.view(*units.shape, *[1] * (same.ndim - units.ndim)) & same):
+        if not bool(units.any()) or not torch.equal(
+            same, units.view(*units.shape, *[1] * (same.ndim - units.ndim)) & same
+        ):
             raise PlanError(
                 f"An edit of the latents: what the model is given, {tuple(hidden.shape)}, does not hold the latents "
                 f"{tuple(old.shape)} as they are, so the edit cannot reach it. Edit another site, such as block_in at layer 0."
@@ -140,4 +145,10 @@ def substitute(hidden: Tensor, old: Tensor, new: Tensor) -> Tensor:
     return out
 
 
-__all__ = ["Arrangement", "arrange", "packing", "patch", "substitute"]
+def tokens(pipe: Any, dit: Any, latent: tuple[int, int, int, int]) -> Triple:
+    """Return the (frame, y, x) token counts of latents (channel, frame, y, x)."""
+    t, y, x = patch(pipe, dit)
+    return latent[1] // t, latent[2] // y, latent[3] // x
+
+
+__all__ = ["Arrangement", "arrange", "packing", "patch", "substitute", "tokens"]

@@ -135,22 +135,29 @@ def scale_factors(pipe: Any) -> tuple[int, int]:
     Raises:
         PlanError: the pipeline does not say.
     """
-    space = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
+    space = (
+        "vae_scale_factor_spatial",
+        "vae_spatial_compression_ratio",
+        "vae_spatial_scale_factor",
+        "vae_scale_factor",
+    )
     time = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
-    found = [next((int(getattr(pipe, n)) for n in names if hasattr(pipe, n)), None) for names in (space, time)]
-    if found[0] is None:
-        if not hasattr(pipe.vae.config, "block_out_channels"):
-            raise PlanError(f"{type(pipe).__name__} does not say how far its codec compresses.")
-        found[0] = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    return found[0], found[1] or 1
+    spaces, times = ([int(getattr(pipe, n)) for n in names if hasattr(pipe, n)] for names in (space, time))
+    if not spaces and hasattr(pipe.vae.config, "block_out_channels"):
+        spaces = [2 ** (len(pipe.vae.config.block_out_channels) - 1)]
+    if not spaces:
+        raise PlanError(f"{type(pipe).__name__} does not say how far its codec compresses.")
+    return spaces[0], times[0] if times else 1
 
 
 def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the decoded frames, where the pipeline was asked for them."""
     if keywords.get("output_type", "pil") not in ("np", "pil"):
         return {}
-    found = output[0] if isinstance(output, tuple) else getattr(output, "frames", getattr(output, "images", None))
-    if found is None or len(found) != 1 and isinstance(found, np.ndarray) and found.ndim == 5:
+    found = (
+        output[0] if isinstance(output, tuple) else getattr(output, "frames", getattr(output, "images", None))
+    )
+    if found is None or (len(found) != 1 and isinstance(found, np.ndarray) and found.ndim == 5):
         return {}
     if isinstance(found, np.ndarray):
         return {"video": as_pixels(found[0] if found.ndim == 5 else found)}
@@ -186,7 +193,11 @@ def facts(pipe: Any, transformers: Mapping[str, Any]) -> dict[str, Any]:
         return sorted({f"{type(p).__name__}:{getattr(p, '_attention_backend', None)}" for p in found})
 
     def hooks(dit: Any) -> list[str]:
-        found = {f"diffusers:{n}" for m in dit.modules() for n in getattr(getattr(m, "_diffusers_hook", None), "hooks", {})}
+        found = {
+            f"diffusers:{n}"
+            for m in dit.modules()
+            for n in getattr(getattr(m, "_diffusers_hook", None), "hooks", {})
+        }
         return sorted(found | {type(m._hf_hook).__name__ for m in dit.modules() if hasattr(m, "_hf_hook")})
 
     return {

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Schedule
 
@@ -86,6 +85,8 @@ def x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
         out = a * latents - s * velocity
     else:
         out = velocity
+    if type(scheduler).__name__.startswith("CogVideoX"):
+        return out  # these have the settings below, and do not use them
     if getattr(scheduler.config, "thresholding", False):
         out = scheduler._threshold_sample(out)
     elif getattr(scheduler.config, "clip_sample", False):
