@@ -110,12 +110,11 @@ def read_out(batch: Batch, step: int, x: Tensor, out: Stepped, layer: int, maps:
         if (batch.expert(step), layer) in maps:
             weight, bias = (p.to(states) for p in maps[batch.expert(step), layer])
             states = states @ weight + bias
-        timestep = batch.scheduler.timesteps[step].unsqueeze(0).to(x)
         dit = batch.lens.dits[batch.expert(step)]
-        given = {"latents": x, "timestep": timestep}
+        given = batch.keywords(branch) | {"latents": x, "timestep": batch.scheduler.timesteps[step]}
         velocities[branch] = batch.lens.family.readout(dit, states.flatten(1, 3), given)
     velocity = batch.guide(velocities)
-    return x + velocity * (0 - batch.scheduler.sigmas[step])
+    return batch.lens.family.x0(batch.scheduler, x, velocity, step)
 
 
 def measure(

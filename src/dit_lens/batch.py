@@ -25,7 +25,7 @@ from torch import Tensor
 from dit_lens.coords import Spot, positions
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching
-from dit_lens.forward import Forward, Meeting, Place, Rows, Stepped, Waiting, stack
+from dit_lens.forward import Forward, Meeting, PerRow, Place, Rows, Stepped, Waiting, stack
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.session import apply_edit
 from dit_lens.slot import Slot
@@ -99,6 +99,19 @@ class Batch:
     def steps(self) -> int:
         """Number of steps."""
         return self.layout.steps
+
+    def keywords(self, branch: str, rows: Sequence[int] | None = None) -> dict[str, Any]:
+        """Return what the model is given on a branch, beside the latents and timestep of a step.
+
+        Args:
+            branch: of guidance.
+            rows: which of the batch's pairs each row is; each its own unless given.
+        """
+        index = torch.tensor(range(len(self.pairs)) if rows is None else rows)
+        return {
+            name: value.rows[index.to(value.rows.device)] if isinstance(value, PerRow) else value
+            for name, value in self.given[branch].items()
+        }
 
     def expert(self, step: int) -> str:
         """Return the name of the DiT that serves a step."""

@@ -151,32 +151,18 @@ class Forward:
         new = self._on_latents("x0", x0)
         if new is not x0:
             x0, velocity = new, family.velocity(scheduler, latents, new, self.step).to(velocity.dtype)
-        after = scheduler.step(velocity, scheduler.timesteps[self.step], latents)
-        given = self._given(batch.layout.branches[0])
+        after = batch.batching.advance(scheduler, velocity, self.step, latents)
+        given = batch.keywords(batch.layout.branches[0], self.rows.pairs)
         return Stepped(velocity, x0, batch.batching.settle(after, given), self.states)
 
-    def _given(self, branch: str) -> dict[str, Any]:
-        index = torch.tensor(self.rows.pairs)
-        return {
-            k: v.rows[index.to(v.rows.device)] if isinstance(v, PerRow) else v
-            for k, v in self.batch.given[branch].items()
-        }
-
     def _velocity(self, branch: str, latents: Tensor) -> Tensor:
-        pipe = self.batch.lens.pipe
-        self.branch = branch
-        timestep = (
-            self.batch.scheduler.timesteps[self.step]
-            .unsqueeze(0)
-            .to(dtype=pipe.torch_dtype, device=pipe.device)
-        )
-        call = self._given(branch) | {
-            "dit": self.batch.lens.dits[self.expert],
+        batch, self.branch = self.batch, branch
+        call = batch.keywords(branch, self.rows.pairs) | {
             "latents": latents,
-            "timestep": timestep,
+            "timestep": batch.scheduler.timesteps[self.step],
         }
         with self._hooked():
-            velocity: Tensor = pipe.model_fn(**call)
+            velocity = batch.batching.forward(batch.lens.pipe, batch.lens.dits[self.expert], call)
         self._audit(branch)
         return velocity
 
@@ -309,4 +295,8 @@ def stack(branch: str, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(value, b[name]) for name, value in a.items())
     return bool(a == b)

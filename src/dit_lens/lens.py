@@ -38,7 +38,7 @@ class Lens:
 
     Args:
         pipe: a DiffSynth `WanVideoPipeline`, with its models loaded (and VRAM management, if any, switched
-            on).
+            on); a diffusers pipeline (docs/diffusers.md), or an nnsight `DiffusionModel` that holds one.
         family: what the library knows of its architecture; found from the pipeline unless given.
         info: what is known of the checkpoint, for the manifest.
 
@@ -49,11 +49,11 @@ class Lens:
     def __init__(
         self, pipe: Any, family: Family | None = None, info: Mapping[str, Any] | None = None
     ) -> None:
-        from dit_lens.families import family_of
+        from dit_lens.families import family_of, unwrap
 
-        self.pipe = pipe
-        self.family = family or family_of(pipe)
-        self.dits = self.family.dits(pipe)
+        self.pipe = unwrap(pipe)
+        self.family = family or family_of(self.pipe)
+        self.dits = self.family.dits(self.pipe)
         self.info = dict(info or {})
         self._fingerprint: tuple[Any, str] | None = None
         self._nnsight: Any = None

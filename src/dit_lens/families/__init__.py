@@ -26,4 +26,12 @@ def family_of(pipe: Any) -> Family:
     raise PlanError(f"No family knows {names[0]}: pass Lens(pipe, family=...); see docs/adding-a-family.md.")
 
 
-__all__ = ["Family", "Schedule", "Seen", "Site", "Tokens", "family_of"]
+def unwrap(pipe: Any) -> Any:
+    """Return the pipeline, loaded, that nnsight's `DiffusionModel` holds; anything else is returned as it is."""
+    if "DiffusionModel" not in [c.__name__ for c in type(pipe).__mro__]:
+        return pipe
+    pipe.dispatch()  # it stands on the meta device until it is used
+    return pipe.pipeline
+
+
+__all__ = ["Family", "Schedule", "Seen", "Site", "Tokens", "family_of", "unwrap"]

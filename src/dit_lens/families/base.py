@@ -120,6 +120,8 @@ class Batching:
             first step: the pipeline's own units run, its loop does not.
         expert: (pipe, timestep, keywords of the pipeline's call) to the name of the DiT that serves a step.
         load: puts what a step needs on the device: (pipe, expert).
+        forward: (pipe, DiT, the prepared keywords with the step's own `latents` and `timestep`) to the velocity.
+        advance: (scheduler, velocity, step, latents) to the latents of the next step.
         settle: (latents after a step, keywords of the model) to what the pipeline makes of them before the
             next.
     """
@@ -127,6 +129,8 @@ class Batching:
     prepare: Callable[[Any, Mapping[str, Any]], dict[str, dict[str, Any]]]
     expert: Callable[[Any, float, Mapping[str, Any]], str]
     load: Callable[[Any, str], None]
+    forward: Callable[[Any, Any, Mapping[str, Any]], Tensor]
+    advance: Callable[[Any, Tensor, int, Tensor], Tensor]
     settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
 
 
@@ -159,8 +163,8 @@ class Family:
         decode: (pipe, latents [row, channel, frame, y, x]) to frames [row, time, height, width, rgb], uint8.
         outputs: (pipeline's output, its call's keywords) to what is kept of it: `video`, frames [time, height,
             width, rgb] of uint8 or images; empty where the output is not decoded.
-        readout: (dit, block state, call keywords) to the velocity that the network gives if it ends after
-            this block; None where that is not known.
+        readout: (dit, block state, the prepared keywords of `batching` with `latents` and `timestep`) to the
+            velocity that the network gives if it ends after this block; None where that is not known.
         schedule: scheduler to its noise levels, once its steps are set.
         facts: pipeline to what of it changes results, as plain data, for the manifest.
         quiet: (pipe, keywords) keeps the pipeline's progress bar away; may add keywords; returns what undoes it.

@@ -98,6 +98,19 @@ def _attention_backend() -> str:
     return "torch_sdpa"
 
 
+def forward(pipe: Any, dit: Any, keywords: Mapping[str, Any]) -> Tensor:
+    """Return the velocity of one forward outside the pipeline's loop; see `Batching`."""
+    timestep = keywords["timestep"].unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device)
+    velocity: Tensor = pipe.model_fn(**{**keywords, "dit": dit, "timestep": timestep})
+    return velocity
+
+
+def advance(scheduler: Any, velocity: Tensor, step: int, latents: Tensor) -> Tensor:
+    """Return the latents of the next step; see `Batching`."""
+    after: Tensor = scheduler.step(velocity, scheduler.timesteps[step], latents)
+    return after
+
+
 class _PreparedError(Exception):
     """Ends the pipeline's call once its units have done their work."""
 

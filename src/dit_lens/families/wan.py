@@ -12,7 +12,16 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching, Family, Seen, Site, Tokens
-from dit_lens.families.diffsynth import facts, interceptor, outputs, prepare, quiet, schedule
+from dit_lens.families.diffsynth import (
+    advance,
+    facts,
+    forward,
+    interceptor,
+    outputs,
+    prepare,
+    quiet,
+    schedule,
+)
 from dit_lens.tasks.sample import Sample
 
 SITES = {
@@ -157,7 +166,8 @@ def readout(dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     """
     from diffsynth.models.wan_video_dit import sinusoidal_embedding_1d
 
-    t = dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, keywords["timestep"]))
+    timestep = keywords["timestep"].reshape(-1).to(keywords["latents"])
+    t = dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, timestep))
     _, *latent = keywords["latents"].shape
     return dit.unpatchify(dit.head(state, t), token_grid(dit, latent))
 
@@ -204,5 +214,5 @@ WAN = Family(
     default_steps=50,
     default_cfg=5.0,
     silent=("progress_bar_cmd",),
-    batching=Batching(prepare(branches), expert_of, load_expert, settle),
+    batching=Batching(prepare(branches), expert_of, load_expert, forward, advance, settle),
 )

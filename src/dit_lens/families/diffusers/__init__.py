@@ -5,12 +5,14 @@ A family is made from the pipeline itself: what it carries where is read off its
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Family
 from dit_lens.families.diffusers import anatomy, pipeline, schedulers
+from dit_lens.families.diffusers.batching import batching, readout
 from dit_lens.families.diffusers.decode import decode
 from dit_lens.families.diffusers.intercept import intercept
 from dit_lens.families.diffusers.latents import tokens
@@ -34,14 +36,15 @@ def family_for(pipe: Any) -> Family:
     if len(lists) > 1:
         raise PlanError(f"{type(pipe).__name__}: its transformers have different block lists, {lists}.")
     blocks = lists.pop()
-    return Family(
+    branches = partial(pipeline.branches, pipe)
+    family = Family(
         name="diffusers",
         experts=EXPERTS,
         blocks=blocks,
         sites=anatomy.sites(next(iter(dits.values())), blocks),
         intercept=intercept,
         arguments=partial(pipeline.arguments, pipe),
-        branches=partial(pipeline.branches, pipe),
+        branches=branches,
         refuse=lambda pipe, keywords: pipeline.refuse(pipe, dits, keywords),
         latent_grid=pipeline.latent_grid,
         token_grid=partial(tokens, pipe),
@@ -59,4 +62,6 @@ def family_for(pipe: Any) -> Family:
         velocity=schedulers.velocity,
         root=pipeline.root,
         dtype=lambda pipe: next(iter(dits.values())).dtype,
+        batching=batching(branches),
     )
+    return replace(family, readout=partial(readout, family, pipe))

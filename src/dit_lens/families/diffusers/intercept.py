@@ -101,15 +101,7 @@ class Loop:
             hidden = given["hidden_states"]
             x, latents = self._start(dit, hidden, given)
             seen = self._look(expert, x, hidden, given)
-
-            def proceed(new: Mapping[str, Tensor]) -> Any:
-                if new["video"] is latents:
-                    return original(*args, **kwargs)
-                edited = self.arrangement.write(new["video"], x)
-                inputs = {**given, "hidden_states": substitute(hidden, x, edited)}
-                return original(**{name: v for name, v in inputs.items() if v is not dit})
-
-            return self.session.call(seen, {"video": latents}, proceed, lambda: self._nothing(dit, given))
+            return self.serve(seen, x, latents, dit, given, original)
 
         return forward
 
@@ -142,6 +134,27 @@ class Loop:
 
         setattr(step, MARK, True)
         return step
+
+    def serve(
+        self,
+        seen: Seen,
+        x: Tensor,
+        latents: Tensor,
+        dit: Any,
+        given: dict[str, Any],
+        original: Callable[..., Any],
+    ) -> Any:
+        """Hand one forward to the session."""
+        hidden = given["hidden_states"]
+        inputs = {name: value for name, value in given.items() if value is not dit}
+
+        def proceed(new: Mapping[str, Tensor]) -> Any:
+            if new["video"] is latents:
+                return original(**inputs)
+            edited = self.arrangement.write(new["video"], x)
+            return original(**{**inputs, "hidden_states": substitute(hidden, x, edited)})
+
+        return self.session.call(seen, {"video": latents}, proceed, lambda: self.nothing(dit, given))
 
     # ---- what a call says
 
@@ -186,7 +199,7 @@ class Loop:
             f"{self.context!r}: which guidance branches these are is not known here."
         )
 
-    def _nothing(self, dit: Any, given: Mapping[str, Any]) -> Any:
+    def nothing(self, dit: Any, given: Mapping[str, Any]) -> Any:
         """Return zeros of the shape that the model gives, where its output is not needed."""
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
