@@ -57,6 +57,7 @@ class Lens:
         self.info = dict(info or {})
         self._fingerprint: tuple[Any, str] | None = None
         self._nnsight: Any = None
+        self.wrapped_before: set[torch.nn.Module] = set()  # by an nnsight model of the user's own
 
     # ---- running
 
@@ -205,7 +206,9 @@ class Lens:
         if self._nnsight is None:
             from nnsight import NNsight
 
-            self._nnsight = NNsight(self.family.root(self.pipe))
+            root = self.family.root(self.pipe)
+            self.wrapped_before = {m for m in root.modules() if "__nnsight__" in vars(m)}
+            self._nnsight = NNsight(root)
         return self._nnsight
 
     def fingerprint(self) -> str:

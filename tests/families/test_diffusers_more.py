@@ -110,72 +110,66 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["wan-image", "flux", "dit"])
-def test_a_resumed_run_equals_an_uninterrupted_one(made, tmp_path, name):
-    case, left = made(name), []
+def interrupt_after(count):
+    """Return a record that raises once; what it counts by is no part of what it is."""
 
     @dl.keeps("frame", "y", "x")
     def guarded(h):
-        if len(left) == 2 * 2 + 1:  # layers times branches of two steps
-            left.append(0)
+        guarded.left -= 1
+        if guarded.left == 0:
             raise Interrupted
-        left.append(0)
         return h[..., 0]
 
-    lens = dl.Lens(case.pipe)
-    options = {
-        "record": [dl.x0, (guarded, dl.at(layer=0))],
-        "edit": [(dl.add_noise(scale=0.3), dl.at(site="latents"))],
-    }
-    whole = case.run(lens, record=options["record"][:1], edit=options["edit"])
+    guarded.left = count
+    return guarded
+
+
+@pytest.mark.parametrize("name", ["wan-image", "flux", "dit"])
+def test_a_resumed_run_equals_an_uninterrupted_one(made, tmp_path, name):
+    case, lens = made(name), dl.Lens(made(name).pipe)
+    edit = [(dl.add_noise(scale=0.3), dl.at(site="latents"))]
+    whole = case.run(lens, record=[dl.x0], edit=edit)
+    record = [dl.x0, (interrupt_after(5), dl.at(layer=0))]  # two branches a step: in the third step
     with pytest.raises(Interrupted):
-        case.run(lens, store=tmp_path, **options)
-    again = case.run(lens, store=tmp_path, **options)
-    assert again.complete and np.array_equal(again.video, whole.video)
+        case.run(lens, store=tmp_path, record=record, edit=edit)
+    (path,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+    assert not dl.Run(path).complete
+    again = case.run(lens, store=tmp_path, record=record, edit=edit)
+    assert again.path == path and again.complete and np.array_equal(again.video, whole.video)
     assert np.array_equal(again["x0"].values, whole["x0"].values)
+    assert np.array_equal(again["latents"].values, whole["latents"].values)
 
 
 def test_a_multistep_scheduler_is_not_resumed_or_batched(made, tmp_path):
-    case = made("wan")
-    lens = dl.Lens(case.pipe)
-    with pytest.raises(dl.PlanError, match="keeps the model's outputs of earlier steps: use lens.run"):
+    case, lens = made("wan"), dl.Lens(made("wan").pipe)
+    with pytest.raises(dl.PlanError, match=r"keeps the model's outputs of earlier steps: use lens\.run"):
         lens.batch([(case.sample, 0)], **GUIDED, **case.extra)
-
-    count = []
-
-    @dl.keeps("frame", "y", "x")
-    def guarded(h):
-        count.append(0)
-        if len(count) == 10:
-            raise Interrupted
-        return h[..., 0]
-
+    record = [interrupt_after(10)]
     with pytest.raises(Interrupted):
-        case.run(lens, store=tmp_path, record=[guarded])
+        case.run(lens, store=tmp_path, record=record)
     with pytest.raises(dl.StoreError, match="keeps the model's outputs of earlier steps"):
-        case.run(lens, store=tmp_path, record=[guarded])
+        case.run(lens, store=tmp_path, record=record)
 
 
 def test_nnsights_own_model_becomes_a_lens_and_stays_what_it_was(made, tmp_path):
     from nnsight.modeling.diffusion import DiffusionModel
 
-    case = made("dit")
+    case = made("ltx")
     case.pipe.save_pretrained(tmp_path / "pipe")
     model = DiffusionModel(str(tmp_path / "pipe"))
     lens = dl.Lens(model)
-    assert isinstance(lens.pipe, diffusers.DiTPipeline)
+    assert isinstance(lens.pipe, diffusers.LTXPipeline)
     expected = case.bare(steps=2)
-    run = lens.run(case.sample, steps=2, cfg_scale=3.0, record=[dl.hidden], **case.extra)
+    run = case.run(lens, steps=2, record=[dl.hidden])
     assert np.array_equal(run.video, (expected * 255).round())
     with lens.trace(case.sample, steps=2, cfg_scale=3.0, **case.extra) as tr:
         kept = [].save()
         for call in tr.calls(step=0):
             kept.append(call.block(0).output.clone())
-    with model.generate(
-        [1], num_inference_steps=1, guidance_scale=3.0, generator=torch.Generator().manual_seed(0)
-    ):
+    keywords = {"height": 32, "width": 64, "num_frames": 9, "guidance_scale": 3.0, **case.extra}
+    with model.generate(case.sample.prompt, num_inference_steps=2, seed=0, **keywords):
         theirs = model.transformer.transformer_blocks[0].output.save()
-    assert theirs.shape == kept[0].shape
+    assert torch.equal(theirs[1], kept[0][1])  # the conditional row, in a trace of their own, after ours
     assert np.array_equal(case.bare(steps=2), expected)
 
 
@@ -189,9 +183,11 @@ def test_a_run_in_the_store_is_found_again_and_settings_make_another(made, tmp_p
         assert case.run(dl.Lens(case.pipe), steps=1, store=tmp_path).path != first.path
     finally:
         case.pipe.scheduler = before
-    facts = first.attrs["identity"]
-    assert facts["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler" and facts["hooks"] == {"dit": []}
-    assert facts["processors"] == {"dit": ["JointAttnProcessor2_0:None"]}
+    facts = first.attrs["manifest"]["identity"]
+    assert facts["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler" and facts["hooks"] == {
+        "transformer": []
+    }
+    assert facts["processors"] == {"transformer": ["JointAttnProcessor2_0:None"]}
 
 
 def test_a_prompt_batch_has_a_sample_dimension(made):
@@ -239,7 +235,7 @@ def test_caches_and_compiled_blocks_are_refused(made):
     dit, lens = case.pipe.transformer, dl.Lens(case.pipe)
     dit.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
     try:
-        with pytest.raises(dl.PlanError, match="a cache is enabled.*FirstBlockCacheConfig"):
+        with pytest.raises(dl.PlanError, match=r"a cache is enabled.*FirstBlockCacheConfig"):
             case.run(lens)
     finally:
         dit.disable_cache()
@@ -285,7 +281,7 @@ def test_latents_that_are_changed_between_steps_are_an_error(made):
     def callback(pipe, step, timestep, given):
         return {"latents": given["latents"] * 2}
 
-    with pytest.raises(dl.CaptureError, match="not the latents.*A callback"):
+    with pytest.raises(dl.CaptureError, match=r"not the latents.*A callback"):
         case.run(dl.Lens(case.pipe), callback_on_step_end=callback)
 
 
@@ -298,7 +294,7 @@ def test_a_model_whose_blocks_are_not_registered_is_refused(made):
     case = made("wan")
     before, case.pipe.transformer = case.pipe.transformer, Unknown()
     try:
-        with pytest.raises(dl.PlanError, match="knows none of the block lists of Unknown.*Linear"):
+        with pytest.raises(dl.PlanError, match=r"knows none of the block lists of Unknown.*Linear"):
             dl.Lens(case.pipe)
     finally:
         case.pipe.transformer = before
