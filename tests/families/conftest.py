@@ -118,6 +118,12 @@ def ltx():
     return LTXPipeline(flow(), vae, t5(), tokenizer(), transformer)
 
 
+def ltx_image():
+    from diffusers import LTXImageToVideoPipeline
+
+    return LTXImageToVideoPipeline(**ltx().components)
+
+
 def cogvideox():
     from diffusers import (
         AutoencoderKLCogVideoX,
@@ -248,14 +254,20 @@ def dit():
 
 
 VIDEO = {"prompt": "a cat sits on the mat", "negative_prompt": "dog runs", "size": (32, 48), "num_frames": 5}
-IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8))
+
+
+def image(height, width):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
 SHORT = {"max_sequence_length": 8}
 TEMPLATE = {"prompt_template": {"template": "{}", "crop_start": 0}}
 CASES = {
     "wan": (wan, VIDEO, SHORT),
     "wan2.2": (functools.partial(wan, 2), VIDEO, SHORT),
-    "wan-image": (wan_image, {**VIDEO, "image": IMAGE}, SHORT),
+    "wan-image": (wan_image, {**VIDEO, "image": image(32, 48)}, SHORT),
     "ltx": (ltx, {**VIDEO, "size": (32, 64), "num_frames": 9}, SHORT),
+    "ltx-image": (ltx_image, {**VIDEO, "size": (32, 64), "num_frames": 9, "image": image(32, 64)}, SHORT),
     "cogvideox": (cogvideox, {**VIDEO, "size": (16, 32)}, SHORT),
     "hunyuan": (hunyuan, {**VIDEO, "size": (16, 32)}, {**SHORT, **TEMPLATE}),
     "mochi": (mochi, {**VIDEO, "size": (16, 32), "num_frames": 7}, SHORT),
@@ -289,7 +301,8 @@ class Case:
             for p in dit.parameters() if dit is not None else ():
                 p.normal_(0, 0.2) if float(p.abs().max()) == 0 else None
         self.pipe.set_progress_bar_config(disable=True)
-        self.latent = (3, 8, 16) if name == "ltx" else None
+        self.held = int(name == "ltx-image")  # frames that the scheduler does not step
+        self.latent = (3, 8, 16) if name.startswith("ltx") else None
 
     def run(self, lens, steps=3, cfg_scale=3.0, **options):
         return lens.run(self.sample, steps=steps, cfg_scale=cfg_scale, **self.extra, **options)
@@ -309,9 +322,9 @@ class Case:
                 "width": self.sample.width,
             }
             keywords["negative_prompt"] = self.sample.negative_prompt
-        if self.name in ("wan", "wan2.2", "wan-image", "ltx", "cogvideox", "hunyuan", "mochi"):
+        if self.name in ("wan", "wan2.2", "wan-image", "ltx", "ltx-image", "cogvideox", "hunyuan", "mochi"):
             keywords["num_frames"] = self.sample.num_frames
-        if self.name == "wan-image":
+        if self.name.endswith("image"):
             keywords["image"] = self.sample.image
         if self.name == "pixart":
             keywords["use_resolution_binning"] = False

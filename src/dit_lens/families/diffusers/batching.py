@@ -82,6 +82,11 @@ class Preparing(Loop):
         hidden = given["hidden_states"]
         if seen.streams["video"].after:
             raise PlanError(f"{type(self.pipe).__name__} sets tokens behind the latents: use lens.run.")
+        if held_frames(given["timestep"], self.arrangement) is not None and not torch.equal(
+            hidden[: len(x)], x
+        ):
+            # It sets a clean frame over the latents at every step, and back at the end.
+            raise PlanError(f"{type(self.pipe).__name__} puts a frame over its latents: use lens.run.")
         first = self.pipe.scheduler.timesteps[0]
         ours = {"latents": latents, "noise": x, "arrangement": self.arrangement, "first": float(first)}
         for branch, rows in seen.rows.items():
@@ -103,8 +108,6 @@ def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> 
     for name, reason in REFUSED.items():
         if keywords.get(name):
             raise PlanError(f"{name}={keywords[name]!r} in a batch: {reason}; use lens.run.")
-    if pipe.config.get("expand_timesteps"):
-        raise PlanError(f"{type(pipe).__name__} holds the first frame at every step: use lens.run.")
     loop = Preparing(pipe, family_for(pipe), wanted)
     restore = loop.install()
     try:
@@ -145,7 +148,26 @@ def forward(pipe: Any, dit: Any, keywords: Mapping[str, Any]) -> Tensor:
     out = dit(**{**inputs, "return_dict": False})[0]
     velocity = arrangement.read(out if out.ndim > 3 else out[:, : old.shape[1]])
     # A learned variance stands behind the channels of the velocity; the pipelines drop it.
-    return velocity[:, : latents.shape[1]]
+    velocity = velocity[:, : latents.shape[1]]
+    held = held_frames(keywords["told"], arrangement)
+    return velocity if held is None else velocity.masked_fill(held[None, None, :, None, None], 0)
+
+
+def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    """Put frames back that are held, as the pipeline does after every step."""
+    arrangement: Arrangement = keywords["arrangement"]
+    held = held_frames(keywords["told"], arrangement)
+    if held is None:
+        return latents
+    return torch.where(held[:, None, None], arrangement.read(keywords["noise"]), latents)
+
+
+def held_frames(told: Tensor, arrangement: Arrangement) -> Tensor | None:
+    """Return which latent frames a model is told to be clean at the first step, [frame]; None where none is."""
+    if told.ndim != 2 or bool((told == 0).all()) or not bool((told == 0).any()):
+        return None
+    tokens = told[0].view(arrangement.grid)
+    return (tokens == 0).all(2).all(1).repeat_interleave(arrangement.pack[0])
 
 
 def told(captured: Tensor, first: float, now: Tensor) -> Tensor:

@@ -110,26 +110,27 @@ class Loop:
 
         def step(*args: Any, **kwargs: Any) -> Any:
             given = dict(signature.bind(*args, **kwargs).arguments)
-            x, latents = self._check(given["sample"], given["model_output"])
-            velocity = self.arrangement.read(given["model_output"][: len(x)])
+            x, latents, held = self._check(given["sample"], given["model_output"])
+            still = latents[:, :, :held]
+            velocity = self._read(given["model_output"], torch.zeros_like(still))
             done: dict[str, Any] = {}
 
             def proceed(new_velocity: Tensor, new_latents: Tensor) -> Tensor:
                 inputs = dict(given)
                 if new_velocity is not velocity:
-                    inputs["model_output"] = self._write(new_velocity, given["model_output"])
+                    inputs["model_output"] = self._write(new_velocity[:, :, held:], given["model_output"])
                 if new_latents is not latents:
-                    inputs["sample"] = self._write(new_latents, given["sample"])
+                    inputs["sample"] = self._write(new_latents[:, :, held:], given["sample"])
                 done["out"] = original(**inputs)
-                done["latents"] = self.arrangement.read(pick(done["out"], _item(done["out"]))[: len(x)])
-                out: Tensor = done["latents"]
+                out = self._read(pick(done["out"], _item(done["out"])), still)
+                done["latents"] = out
                 return out
 
             after = self.session.advance(velocity, given["timestep"], latents, proceed)
             out, item = done["out"], _item(done["out"])
             if after is not done["latents"]:
-                out = put(out, item, self._write(after, pick(out, item)))
-            self.x, self.latents = pick(out, item)[: len(x)].to(x.dtype), None
+                out = put(out, item, self._write(after[:, :, held:], pick(out, item)))
+            self.x, self.latents = self.arrangement.write(after, x).to(x.dtype), None
             return out
 
         setattr(step, MARK, True)
@@ -210,8 +211,8 @@ class Loop:
         zeros = hidden.new_zeros(shape)
         return Transformer2DModelOutput(sample=zeros) if given.get("return_dict", True) else (zeros,)
 
-    def _check(self, sample: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x_s, in the pipeline's arrangement and in the session's.
+    def _check(self, sample: Tensor, output: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return x_s, as the pipeline has it and as the session does, and how many frames are held.
 
         Raises:
             CaptureError: the scheduler steps from something else than what the model saw.
@@ -219,15 +220,26 @@ class Loop:
         x, latents = self.x, self.latents
         if x is None or latents is None:
             raise CaptureError("The scheduler stepped before the model ran.")
-        same = sample.shape[1:] == x.shape[1:] and torch.equal(sample[: len(x)].to(x.dtype), x)
-        if not same or output.shape != sample.shape:
+        held = 0
+        if sample.ndim == 5:  # a given first frame may be left out
+            held = latents.shape[2] - sample.shape[1 if self.arrangement.frame_first else 2]
+        same = held >= 0 and output.shape == sample.shape and len(sample) % len(x) == 0
+        if same:
+            stepped, seen = self._read(sample, latents[:, :, :held]), latents
+            same = stepped.shape == seen.shape and torch.equal(stepped.to(seen.dtype), seen)
+        if not same:
             raise CaptureError(
                 f"{type(self.pipe).__name__}: the scheduler steps from a sample {tuple(sample.shape)} with an output "
                 f"{tuple(output.shape)}; these are not the latents {tuple(x.shape)} that the last step left. A callback, or "
-                "the pipeline itself, changes or cuts latents between steps (a first frame that is held, a learned variance): "
-                "such a run cannot be labelled."
+                "the pipeline itself, changes or cuts latents between steps (a frame put back, a learned variance): such a "
+                "run cannot be labelled."
             )
-        return x, latents
+        return x, latents, held
+
+    def _read(self, value: Tensor, still: Tensor) -> Tensor:
+        """Return what the scheduler is given or gives as [row, channel, frame, y, x], with the held frames before it."""
+        out = self.arrangement.read(value[: len(still)])
+        return torch.cat([still.to(out.dtype), out], 2) if still.shape[2] else out
 
     def _write(self, value: Tensor, like: Tensor) -> Tensor:
         """Return latents as the scheduler is given them; some pipelines give it both branches' rows."""

@@ -7,8 +7,8 @@ from typing import Any
 from dit_lens.errors import PlanError
 
 UNCOND_FIRST = (
-    *("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "LTXPipeline", "MochiPipeline"),
-    *("PixArtAlphaPipeline", "PixArtSigmaPipeline", "StableDiffusion3Pipeline"),
+    *("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "LTXPipeline", "LTXImageToVideoPipeline"),
+    *("MochiPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "StableDiffusion3Pipeline"),
 )
 COND_FIRST = ("DiTPipeline",)
 
