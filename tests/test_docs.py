@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, least", [("getting-started", 6), ("experiments", 1)])
+@pytest.mark.parametrize("name, least", [("getting-started", 6), ("experiments", 1), ("adding-a-family", 1)])
 def test_the_code_of_a_page_runs(tmp_path, name, least):
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{name}.md").read_text(), re.S)
     assert len(blocks) >= least
@@ -19,6 +19,11 @@ def test_the_code_of_a_page_runs(tmp_path, name, least):
     script.write_text("\n".join(blocks))
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_model_that_is_not_in_the_list_takes_under_forty_lines():
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "adding-a-family.md").read_text(), re.S)
+    assert len(code.splitlines()) < 40
 
 
 def test_links_between_pages_lead_somewhere():

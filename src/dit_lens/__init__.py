@@ -38,6 +38,7 @@ _FROM = {
     "dit_lens.analysis": ("cka", "commitment", "effect", "pca_maps", "trajectory_distance"),
     "dit_lens.plan": ("Plan",),
     "dit_lens.lens": ("Lens",),
+    "dit_lens.families.blocks": ("blocks",),
     "dit_lens.run": ("Run",),
     "dit_lens.models": ("load",),
     "dit_lens.store": ("open_run", "open_runs"),
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from dit_lens.coords import At, Spot, at
     from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, steer, zero
     from dit_lens.errors import CaptureError, DitLensError, ModelError, PlanError, StoreError, TaskError
+    from dit_lens.families.blocks import blocks
     from dit_lens.functions import options
     from dit_lens.lens import Lens
     from dit_lens.models import load

@@ -109,6 +109,19 @@ class Batch:
         """Number of steps."""
         return self.layout.steps
 
+    def keywords(self, branch: str, rows: Sequence[int] | None = None) -> dict[str, Any]:
+        """Return what the model is given on a branch, beside the latents and timestep of a step.
+
+        Args:
+            branch: of guidance.
+            rows: which of the batch's pairs each row is; each its own unless given.
+        """
+        index = torch.tensor(range(len(self.pairs)) if rows is None else rows)
+        return {
+            name: value.rows[index.to(value.rows.device)] if isinstance(value, PerRow) else value
+            for name, value in self.given[branch].items()
+        }
+
     def expert(self, step: int) -> str:
         """Return the name of the DiT that serves a step."""
         return self.batching.expert(self.lens.pipe, self.timesteps[step], self._keywords)
@@ -157,14 +170,6 @@ class Batch:
             return next(iter(velocities.values()))
         return velocities["uncond"] + self.cfg_scale * (velocities["cond"] - velocities["uncond"])
 
-    def keywords(self, branch: str, rows: Sequence[int]) -> dict[str, Any]:
-        """Return what the model is given for some pairs on a branch, beside latents and timestep."""
-        index = torch.tensor(list(rows))
-        return {
-            k: v.rows[index.to(v.rows.device)] if isinstance(v, PerRow) else v
-            for k, v in self.given[branch].items()
-        }
-
     @torch.no_grad()
     def readout(
         self, step: int, states: Mapping[str, Tensor], latents: Tensor, rows: Sequence[int] | None = None
@@ -189,7 +194,7 @@ class Batch:
         dit, velocities = self.lens.dits[self.expert(step)], {}
         own = {"latents": video, "timestep": timestep.unsqueeze(0).to(video)}
         for branch, h in states.items():
-            given = self.keywords(branch, range(len(video)) if rows is None else rows) | own
+            given = self.keywords(branch, rows) | own
             velocities[branch] = family.readout(dit, h.flatten(1, 3), given)
         velocity = self.guide(velocities)
         velocity = self.batching.blend(self.scheduler, timestep, velocity, video, given, "video")

@@ -180,21 +180,14 @@ class Forward:
         new = self._on_latents("x0", stream, x0)
         if new is not x0:
             x0, velocity = new, family.velocity(scheduler, latents, new, self.step).to(velocity.dtype)
-        after = scheduler.step(velocity, timestep, latents)
+        after = batching.advance(scheduler, velocity, self.step, latents)
         return velocity, x0, batching.settle(after, given)
 
     def _velocity(self, branch: str, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        pipe = self.batch.lens.pipe
-        self.branch = branch
-        timestep = (
-            self.batch.scheduler.timesteps[self.step]
-            .unsqueeze(0)
-            .to(dtype=pipe.torch_dtype, device=pipe.device)
-        )
-        own = {"dit": self.batch.lens.dits[self.expert], "timestep": timestep}
-        call = self.batch.keywords(branch, self.rows.pairs) | own
+        batch, self.branch = self.batch, branch
+        call = batch.keywords(branch, self.rows.pairs) | {"timestep": batch.scheduler.timesteps[self.step]}
         with self._hooked():
-            velocity = self.batch.batching.model(pipe, call, latents)
+            velocity = batch.batching.model(batch.lens.pipe, batch.lens.dits[self.expert], call, latents)
         self._audit(branch)
         return velocity
 
@@ -331,4 +324,8 @@ def stack(branch: str, given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(value, b[name]) for name, value in a.items())
     return bool(a == b)

@@ -38,7 +38,8 @@ class Lens:
 
     Args:
         pipe: a DiffSynth `WanVideoPipeline` or `LTX2AudioVideoPipeline`, with its models loaded (and VRAM
-            management, if any, switched on).
+            management, if any, switched on); a diffusers pipeline (docs/diffusers.md), or an nnsight
+            `DiffusionModel` that holds one.
         family: what the library knows of its architecture; found from the pipeline unless given.
         info: what is known of the checkpoint, for the manifest.
 
@@ -49,14 +50,15 @@ class Lens:
     def __init__(
         self, pipe: Any, family: Family | None = None, info: Mapping[str, Any] | None = None
     ) -> None:
-        from dit_lens.families import family_of
+        from dit_lens.families import family_of, unwrap
 
-        self.pipe = pipe
-        self.family = family or family_of(pipe)
-        self.dits = self.family.dits(pipe)
+        self.pipe = unwrap(pipe)
+        self.family = family or family_of(self.pipe)
+        self.dits = self.family.dits(self.pipe)
         self.info = dict(info or {})
         self._fingerprint: tuple[Any, str] | None = None
         self._nnsight: Any = None
+        self.wrapped_before: set[torch.nn.Module] = set()  # by an nnsight model of the user's own
 
     # ---- running
 
@@ -216,7 +218,9 @@ class Lens:
         if self._nnsight is None:
             from nnsight import NNsight
 
-            self._nnsight = NNsight(self.family.root(self.pipe))
+            root = self.family.root(self.pipe)
+            self.wrapped_before = {m for m in root.modules() if "__nnsight__" in vars(m)}
+            self._nnsight = NNsight(root)
         return self._nnsight
 
     def fingerprint(self) -> str:

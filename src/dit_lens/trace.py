@@ -305,7 +305,7 @@ def below(envoy: Any, path: str) -> Any:
 def _release(lens: Lens) -> None:
     """Take nnsight's controllers off the modules: after a trace the model is what it was."""
     lens._nnsight = None
-    for module in lens.family.root(lens.pipe).modules():
+    for module in set(lens.family.root(lens.pipe).modules()) - lens.wrapped_before:
         if type(module.__dict__.get("forward")).__name__ == "Controller":
             del module.__dict__["forward"]
         module.__dict__.pop("__nnsight__", None)

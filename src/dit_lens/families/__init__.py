@@ -23,7 +23,19 @@ def family_of(pipe: Any) -> Family:
         from dit_lens.families.ltx2 import LTX2
 
         return LTX2
+    if "DiffusionPipeline" in names:
+        from dit_lens.families.diffusers import family_for
+
+        return family_for(pipe)
     raise PlanError(f"No family knows {names[0]}: pass Lens(pipe, family=...); see docs/adding-a-family.md.")
 
 
-__all__ = ["Family", "Schedule", "Seen", "Site", "Stage", "Tokens", "family_of"]
+def unwrap(pipe: Any) -> Any:
+    """Return the pipeline, loaded, that nnsight's `DiffusionModel` holds; anything else is returned as it is."""
+    if "DiffusionModel" not in [c.__name__ for c in type(pipe).__mro__]:
+        return pipe
+    pipe.dispatch()  # it stands on the meta device until it is used
+    return pipe.pipeline
+
+
+__all__ = ["Family", "Schedule", "Seen", "Site", "Stage", "Tokens", "family_of", "unwrap"]

@@ -145,6 +145,17 @@ class Session(Protocol):
         """Serve one step of the scheduler, for one stream."""
 
 
+def _advance(scheduler: Any, velocity: Tensor, step: int, latents: Tensor) -> Tensor:
+    after: Tensor = scheduler.step(velocity, scheduler.timesteps[step], latents)
+    return after
+
+
+def _unblended(
+    scheduler: Any, timestep: Any, velocity: Tensor, latents: Tensor, keywords: Mapping[str, Any], stream: str
+) -> Tensor:
+    return velocity
+
+
 @dataclass(frozen=True)
 class Batching:
     """How many samples go through one forward, outside the pipeline's own loop.
@@ -152,26 +163,28 @@ class Batching:
     Attributes:
         prepare: (pipe, keywords of the pipeline's call) to, by branch, the keywords that the model gets at the
             first step: the pipeline's own units run, its loop does not.
+        model: (pipe, DiT, prepared keywords with the scheduler's `timestep`, latents by stream) to the velocities
+            by stream, of one branch.
         expert: (pipe, timestep, keywords of the pipeline's call) to the name of the DiT that serves a step.
         load: puts what a step needs on the device: (pipe, expert).
         settle: (latents after a step, keywords of the model) to what the pipeline makes of them before the
-            next.
-        model: (pipe, keywords, latents by stream) to the velocities by stream, of one branch.
+            next; the same unless told.
         blend: (scheduler, timestep, guided velocity, latents, keywords of the model, stream) to the velocity that
             the pipeline steps with; the same unless told.
+        advance: (scheduler, velocity, step, latents) to the latents of the next step; the scheduler's own step
+            unless told.
         most: rows that the model takes at once, at most; any number unless told.
     """
 
     prepare: Callable[[Any, Mapping[str, Any]], dict[str, dict[str, Any]]]
-    expert: Callable[[Any, float, Mapping[str, Any]], str]
-    load: Callable[[Any, str], None]
-    settle: Callable[[Tensor, Mapping[str, Any]], Tensor]
-    model: Callable[[Any, Mapping[str, Any], Mapping[str, Tensor]], Mapping[str, Tensor]] = field(
-        default=lambda pipe, keywords, latents: {"video": pipe.model_fn(**keywords, latents=latents["video"])}
+    model: Callable[[Any, Any, Mapping[str, Any], Mapping[str, Tensor]], Mapping[str, Tensor]]
+    expert: Callable[[Any, float, Mapping[str, Any]], str] = field(
+        default=lambda pipe, timestep, given: "dit"
     )
-    blend: Callable[[Any, Any, Tensor, Tensor, Mapping[str, Any], str], Tensor] = field(
-        default=lambda scheduler, timestep, velocity, latents, keywords, stream: velocity
-    )
+    load: Callable[[Any, str], None] = field(default=lambda pipe, expert: None)
+    settle: Callable[[Tensor, Mapping[str, Any]], Tensor] = field(default=lambda latents, given: latents)
+    blend: Callable[[Any, Any, Tensor, Tensor, Mapping[str, Any], str], Tensor] = _unblended
+    advance: Callable[[Any, Tensor, int, Tensor], Tensor] = _advance
     most: int | None = None
 
 
@@ -204,8 +217,8 @@ class Family:
         decode: (pipe, latents [row, channel, frame, y, x]) to frames [row, time, height, width, rgb], uint8.
         outputs: (pipeline's output, its call's keywords) to what is kept of it: `video`, frames [time, height,
             width, rgb] of uint8 or images; empty where the output is not decoded.
-        readout: (dit, block state, call keywords) to the velocity that the network gives if it ends after
-            this block; None where that is not known.
+        readout: (dit, block state, the prepared keywords of `batching` with `latents` and `timestep`) to the
+            velocity that the network gives if it ends after this block; None where that is not known.
         schedule: scheduler to its noise levels, once its steps are set.
         facts: pipeline to what of it changes results, as plain data, for the manifest.
         quiet: (pipe, keywords) keeps the pipeline's progress bar away; may add keywords; returns what undoes it.

@@ -102,6 +102,19 @@ def _attention_backend() -> str:
     return "torch_sdpa"
 
 
+def run_model(
+    pipe: Any, dit: Any, keywords: Mapping[str, Any], latents: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Run one branch outside the pipeline's loop; see `Batching.model`."""
+    own = {"dit": dit, "latents": latents["video"], "timestep": told(pipe, keywords["timestep"])}
+    return {"video": pipe.model_fn(**{**keywords, **own})}
+
+
+def told(pipe: Any, timestep: Tensor) -> Tensor:
+    """Return a timestep of the scheduler as the pipeline's loop hands it to the model."""
+    return timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device)
+
+
 class _PreparedError(Exception):
     """Ends the pipeline's call once its units have done their work."""
 

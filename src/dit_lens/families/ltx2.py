@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching, Family, Seen, Session, Site, Sizes, Stage, Tokens, flow_x0
-from dit_lens.families.diffsynth import MARK, facts, prepare, quiet, schedule, set_attribute
+from dit_lens.families.diffsynth import MARK, facts, prepare, quiet, schedule, set_attribute, told
 from dit_lens.latents import together
 from dit_lens.tasks.sample import Sample, as_frames
 
@@ -392,10 +392,13 @@ def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]
     return calls
 
 
-def run_model(pipe: Any, keywords: Mapping[str, Any], latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def run_model(
+    pipe: Any, dit: Any, keywords: Mapping[str, Any], latents: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Run one branch of a batch; returns the velocities by stream."""
     own = {"video_latents": latents["video"], "audio_latents": narrow(latents["audio"])}
-    video, audio = pipe.model_fn(**keywords, **own)
+    own |= {"dit": dit, "timestep": told(pipe, keywords["timestep"])}
+    video, audio = pipe.model_fn(**{**keywords, **own})
     return {"video": video, "audio": wide(audio)}
 
 
@@ -471,10 +474,8 @@ LTX2 = Family(
     later=later,
     batching=Batching(
         prepared,
-        expert=lambda pipe, timestep, keywords: "dit",
+        run_model,
         load=lambda pipe, expert: pipe.load_models_to_device(pipe.in_iteration_models),
-        settle=lambda latents, keywords: latents,
-        model=run_model,
         blend=blend,
         most=1,
     ),

@@ -50,6 +50,8 @@ class Site:
 
         # Closures: VRAM management deep-copies modules, and a bound method would then watch a copy.
         def on_output(_: Any, __: Any, output: Any) -> Any:
+            if pick(output, self._item(output)) is None:
+                return None  # the last block of a joint model may drop the text: nothing is captured there
             new = visit(self.of_output(output))
             return None if new is None else self.into_output(output, new)
 
@@ -91,7 +93,8 @@ class Site:
         args, kwargs = given
         first, *rest = self.item or (0,)
         if isinstance(first, str) and first not in kwargs:
-            first = list(inspect.signature(module.forward).parameters).index(first)
+            # The class's own: what wraps the instance's (nnsight, offloading) may name them otherwise.
+            first = list(inspect.signature(type(module).forward).parameters).index(first) - 1
         if isinstance(first, int) and first >= len(args):
             # A position that was given by name: arguments keep their order.
             return 1, list(kwargs)[first - len(args)], *rest

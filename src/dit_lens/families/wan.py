@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching, Family, Seen, Site, Tokens
-from dit_lens.families.diffsynth import facts, interceptor, outputs, prepare, quiet, schedule
+from dit_lens.families.diffsynth import facts, interceptor, outputs, prepare, quiet, run_model, schedule
 from dit_lens.families.wan_limits import REFUSED, refuse, refuse_rows
 from dit_lens.tasks.sample import Sample
 
@@ -233,6 +233,7 @@ WAN = Family(
     silent=("progress_bar_cmd",),
     batching=Batching(
         prepared,
+        run_model,
         expert_of,
         load_expert,
         settle,

@@ -1,0 +1,225 @@
+"""What differs between diffusers' pipelines outside the model: arguments, sizes, outputs, what is refused."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dit_lens.errors import PlanError
+from dit_lens.families.diffusers.latents import packing
+from dit_lens.families.diffusers.schedulers import is_flow
+from dit_lens.tasks.sample import Sample, as_frames
+
+REFUSED = {
+    "skip_guidance_layers": "skip-layer guidance runs the model a third time a step, without some of its blocks",
+    "sigmas": "give steps=",
+    "timesteps": "give steps=",
+    "generator": "give seed=",
+    "num_images_per_prompt": "give several prompts, or run several seeds",
+    "num_videos_per_prompt": "give several prompts, or run several seeds",
+}
+"""Arguments that change what hooks see, or what a run is called, with the reason why they are refused."""
+
+
+def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a pipeline's own call."""
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def guidance(pipe: Any) -> str:
+    """Return the argument that is the scale of classifier-free guidance; distilled models embed the other one."""
+    return "true_cfg_scale" if "true_cfg_scale" in parameters(pipe) else "guidance_scale"
+
+
+def default(pipe: Any, name: str, fallback: Any) -> Any:
+    """Return what a pipeline takes for an argument that is not given."""
+    found = parameters(pipe).get(name)
+    return fallback if found is None or found.default in (None, inspect.Parameter.empty) else found.default
+
+
+def arguments(
+    pipe: Any, sample: Sample, seed: int, steps: int, cfg_scale: float, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the keywords of the pipeline's call; `extra` is the user's own and wins.
+
+    Raises:
+        PlanError: the pipeline needs something that the sample does not have, or the other way round.
+    """
+    known, what = parameters(pipe), type(pipe).__name__
+    for name, reason in REFUSED.items():
+        if extra.get(name) is not None:
+            raise PlanError(f"{name}={extra[name]!r} is not supported under tracing: {reason}.")
+    batch = not isinstance(sample.prompt, str)
+    prompt: Any = list(sample.prompt) if batch else sample.prompt
+    negative: Any = [sample.negative_prompt] * len(prompt) if batch else sample.negative_prompt
+    if guidance(pipe) == "true_cfg_scale" and cfg_scale <= 1:
+        negative = None
+    own = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "image": sample.image,
+        "num_frames": sample.num_frames,
+        "height": sample.height,
+        "width": sample.width,
+        "num_inference_steps": steps,
+        guidance(pipe): cfg_scale,
+        "generator": torch.Generator().manual_seed(seed),
+        # Bins would run another size, and cut the picture to the one that was asked for.
+        "use_resolution_binning": False,
+        "output_type": "latent" if batch else "np",
+    }
+    out = {name: value for name, value in own.items() if name in known} | dict(extra)
+    if sample.image is not None and "image" not in known:
+        raise PlanError(f"{what} takes no image, and this sample has one: pass sample.with_(image=None).")
+    for name, parameter in known.items():
+        needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if name != "self" and needed and out.get(name) is None:
+            raise PlanError(f"{what} needs {name}=...: give it with the sample, or as a keyword of the run.")
+    return out
+
+
+def branches(pipe: Any, keywords: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the guidance branches that the pipeline will run."""
+    guided = keywords.get(guidance(pipe), default(pipe, guidance(pipe), 1.0)) > 1
+    return ("cond", "uncond") if guided else ("cond",)
+
+
+def refuse(pipe: Any, transformers: Mapping[str, Any], keywords: Mapping[str, Any]) -> None:
+    """Refuse what changes what hooks see.
+
+    Raises:
+        PlanError: it names what, and the remedy.
+    """
+    is_flow(pipe.scheduler)
+    if getattr(pipe.scheduler, "order", 1) > 1:
+        raise PlanError(
+            f"{type(pipe.scheduler).__name__} steps {pipe.scheduler.order} times a step: take one of first order."
+        )
+    for name, dit in transformers.items():
+        if getattr(dit, "is_cache_enabled", False):
+            raise PlanError(
+                f"{name}: a cache is enabled ({type(dit._cache_config).__name__}), which skips blocks at some steps: call "
+                "pipe.transformer.disable_cache() first."
+            )
+        if getattr(dit, "_parallel_config", None) is not None:
+            raise PlanError(f"{name}: context parallelism splits the tokens over processes: load it without.")
+        if any("_orig_mod" in n for n, _ in dit.named_modules()) or any(
+            getattr(m, "_compiled_call_impl", None) is not None for m in dit.modules()
+        ):
+            raise PlanError(f"{name} is compiled: hooks would break its graph. Trace an uncompiled model.")
+
+
+def latent_grid(pipe: Any, sample: Sample) -> tuple[int, int, int, int]:
+    """Return the latents' (channel, frame, y, x), with the pipeline's own rounding."""
+    config = pipe.vae.config
+    channels = getattr(config, "z_dim", None) or config.latent_channels
+    space, time = scale_factors(pipe)
+    frames = (sample.num_frames - 1) // time + 1 if "num_frames" in parameters(pipe) else 1
+    if "height" not in parameters(pipe):  # class-conditional models have one size
+        size = pipe.transformer.config.sample_size
+        return channels, frames, size, size
+    unit = (packing(pipe) or (1, 1, 1))[1]
+    y, x = (unit * (size // (space * unit)) for size in (sample.height, sample.width))
+    return channels, frames, y, x
+
+
+def scale_factors(pipe: Any) -> tuple[int, int]:
+    """Return how many pixels, and how many frames, one latent position stands for.
+
+    Raises:
+        PlanError: the pipeline does not say.
+    """
+    space = (
+        "vae_scale_factor_spatial",
+        "vae_spatial_compression_ratio",
+        "vae_spatial_scale_factor",
+        "vae_scale_factor",
+    )
+    time = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+    spaces, times = ([int(getattr(pipe, n)) for n in names if hasattr(pipe, n)] for names in (space, time))
+    if not spaces and hasattr(pipe.vae.config, "block_out_channels"):
+        spaces = [2 ** (len(pipe.vae.config.block_out_channels) - 1)]
+    if not spaces:
+        raise PlanError(f"{type(pipe).__name__} does not say how far its codec compresses.")
+    return spaces[0], times[0] if times else 1
+
+
+def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the decoded frames, where the pipeline was asked for them."""
+    if keywords.get("output_type", "pil") not in ("np", "pil"):
+        return {}
+    found = (
+        output[0] if isinstance(output, tuple) else getattr(output, "frames", getattr(output, "images", None))
+    )
+    if found is None or (len(found) != 1 and isinstance(found, np.ndarray) and found.ndim == 5):
+        return {}
+    if isinstance(found, np.ndarray):
+        return {"video": as_pixels(found[0] if found.ndim == 5 else found)}
+    return {"video": as_frames(found[0] if isinstance(found[0], list) else found)}
+
+
+def as_pixels(frames: np.ndarray) -> np.ndarray:
+    """Return frames in [0, 1] as uint8, rounded as diffusers rounds for images."""
+    return (frames * 255).round().astype(np.uint8)
+
+
+def quiet(pipe: Any, keywords: dict[str, Any]) -> Callable[[], None]:
+    """Keep the progress bar away; returns what undoes it."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+
+    def restore() -> None:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
+
+    return restore
+
+
+def facts(pipe: Any, transformers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a pipeline changes results, beside its weights and arguments."""
+    import diffusers
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    def processors(dit: Any) -> list[str]:
+        found = {m.processor for m in dit.modules() if hasattr(m, "processor")}
+        return sorted({f"{type(p).__name__}:{getattr(p, '_attention_backend', None)}" for p in found})
+
+    def hooks(dit: Any) -> list[str]:
+        found = {
+            f"diffusers:{n}"
+            for m in dit.modules()
+            for n in getattr(getattr(m, "_diffusers_hook", None), "hooks", {})
+        }
+        return sorted(found | {type(m._hf_hook).__name__ for m in dit.modules() if hasattr(m, "_hf_hook")})
+
+    return {
+        "device": str(pipe._execution_device),
+        "pipeline": f"{type(pipe).__name__}, diffusers {diffusers.__version__}",
+        "settings": _plain({k: v for k, v in pipe.config.items() if isinstance(v, bool | int | float | str)}),
+        "scheduler": {"class": type(pipe.scheduler).__name__, **_plain(dict(pipe.scheduler.config))},
+        "attention": str(_AttentionBackendRegistry.get_active_backend()[0]),
+        "processors": {name: processors(dit) for name, dit in transformers.items()},
+        "hooks": {name: hooks(dit) for name, dit in transformers.items()},
+        "quantization": {n: repr(getattr(d, "quantization_method", None)) for n, d in transformers.items()},
+    }
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(dict(data), default=repr, sort_keys=True)))
+
+
+def root(pipe: Any) -> nn.Module:
+    """Return one module that holds the pipeline's modules under the pipeline's names, for nnsight."""
+    whole = nn.Module()
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            whole.add_module(name, part)
+    return whole

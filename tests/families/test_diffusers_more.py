@@ -1,0 +1,308 @@
+"""diffusers pipelines: batches, readouts, schedulers, resuming, nnsight's own model, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dit_lens as dl
+
+diffusers = pytest.importorskip("diffusers")
+
+GUIDED = {"steps": 3, "cfg_scale": 3.0}
+
+
+@pytest.fixture
+def euler(case):
+    """The case with a scheduler that keeps nothing: Wan's own is a multistep one."""
+    before = case.pipe.scheduler
+    if case.name in ("wan", "wan2.2"):
+        case.pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    yield case
+    case.pipe.scheduler = before
+
+
+def test_a_batch_is_its_single_runs_and_the_last_readout_is_the_velocity(euler):
+    case, lens = euler, dl.Lens(euler.pipe)
+    other = case.sample.with_(prompt="dog runs")
+    pairs = [(case.sample, 0), (other, 1)]
+    batch = lens.batch(pairs, **GUIDED, **case.extra)
+    runs = [lens.run(s, seed=n, record=[dl.x0], **GUIDED, **case.extra) for s, n in pairs]
+    assert not np.array_equal(runs[0]["x0"].values, runs[1]["x0"].values)
+    x, last = batch.noise, lens.layers - 1
+    for step in range(3):
+        out = batch.step(step, x, watch=[("block", branch, last) for branch in batch.layout.branches])
+        dit, read = lens.dits[batch.expert(step)], {}
+        for branch in batch.layout.branches:
+            given = batch.keywords(branch) | {"latents": x, "timestep": batch.scheduler.timesteps[step]}
+            read[branch] = lens.family.readout(dit, out.states["block", branch, last].flatten(1, 3), given)
+        assert torch.equal(batch.guide(read), out.velocity)
+        for row, run in enumerate(runs):
+            expected = torch.from_numpy(run["x0"].isel(step=step).values)
+            torch.testing.assert_close(out.x0[row].permute(1, 2, 3, 0), expected, rtol=0, atol=1e-5)
+        x = out.latents
+    videos = batch.decode(x)
+    for row, run in enumerate(runs):
+        assert np.abs(videos[row].astype(int) - run.video.astype(int)).max() <= 1
+    assert not any("forward" in vars(m) for m in case.pipe.transformer.modules())
+
+
+def test_an_edit_in_a_batch_is_the_edit_in_a_run(euler):
+    case, lens = euler, dl.Lens(euler.pipe)
+    places = [dl.at(layer=0, step=1, branch="uncond"), dl.at(site="latents", step=1)]
+    edits = [(dl.scale(factor=1.5), place) for place in places]
+    run = lens.run(case.sample, record=[dl.x0], edit=edits, **GUIDED, **case.extra)
+    batch = lens.batch([(case.sample, 0)], **GUIDED, **case.extra)
+    placed, x = list(dl.Plan.of((), edits).edits), batch.noise
+    for step in range(3):
+        out = batch.step(step, x, edits=[placed])
+        expected = torch.from_numpy(run["x0"].isel(step=step).values)
+        torch.testing.assert_close(out.x0[0].permute(1, 2, 3, 0), expected, rtol=0, atol=1e-5)
+        x = out.latents
+
+
+SCHEDULERS = {
+    "unipc flow": (
+        "UniPCMultistepScheduler",
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    ),
+    "dpm flow": (
+        "DPMSolverMultistepScheduler",
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    ),
+    "dpm epsilon": ("DPMSolverMultistepScheduler", {}),
+    "dpm karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc v": ("UniPCMultistepScheduler", {"prediction_type": "v_prediction"}),
+    "unipc sample": ("UniPCMultistepScheduler", {"prediction_type": "sample"}),
+    "ddim epsilon": ("DDIMScheduler", {"clip_sample": True}),
+    "ddim v": ("DDIMScheduler", {"prediction_type": "v_prediction", "clip_sample": False}),
+    "ddim thresholding": ("DDIMScheduler", {"thresholding": True}),
+    "ddim sample": ("DDIMScheduler", {"prediction_type": "sample", "clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "cogvideox": ("CogVideoXDDIMScheduler", {"prediction_type": "v_prediction"}),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_x0_and_its_inverse_are_the_schedulers_own(name):
+    from dit_lens.families.diffusers import schedulers
+
+    kind, options = SCHEDULERS[name]
+    scheduler = getattr(diffusers, kind)(**options)
+    scheduler.set_timesteps(4)
+    levels = schedulers.schedule(scheduler)
+    x = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    for step, timestep in enumerate(scheduler.timesteps):
+        v = torch.randn(x.shape, generator=torch.Generator().manual_seed(step + 1))
+        out = scheduler.step(v, timestep, x)
+        own = scheduler.model_outputs[-1] if hasattr(scheduler, "model_outputs") else out.pred_original_sample
+        torch.testing.assert_close(schedulers.x0(scheduler, x, v, step), own, rtol=1e-5, atol=1e-4)
+        if not (options.get("clip_sample") or options.get("thresholding")):
+            clean = 0.5 * v
+            back = schedulers.velocity(scheduler, x, clean, step)
+            torch.testing.assert_close(schedulers.x0(scheduler, x, back, step), clean, rtol=1e-4, atol=1e-3)
+        x = out.prev_sample
+    assert len(levels.sigmas) == 4 and 0 < levels.sigmas[-1] < levels.sigmas[0] <= 1 + 1e-6
+    assert bool(levels.state) == (kind[:4] in ("UniP", "DPMS", "DDPM"))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(count):
+    """Return a record that raises once; what it counts by is no part of what it is."""
+
+    @dl.keeps("frame", "y", "x")
+    def guarded(h):
+        guarded.left -= 1
+        if guarded.left == 0:
+            raise Interrupted
+        return h[..., 0]
+
+    guarded.left = count
+    return guarded
+
+
+@pytest.mark.parametrize("name", ["wan-image", "flux", "dit"])
+def test_a_resumed_run_equals_an_uninterrupted_one(made, tmp_path, name):
+    case, lens = made(name), dl.Lens(made(name).pipe)
+    edit = [(dl.add_noise(scale=0.3), dl.at(site="latents"))]
+    whole = case.run(lens, record=[dl.x0], edit=edit)
+    record = [dl.x0, (interrupt_after(5), dl.at(layer=0))]  # two branches a step: in the third step
+    with pytest.raises(Interrupted):
+        case.run(lens, store=tmp_path, record=record, edit=edit)
+    (path,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+    assert not dl.Run(path).complete
+    again = case.run(lens, store=tmp_path, record=record, edit=edit)
+    assert again.path == path and again.complete and np.array_equal(again.video, whole.video)
+    assert np.array_equal(again["x0"].values, whole["x0"].values)
+    assert np.array_equal(again["latents"].values, whole["latents"].values)
+
+
+def test_a_multistep_scheduler_is_not_resumed_or_batched(made, tmp_path):
+    case, lens = made("wan"), dl.Lens(made("wan").pipe)
+    with pytest.raises(dl.PlanError, match=r"keeps the model's outputs of earlier steps: use lens\.run"):
+        lens.batch([(case.sample, 0)], **GUIDED, **case.extra)
+    record = [interrupt_after(10)]
+    with pytest.raises(Interrupted):
+        case.run(lens, store=tmp_path, record=record)
+    with pytest.raises(dl.StoreError, match="keeps the model's outputs of earlier steps"):
+        case.run(lens, store=tmp_path, record=record)
+
+
+def test_nnsights_own_model_becomes_a_lens_and_stays_what_it_was(made, tmp_path):
+    from nnsight.modeling.diffusion import DiffusionModel
+
+    case = made("ltx")
+    case.pipe.save_pretrained(tmp_path / "pipe")
+    model = DiffusionModel(str(tmp_path / "pipe"))
+    lens = dl.Lens(model)
+    assert isinstance(lens.pipe, diffusers.LTXPipeline)
+    expected = case.bare(steps=2)
+    run = case.run(lens, steps=2, record=[dl.hidden])
+    assert np.array_equal(run.video, (expected * 255).round())
+    with lens.trace(case.sample, steps=2, cfg_scale=3.0, **case.extra) as tr:
+        kept = [].save()
+        for call in tr.calls(step=0):
+            kept.append(call.block(0).output.clone())
+    keywords = {"height": 32, "width": 64, "num_frames": 9, "guidance_scale": 3.0, **case.extra}
+    with model.generate(case.sample.prompt, num_inference_steps=2, seed=0, **keywords):
+        theirs = model.transformer.transformer_blocks[0].output.save()
+    assert torch.equal(theirs[1], kept[0][1])  # the conditional row, in a trace of their own, after ours
+    assert np.array_equal(case.bare(steps=2), expected)
+
+
+def test_a_run_in_the_store_is_found_again_and_settings_make_another(made, tmp_path):
+    case = made("sd3")
+    first = case.run(dl.Lens(case.pipe), steps=1, store=tmp_path)
+    assert case.run(dl.Lens(case.pipe), steps=1, store=tmp_path).path == first.path
+    before = case.pipe.scheduler
+    case.pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
+    try:
+        assert case.run(dl.Lens(case.pipe), steps=1, store=tmp_path).path != first.path
+    finally:
+        case.pipe.scheduler = before
+    facts = first.attrs["manifest"]["identity"]
+    assert facts["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler" and facts["hooks"] == {
+        "transformer": []
+    }
+    assert facts["processors"] == {"transformer": ["JointAttnProcessor2_0:None"]}
+
+
+def test_a_prompt_batch_has_a_sample_dimension(made):
+    case = made("flux")
+    two = case.sample.with_(prompt=("a cat", "dog runs"))
+    run = dl.Lens(case.pipe).run(two, record=[dl.hidden, dl.x0], **GUIDED, **case.extra)
+    assert run["hidden"].dims[0] == "sample" and "video" not in run.names
+    alone = dl.Lens(case.pipe).run(
+        case.sample.with_(prompt="a cat"), record=[dl.hidden], latents=first_row(case), **GUIDED, **case.extra
+    )
+    np.testing.assert_allclose(run["hidden"].isel(sample=0).values, alone["hidden"].values, atol=1e-5)
+
+
+def first_row(case):
+    """Return the first of the latents that a pipeline draws for two prompts."""
+    both, _ = case.pipe.prepare_latents(2, 1, 8, 16, torch.float32, "cpu", torch.Generator().manual_seed(0))
+    return both[:1]
+
+
+# ---- what is refused
+
+
+REFUSED = {
+    "a first-order scheduler": ("FlowMatchHeunDiscreteScheduler", r"steps 2 times a step|not known here"),
+    "a known scheduler": (
+        "EulerDiscreteScheduler",
+        r"EulerDiscreteScheduler: its noise levels.*not known here",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_schedulers_that_cannot_be_labelled_are_refused(made, name):
+    case, (kind, words) = made("sd3"), REFUSED[name]
+    before, case.pipe.scheduler = case.pipe.scheduler, getattr(diffusers, kind)()
+    try:
+        with pytest.raises(dl.PlanError, match=words):
+            case.run(dl.Lens(case.pipe))
+    finally:
+        case.pipe.scheduler = before
+
+
+def test_caches_and_compiled_blocks_are_refused(made):
+    case = made("wan")
+    dit, lens = case.pipe.transformer, dl.Lens(case.pipe)
+    dit.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    try:
+        with pytest.raises(dl.PlanError, match=r"a cache is enabled.*FirstBlockCacheConfig"):
+            case.run(lens)
+    finally:
+        dit.disable_cache()
+        [vars(m).pop("_diffusers_hook", None) for m in dit.modules()]
+    dit.blocks[0].compile()
+    try:
+        with pytest.raises(dl.PlanError, match="is compiled"):
+            case.run(lens)
+    finally:
+        dit.blocks[0]._compiled_call_impl = None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("sd3", {"skip_guidance_layers": [0]}, "skip_guidance_layers.*third time"),
+        ("wan", {"generator": torch.Generator()}, "give seed="),
+        ("sd3", {"record": [(dl.hidden, dl.at(stream="text"))]}, "layer=1.*Leave the place out"),
+        ("wan", {"record": [(dl.hidden, dl.at(stream="text"))]}, "no stream 'text', only video"),
+        ("flux", {"record": [(dl.hidden, dl.at(site="ffn"))]}, "unknown site 'ffn'; there are block, block_in"),
+        ("flux", {"record": [(dl.x0, dl.at(stream="text"))]}, "unknown site 'x0'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_says_what_and_where(made, name, options, words):
+    case = made(name)
+    with pytest.raises(dl.DitLensError, match=words):
+        case.run(dl.Lens(case.pipe), steps=1, **options)
+
+
+def test_a_sample_that_does_not_fit_the_pipeline_is_refused(made):
+    image = made("wan-image")
+    with pytest.raises(dl.PlanError, match="needs image="):
+        dl.Lens(image.pipe).run(image.sample.with_(image=None), steps=1)
+    with pytest.raises(dl.PlanError, match="takes no image"):
+        dl.Lens(made("wan").pipe).run(image.sample, steps=1)
+    with pytest.raises(dl.PlanError, match="needs class_labels="):
+        dl.Lens(made("dit").pipe).run(made("dit").sample, steps=1)
+
+
+def test_latents_that_are_changed_between_steps_are_an_error(made):
+    case = made("wan-image")
+
+    def callback(pipe, step, timestep, given):
+        return {"latents": given["latents"] * 2}
+
+    with pytest.raises(dl.CaptureError, match=r"not the latents.*A callback"):
+        case.run(dl.Lens(case.pipe), callback_on_step_end=callback)
+
+
+def test_a_model_whose_blocks_are_not_registered_is_refused(made):
+    class Unknown(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(1, 1)])
+
+    case = made("wan")
+    before, case.pipe.transformer = case.pipe.transformer, Unknown()
+    try:
+        with pytest.raises(dl.PlanError, match=r"knows none of the block lists of Unknown.*Linear"):
+            dl.Lens(case.pipe)
+    finally:
+        case.pipe.transformer = before
+
+
+def test_an_unknown_merged_batch_is_an_error_that_says_so(made, monkeypatch):
+    from dit_lens.families.diffusers import merged
+
+    monkeypatch.setattr(merged, "UNCOND_FIRST", ())
+    with pytest.raises(dl.PlanError, match="in an order that is not known here"):
+        made("ltx").run(dl.Lens(made("ltx").pipe), steps=1)
