@@ -44,9 +44,7 @@ def batching(branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batchi
     def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return prepare(pipe, keywords, branches(keywords))
 
-    return Batching(
-        prepared, expert, lambda pipe, name: None, forward, advance, lambda latents, given: latents
-    )
+    return Batching(prepared, expert, lambda pipe, name: None, forward, advance, settle)
 
 
 _NO_SESSION: Any = None
