@@ -324,3 +324,15 @@ def test_a_transformer_whose_blocks_are_offloaded_in_groups_is_traced_alike(made
     plain = case.run(dl.Lens(case.pipe), steps=2, record=[dl.hidden])
     assert np.array_equal(run["hidden"].values, plain["hidden"].values)
     assert run.attrs["manifest"]["identity"]["hooks"]["transformer"] != []
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "mochi", "cogvideox"])
+def test_pipelines_that_cast_latents_between_steps_are_traced_alike_in_bfloat16(made, name):
+    """HunyuanVideo's latents are float32 at the first step alone; Mochi and CogVideoX cast them after every step."""
+    case = type(made(name))(name)
+    case.pipe.to(torch.bfloat16)
+    expected = case.bare(steps=2)
+    copy = [(lambda h, at: h.clone(), dl.at(site=site)) for site in ("latents", "velocity", "block")]
+    run = case.run(dl.Lens(case.pipe), steps=2, record=[dl.hidden, dl.x0], edit=copy)
+    assert np.array_equal(run.video, (expected * 255).round())
+    assert run["hidden"].attrs["logical_dtype"] == "bfloat16"
