@@ -306,3 +306,33 @@ def test_an_unknown_merged_batch_is_an_error_that_says_so(made, monkeypatch):
     monkeypatch.setattr(merged, "UNCOND_FIRST", ())
     with pytest.raises(dl.PlanError, match="in an order that is not known here"):
         made("ltx").run(dl.Lens(made("ltx").pipe), steps=1)
+
+
+def test_a_transformer_whose_blocks_are_offloaded_in_groups_is_traced_alike(made):
+    from diffusers.hooks import apply_group_offloading
+
+    case = made("flux")
+    expected = case.bare(steps=2)
+    offloaded = type(case)("flux")  # the hooks stay
+    cpu = torch.device("cpu")
+    apply_group_offloading(
+        offloaded.pipe.transformer, cpu, cpu, "block_level", num_blocks_per_group=1, use_stream=False
+    )
+    copy = [(lambda h, at: h.clone(), dl.at(site=site)) for site in ("block", "latents")]
+    run = offloaded.run(dl.Lens(offloaded.pipe), steps=2, record=[dl.hidden], edit=copy)
+    assert np.array_equal(run.video, (expected * 255).round())
+    plain = case.run(dl.Lens(case.pipe), steps=2, record=[dl.hidden])
+    assert np.array_equal(run["hidden"].values, plain["hidden"].values)
+    assert run.attrs["manifest"]["identity"]["hooks"]["transformer"] != []
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "mochi", "cogvideox"])
+def test_pipelines_that_cast_latents_between_steps_are_traced_alike_in_bfloat16(made, name):
+    """HunyuanVideo's latents are float32 at the first step alone; Mochi and CogVideoX cast them after every step."""
+    case = type(made(name))(name)
+    case.pipe.to(torch.bfloat16)
+    expected = case.bare(steps=2)
+    copy = [(lambda h, at: h.clone(), dl.at(site=site)) for site in ("latents", "velocity", "block")]
+    run = case.run(dl.Lens(case.pipe), steps=2, record=[dl.hidden, dl.x0], edit=copy)
+    assert np.array_equal(run.video, (expected * 255).round())
+    assert run["hidden"].attrs["logical_dtype"] == "bfloat16"
