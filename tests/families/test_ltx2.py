@@ -15,8 +15,8 @@ from PIL import Image
 import dit_lens as dl
 from dit_lens.clean import clean_runs
 from dit_lens.families.ltx2 import LTX2, SITES
-from dit_lens.latents import apart
 from dit_lens.plan import Placed
+from dit_lens.streams import apart
 from dit_lens.sweep import sweep
 
 # The test folder is no package: its helper is loaded by its path.
