@@ -26,10 +26,10 @@ from dit_lens.coords import Spot, positions
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching
 from dit_lens.forward import Forward, Meeting, PerRow, Place, Rows, Stepped, Waiting, stack
-from dit_lens.latents import apart
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.session import apply_edit
 from dit_lens.slot import Slot
+from dit_lens.streams import apart
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from torch import Tensor
 from dit_lens.coords import Spot
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.base import submodule
-from dit_lens.latents import apart, together
 from dit_lens.plan import Placed
 from dit_lens.session import apply_edit
 from dit_lens.slot import Slot
+from dit_lens.streams import apart, together
 
 if TYPE_CHECKING:
     from dit_lens.batch import Batch
@@ -47,7 +47,7 @@ class Stepped:
     latents: Tensor
     states: dict[Place, Tensor] = field(default_factory=dict)
 
-    # Each of these takes the other streams' rows along (see `latents.py`).
+    # Each of these takes the other streams' rows along (see `streams.py`).
 
     def __getitem__(self, part: slice) -> Stepped:
         states = {place: value[part] for place, value in self.states.items()}

@@ -3,6 +3,8 @@
 import contextlib
 import importlib.util
 import io
+import pkgutil
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ from PIL import Image
 import dit_lens as dl
 from dit_lens.clean import clean_runs
 from dit_lens.families.ltx2 import LTX2, SITES
-from dit_lens.latents import apart
 from dit_lens.plan import Placed
+from dit_lens.streams import apart
 from dit_lens.sweep import sweep
 
 # The test folder is no package: its helper is loaded by its path.
@@ -389,6 +391,33 @@ def test_a_second_stage_with_a_lora_of_its_own_leaves_the_model_as_it_was():
     assert first.attrs["manifest"]["identity"]["stage2_lora"][1] == 0.8
 
 
+def test_a_pipeline_under_vram_management_is_traced_as_it_is(monkeypatch):
+    from diffsynth.configs.vram_management_module_maps import VRAM_MANAGEMENT_MODULE_MAPS
+    from diffsynth.core.vram.layers import enable_vram_management
+
+    monkeypatch.setattr(torch.cpu, "empty_cache", lambda: None, raising=False)  # torch.cpu has none
+    names = VRAM_MANAGEMENT_MODULE_MAPS["diffsynth.models.ltx2_dit.LTXModel"]
+    # Onload and computation type that differ: every wrapped module is copied for each forward.
+    types = {
+        "offload": torch.float32,
+        "onload": torch.bfloat16,
+        "preparing": torch.bfloat16,
+        "computation": torch.float32,
+    }
+    config = {f"{k}_{part}": v for k, t in types.items() for part, v in (("dtype", t), ("device", "cpu"))}
+    pipe = tiny_ltx.make_pipe()
+    classes = {pkgutil.resolve_name(a): pkgutil.resolve_name(b) for a, b in names.items()}
+    pipe.dit, pipe.vram_management_enabled = enable_vram_management(pipe.dit, classes, config), True
+    video, audio = bare(pipe, SAMPLE)
+    places = [dl.at(site=site, stream=stream) for stream, site in EVERYWHERE]
+    blocks = [(dl.hidden, place) for place in places if place.site in SITES[place.stream]]
+    run = dl.Lens(pipe).run(SAMPLE, steps=3, record=blocks, edit=[(copy, place) for place in places])
+    assert np.array_equal(run.video, video) and np.array_equal(run["audio"].values, audio)
+    for name in (n for n in run.names if n.startswith("hidden")):
+        assert np.isfinite(run[name].values).all() and run[name].values.std() > 0
+    assert leftovers(pipe) == []
+
+
 STAGES = CASES["stages"][1]
 
 
@@ -636,3 +665,13 @@ def test_what_does_not_go_into_a_batch_is_refused(lens, given, words):
     batch = lens.batch([(WORDS, 0)], steps=2)
     with pytest.raises(dl.PlanError, match=r"These latents are of video, the model has video, audio"):
         batch.step(0, batch.noise + 0)
+
+
+def test_the_code_of_the_page_runs(lens, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "ltx2.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    scope = {"dl": dl, "lens": lens, "image": SAMPLE.image}
+    # At this model's size.
+    exec(code.replace("num_frames=121", "num_frames=9").replace("layer=20", "layer=1"), scope)
+    assert len(scope["run"].stages) == 2 and (tmp_path / "bell.mp4").exists()

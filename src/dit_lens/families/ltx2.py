@@ -17,7 +17,7 @@ from torch import Tensor
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching, Family, Seen, Session, Site, Sizes, Stage, Tokens, flow_x0
 from dit_lens.families.diffsynth import MARK, facts, prepare, quiet, schedule, set_attribute, told
-from dit_lens.latents import together
+from dit_lens.streams import together
 from dit_lens.tasks.sample import Sample, as_frames
 
 STAGE_2_STEPS = 3
