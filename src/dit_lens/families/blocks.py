@@ -85,7 +85,8 @@ def blocks(
         default_cfg=cfg_scale,
         silent=("sample",),
         dtype=lambda pipe: pipe.torch_dtype,
-        batching=Batching(_prepare, diffsynth.run_model),
+        # Rows of a batch find their grid at the end of the tokens.
+        batching=None if after else Batching(_prepare, diffsynth.run_model),
     )
     return Lens(Bare(model, latent, condition, forward, decode), family)
 
