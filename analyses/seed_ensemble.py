@@ -65,7 +65,7 @@ def main(options: Options) -> int:
 def ranges(text: str, layers: int) -> dict[str, str]:
     """Return the ranges of layers that were asked for, by name."""
     thirds = dict(zip(("first", "middle", "last"), np.array_split(np.arange(layers), 3), strict=True))
-    spelt = {name: f"{part[0]}-{part[-1]}" for name, part in thirds.items()}
+    spelt = {name: f"{part[0]}-{part[-1]}" for name, part in thirds.items() if len(part)}
     if text == "each":
         return {f"{name} third ({part})": part for name, part in spelt.items()}
     return {f"{text} third ({spelt[text]})": spelt[text]} if text in spelt else {text: text}

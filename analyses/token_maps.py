@@ -42,7 +42,8 @@ def main(options: Options) -> int:
     record = [dl.energy, (dl.hidden, dl.at(step=steps, layer=layers, branch=options.branch))]
     first = next(iter(experiment.samples(options)), None)
     if first is not None:
-        print(lens.estimate(record, first, options.steps, cfg_scale=options.cfg_scale))
+        adapted = first.with_(**options.changes)
+        print(lens.estimate(record, adapted, options.steps, cfg_scale=options.cfg_scale))
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
         run = lens.run(

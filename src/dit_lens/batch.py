@@ -92,7 +92,7 @@ class Batch:
             raise PlanError(f"{type(self.scheduler).__name__} keeps {schedule.state}: use lens.run.")
         self.sigmas, self.timesteps = schedule.sigmas, schedule.timesteps
         self.grid = family.token_grid(next(iter(lens.dits.values())), (0, *self.noise.shape[2:]))
-        sizes = family.sizes(pipe, self.pairs[0][0], self._keywords)
+        sizes = family.more_sizes(pipe, self._keywords, 0) if family.more_sizes is not None else {}
         self.grids = {stream: size.tokens for stream, size in sizes.items()} | {"video": self.grid}
         self._slots: dict[int, tuple[Placed, Slot]] = {}
 

@@ -47,8 +47,18 @@ class Inputs(ModelOptions):
     """Its tasks, whole names or up to an underscore, such as O-39,G-2; all unless given."""
     max_samples: int | None = None
     """The first so many of --eval-root; all unless given. In decode_steps and token_maps also of --task; 1 unless given."""
+    num_frames: int | None = None
+    """Frames to generate; the sample's own unless given."""
+    text_only: bool = False
+    """Leave the first frames out: for models that take none."""
     multiples: tuple[int, int] = field(default=(1, 1), init=False, repr=False)
     """To what frames (one more than a multiple) and sizes of --eval-root are rounded up; the model says it."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What samples have in place of what is their own."""
+        frames = {} if self.num_frames is None else {"num_frames": self.num_frames}
+        return {**frames, "image": None} if self.text_only else frames
 
     def open(self) -> Lens:
         """Load the model; samples of a benchmark are rounded up to what it takes."""
@@ -96,8 +106,6 @@ class Options(Inputs):
     """Seed of the first scene; from 1,000,000 on none was seen in training."""
     cfg_scale: float | None = None
     """Guidance scale; the model's default unless given. 1 runs the conditional branch alone."""
-    num_frames: int | None = None
-    """Frames to generate; the task's own unless given."""
     out: Path = Path("runs/analysis")
     """Folder to write into."""
 
@@ -158,8 +166,7 @@ def each_sample(
     found, left_out = [], {}
     asked = samples(options)
     for sample in tqdm(asked, desc=name, unit="sample"):
-        if options.num_frames is not None:  # a benchmark's samples have a length of their own
-            sample = sample.with_(num_frames=options.num_frames)
+        sample = sample.with_(**options.changes)
         folder = options.out / sample.task / sample.id
         done, settings = folder / "done.json", {"script": name, **options.settings}
         what = [settings, lens.identity(), identity(sample)]

@@ -57,8 +57,6 @@ class Options(experiment.Inputs):
     """Scheduler steps; the model's default unless given."""
     cfg_scale: float | None = None
     """Guidance scale; the model's default unless given. 1 runs the conditional branch alone."""
-    num_frames: int | None = None
-    """Frames to generate; the task's own unless given."""
     scene: int = FIRST_EVALUATION_SEED
     """Seed of the first scene; from 1,000,000 on for evaluation (no maze of these was trained on; see the card)."""
     seed: int = 0
@@ -107,8 +105,7 @@ def samples_of(options: Options) -> list[Sample]:
         )
     if options.eval_root is not None:
         bench = experiment.benchmark(options)
-        given: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
-        found = [sample.with_(**given) for sample in bench]
+        found = [sample.with_(**options.changes) for sample in bench]
         options.left_out |= experiment.broken(bench)
         if len(found) < 2:
             raise TaskError(
@@ -120,7 +117,8 @@ def samples_of(options: Options) -> list[Sample]:
             "--split, --tasks and --max-samples go with --eval-root; with --task there is --samples."
         )
     frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
-    return [tasks.make(options.task, options.scene + i, **frames) for i in range(options.samples)]
+    made = (tasks.make(options.task, options.scene + i, **frames) for i in range(options.samples))
+    return [sample.with_(**options.changes) for sample in made]
 
 
 def training_samples(options: Options, count: int) -> list[Sample]:

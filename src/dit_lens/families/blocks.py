@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from dit_lens.errors import PlanError
 from dit_lens.families import diffsynth
 from dit_lens.families.base import Batching, Family, Seen, Site, Tokens
+from dit_lens.families.passing import ending_in
 from dit_lens.functions import describe
 from dit_lens.tasks.sample import Sample
 
@@ -63,6 +66,7 @@ def blocks(
     """
     from dit_lens.lens import Lens
 
+    bare = Bare(model, latent, condition, forward, decode)
     family = Family(
         name="blocks",
         experts={"dit": "dit"},
@@ -88,7 +92,18 @@ def blocks(
         # Rows of a batch find their grid at the end of the tokens.
         batching=None if after else Batching(_prepare, diffsynth.run_model),
     )
-    return Lens(Bare(model, latent, condition, forward, decode), family)
+    if not after:
+        family = replace(family, readout=partial(_readout, family, bare, before))
+    return Lens(bare, family)
+
+
+@torch.no_grad()
+def _readout(
+    family: Family, bare: Bare, before: int, dit: nn.Module, state: Tensor, keywords: Mapping[str, Any]
+) -> Tensor:
+    """Return the velocity that the model gives if it ends after a block; see `Family.readout`."""
+    with ending_in(family, family.block_list(dit), state, before):
+        return bare.model_fn(**{**keywords, "dit": dit})
 
 
 class Euler:

@@ -33,7 +33,8 @@ def load(
     """Load a model and put it under the microscope; docs/models.md lists the names and the files.
 
     Args:
-        name: "organism", the small trained model that ships with the package, or one of `catalog.MODELS`.
+        name: "organism", the small trained model that ships with the package; one of `catalog.MODELS`;
+            "diffusers:REPOSITORY_OR_FOLDER"; or "FILE.py:FUNCTION", a function of yours that returns a lens.
         model_root: folder that holds repositories as the hubs name them (`ROOT/Wan-AI/...`). Without one,
             DiffSynth downloads what is not in its own folder.
         lora: a LoRA file for a model with one DiT; or the name of one that the model is known to have, such as
@@ -57,6 +58,11 @@ def load(
     options = {"model_root": model_root, "vram_limit": vram_limit, "offload": offload, **given}
     if name == "organism":
         return _organism(device, dtype, [k for k, v in options.items() if v is not None])
+    if ":" in name:
+        from dit_lens.models import custom
+
+        more = [k for k, v in options.items() if v is not None] + ["lora_alpha"] * (lora_alpha != 1)
+        return custom.load(name, device, dtype, more)
     model = catalog.find(name)
     root = None if model_root is None else Path(model_root)
     adapters = _adapters(name, model, root, given)

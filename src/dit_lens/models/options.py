@@ -15,7 +15,7 @@ class ModelOptions:
     """Which model, with which LoRA, and where it runs; see `dit_lens.models.load`."""
 
     model: str = "organism"
-    """Which model: organism, wan2.2, wan2.1, ltx2.3, ... (docs/models.md)."""
+    """Which model: organism, wan2.2, ltx2.3, ... (docs/models.md), diffusers:REPOSITORY, or FILE.py:FUNCTION."""
     model_root: Path | None = None
     """Folder of repositories, as the hubs name them; DiffSynth downloads where none is given."""
     lora: str | None = None

@@ -57,6 +57,7 @@ def family_for(pipe: Any) -> Family:
         quiet=pipeline.quiet,
         default_steps=pipeline.default(pipe, "num_inference_steps", 50),
         default_cfg=pipeline.default(pipe, pipeline.guidance(pipe), 1.0),
+        multiples=pipeline.multiples(pipe),
         silent=("generator",),
         x0=schedulers.x0,
         velocity=schedulers.velocity,

@@ -6,8 +6,7 @@ another step the same inputs hold, but for the latents in `hidden_states` and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Batching, Family, Seen
-from dit_lens.families.diffsynth import set_attribute
 from dit_lens.families.diffusers.intercept import Loop
 from dit_lens.families.diffusers.latents import Arrangement, substitute
-from dit_lens.families.site import put
+from dit_lens.families.passing import ending_in
 
 OURS = ("latents", "noise", "arrangement", "first", "told")
 """What stands beside the model's own inputs: x_s; at the first step, x as the pipeline has it, the scheduler's
@@ -216,34 +214,5 @@ def readout(family: Family, pipe: Any, dit: Any, state: Tensor, keywords: Mappin
         state: the block's video tokens, [row, token, channel].
         keywords: of the call (`Batch.keywords`), with `latents` and `timestep`.
     """
-    with _ending_in(family, family.block_list(dit), state):
+    with ending_in(family, family.block_list(dit), state):
         return forward(pipe, dit, keywords)
-
-
-@contextmanager
-def _ending_in(family: Family, blocks: Any, state: Tensor) -> Iterator[None]:
-    states = [None] * (len(blocks) - 1) + [state]
-    undo = [
-        set_attribute(block, "forward", _passing(family, block, s))
-        for block, s in zip(blocks, states, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for put_back in reversed(undo):
-            put_back()
-
-
-def _passing(family: Family, block: Any, state: Tensor | None) -> Callable[..., Any]:
-    """Return a block's forward that returns what it was given, or a state in the video's place."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        given = args, kwargs
-        out: Any = (None,) * len(family.sites) if len(family.sites) > 1 else None
-        for stream, sites in family.sites.items():
-            value = sites["block_in"].of_inputs(block, given)
-            own = state if stream == "video" and state is not None else value
-            out = put(out, sites["block"].item or (), own)
-        return out
-
-    return forward

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dit_lens.errors import PlanError
-from dit_lens.families.diffusers.latents import packing
+from dit_lens.families.diffusers.latents import packing, patch
 from dit_lens.families.diffusers.schedulers import is_flow
 from dit_lens.tasks.sample import Sample, as_frames
 
@@ -148,6 +148,15 @@ def scale_factors(pipe: Any) -> tuple[int, int]:
     if not spaces:
         raise PlanError(f"{type(pipe).__name__} does not say how far its codec compresses.")
     return spaces[0], times[0] if times else 1
+
+
+def multiples(pipe: Any) -> tuple[int, int]:
+    """Return of what frames (one more than a multiple) and sizes are multiples; (1, 1) where it does not say."""
+    try:
+        space, time = scale_factors(pipe)
+    except PlanError:
+        return 1, 1
+    return time, space * patch(pipe, pipe.transformer or pipe.transformer_2)[1]
 
 
 def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, np.ndarray]:
