@@ -196,8 +196,14 @@ def turns(results: xr.Dataset, options: Options) -> dict[str, Any]:
     """Summarise when answers are set, and how often they turn."""
     held, turned = analysis.commitment(results.answer), analysis.corrections(results.solved)
     plot.save(plot.commitment_steps(held.commitment, steps=results.step), options.out / "commitment.png")
+    most = float(
+        results.sizes["step"]
+    )  # steps, answers and turns are counts: 0 and 1 are not all they can be
+    bounds = {"ever_right": (0.0, 1.0), "self_corrected": (0.0, 1.0)}
     return {
-        str(name): study.headline(analysis.mean(data[name].astype(float)))
+        str(name): study.headline(
+            analysis.mean(data[name].astype(float), bounds=bounds.get(str(name), (0.0, most)))
+        )
         for data in (held, turned)
         for name in data
         if name != "first_right"
@@ -249,16 +255,19 @@ def perception(results: xr.Dataset, name: str) -> dict[str, Any]:
     steps = {kind: set_at(kept[f"{name}_{kind}"]) for kind in ("probe", "x0")} | {
         "answer": set_at(kept.answer)
     }
+    limits = (0.0, results.sizes["step"] - 1.0)
     said = {
         "probe": "probe names it from step",
         "x0": "x0 leans to it from step",
         "answer": "x0 holds the answer from step",
     }
     return out | {
-        **{said[kind]: study.headline(analysis.mean(found)) for kind, found in steps.items()},
-        "x0 leans minus probe names": study.headline(analysis.effect(steps["x0"], steps["probe"])),
+        **{said[kind]: study.headline(analysis.mean(found, bounds=limits)) for kind, found in steps.items()},
+        "x0 leans minus probe names": study.headline(
+            analysis.effect(steps["x0"], steps["probe"], bounds=limits)
+        ),
         "x0 holds the answer minus probe names": study.headline(
-            analysis.effect(steps["answer"], steps["probe"])
+            analysis.effect(steps["answer"], steps["probe"], bounds=limits)
         ),
     }
 
