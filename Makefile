@@ -34,6 +34,7 @@ bench: $(STAMP)  ## what capture costs
 	$(BIN)/python benchmarks/cka.py
 	$(BIN)/python benchmarks/pca.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/real_size.py --out docs/performance.md
 
 findings: $(STAMP)  ## every experiment that docs/findings.md reports
 	$(BIN)/python analyses/all.py

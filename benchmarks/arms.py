@@ -39,7 +39,7 @@ class Arms:
             undo()
 
     def hooked(self, keep: Callable[[Any], Any], branches: int = 1) -> list[Any]:
-        """Plain hooks on every block, which keep something of each output in memory, without labels.
+        """Plain hooks on every block, which keep something of each stream's output in memory, without labels.
 
         Args:
             keep: hidden state [row, token, channel] to what is kept.
@@ -47,11 +47,11 @@ class Arms:
         """
         kept: list[Any] = []
         calls = [0] * len(self.blocks)
-        site = self.lens.family.sites["video"]["block"]
+        sites = [sites["block"] for sites in self.lens.family.sites.values()]
 
         def hook(n: int, output: Any) -> None:
             if calls[n] % branches == 0:
-                kept.append(keep(site.of_output(output)))
+                kept.extend(keep(site.of_output(output)) for site in sites)
             calls[n] += 1
 
         handles = [
