@@ -20,7 +20,16 @@ from PIL import Image
 HERE = Path(os.path.relpath(Path(__file__).parent))  # as the summaries name their command
 EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     **{
-        f"emergent_{task}": ("emergent.py", ["--task", task, "--samples", "128"], figures)
+        # occlude has 24 scenes: more samples would be the same ones again.
+        f"emergent_{task}": (
+            "emergent.py",
+            [
+                "--task",
+                task,
+                *(["--samples", "24", "--seeds", "5"] if task == "occlude" else ["--samples", "128"]),
+            ],
+            figures,
+        )
         for task, figures in {
             "maze": ["solved_by_step", "off_path_by_step", "commitment"],
             "loop": ["candidates_by_step"],
@@ -39,7 +48,7 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     "frame_count_maze": ("frame_count.py", ["--task", "maze", "--samples", "64"], ["solved_by_frames"]),
     "noise_maze": (
         "noise_sensitivity.py",
-        ["--task", "maze", "--samples", "64"],
+        ["--task", "maze", "--samples", "40"],
         ["score_by_step", "score_by_frame", "score_by_stop", "dissimilarity"],
     ),
     "noise_choose": (
@@ -51,7 +60,7 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     "depth_circle": ("depth_lens.py", ["--task", "circle", "--samples", "64"], ["solved"]),
     "ensemble_maze": (
         "seed_ensemble.py",
-        ["--task", "maze", "--samples", "64", "--layers", "each"],
+        ["--task", "maze", "--samples", "24", "--layers", "each"],
         ["solved_by_k"],
     ),
     "layer_swap": (

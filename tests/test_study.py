@@ -221,3 +221,12 @@ def test_a_run_that_another_process_writes_leaves_no_lock_on_the_others(lens, sa
         with pytest.raises(dl.StoreError, match="locked"):
             clean_runs(lens, pairs, tmp_path, steps=2)
     assert all(r.complete for r in clean_runs(lens, pairs, tmp_path, steps=2))  # no lock is left
+
+
+def test_no_scene_is_drawn_twice_and_a_task_with_too_few_says_so():
+    options = study.Options(task="occlude", samples=24)
+    found = study.samples_of(options)
+    assert len({(s.image.tobytes(), s.prompt) for s in found}) == 24
+    assert [s.id for s in found] == sorted((s.id for s in found), key=int)
+    with pytest.raises(dl.TaskError, match=r"only 24 are there; ask for --samples 24.*--seeds"):
+        study.samples_of(study.Options(task="occlude", samples=25))

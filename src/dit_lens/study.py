@@ -117,8 +117,22 @@ def samples_of(options: Options) -> list[Sample]:
             "--split, --tasks and --max-samples go with --eval-root; with --task there is --samples."
         )
     frames: dict[str, Any] = {} if options.num_frames is None else {"num_frames": options.num_frames}
-    made = (tasks.make(options.task, options.scene + i, **frames) for i in range(options.samples))
-    return [sample.with_(**options.changes) for sample in made]
+    return [sample.with_(**options.changes) for sample in _scenes(options, frames)]
+
+
+def _scenes(options: Options, frames: dict[str, Any]) -> list[Sample]:
+    """Draw scenes of a task, none of them twice: equal scenes are no independent samples."""
+    found: dict[Any, Sample] = {}
+    for i in range(20 * options.samples + 100):
+        sample = tasks.make(options.task, options.scene + i, **frames)
+        picture = None if sample.image is None else sample.image.tobytes()
+        found.setdefault((picture, sample.prompt), sample)
+        if len(found) == options.samples:
+            return list(found.values())
+    raise TaskError(
+        f"--task {options.task} --samples {options.samples}: it has so few scenes that only {len(found)} are there; ask "
+        f"for --samples {len(found)}, and for more noise seeds (--seeds)."
+    )
 
 
 def training_samples(options: Options, count: int) -> list[Sample]:
