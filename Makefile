@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## generate one sample of every task, and see what the model believed at every step
 	$(BIN)/dit-lens demo --out runs/demo
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, a process for every core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)  ## lint and types
 	$(BIN)/ruff check .
