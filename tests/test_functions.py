@@ -371,7 +371,9 @@ def test_an_array_among_the_options_must_be_passed_anew(value):
         restore(describe(replace(value)))
 
 
-@pytest.mark.parametrize("value", [{1, 2}, torch.bfloat16, slice(3), Steer(1), int, np], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", [{1, 2}, torch.bfloat16, slice(3), Steer(1), int, np], ids=lambda v: type(v).__name__
+)
 def test_an_option_that_json_does_not_hold_is_refused_not_replaced_by_its_text(value):
     edit = replace(value)
     data = json.loads(json.dumps(describe(edit)))

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from dit_lens import records
 from dit_lens.batch import Batch
 from dit_lens.capture import Recorder
-from dit_lens.lens import Job, Lens, coordinates, write_outputs
+from dit_lens.job import Job, coordinates, write_outputs
+from dit_lens.lens import Lens
 from dit_lens.plan import Plan
 from dit_lens.run import Run
 from dit_lens.slot import Slot

@@ -16,7 +16,8 @@ from nnsight.intervention.tracer import InterleavingTracer
 
 from dit_lens.coords import At, Selector, at, positions
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.lens import Job, Lens
+from dit_lens.job import Job
+from dit_lens.lens import Lens
 from dit_lens.plan import Layout, Placed, Plan
 from dit_lens.run import Run
 from dit_lens.session import Call
