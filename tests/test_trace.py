@@ -145,3 +145,13 @@ def test_another_body_is_another_run(lens, sample, tmp_path):
         for call in two.calls():
             call.block(0).output = call.block(0).output * 3
     assert one.run.path != two.run.path
+
+
+def test_what_a_trace_that_never_ran_has_wrapped_is_released_by_the_next(tiny_pipe, sample, left_behind):
+    pipe = tiny_pipe()
+    assert dl.Lens(pipe).nnsight is not None  # another lens, which traces nothing
+    lens = dl.Lens(pipe)
+    with lens.trace(sample, steps=1) as tr:
+        for call in tr.calls():
+            call.block(0).output.sum()
+    assert tr.run.complete and left_behind(pipe) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from dit_lens.batch import Batch
     from dit_lens.trace import Trace
+
+_WRAPPED_HERE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+"""Modules that a lens has wrapped for nnsight, also where its trace never came to run; others are the user's own."""
 
 RecordEntries = Iterable[Entry] | Callable[..., Any]
 
@@ -215,7 +219,10 @@ class Lens:
             from nnsight import NNsight
 
             root = self.family.root(self.pipe)
-            self.wrapped_before = {m for m in root.modules() if "__nnsight__" in vars(m)}
+            self.wrapped_before = {
+                m for m in root.modules() if "__nnsight__" in vars(m) and m not in _WRAPPED_HERE
+            }
+            _WRAPPED_HERE.update(set(root.modules()) - self.wrapped_before)
             self._nnsight = NNsight(root)
         return self._nnsight
 
