@@ -157,9 +157,12 @@ class Forward:
             )
         start = {stream: self._on_latents("latents", stream, x) for stream, x in given.items()}
         batch.batching.load(batch.lens.pipe, self.expert)
-        velocities = {branch: self._velocity(branch, start) for branch in branches}
+        prepared = {branch: batch.keywords(branch, self.rows.pairs) for branch in branches}
+        velocities = {branch: self._velocity(branch, start, prepared[branch]) for branch in branches}
         stepped = {
-            stream: self._advance(stream, x, batch.guide({b: velocities[b][stream] for b in branches}))
+            stream: self._advance(
+                stream, x, batch.guide({b: velocities[b][stream] for b in branches}), prepared[branches[0]]
+            )
             for stream, x in start.items()
         }
         velocity, x0, after = (
@@ -167,14 +170,12 @@ class Forward:
         )
         return Stepped(velocity, x0, after, self.states)
 
-    def _advance(self, stream: str, latents: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _advance(
+        self, stream: str, latents: Tensor, velocity: Tensor, given: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return velocity, x0 and what comes after, of one stream."""
         family, batching, scheduler = self.batch.lens.family, self.batch.batching, self.batch.scheduler
-        timestep, given = (
-            scheduler.timesteps[self.step],
-            self.batch.keywords(self.batch.layout.branches[0], self.rows.pairs),
-        )
-        velocity = batching.blend(scheduler, timestep, velocity, latents, given, stream)
+        velocity = batching.blend(scheduler, scheduler.timesteps[self.step], velocity, latents, given, stream)
         velocity = self._on_latents("velocity", stream, velocity)
         x0 = family.x0(scheduler, latents, velocity, self.step)
         new = self._on_latents("x0", stream, x0)
@@ -183,9 +184,11 @@ class Forward:
         after = batching.advance(scheduler, velocity, self.step, latents)
         return velocity, x0, batching.settle(after, given)
 
-    def _velocity(self, branch: str, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _velocity(
+        self, branch: str, latents: Mapping[str, Tensor], given: Mapping[str, Any]
+    ) -> Mapping[str, Tensor]:
         batch, self.branch = self.batch, branch
-        call = batch.keywords(branch, self.rows.pairs) | {"timestep": batch.scheduler.timesteps[self.step]}
+        call = {**given, "timestep": batch.scheduler.timesteps[self.step]}
         with self._hooked():
             velocity = batch.batching.model(batch.lens.pipe, batch.lens.dits[self.expert], call, latents)
         self._audit(branch)

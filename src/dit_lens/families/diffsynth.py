@@ -9,30 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Family, Schedule, Seen, Session
+from dit_lens.families.wrap import MARK, refuse_traced, set_attribute, undo_all
 from dit_lens.tasks.sample import as_frames
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MARK = "_dit_lens_wrapped"
-
 
 def interceptor(
     look: Callable[[Any, dict[str, Any]], Seen],
+    hold: Callable[[Tensor, Mapping[str, Any]], Tensor] = lambda velocity, keywords: velocity,
 ) -> Callable[[Any, Family, Session], Callable[[], None]]:
     """Make a family's `intercept` out of a function that labels one call.
 
     Args:
         look: (pipe, keywords of `model_fn`) to what the call says of itself.
+        hold: (velocity, keywords of `model_fn`) to the velocity without what the pipeline does not let move.
     """
 
     def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
         model_fn, scheduler = pipe.model_fn, pipe.scheduler
         step = scheduler.step
-        if hasattr(model_fn, MARK):
-            raise PlanError(f"This {type(pipe).__name__} is being traced already: end that trace first.")
+        refuse_traced(pipe, model_fn)
+        last: dict[str, Any] = {}  # keywords of the call before the step
 
         def call(**keywords: Any) -> Tensor:
+            last.update(keywords)
             latents, seen = keywords["latents"], look(pipe, keywords)
 
             def proceed(latents: Mapping[str, Tensor]) -> Tensor:
@@ -45,18 +47,11 @@ def interceptor(
             return session.call(seen, {"video": latents}, proceed, skip)
 
         def advance(model_output: Tensor, timestep: Any, sample: Tensor, **keywords: Any) -> Tensor:
-            return session.advance(
-                model_output, timestep, sample, lambda v, x: step(v, timestep, x, **keywords)
-            )
+            velocity = hold(model_output, last)
+            return session.advance(velocity, timestep, sample, lambda v, x: step(v, timestep, x, **keywords))
 
         setattr(call, MARK, True)
-        undo = [set_attribute(pipe, "model_fn", call), set_attribute(scheduler, "step", advance)]
-
-        def restore() -> None:
-            for put_back in reversed(undo):
-                put_back()
-
-        return restore
+        return undo_all([set_attribute(pipe, "model_fn", call), set_attribute(scheduler, "step", advance)])
 
     return intercept
 
@@ -86,20 +81,9 @@ def facts(pipe: Any) -> dict[str, Any]:
     made_by = getattr(scheduler, "set_timesteps_fn", None)  # its template: how noise levels are made
     return {
         "device": str(pipe.device),
-        "attention": _attention_backend(),
         "vram_management": bool(pipe.vram_management_enabled),
         "scheduler": [type(scheduler).__name__, getattr(made_by, "__name__", None)],
     }
-
-
-def _attention_backend() -> str:
-    """Return the attention function that DiffSynth's Wan picks, from what is installed."""
-    from diffsynth.models import wan_video_dit as module
-
-    for name in ("FLASH_ATTN_3", "FLASH_ATTN_2", "SAGE_ATTN"):
-        if getattr(module, f"{name}_AVAILABLE"):
-            return name.lower()
-    return "torch_sdpa"
 
 
 def run_model(
@@ -151,17 +135,3 @@ def prepare(
         raise PlanError(f"{type(pipe).__name__} never called its model.")
 
     return prepared
-
-
-def set_attribute(holder: Any, name: str, value: Any) -> Callable[[], None]:
-    """Set an instance attribute; return what puts back what was there, or removes it where nothing was."""
-    had, before = name in vars(holder), vars(holder).get(name)
-    setattr(holder, name, value)
-
-    def put_back() -> None:
-        if had:
-            setattr(holder, name, before)
-        else:
-            delattr(holder, name)
-
-    return put_back

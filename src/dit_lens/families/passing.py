@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_lens.families.base import Family
-from dit_lens.families.diffsynth import set_attribute
 from dit_lens.families.site import put
+from dit_lens.families.wrap import set_attribute, undo_all
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,15 +31,16 @@ def ending_in(family: Family, blocks: Sequence[nn.Module], state: Tensor, before
         before: tokens that stand before them; these keep what the first block is given.
     """
     states = [None] * (len(blocks) - 1) + [state]
-    undo = [
-        set_attribute(block, "forward", _passing(family, block, own, before))
-        for block, own in zip(blocks, states, strict=True)
-    ]
+    restore = undo_all(
+        [
+            set_attribute(block, "forward", _passing(family, block, own, before))
+            for block, own in zip(blocks, states, strict=True)
+        ]
+    )
     try:
         yield
     finally:
-        for put_back in reversed(undo):
-            put_back()
+        restore()
 
 
 def _passing(family: Family, block: Any, state: Tensor | None, before: int) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ tokens stand before the video's. What is not supported, `wan_limits` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -183,22 +183,19 @@ def hold(velocity: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     return velocity
 
 
-def intercept(pipe: Any, family: Family, session: Any) -> Callable[[], None]:
-    """Wrap the pipeline's calls, with the clean first frame of TI2V held."""
-    last: dict[str, Any] = {}
+def wan_facts(pipe: Any) -> dict[str, Any]:
+    """Return what of the pipeline changes results, beside its weights and arguments."""
+    return facts(pipe) | {"attention": _attention_backend()}
 
-    def looking(pipe: Any, keywords: dict[str, Any]) -> Seen:
-        last.update(keywords)
-        return look(pipe, keywords)
 
-    class Held:
-        enter, start, call = map(staticmethod, (session.enter, session.start, session.call))
+def _attention_backend() -> str:
+    """Return the attention function that DiffSynth picks for this model, from what is installed."""
+    from diffsynth.models import wan_video_dit as module
 
-        @staticmethod
-        def advance(velocity: Tensor, *rest: Any, **more: Any) -> Tensor:
-            return session.advance(hold(velocity, last), *rest, **more)
-
-    return interceptor(looking)(pipe, family, Held)
+    for name in ("FLASH_ATTN_3", "FLASH_ATTN_2", "SAGE_ATTN"):
+        if getattr(module, f"{name}_AVAILABLE"):
+            return name.lower()
+    return "torch_sdpa"
 
 
 def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
@@ -214,7 +211,7 @@ WAN = Family(
     experts={"high": "dit", "low": "dit2"},
     blocks=("blocks",),
     sites=SITES,
-    intercept=intercept,
+    intercept=interceptor(look, hold),
     arguments=arguments,
     branches=branches,
     refuse=refuse,
@@ -225,7 +222,7 @@ WAN = Family(
     outputs=outputs,
     readout=readout,
     schedule=schedule,
-    facts=facts,
+    facts=wan_facts,
     quiet=quiet,
     default_steps=50,
     default_cfg=5.0,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dit_lens.errors import PlanError
+from dit_lens.families.wrap import refuse_compiled
 
 REFUSED = {
     "tea_cache_l1_thresh": "TeaCache skips whole passes, so blocks do not run at every step",
@@ -107,12 +108,7 @@ def _refuse_dit(name: str, dit: Any) -> None:
         )
     if dit.wantodance_enable_global or dit.wantodance_enable_music_inject:
         raise PlanError(f"{name} is a WanToDance model: {REFUSED['wantodance_keyframes']}.")
-    for path, module in dit.named_modules():
-        # torch.compile wraps a module; module.compile, which pipe.compile_pipeline uses, marks it.
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise PlanError(
-                f"{name}.{path} is compiled: hooks would break its graph. Trace an uncompiled model."
-            )
+    refuse_compiled(name, dit)
 
 
 def _need_image(pipe: Any, keywords: Mapping[str, Any]) -> None:

@@ -16,15 +16,13 @@ import torch
 
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.base import Family, Seen, Session, Tokens
-from dit_lens.families.diffsynth import set_attribute
 from dit_lens.families.diffusers.latents import Arrangement, arrange, substitute
 from dit_lens.families.diffusers.merged import merged_order
 from dit_lens.families.site import Item, pick, put
+from dit_lens.families.wrap import MARK, refuse_traced, set_attribute, undo_all
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MARK = "_dit_lens_wrapped"
 
 
 def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
@@ -33,8 +31,7 @@ def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]
     Raises:
         PlanError: the pipeline is being traced already.
     """
-    if hasattr(pipe.scheduler.step, MARK):
-        raise PlanError(f"This {type(pipe).__name__} is being traced already: end that trace first.")
+    refuse_traced(pipe, pipe.scheduler.step)
     return Loop(pipe, family, session).install()
 
 
@@ -64,12 +61,7 @@ class Loop:
             undo.append(set_attribute(dit, "forward", self._forward(name, dit)))
             if hasattr(dit, "cache_context"):
                 undo.append(set_attribute(dit, "cache_context", self._context(dit.cache_context)))
-
-        def restore() -> None:
-            for put_back in reversed(undo):
-                put_back()
-
-        return restore
+        return undo_all(undo)
 
     # ---- wrappers
 

@@ -14,6 +14,7 @@ from torch import nn
 from dit_lens.errors import PlanError
 from dit_lens.families.diffusers.latents import packing, patch
 from dit_lens.families.diffusers.schedulers import is_flow
+from dit_lens.families.wrap import refuse_compiled
 from dit_lens.tasks.sample import Sample, as_frames
 
 REFUSED = {
@@ -109,10 +110,7 @@ def refuse(pipe: Any, transformers: Mapping[str, Any], keywords: Mapping[str, An
             )
         if getattr(dit, "_parallel_config", None) is not None:
             raise PlanError(f"{name}: context parallelism splits the tokens over processes: load it without.")
-        if any("_orig_mod" in n for n, _ in dit.named_modules()) or any(
-            getattr(m, "_compiled_call_impl", None) is not None for m in dit.modules()
-        ):
-            raise PlanError(f"{name} is compiled: hooks would break its graph. Trace an uncompiled model.")
+        refuse_compiled(name, dit)
 
 
 def latent_grid(pipe: Any, sample: Sample) -> tuple[int, int, int, int]:

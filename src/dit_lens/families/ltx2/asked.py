@@ -7,6 +7,7 @@ from typing import Any
 
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Sizes, Stage
+from dit_lens.families.wrap import refuse_compiled
 from dit_lens.tasks.sample import Sample
 
 STAGE_2_STEPS = 3
@@ -80,11 +81,7 @@ def refuse(pipe: Any, keywords: Mapping[str, Any]) -> None:
             "use_two_stage_pipeline=True merges the second stage's LoRA into the weights for good, so that the next run has "
             "another model: load with VRAM management, or call pipe.enable_lora_hot_loading(pipe.dit) first."
         )
-    compiled = [n for n, m in pipe.dit.named_modules() if getattr(m, "_compiled_call_impl", None) is not None]
-    if compiled:
-        raise PlanError(
-            f"dit.{compiled[0]} is compiled: hooks would break its graph. Trace an uncompiled model."
-        )
+    refuse_compiled("dit", pipe.dit)
 
 
 def latent_grid(pipe: Any, sample: Sample) -> tuple[int, int, int, int]:

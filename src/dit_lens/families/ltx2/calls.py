@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.base import Family, Seen, Session, Tokens
-from dit_lens.families.diffsynth import MARK, set_attribute
+from dit_lens.families.wrap import MARK, refuse_traced, set_attribute, undo_all
 
 
 def look(keywords: Mapping[str, Any]) -> Seen:
@@ -54,8 +54,7 @@ def _count(latents: Tensor) -> int:
 def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
     """Wrap what runs a stage, the model and a step, on the pipeline itself; see `Family.intercept`."""
     denoise_stage, model_fn, take_step = pipe.denoise_stage, pipe.model_fn, pipe.step
-    if hasattr(model_fn, MARK):
-        raise PlanError(f"This {type(pipe).__name__} is being traced already: end that trace first.")
+    refuse_traced(pipe, model_fn)
     stage = 0
 
     def run_stage(shared: Any, posi: Any, nega: Any, units: Any, *rest: Any, **keywords: Any) -> Any:
@@ -100,13 +99,7 @@ def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]
 
     setattr(call, MARK, True)
     wrapped = {"denoise_stage": run_stage, "model_fn": call, "step": step}
-    undo = [_keep(pipe), *(set_attribute(pipe, name, value) for name, value in wrapped.items())]
-
-    def restore() -> None:
-        for put_back in reversed(undo):
-            put_back()
-
-    return restore
+    return undo_all([_keep(pipe), *(set_attribute(pipe, name, value) for name, value in wrapped.items())])
 
 
 def _keep(pipe: Any) -> Callable[[], None]:
