@@ -19,7 +19,9 @@ import tyro
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import analysis, experiment, report
+from dit_lens import analysis
+from dit_lens.experiments import harness as experiment
+from dit_lens.experiments import pictures as report
 
 
 @dataclass

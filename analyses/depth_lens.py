@@ -36,10 +36,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dit_lens as dl
-from dit_lens import analysis, plot, report, study
+from dit_lens import analysis, plot
 from dit_lens.analysis.affine import AffineFit
-from dit_lens.batch import Batch
-from dit_lens.forward import Stepped
+from dit_lens.engine.batch import Batch
+from dit_lens.engine.forward import Stepped
+from dit_lens.experiments import pictures as report
+from dit_lens.experiments import study
 
 Maps = Mapping[tuple[str, int], tuple[Tensor, Tensor]]
 """Weight [channel, channel] and bias [channel] by (expert, layer)."""

@@ -9,7 +9,7 @@ For what x0 is compared with, the ground-truth video goes through the model's co
 floor of what codec and scorer add.
 
 Perception before action, on choose and circle: linear probes on the middle layer's states at the objects' cells
-(`dit_lens.probing`), one a step, fitted on training scenes, name the object that the video ends up with. They stand
+(`dit_lens.experiments.probes`), one a step, fitted on training scenes, name the object that the video ends up with. They stand
 beside probes on shuffled labels and the most common answer. What they are fitted to find is the model's own final
 choice, right or wrong. The step from which a probe names it is compared with the step from which x0's picture leans to
 it: both by one rule, the first step from which on the answer is that of the last step; and both asked for a pick,
@@ -35,8 +35,10 @@ import tyro
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import analysis, plot, probing, study
-from dit_lens.clean import clean_runs
+from dit_lens import analysis, plot
+from dit_lens.experiments import probes as probing
+from dit_lens.experiments import study
+from dit_lens.experiments.clean_runs import clean_runs
 from dit_lens.tasks import explore
 from dit_lens.tasks.permanence import lanes, permanence
 

@@ -22,7 +22,7 @@ import xarray as xr
 from tqdm import tqdm
 
 import dit_lens as dl
-from dit_lens import study
+from dit_lens.experiments import study
 
 
 @dataclass

@@ -35,12 +35,14 @@ import xarray as xr
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens import analysis, plot, report, study
-from dit_lens.batch import Batch
+from dit_lens import analysis, plot
+from dit_lens.engine.batch import Batch
+from dit_lens.engine.forward import Stepped
 from dit_lens.errors import TaskError
-from dit_lens.forward import Stepped
-from dit_lens.plan import Placed
-from dit_lens.sweep import Arm, sweep
+from dit_lens.experiments import pictures as report
+from dit_lens.experiments import study
+from dit_lens.experiments.sweep import Arm, sweep
+from dit_lens.plan.plan import Placed
 
 KINDS = ("disc", "square")
 OTHER_SEED = 500_009

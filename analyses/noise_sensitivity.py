@@ -36,11 +36,13 @@ import xarray as xr
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens import analysis, plot, report, study
-from dit_lens.batch import Batch
+from dit_lens import analysis, plot
+from dit_lens.engine.batch import Batch
 from dit_lens.errors import TaskError
-from dit_lens.plan import Placed
-from dit_lens.sweep import Now, sweep
+from dit_lens.experiments import pictures as report
+from dit_lens.experiments import study
+from dit_lens.experiments.sweep import Now, sweep
+from dit_lens.plan.plan import Placed
 
 BUDGETS = ("same scale", "same energy")
 """Of the noise in a frame after every step: as strong as that at a step, or as much in all."""

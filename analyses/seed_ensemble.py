@@ -23,10 +23,11 @@ import tyro
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import analysis, plot, study
+from dit_lens import analysis, plot
 from dit_lens.errors import TaskError
-from dit_lens.plan import Placed
-from dit_lens.sweep import sweep
+from dit_lens.experiments import study
+from dit_lens.experiments.sweep import sweep
+from dit_lens.plan.plan import Placed
 
 RIVALS = ("single run", "majority vote", "best of K (oracle)")
 

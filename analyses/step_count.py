@@ -21,7 +21,8 @@ import xarray as xr
 from tqdm import tqdm
 
 import dit_lens as dl
-from dit_lens import analysis, plot, study
+from dit_lens import analysis, plot
+from dit_lens.experiments import study
 from dit_lens.tasks import explore
 
 

@@ -20,7 +20,8 @@ import tyro
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import experiment, report
+from dit_lens.experiments import harness as experiment
+from dit_lens.experiments import pictures as report
 
 
 @dataclass

@@ -77,7 +77,7 @@ class Arms:
         """Nnsight's own cache of every block's output."""
         from nnsight import NNsight
 
-        from dit_lens.trace import _release
+        from dit_lens.engine.trace import _release
 
         model = NNsight(self.lens.family.root(self.lens.pipe))
         blocks = [model.dit.blocks[i] for i in range(self.lens.layers)]

@@ -20,9 +20,9 @@ from typing import Any
 import tyro
 
 import dit_lens as dl
-from dit_lens import study
-from dit_lens.plan import Placed
-from dit_lens.sweep import sweep
+from dit_lens.experiments import study
+from dit_lens.experiments.sweep import sweep
+from dit_lens.plan.plan import Placed
 
 
 @dataclass

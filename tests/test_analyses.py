@@ -11,10 +11,10 @@ import torch
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import study
-from dit_lens.batch import Batch
+from dit_lens.engine.batch import Batch
+from dit_lens.experiments import study
 from dit_lens.models.options import ModelOptions
-from dit_lens.plan import Placed
+from dit_lens.plan.plan import Placed
 from dit_lens.tasks import explore
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.plan import Placed
+from dit_lens.plan.plan import Placed
 
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32, another order of summation
 MASK = np.zeros((3, 3, 2), bool)

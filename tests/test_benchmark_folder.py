@@ -12,7 +12,7 @@ import xarray as xr
 from PIL import Image
 
 import dit_lens as dl
-from dit_lens.batch import Batch
+from dit_lens.engine.batch import Batch
 from dit_lens.models.options import ModelOptions
 from dit_lens.plot import write_video
 
@@ -92,7 +92,7 @@ def test_x0_of_a_benchmark_is_laid_out_by_split_task_and_sample_and_gone_on_with
 
 
 def test_one_sample_that_fails_ends_no_run_and_the_exit_code_says_so(bench, tmp_path, monkeypatch, organism):
-    from dit_lens import report
+    from dit_lens.experiments import pictures as report
 
     believed = report.believed
 

@@ -39,7 +39,7 @@ def test_a_run_recorded_on_one_expert_is_complete_also_after_an_interruption(
     options = {"record": [(dl.energy, dl.at(expert=expert)), (dl.hidden, dl.at(expert=expert, layer=1))]}
     options |= {"steps": 5, "store": tmp_path}
     if stop is not None:
-        from dit_lens.capture import Recorder
+        from dit_lens.engine.recorder import Recorder
 
         def end_step(self, step, info, inner=Recorder.end_step):
             if step == stop:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dit_lens.coords import At, Spot, at, parse_selector, positions
 from dit_lens.errors import PlanError
+from dit_lens.plan.places import At, Spot, at, parse_selector, positions
 
 SPOT = Spot("block", 3, 0.5, 500.0, 7, "high", "cond", 20)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import xarray as xr
 
-from dit_lens.coords import Spot
 from dit_lens.edits import ablate, add_noise, patch, replace, scale, zero
 from dit_lens.errors import PlanError
+from dit_lens.plan.places import Spot
 
 SHAPE = (2, 3, 4, 5)
 SPOT = Spot("block", 5, 0.5, 500.0, 7, "dit", "cond", 6)

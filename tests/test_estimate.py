@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import dit_lens as dl
+from dit_lens.engine.estimate import estimate
 from dit_lens.errors import PlanError
-from dit_lens.estimate import estimate
-from dit_lens.families.base import Sizes
-from dit_lens.plan import Layout, Plan
+from dit_lens.families.family import Sizes
+from dit_lens.plan.plan import Layout, Plan
 from dit_lens.records import keeps
 
 SMALL = Layout({"video": {"block": "", "q": "self_attn.q"}}, 12, 20, ("cond", "uncond"), ("dit",))

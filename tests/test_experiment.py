@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 import dit_lens as dl
-from dit_lens import experiment
-from dit_lens.experiment import Options
+from dit_lens.experiments import harness as experiment
+from dit_lens.experiments.harness import Options
 
 
 def counting(folders, broken=()):

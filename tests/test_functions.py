@@ -17,7 +17,7 @@ from PIL import Image
 
 from dit_lens.edits import add_noise, patch, replace
 from dit_lens.errors import PlanError
-from dit_lens.functions import Configured, describe, options, restore
+from dit_lens.plan.functions import Configured, describe, options, restore
 from dit_lens.records import keeps
 
 
@@ -154,7 +154,7 @@ def test_the_hash_is_the_same_in_every_process():
     )
     child = f"""
 import json, types
-from dit_lens.functions import describe
+from dit_lens.plan.functions import describe
 module = types.ModuleType("written_by_a_user")
 exec({source!r}, module.__dict__)
 print(json.dumps([describe(f) for f in module.made]))

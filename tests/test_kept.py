@@ -3,7 +3,7 @@
 import pytest
 import xarray as xr
 
-from dit_lens.kept import hash_code, kept
+from dit_lens.experiments.cache import hash_code, kept
 
 
 def test_it_is_made_once_for_each_key(tmp_path):

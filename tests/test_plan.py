@@ -10,7 +10,7 @@ import pytest
 import dit_lens as dl
 from dit_lens.edits import add_noise, patch, replace, zero
 from dit_lens.errors import PlanError
-from dit_lens.plan import Layout, Placed, Plan
+from dit_lens.plan.plan import Layout, Placed, Plan
 from dit_lens.records import channel_mean, energy, hidden, keeps, latents, x0
 
 LAYOUT = Layout({"video": {"block": "", "q": "self_attn.q"}}, 12, 20, ("cond", "uncond"), ("high", "low"))

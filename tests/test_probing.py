@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import dit_lens as dl
-from dit_lens import probing
+from dit_lens.experiments import probes as probing
 from dit_lens.tasks.permanence import lanes
 
 

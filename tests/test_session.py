@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.families.wan import SITES
-from dit_lens.plan import Placed
+from dit_lens.families.diffsynth.wan import SITES
+from dit_lens.plan.plan import Placed
 
 EVERY_SITE = [*SITES["video"], "latents", "velocity", "x0"]
 
@@ -115,7 +115,7 @@ def test_tracing_changes_nothing_bit_for_bit(two_experts, sample, run_bare, left
 
 
 def test_a_prompt_batch_has_a_sample_dimension(tiny_pipe):
-    from dit_lens.families.wan import WAN
+    from dit_lens.families.diffsynth.wan import WAN
 
     pipe = tiny_pipe(config={"in_dim": 48})  # text alone: no channels for an image
     two = dl.Sample(prompt=("solve the maze", "circle the disc"), size=(32, 32), num_frames=5)

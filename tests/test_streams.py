@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dit_lens.streams import Latents, apart, together
+from dit_lens.families.latents import Latents, apart, together
 
 VIDEO, SOUND = torch.arange(24.0).reshape(4, 6), torch.arange(8.0).reshape(4, 2)
 

@@ -8,9 +8,10 @@ import torch
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import study, tasks
-from dit_lens.clean import clean_runs
-from dit_lens.study import Options
+from dit_lens import tasks
+from dit_lens.experiments import study
+from dit_lens.experiments.clean_runs import clean_runs
+from dit_lens.experiments.study import Options
 
 
 def measure(samples):
@@ -156,8 +157,8 @@ class Stop(Exception):
 
 def interrupted(lens, pairs, store, monkeypatch, *, finished, at_step=None, **options):
     """Make clean runs until so many are finished, or a step begins; then raise."""
-    from dit_lens import clean
-    from dit_lens.batch import Batch
+    from dit_lens.engine.batch import Batch
+    from dit_lens.experiments import clean_runs as clean
 
     write, step, done = clean.write_outputs, Batch.step, []
 
@@ -206,7 +207,7 @@ def test_steps_of_a_batch_with_other_rows_are_not_gone_on_from(lens, sample, tmp
 
 
 def test_a_run_that_another_process_writes_leaves_no_lock_on_the_others(lens, sample, tmp_path, monkeypatch):
-    import dit_lens.clean as clean
+    import dit_lens.experiments.clean_runs as clean
 
     pairs, opened, writer = [(sample, 0), (sample, 1)], [], clean.RunWriter
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.plan import Placed
-from dit_lens.sweep import sweep
+from dit_lens.experiments.sweep import sweep
+from dit_lens.plan.plan import Placed
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
 

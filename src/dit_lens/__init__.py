@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _FROM = {
-    "dit_lens.coords": ("At", "Spot", "at"),
+    "dit_lens.plan.places": ("At", "Spot", "at"),
     "dit_lens.errors": ("CaptureError", "DitLensError", "ModelError", "PlanError", "StoreError", "TaskError"),
     "dit_lens.records": (
         *("channel_mean", "channel_variance", "energy", "hidden", "keeps", "latents", "velocity", "x0"),
@@ -34,12 +34,12 @@ _FROM = {
         "steer",
         "zero",
     ),
-    "dit_lens.functions": ("options",),
+    "dit_lens.plan.functions": ("options",),
     "dit_lens.analysis": ("cka", "commitment", "effect", "pca_maps", "trajectory_distance"),
-    "dit_lens.plan": ("Plan",),
+    "dit_lens.plan.plan": ("Plan",),
     "dit_lens.lens": ("Lens",),
-    "dit_lens.families.blocks": ("blocks",),
-    "dit_lens.run": ("Run",),
+    "dit_lens.families.bare": ("blocks",),
+    "dit_lens.store.run": ("Run",),
     "dit_lens.models": ("load",),
     "dit_lens.store": ("open_run", "open_runs"),
     "dit_lens.tasks.sample": ("Sample", "Score"),
@@ -52,17 +52,17 @@ __all__ = sorted([*_HOME, *_ROOMS])
 if TYPE_CHECKING:
     from dit_lens import analysis, plot, store, tasks
     from dit_lens.analysis import cka, commitment, effect, pca_maps, trajectory_distance
-    from dit_lens.coords import At, Spot, at
     from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, steer, zero
     from dit_lens.errors import CaptureError, DitLensError, ModelError, PlanError, StoreError, TaskError
-    from dit_lens.families.blocks import blocks
-    from dit_lens.functions import options
+    from dit_lens.families.bare import blocks
     from dit_lens.lens import Lens
     from dit_lens.models import load
-    from dit_lens.plan import Plan
+    from dit_lens.plan.functions import options
+    from dit_lens.plan.places import At, Spot, at
+    from dit_lens.plan.plan import Plan
     from dit_lens.records import channel_mean, channel_variance, energy, hidden, keeps, latents, velocity, x0
-    from dit_lens.run import Run
     from dit_lens.store import open_run, open_runs
+    from dit_lens.store.run import Run
     from dit_lens.tasks.sample import Sample, Score
 
 

@@ -26,7 +26,7 @@ def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
     from tqdm import tqdm
 
     import dit_lens as dl
-    from dit_lens import report
+    from dit_lens.experiments import pictures as report
     from dit_lens.tasks.canvas import EVAL_SEED
 
     start = time.time()

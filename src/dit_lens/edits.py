@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.coords import Spot
 from dit_lens.errors import PlanError
-from dit_lens.functions import Configured, options
+from dit_lens.plan.functions import Configured, options
+from dit_lens.plan.places import Spot
 
 Edit = Callable[[Tensor, Spot], Tensor]
 GRID = ["frame", "y", "x", "channel"]

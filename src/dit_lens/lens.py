@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.coords import GRID_DIMS, grid_dim
+from dit_lens.engine.estimate import Estimate, estimate
+from dit_lens.engine.request import Job
 from dit_lens.errors import PlanError
-from dit_lens.estimate import Estimate, estimate
-from dit_lens.families.base import Family
-from dit_lens.job import Job
-from dit_lens.plan import Entry, Plan
-from dit_lens.run import Run
+from dit_lens.families.family import Family
+from dit_lens.plan.places import GRID_DIMS, grid_dim
+from dit_lens.plan.plan import Entry, Plan
+from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from dit_lens.batch import Batch
-    from dit_lens.trace import Trace
+    from dit_lens.engine.batch import Batch
+    from dit_lens.engine.trace import Trace
 
 _WRAPPED_HERE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 """Modules that a lens has wrapped for nnsight, also where its trace never came to run; others are the user's own."""
@@ -111,7 +111,7 @@ class Lens:
         tr.calls(...)`, and all of nnsight through `lens.nnsight`. After it: `tr.run`. It always runs, also
         where the store holds the same run already: the body's own values are wanted.
         """
-        from dit_lens.trace import open_trace
+        from dit_lens.engine.trace import open_trace
 
         return open_trace(self, sample, seed, **options)
 
@@ -128,7 +128,7 @@ class Lens:
         Raises:
             PlanError: the family does not say how to batch, or the samples do not fit together.
         """
-        from dit_lens.batch import Batch
+        from dit_lens.engine.batch import Batch
 
         return Batch(self, pairs, steps, cfg_scale, at_once, **arguments)
 

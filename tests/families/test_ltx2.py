@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import dit_lens as dl
-from dit_lens.clean import clean_runs
-from dit_lens.families.ltx2 import LTX2, SITES
-from dit_lens.plan import Placed
-from dit_lens.streams import apart
-from dit_lens.sweep import sweep
+from dit_lens.experiments.clean_runs import clean_runs
+from dit_lens.experiments.sweep import sweep
+from dit_lens.families.diffsynth.ltx2 import LTX2, SITES
+from dit_lens.families.latents import apart
+from dit_lens.plan.plan import Placed
 
 # The test folder is no package: its helper is loaded by its path.
 spec = importlib.util.spec_from_file_location("tiny_ltx", Path(__file__).parent / "ltx.py")
@@ -470,7 +470,7 @@ def test_what_cannot_be_carried_out_is_refused_with_its_reason(pipe, lens, given
 
 
 def test_a_call_without_its_prompt_and_a_compiled_block_are_refused(pipe):
-    from dit_lens.families.ltx2 import look
+    from dit_lens.families.diffsynth.ltx2 import look
 
     with pytest.raises(dl.PlanError, match="branch is unknown"):
         look({"video_latents": None})
@@ -551,7 +551,7 @@ def test_the_papers_hook_fails_here_and_keeps_one_branch_where_ours_keeps_both(p
 def test_what_the_model_believed_is_written_with_its_sound(lens, tmp_path):
     import av
 
-    from dit_lens import report
+    from dit_lens.experiments import pictures as report
 
     run = lens.run(SAMPLE, steps=2, record=[dl.x0, (dl.x0, dl.at(stream="audio"))])
     report.believed(run, lens.decode, SAMPLE, tmp_path)

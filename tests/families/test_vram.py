@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.families.wan import SITES
+from dit_lens.families.diffsynth.wan import SITES
 
 EVERYWHERE = [*SITES["video"], "latents", "velocity", "x0"]
 

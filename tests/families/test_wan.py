@@ -10,7 +10,7 @@ import torch
 
 import dit_lens as dl
 from dit_lens.families import Tokens
-from dit_lens.families.wan import REFUSED, WAN, look
+from dit_lens.families.diffsynth.wan import REFUSED, WAN, look
 
 
 def keywords(pipe, **more):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import dit_lens as dl
-from dit_lens.families.wan import WAN
+from dit_lens.families.diffsynth.wan import WAN
 
 PLAIN = {"in_dim": 16, "out_dim": 16, "has_image_input": False, "require_clip_embedding": True}
 I2V = {**PLAIN, "in_dim": 36}

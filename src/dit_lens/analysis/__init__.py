@@ -1,6 +1,6 @@
 """Analyses: arrays in, arrays out. No torch, no model; lazy arrays are read one state at a time.
 
-All functions take and return `xarray` objects on the dimensions of `dit_lens.coords.DIMS`. NaN means "not
+All functions take and return `xarray` objects on the dimensions of `dit_lens.plan.places.DIMS`. NaN means "not
 recorded": a state that is NaN throughout is an error that names its place.
 """
 

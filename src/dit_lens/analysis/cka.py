@@ -30,8 +30,8 @@ from dit_lens.analysis.states import (
     shape_of,
     token_dims,
 )
-from dit_lens.coords import DIMS
 from dit_lens.errors import DitLensError
+from dit_lens.plan.places import DIMS
 
 __all__ = ["CrossProducts", "cka", "cka_matrix", "cka_pairs"]
 
@@ -47,7 +47,7 @@ def cka(x: xr.DataArray, y: xr.DataArray, *, debiased: bool = True) -> xr.DataAr
         debiased: unbiased HSIC; else the biased, centred one.
 
     Returns:
-        [...] over the further dimensions of both, in the order of `dit_lens.coords.DIMS`; float64,
+        [...] over the further dimensions of both, in the order of `dit_lens.plan.places.DIMS`; float64,
         dimensionless. 1 is the same geometry, 0 an unrelated one. One pair of states is in memory at a time,
         and 8 (channel_x^2 + channel_x channel_y + channel_y^2) bytes.
 

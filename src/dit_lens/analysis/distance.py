@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dit_lens.analysis.states import require_dims, units
-from dit_lens.coords import LATENT_DIMS
+from dit_lens.plan.places import LATENT_DIMS
 
 TOKENS = ("frame", LATENT_DIMS["y"], LATENT_DIMS["x"])
 """The dimensions that count the places of a latent video."""

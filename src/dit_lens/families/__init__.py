@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Family, Schedule, Seen, Site, Stage, Tokens
+from dit_lens.families.family import Family, Schedule, Seen, Site, Stage, Tokens
 
 
 def family_of(pipe: Any) -> Family:
@@ -16,11 +16,11 @@ def family_of(pipe: Any) -> Family:
     """
     names = [c.__name__ for c in type(pipe).__mro__]
     if "WanVideoPipeline" in names:
-        from dit_lens.families.wan import WAN
+        from dit_lens.families.diffsynth.wan import WAN
 
         return WAN
     if "LTX2AudioVideoPipeline" in names:
-        from dit_lens.families.ltx2 import LTX2
+        from dit_lens.families.diffsynth.ltx2 import LTX2
 
         return LTX2
     if "DiffusionPipeline" in names:

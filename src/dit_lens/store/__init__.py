@@ -1,6 +1,6 @@
 """The store: what a traced run leaves on disk, and the way back to named, lazy arrays.
 
-A store is a zarr v3 group of runs; a run is a group of arrays on the dimensions of `dit_lens.coords`, and
+A store is a zarr v3 group of runs; a run is a group of arrays on the dimensions of `dit_lens.plan.places`, and
 opens with plain `xarray.open_zarr`. What this package adds is, on the writing side, speed, resuming and a
 journal that says which units exist; on the reading side, that what does not exist is masked.
 `docs/store-layout.md` is normative.

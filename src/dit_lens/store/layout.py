@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from dit_lens.coords import DIMS
 from dit_lens.errors import StoreError
+from dit_lens.plan.places import DIMS
 
 LAYOUT_VERSION = 1
 STATE_DIMS = ("step", "branch", "layer")
@@ -41,7 +41,7 @@ class Variable:
 
     Attributes:
         name: Name of the array in its run, e.g. `energy` or `hidden_self_attn`.
-        dims: Dimension names; those of `dit_lens.coords.DIMS` stand in that order.
+        dims: Dimension names; those of `dit_lens.plan.places.DIMS` stand in that order.
         shape: Full sizes, one per dimension; also `step`, `branch` and `layer` are those of the whole run.
         dtype: The logical number type: `bfloat16`, or the name of a plain numpy float, integer or bool.
         unit: What is written at once: a `state` (one step, branch, layer), all of a `step`, or of the `run`.

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Family
 from dit_lens.families.diffusers import anatomy, pipeline, schedulers
 from dit_lens.families.diffusers.batching import batching, readout
 from dit_lens.families.diffusers.decode import decode
 from dit_lens.families.diffusers.intercept import intercept
 from dit_lens.families.diffusers.latents import tokens
+from dit_lens.families.family import Family
 
 EXPERTS = {"high": "transformer", "low": "transformer_2"}
 

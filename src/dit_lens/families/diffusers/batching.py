@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Batching, Family, Seen
 from dit_lens.families.diffusers.intercept import Loop
 from dit_lens.families.diffusers.latents import Arrangement, substitute
-from dit_lens.families.passing import ending_in
+from dit_lens.families.early_exit import ending_in
+from dit_lens.families.family import Batching, Family, Seen
 
 OURS = ("latents", "noise", "arrangement", "first", "told")
 """What stands beside the model's own inputs: x_s; at the first step, x as the pipeline has it, the scheduler's

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.base import Family, Seen, Session, Tokens
 from dit_lens.families.diffusers.latents import Arrangement, arrange, substitute
 from dit_lens.families.diffusers.merged import merged_order
+from dit_lens.families.family import Family, Seen, Session, Tokens
+from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
 from dit_lens.families.site import Item, pick, put
-from dit_lens.families.wrap import MARK, refuse_traced, set_attribute, undo_all
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from torch import nn
 from dit_lens.errors import PlanError
 from dit_lens.families.diffusers.latents import packing, patch
 from dit_lens.families.diffusers.schedulers import is_flow
-from dit_lens.families.wrap import refuse_compiled
+from dit_lens.families.patching import refuse_compiled
 from dit_lens.tasks.sample import Sample, as_frames
 
 REFUSED = {

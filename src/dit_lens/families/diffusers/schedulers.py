@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.base import Schedule
+from dit_lens.families.family import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor

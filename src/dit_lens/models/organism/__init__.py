@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_lens.errors import DitLensError
-from dit_lens.families.wan import WAN
+from dit_lens.families.diffsynth.wan import WAN
 
 WEIGHTS = Path(__file__).with_name("organism.safetensors")
 TEXT_CHANNELS = 32

@@ -1,0 +1,230 @@
+"""From what records return to what the store holds: checks, names and dimensions, copies off the device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_lens.errors import CaptureError
+from dit_lens.plan.binding import Slot
+from dit_lens.plan.places import GRID_DIMS, Spot, grid_dim
+from dit_lens.plan.plan import Layout, Placed
+from dit_lens.store import RunWriter, Variable
+
+
+def to_codes(values: Tensor) -> np.ndarray:
+    """Return a CPU tensor as numpy, bfloat16 as its codes (uint16)."""
+    if values.dtype == torch.bfloat16:
+        return values.contiguous().view(torch.uint16).numpy()
+    return values.numpy()
+
+
+@dataclass
+class Sink:
+    """Where the values of one record go.
+
+    Attributes:
+        variable: the array in the store.
+        shape: of every value.
+        dtype: of every value, where it is kept without loss; None where it becomes float32.
+        is_state: whether each value is a unit of its own.
+        buffer: what was gathered of the running step, on the model's device; NaN where nothing was asked for.
+    """
+
+    variable: Variable
+    shape: torch.Size
+    dtype: torch.dtype | None
+    is_state: bool
+    buffer: Tensor | None = None
+
+    def gather(self, index: tuple[int, ...], value: Tensor) -> None:
+        """Put a copy of a value in its place in the running step: the model may write over its own memory."""
+        if self.buffer is None:
+            dtype = self.dtype or torch.float32
+            fill = torch.nan if dtype.is_floating_point else 0
+            self.buffer = torch.full(self.variable.unit_shape, fill, dtype=dtype, device=value.device)
+        self.buffer[index].copy_(value)
+
+
+@dataclass
+class Arriving:
+    """A full state on its way from the device."""
+
+    name: str
+    index: dict[str, int]
+    host: Tensor
+    arrived: torch.cuda.Event
+
+
+class Recorder:
+    """Takes what records return, checks it, and hands it to the store in its units.
+
+    Full states leave the device at once, each a unit; all else is gathered there and copied once a step.
+
+    Args:
+        layout: coordinates of the run.
+        samples: rows of a prompt batch.
+        writer: of the run.
+        encoding: how bfloat16 states are stored.
+    """
+
+    def __init__(self, layout: Layout, samples: int, writer: RunWriter, encoding: str | None = None) -> None:
+        self.layout, self.samples, self.writer, self.encoding = layout, samples, writer, encoding
+        self.experts = [layout.experts[0]] * layout.steps
+        self._sinks: dict[Slot, Sink] = {}
+        self._arriving: deque[Arriving] = deque()
+
+    def take(self, slot: Slot, spot: Spot, read: Tensor, value: Any) -> None:
+        """Take what a record returned at a spot.
+
+        Args:
+            slot: the record.
+            spot: where it read.
+            read: what it was given, [frame, y, x, channel].
+            value: what it returned.
+
+        Raises:
+            CaptureError: it is not a tensor, or not of the dimensions that the record declares.
+        """
+        sink = self._sinks.get(slot) or self._open(slot, spot, read, value)
+        if (
+            not isinstance(value, Tensor)
+            or value.shape != sink.shape
+            or (sink.dtype or value.dtype) != value.dtype
+        ):
+            raise self._changed(slot, spot, sink, value)
+        value = value.detach()
+        index: tuple[int, ...] = ()
+        if spot.branch is not None and spot.layer is not None:
+            index = (self.layout.branches.index(spot.branch), spot.layer)
+        if sink.is_state and self.samples == 1:
+            self._send(sink.variable.name, (spot.step, *index), value)
+        elif sink.is_state:
+            self._gather_rows(sink, spot, index, value)
+        else:
+            sink.gather((spot.sample, *index) if self.samples > 1 else index, value)
+
+    def end_step(self, step: int, info: Mapping[str, Any]) -> None:
+        """Hand over what was gathered, and commit the step."""
+        for sink in self._sinks.values():
+            if sink.buffer is not None:
+                self.writer.write(sink.variable.name, {"step": step}, to_codes(sink.buffer.cpu()))
+                sink.buffer = None
+        self._hand_over(wait=True)
+        if len(self.layout.experts) > 1:
+            self.experts[step] = str(info["expert"])
+            self.writer.set_coord("expert", self.experts)
+        self.writer.commit_step(step, info)
+
+    def end_run(self, records: Iterable[Slot]) -> None:
+        """Say of records placed on some experts which steps those served: known only now."""
+        for slot in records:
+            if slot.placed.place.expert is not None:
+                served = [s for s in sorted(slot.steps) if self.experts[s] in slot.experts]
+                self.writer.set_recorded(slot.placed.variable, self._asked(slot) | {"step": served})
+
+    # ---- what a record writes
+
+    def _open(self, slot: Slot, spot: Spot, read: Tensor, value: Any) -> Sink:
+        """Check a record's first value, and declare its array."""
+        record, dims = slot.placed, slot.placed.kept
+        if not isinstance(value, Tensor) or value.ndim != len(dims):
+            raise CaptureError(
+                f"record {record.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
+                "return a tensor of those."
+            )
+        names = [grid_dim(dim, record.site, record.stream) for dim in GRID_DIMS]
+        grid = dict(zip(names, read.shape, strict=True))
+        for dim, size in zip(dims, value.shape, strict=True):
+            if dim in grid and size != grid[dim]:
+                raise CaptureError(
+                    f"record {record.name} at {spot} returned {dim}={size}, but there are {grid[dim]} there: "
+                    f"keep {dim} whole, or declare another dimension with @dl.keeps."
+                )
+        dtype = value.dtype if record.is_lossless else None
+        sink = Sink(self._variable(slot, value, dtype), value.shape, dtype, record.is_state)
+        self.writer.declare(sink.variable, self._asked(slot))
+        self._sinks[slot] = sink
+        return sink
+
+    def _variable(self, slot: Slot, value: Tensor, dtype: torch.dtype | None) -> Variable:
+        record, layout = slot.placed, self.layout
+        sizes = {"step": layout.steps}
+        if not record.on_latents:
+            sizes |= {"branch": len(layout.branches), "layer": layout.layers}
+        if self.samples > 1:
+            sizes = {"sample": self.samples, **sizes}
+        stored = str(dtype or torch.float32).removeprefix("torch.")
+        function: Any = record.function
+        return Variable(
+            name=record.variable,
+            dims=(*sizes, *record.kept),
+            shape=(*sizes.values(), *value.shape),
+            dtype=stored,
+            unit="state" if record.is_state else "step",
+            units=function.units,
+            long_name=function.long_name + _elsewhere(record),
+            encoding=self.encoding if stored == "bfloat16" else None,  # type: ignore[arg-type]
+        )
+
+    def _asked(self, slot: Slot) -> dict[str, list[int]]:
+        """Return the positions that a record was asked for."""
+        if slot.placed.on_latents:
+            return {"step": sorted(slot.steps)}
+        branches = sorted(self.layout.branches.index(b) for b in slot.branches)
+        return {"step": sorted(slot.steps), "branch": branches, "layer": sorted(slot.layers)}
+
+    def _changed(self, slot: Slot, spot: Spot, sink: Sink, value: Any) -> CaptureError:
+        before = f"{sink.dtype or ''} {tuple(sink.shape)}".strip()
+        return CaptureError(
+            f"record {slot.placed.name} at {spot} returned {_named(value)}, and {before} before: a record returns "
+            "one shape and type everywhere; place the two apart, under two names."
+        )
+
+    # ---- full states
+
+    def _gather_rows(self, sink: Sink, spot: Spot, index: tuple[int, ...], value: Tensor) -> None:
+        """Put the rows of a prompt batch together; they come one after another."""
+        if sink.buffer is None:
+            sink.buffer = value.new_empty((self.samples, *value.shape))
+        sink.buffer[spot.sample].copy_(value)
+        if spot.sample == self.samples - 1:
+            whole, sink.buffer = sink.buffer, None
+            self._send(sink.variable.name, (spot.step, *index), whole)
+
+    def _send(self, name: str, index: tuple[int, ...], value: Tensor) -> None:
+        at = dict(zip(("step", "branch", "layer"), index, strict=True))
+        if value.device.type == "cuda":
+            # The copy runs beside the computation; whoever needs the bytes waits for the event, never the hook.
+            host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            host.copy_(value, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            self._arriving.append(Arriving(name, at, host, arrived))
+            self._hand_over(wait=False)
+        else:
+            host = value.clone(memory_format=torch.contiguous_format)
+            self.writer.write(name, at, to_codes(host))
+
+    def _hand_over(self, wait: bool) -> None:
+        while self._arriving and (wait or self._arriving[0].arrived.query()):
+            item = self._arriving.popleft()
+            item.arrived.synchronize()
+            self.writer.write(item.name, item.index, to_codes(item.host))
+
+
+def _elsewhere(record: Placed) -> str:
+    """Return the site and the stream of a record in words, where its name in the store tells them too."""
+    if record.variable == record.name:
+        return ""
+    return f", {record.site}" + ("" if record.stream == "video" else f", {record.stream}")
+
+
+def _named(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

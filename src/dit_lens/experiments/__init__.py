@@ -1,0 +1,1 @@
+"""What the scripts in `analyses/` share."""

@@ -1,0 +1,137 @@
+"""What all DiffSynth pipelines share: `model_fn` and the scheduler's `step` are wrapped on the instances."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from dit_lens.errors import PlanError
+from dit_lens.families.family import Family, Schedule, Seen, Session
+from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
+from dit_lens.tasks.sample import as_frames
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def interceptor(
+    look: Callable[[Any, dict[str, Any]], Seen],
+    hold: Callable[[Tensor, Mapping[str, Any]], Tensor] = lambda velocity, keywords: velocity,
+) -> Callable[[Any, Family, Session], Callable[[], None]]:
+    """Make a family's `intercept` out of a function that labels one call.
+
+    Args:
+        look: (pipe, keywords of `model_fn`) to what the call says of itself.
+        hold: (velocity, keywords of `model_fn`) to the velocity without what the pipeline does not let move.
+    """
+
+    def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
+        model_fn, scheduler = pipe.model_fn, pipe.scheduler
+        step = scheduler.step
+        refuse_traced(pipe, model_fn)
+        last: dict[str, Any] = {}  # keywords of the call before the step
+
+        def call(**keywords: Any) -> Tensor:
+            last.update(keywords)
+            latents, seen = keywords["latents"], look(pipe, keywords)
+
+            def proceed(latents: Mapping[str, Tensor]) -> Tensor:
+                return model_fn(**{**keywords, "latents": latents["video"]})
+
+            def skip() -> Tensor:
+                rows = max(rows.stop for rows in seen.rows.values())
+                return latents.new_zeros((rows, *latents.shape[1:]))
+
+            return session.call(seen, {"video": latents}, proceed, skip)
+
+        def advance(model_output: Tensor, timestep: Any, sample: Tensor, **keywords: Any) -> Tensor:
+            velocity = hold(model_output, last)
+            return session.advance(velocity, timestep, sample, lambda v, x: step(v, timestep, x, **keywords))
+
+        setattr(call, MARK, True)
+        return undo_all([set_attribute(pipe, "model_fn", call), set_attribute(scheduler, "step", advance)])
+
+    return intercept
+
+
+def schedule(scheduler: Any) -> Schedule:
+    """Return the noise levels of DiffSynth's flow-matching schedulers, once their steps are set."""
+    timesteps = [float(t) for t in scheduler.timesteps]
+    state = "a generator of noise" if getattr(scheduler, "generator", None) is not None else ""
+    return Schedule([float(s) for s in scheduler.sigmas][: len(timesteps)], timesteps, state)
+
+
+def quiet(pipe: Any, keywords: dict[str, Any]) -> Callable[[], None]:
+    """Keep the progress bar away, unless the caller has given one of his own."""
+    keywords.setdefault("progress_bar_cmd", lambda steps: steps)
+    return lambda: None
+
+
+def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the decoded frames, where the pipeline was asked for them."""
+    decoded = keywords.get("output_type", "quantized") == "quantized"
+    return {"video": as_frames(output)} if decoded else {}
+
+
+def facts(pipe: Any) -> dict[str, Any]:
+    """Return what of a DiffSynth pipeline changes results, beside its weights and arguments."""
+    scheduler = pipe.scheduler
+    made_by = getattr(scheduler, "set_timesteps_fn", None)  # its template: how noise levels are made
+    return {
+        "device": str(pipe.device),
+        "vram_management": bool(pipe.vram_management_enabled),
+        "scheduler": [type(scheduler).__name__, getattr(made_by, "__name__", None)],
+    }
+
+
+def run_model(
+    pipe: Any, dit: Any, keywords: Mapping[str, Any], latents: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Run one branch outside the pipeline's loop; see `Batching.model`."""
+    own = {"dit": dit, "latents": latents["video"], "timestep": told(pipe, keywords["timestep"])}
+    return {"video": pipe.model_fn(**{**keywords, **own})}
+
+
+def told(pipe: Any, timestep: Tensor) -> Tensor:
+    """Return a timestep of the scheduler as the pipeline's loop hands it to the model."""
+    return timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device)
+
+
+class _PreparedError(Exception):
+    """Ends the pipeline's call once its units have done their work."""
+
+
+def prepare(
+    branches: Callable[[Mapping[str, Any]], tuple[str, ...]],
+    blank: Callable[[Mapping[str, Any]], Any] = itemgetter("latents"),
+) -> Callable[..., dict[str, dict[str, Any]]]:
+    """Make a family's `Batching.prepare`: the pipeline runs up to its first calls of `model_fn`, and no further.
+
+    Args:
+        branches: the pipeline call's keywords to the branches that it runs, in order.
+        blank: keywords of `model_fn` to something of the shape of what it returns.
+    """
+
+    def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        names, calls = branches(keywords), []
+        known = inspect.signature(pipe.model_fn).parameters
+
+        def model_fn(**given: Any) -> Any:
+            # What the model does not name (seeds, prompts, images) has done its work in the units.
+            calls.append({k: v for k, v in given.items() if k in known or hasattr(v, "shape")})
+            if len(calls) == len(names):
+                raise _PreparedError
+            return blank(given)
+
+        put_back = set_attribute(pipe, "model_fn", model_fn)
+        try:
+            pipe(**keywords)
+        except _PreparedError:
+            return dict(zip(names, calls, strict=True))
+        finally:
+            put_back()
+        raise PlanError(f"{type(pipe).__name__} never called its model.")
+
+    return prepared

@@ -1,0 +1,250 @@
+"""Wan 2.1 and 2.2 through DiffSynth's `WanVideoPipeline`: one expert (`dit`), or two (`dit`, `dit2`).
+
+Text-to-video, image-to-video with or without CLIP's image tokens (they stand in the cross-attention's context,
+not among the video's tokens), TI2V with the first frame fused into the latents, and reference images, whose
+tokens stand before the video's. What is not supported, `wan_limits` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dit_lens.errors import PlanError
+from dit_lens.families.diffsynth.common import (
+    facts,
+    interceptor,
+    outputs,
+    prepare,
+    quiet,
+    run_model,
+    schedule,
+)
+from dit_lens.families.diffsynth.wan_limits import REFUSED, refuse, refuse_rows
+from dit_lens.families.family import Batching, Family, Seen, Site, Tokens
+from dit_lens.tasks.sample import Sample
+
+SITES = {
+    "video": {
+        "block": Site("", long_name="residual stream after the block"),
+        "block_in": Site("", "input", long_name="residual stream before the block"),
+        "self_attn": Site("self_attn", long_name="self-attention output, before its gate"),
+        "cross_attn": Site("cross_attn", long_name="cross-attention output"),
+        "ffn": Site("ffn", long_name="feed-forward output, before its gate"),
+        "q": Site("self_attn.q", long_name="self-attention queries, before norm and rotation"),
+        "k": Site("self_attn.k", long_name="self-attention keys, before norm and rotation"),
+        "v": Site("self_attn.v", long_name="self-attention values"),
+    }
+}
+
+
+def look(pipe: Any, keywords: dict[str, Any]) -> Seen:
+    """Label one call of `model_fn` from its own keywords."""
+    dit, latents, context = keywords["dit"], keywords["latents"], keywords["context"]
+    expert = "dit" if pipe.dit2 is None else "low" if dit is pipe.dit2 else "high"
+    rows: dict[str, slice]
+    if keywords.get("cfg_merge"):
+        half = context.shape[0] // 2
+        rows = {"cond": slice(0, half), "uncond": slice(half, 2 * half)}
+    elif "positive" in keywords:
+        rows = {
+            "cond" if keywords["positive"] else "uncond": slice(0, max(context.shape[0], latents.shape[0]))
+        }
+    else:
+        raise PlanError(
+            "A call of model_fn says neither positive=... nor cfg_merge=True: its branch is unknown."
+        )
+    _, _, *latent = latents.shape
+    grid = token_grid(dit, (0, *latent))
+    prefix = grid[1] * grid[2] if keywords.get("reference_latents") is not None else 0
+    return Seen(expert, rows, {"video": Tokens(grid, prefix)}, float(keywords["timestep"].flatten()[0]))
+
+
+def token_grid(dit: Any, latent: Sequence[int]) -> tuple[int, int, int]:
+    """Return the (frame, y, x) token counts of latents (channel, frame, y, x)."""
+    t, h, w = dit.patch_size
+    return latent[1] // t, latent[2] // h, latent[3] // w
+
+
+def latent_grid(pipe: Any, sample: Sample) -> tuple[int, int, int, int]:
+    """Return the latents' (channel, frame, y, x), with the pipeline's own rounding of sizes."""
+    height, width, frames = pipe.check_resize_height_width(
+        sample.height, sample.width, sample.num_frames, verbose=0
+    )
+    factor = pipe.vae.upsampling_factor
+    return pipe.vae.model.z_dim, (frames - 1) // 4 + 1, height // factor, width // factor
+
+
+def arguments(
+    sample: Sample, seed: int, steps: int, cfg_scale: float, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the keywords of the pipeline's call; `extra` is the user's own and wins."""
+    batch = not isinstance(sample.prompt, str)
+    own = {
+        "prompt": list(sample.prompt) if batch else sample.prompt,
+        # One negative prompt a row, so that both branches of a prompt batch have the same rows.
+        "negative_prompt": [sample.negative_prompt] * len(sample.prompt) if batch else sample.negative_prompt,
+        "input_image": sample.image,
+        "seed": seed,
+        "height": sample.height,
+        "width": sample.width,
+        "num_frames": sample.num_frames,
+        "num_inference_steps": steps,
+        "cfg_scale": cfg_scale,
+        # The pipeline's own defaults, spelt out so that the manifest has them.
+        "sigma_shift": 5.0,
+        "switch_DiT_boundary": 0.875,
+        "tiled": False,
+    }
+    return own | dict(extra)
+
+
+def branches(keywords: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the guidance branches that the pipeline will run."""
+    guided = keywords["cfg_scale"] != 1.0 or keywords.get("cfg_merge")
+    return ("cond", "uncond") if guided else ("cond",)
+
+
+@torch.no_grad()
+def decode(pipe: Any, latents: Tensor) -> Any:
+    """Decode latents [row, channel, frame, y, x] to frames [row, time, height, width, rgb] of uint8."""
+    pipe.load_models_to_device(["vae"])
+    videos = []
+    for row in latents.to(device=pipe.device, dtype=pipe.torch_dtype):
+        # The same calls as the pipeline's own last lines, so the last step decodes to its video.
+        frames = pipe.vae_output_to_video(pipe.vae.decode(row[None], device=pipe.device, tiled=False))
+        videos.append(np.stack([np.asarray(f) for f in frames]))
+    pipe.load_models_to_device([])
+    return np.stack(videos)
+
+
+@torch.no_grad()
+def encode(pipe: Any, frames: Any) -> Tensor:
+    """Encode frames [time, height, width, rgb] of uint8 to latents [1, channel, frame, y, x]."""
+    pipe.load_models_to_device(["vae"])
+    video = pipe.preprocess_video([Image.fromarray(frame) for frame in frames])
+    latents: Tensor = pipe.vae.encode(video, device=pipe.device, tiled=False)
+    pipe.load_models_to_device([])
+    return latents
+
+
+@torch.no_grad()
+def readout(dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    """Return the velocity that the network gives if it ends after a block.
+
+    Args:
+        dit: the expert that ran.
+        state: output of the block, [row, token, channel], prefix tokens removed.
+        keywords: of the call: `latents` and `timestep`; and `fuse_vae_embedding_in_latents`, where it had it.
+    """
+    _, _, *latent = keywords["latents"].shape
+    grid = token_grid(dit, (0, *latent))
+    return dit.unpatchify(dit.head(state, _time(dit, grid, keywords)), grid)
+
+
+def _time(dit: Any, grid: tuple[int, int, int], keywords: Mapping[str, Any]) -> Tensor:
+    """Return the time embedding of a call, [row, channel]; [row, token, channel] where tokens have their own."""
+    from diffsynth.models.wan_video_dit import sinusoidal_embedding_1d
+
+    timestep = keywords["timestep"]
+    if not (dit.seperated_timestep and keywords.get("fuse_vae_embedding_in_latents")):
+        return dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, timestep))
+    # TI2V: the first frame is clean, so its tokens are told timestep 0.
+    latents = keywords["latents"]
+    ones = torch.ones(grid[0], grid[1] * grid[2], dtype=latents.dtype, device=latents.device)
+    ones[0] = 0
+    return dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, (ones * timestep).flatten())[None])
+
+
+def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what the model gets at the first step, by branch, where it takes several rows."""
+    refuse_rows(keywords)
+    return prepare(branches)(pipe, keywords)
+
+
+def expert_of(pipe: Any, timestep: float, keywords: Mapping[str, Any]) -> str:
+    """Return the name of the DiT that the pipeline's own loop takes at a timestep."""
+    if pipe.dit2 is None:
+        return "dit"
+    return "low" if timestep < 1000 * keywords["switch_DiT_boundary"] else "high"
+
+
+def load_expert(pipe: Any, expert: str) -> None:
+    """Put the models of a step on the device."""
+    pipe.load_models_to_device(pipe.in_iteration_models_2 if expert == "low" else pipe.in_iteration_models)
+
+
+def hold(velocity: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    """Give the clean first frame a velocity of 0, where it is given in the latents (TI2V).
+
+    The pipeline puts that frame back after every step, whatever the model says of it: it does not move, and x0 has it
+    as it is. Nothing of what the pipeline makes changes.
+    """
+    if keywords.get("fuse_vae_embedding_in_latents"):
+        velocity = velocity.clone()
+        velocity[:, :, :1] = 0
+    return velocity
+
+
+def wan_facts(pipe: Any) -> dict[str, Any]:
+    """Return what of the pipeline changes results, beside its weights and arguments."""
+    return facts(pipe) | {"attention": _attention_backend()}
+
+
+def _attention_backend() -> str:
+    """Return the attention function that DiffSynth picks for this model, from what is installed."""
+    from diffsynth.models import wan_video_dit as module
+
+    for name in ("FLASH_ATTN_3", "FLASH_ATTN_2", "SAGE_ATTN"):
+        if getattr(module, f"{name}_AVAILABLE"):
+            return name.lower()
+    return "torch_sdpa"
+
+
+def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    """Put the clean first frame back, as the pipeline does for models that carry it in the latents (TI2V)."""
+    first = keywords.get("first_frame_latents")
+    if first is not None:
+        latents[:, :, 0:1] = first
+    return latents
+
+
+WAN = Family(
+    name="wan",
+    experts={"high": "dit", "low": "dit2"},
+    blocks=("blocks",),
+    sites=SITES,
+    intercept=interceptor(look, hold),
+    arguments=arguments,
+    branches=branches,
+    refuse=refuse,
+    latent_grid=latent_grid,
+    token_grid=token_grid,
+    channels=lambda dit: int(dit.dim),
+    decode=decode,
+    outputs=outputs,
+    readout=readout,
+    schedule=schedule,
+    facts=wan_facts,
+    quiet=quiet,
+    default_steps=50,
+    default_cfg=5.0,
+    multiples=(4, 16),
+    silent=("progress_bar_cmd",),
+    batching=Batching(
+        prepared,
+        run_model,
+        expert_of,
+        load_expert,
+        settle,
+        blend=lambda scheduler, timestep, velocity, latents, keywords, stream: hold(velocity, keywords),
+    ),
+    encode=encode,
+)
+
+__all__ = ["REFUSED", "SITES", "WAN", "look"]

@@ -1,0 +1,59 @@
+"""A network that ends after a block, by its own code: its blocks pass on what they are given, the last one a state.
+
+All that comes after the blocks (final norm, modulation by the time, projection) is then the model's own, whatever it
+is; it costs one forward without blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dit_lens.families.family import Family
+from dit_lens.families.patching import set_attribute, undo_all
+from dit_lens.families.site import put
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@contextmanager
+def ending_in(family: Family, blocks: Sequence[nn.Module], state: Tensor, before: int = 0) -> Iterator[None]:
+    """Let every block return what it is given, and the last one a state.
+
+    Args:
+        family: says where in a block's input and output the states stand.
+        blocks: of one DiT.
+        state: the video's tokens, [row, token, channel].
+        before: tokens that stand before them; these keep what the first block is given.
+    """
+    states = [None] * (len(blocks) - 1) + [state]
+    restore = undo_all(
+        [
+            set_attribute(block, "forward", _passing(family, block, own, before))
+            for block, own in zip(blocks, states, strict=True)
+        ]
+    )
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _passing(family: Family, block: Any, state: Tensor | None, before: int) -> Callable[..., Any]:
+    """Return a block's forward that returns what it was given, or a state in the video's place."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = args, kwargs
+        out: Any = (None,) * len(family.sites) if len(family.sites) > 1 else None
+        for stream, sites in family.sites.items():
+            value = sites["block_in"].of_inputs(block, given)
+            if stream == "video" and state is not None:
+                value = torch.cat([value[:, :before], state], 1) if before else state
+            out = put(out, sites["block"].item or (), value)
+        return out
+
+    return forward

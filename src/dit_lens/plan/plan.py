@@ -1,0 +1,312 @@
+"""A plan: records, edits and their places, as data. It prints, hashes, and is checked before any run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dit_lens.errors import PlanError
+from dit_lens.plan.functions import Configured, describe, restore
+from dit_lens.plan.places import DIMS, GRID_DIMS, GRID_SITES, At, Spot, at, grid_dim, positions
+
+Entry = Callable[..., Any] | tuple[Callable[..., Any], At]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a plan is checked against: the coordinates of one run on one model.
+
+    Attributes:
+        sites: stream name to site name to the path below a block, for messages.
+        layers: number of blocks.
+        steps: number of scheduler steps.
+        branches: guidance branches of the run.
+        experts: names of the DiTs.
+        latents: streams that have latents of their own.
+        stage: which pass of the sampling loop this is.
+        stages: how many there are.
+    """
+
+    sites: Mapping[str, Mapping[str, str]]
+    layers: int
+    steps: int
+    branches: tuple[str, ...]
+    experts: tuple[str, ...]
+    latents: tuple[str, ...] = ("video",)
+    stage: int = 0
+    stages: int = 1
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One record or edit at its place."""
+
+    function: Callable[..., Any]
+    place: At
+
+    @property
+    def name(self) -> str:
+        """Name of the function, and of what a record writes."""
+        inner = self.function.function if isinstance(self.function, Configured) else self.function
+        return str(getattr(inner, "__name__", type(inner).__name__)).replace("<lambda>", "lambda")
+
+    @property
+    def site(self) -> str:
+        """Where the value is read: the place's site, else the function's own, else `block`."""
+        return self.place.site or getattr(self.function, "site", None) or "block"
+
+    @property
+    def stream(self) -> str:
+        """Which of the streams that a block carries is read."""
+        return self.place.stream
+
+    @property
+    def variable(self) -> str:
+        """Name of the variable that a record writes: with the site and the stream where they are not the default."""
+        default = getattr(self.function, "site", None) or "block"
+        parts = [self.name]
+        parts += [self.site] if self.site != default else []
+        parts += [self.stream] if self.stream != "video" else []
+        return "_".join(parts)
+
+    @property
+    def on_latents(self) -> bool:
+        """Whether the site stands outside the blocks."""
+        return self.site in GRID_SITES
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The dimensions that a record writes beside step, branch and layer."""
+        dims: tuple[str, ...] = self.function.dims  # type: ignore[attr-defined]  # checked below
+        return tuple(grid_dim(dim, self.site, self.stream) for dim in dims)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a record keeps all dimensions of the value that it reads."""
+        return set(GRID_DIMS) <= set(self.function.dims)  # type: ignore[attr-defined]  # checked below
+
+    @property
+    def is_state(self) -> bool:
+        """Whether a record keeps the full states of blocks, each a unit of its own in the store."""
+        return not self.on_latents and self.is_whole
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether what a record returns is kept in the model's own number type; float32 otherwise."""
+        return self.is_whole
+
+    def steps(self, layout: Layout) -> tuple[int, ...]:
+        """Return the selected steps, sigma and expert aside."""
+        return positions("step", self.place.step, layout.steps)
+
+    def branches(self, layout: Layout) -> tuple[str, ...]:
+        """Return the selected branches."""
+        return layout.branches if self.place.branch is None else self.place.branch
+
+    def layers(self, layout: Layout) -> tuple[int, ...]:
+        """Return the selected layers."""
+        return positions("layer", self.place.layer, layout.layers)
+
+    def in_stage(self, layout: Layout) -> bool:
+        """Say whether the place is in the stage of a layout.
+
+        Raises:
+            PlanError: it names a stage that is not there, or none where it has to.
+        """
+        place = self.place
+        if layout.stages > 1 and place.stage is None and (place.step or place.branch or place.sigma):
+            raise PlanError(
+                f"{self}: this run has {layout.stages} stages, each with steps and branches of its own: name one, as "
+                "dl.at(stage=0, ...)."
+            )
+        try:
+            return layout.stage in positions("stage", place.stage, layout.stages)
+        except PlanError as error:
+            raise PlanError(f"{self}: {error}") from None
+
+    def check(self, layout: Layout, kind: str) -> None:
+        """Refuse what cannot be carried out.
+
+        Raises:
+            PlanError: it names the function, the coordinate and the remedy.
+        """
+        if not callable(self.function):
+            raise PlanError(f"{kind} {self.function!r}: this is not a function; give one, such as dl.energy.")
+        what = f"{kind} {self.name} {self.place}"
+        if getattr(self.function, "is_maker", False):
+            raise PlanError(
+                f"{what}: this makes a function; call it with its options first, as {self.name}(...)."
+            )
+        self.in_stage(layout)
+        if self.stream not in layout.sites:
+            raise PlanError(
+                f"{what}: this model has no stream {self.stream!r}, only {', '.join(layout.sites)}."
+            )
+        known = [*layout.sites[self.stream], *(GRID_SITES if self.stream in layout.latents else ())]
+        if self.site not in known:
+            raise PlanError(f"{what}: unknown site {self.site!r}; there are {', '.join(known)}.")
+        if self.on_latents and (self.place.layer is not None or self.place.branch is not None):
+            raise PlanError(
+                f"{what}: {self.site} stands outside the blocks, after guidance: drop layer and branch."
+            )
+        try:
+            self.steps(layout)
+            self.layers(layout)
+        except PlanError as error:
+            raise PlanError(f"{what}: {error}") from None
+        for field, given, there in (
+            ("branch", self.place.branch, layout.branches),
+            ("expert", self.place.expert, layout.experts),
+        ):
+            for name in given or ():
+                if name not in there:
+                    hint = "; with cfg_scale=1 only cond runs" if field == "branch" else ""
+                    raise PlanError(
+                        f"{what}: this run has no {field} {name!r}, only {', '.join(there)}{hint}."
+                    )
+        if kind == "record":
+            self._check_record(what)
+
+    def _check_record(self, what: str) -> None:
+        dims = getattr(self.function, "dims", None)
+        if dims is None:
+            raise PlanError(
+                f"{what}: declare the dimensions that it keeps, with @dl.keeps('frame', 'y', 'x')."
+            )
+        if self.place.region:
+            raise PlanError(
+                f"{what}: a record reads the whole grid; select {', '.join(self.place.region)} afterwards."
+            )
+        known = [d for d in dims if d in DIMS]
+        if any(d in DIMS[:5] for d in dims) or known != sorted(set(known), key=DIMS.index):
+            raise PlanError(
+                f"{what}: it declares {dims}; keep some of frame, y, x, channel in this order, or others."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return describe(self.function) | {"at": self.place.to_json()}
+
+    def __str__(self) -> str:
+        return f"{self.function if isinstance(self.function, Configured) else self.name} {self.place}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Records and edits with their places."""
+
+    records: tuple[Placed, ...] = ()
+    edits: tuple[Placed, ...] = ()
+
+    @classmethod
+    def of(cls, record: Iterable[Entry] | Entry = (), edit: Iterable[Entry] | Entry = ()) -> Plan:
+        """Make a plan of functions, or (function, place) pairs; a bare function means everywhere."""
+        return cls(tuple(_placed(record)), tuple(_placed(edit)))
+
+    def with_record(self, function: Callable[..., Any], place: At | None = None) -> Plan:
+        """Return the plan with one more record."""
+        return Plan((*self.records, Placed(function, place or at())), self.edits)
+
+    def with_edit(self, function: Callable[..., Any], place: At | None = None) -> Plan:
+        """Return the plan with one more edit."""
+        return Plan(self.records, (*self.edits, Placed(function, place or at())))
+
+    def in_stage(self, layout: Layout) -> Plan:
+        """Return what of the plan is placed in the stage of a layout.
+
+        Raises:
+            PlanError: a place names a stage that is not there, or none where it has to.
+        """
+        records, edits = (
+            tuple(i for i in items if i.in_stage(layout)) for items in (self.records, self.edits)
+        )
+        return Plan(records, edits)
+
+    def check(self, layout: Layout, over_seeds: bool = False) -> None:
+        """Refuse what cannot be carried out on this model.
+
+        Args:
+            layout: coordinates of the run.
+            over_seeds: whether several seeds are seen together, as in a batch.
+
+        Raises:
+            PlanError: the first such thing, with its remedy.
+        """
+        for edit in self.edits:
+            if getattr(edit.function, "over_seeds", False) and not over_seeds:
+                raise PlanError(f"edit {edit}: it sees several seeds together; run them with lens.batch.")
+        for kind, items in (("record", self.records), ("edit", self.edits)):
+            for item in items:
+                item.check(layout, kind)
+        names = [r.variable for r in self.records]
+        for name in names:
+            if names.count(name) > 1:
+                raise PlanError(
+                    f"Two records write {name!r}: merge their places, or give one function another name."
+                )
+
+    def check_sources(self, fingerprint: Callable[[], str]) -> None:
+        """Refuse edits with states that another model held: they mean nothing in this one.
+
+        An array says where it is from in its attribute `model_fingerprint`, as `run["hidden"]` does; one
+        without it is taken as it is.
+
+        Args:
+            fingerprint: gives this model's; asked only where an array names one.
+
+        Raises:
+            PlanError: it names the edit, both models and the remedy.
+        """
+        for edit in self.edits:
+            for name, value in getattr(edit.function, "options", {}).items():
+                theirs = getattr(value, "attrs", {}).get("model_fingerprint")
+                if theirs is not None and theirs != fingerprint():
+                    raise PlanError(
+                        f"edit {edit}: its {name} is of a run of another model (fingerprint {theirs}; this model: "
+                        f"{fingerprint()}): record it with this model. Where the two are meant to be mixed, "
+                        f"pass {name}.drop_attrs()."
+                    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: what the manifest holds."""
+        return {"records": [r.to_json() for r in self.records], "edits": [e.to_json() for e in self.edits]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Read a plan back; its functions are imported by name.
+
+        Raises:
+            PlanError: a function that cannot be imported, or has changed.
+        """
+        read = [
+            tuple(Placed(restore(item), At.from_json(item["at"])) for item in data[kind])
+            for kind in ("records", "edits")
+        ]
+        return cls(*read)
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything in the plan, the functions' code included."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def __str__(self) -> str:
+        lines = [f"record {r}" for r in self.records] + [f"edit {e}" for e in self.edits]
+        return "Plan:" + "".join(f"\n  {line}" for line in lines) if lines else "Plan: nothing"
+
+
+def _placed(entries: Iterable[Entry] | Entry) -> Iterable[Placed]:
+    if callable(entries) or (isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[1], At)):
+        entries = [entries]  # one entry alone
+    for entry in entries:
+        if isinstance(entry, tuple):
+            if len(entry) != 2 or not isinstance(entry[1], At):
+                raise PlanError(f"{entry!r}: give a function, or a pair (function, dl.at(...)).")
+            yield Placed(*entry)
+        else:
+            yield Placed(entry, at())
+
+
+__all__ = ["Entry", "Layout", "Placed", "Plan", "Spot"]
