@@ -34,9 +34,16 @@ def test_a_batch_is_its_single_runs_and_the_last_readout_is_the_velocity(euler):
         out = batch.step(step, x, watch=[("block", branch, last) for branch in batch.layout.branches])
         dit, read = lens.dits[batch.expert(step)], {}
         for branch in batch.layout.branches:
-            given = batch.keywords(branch) | {"latents": x, "timestep": batch.scheduler.timesteps[step]}
-            read[branch] = lens.family.readout(dit, out.states["block", branch, last].flatten(1, 3), given)
-        assert torch.equal(batch.guide(read), out.velocity)
+            given = batch.inputs.of_branch(branch) | {
+                "latents": x,
+                "timestep": batch.scheduler.timesteps[step],
+            }
+            read[branch] = lens.family.flow.readout(
+                dit, out.states["block", branch, last].flatten(1, 3), given
+            )
+        assert torch.equal(
+            lens.family.flow.guide(lens.pipe, batch.keywords, read, batch.timesteps[step]), out.velocity
+        )
         for row, run in enumerate(runs):
             expected = torch.from_numpy(run["x0"].isel(step=step).values)
             torch.testing.assert_close(out.x0[row].permute(1, 2, 3, 0), expected, rtol=0, atol=1e-5)

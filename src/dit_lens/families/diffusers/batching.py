@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
+from dit_lens.families.call import Forward
 from dit_lens.families.diffusers.intercept import Loop
 from dit_lens.families.diffusers.latents import Arrangement, substitute
 from dit_lens.families.early_exit import ending_in
-from dit_lens.families.family import Batching, Family, Seen
+from dit_lens.families.family import Anatomy, Batching, Prepared
 
 OURS = ("latents", "noise", "arrangement", "first", "told")
 """What stands beside the model's own inputs: x_s; at the first step, x as the pipeline has it, the scheduler's
@@ -39,7 +40,7 @@ def batching(branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batchi
         branches: the pipeline call's keywords to the branches that it runs.
     """
 
-    def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, Prepared]:
         return prepare(pipe, keywords, branches(keywords))
 
     def model(
@@ -50,7 +51,7 @@ def batching(branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batchi
     return Batching(prepared, model, expert, settle=settle, advance=advance)
 
 
-_NO_SESSION: Any = None
+_NO_LISTENER: Any = None
 
 
 class _PreparedError(Exception):
@@ -65,14 +66,14 @@ class Preparing(Loop):
         wanted: branches.
     """
 
-    def __init__(self, pipe: Any, family: Family, wanted: tuple[str, ...]) -> None:
-        super().__init__(pipe, family, session=_NO_SESSION)  # nothing runs, nothing is recorded
-        self.found: dict[str, dict[str, Any]] = {}
+    def __init__(self, pipe: Any, anatomy: Anatomy, wanted: tuple[str, ...]) -> None:
+        super().__init__(pipe, anatomy, listener=_NO_LISTENER)  # nothing runs, nothing is recorded
+        self.found: dict[str, Prepared] = {}
         self.wanted = wanted
 
     def serve(
         self,
-        seen: Seen,
+        seen: Forward,
         x: Tensor,
         latents: Tensor,
         dit: Any,
@@ -92,13 +93,13 @@ class Preparing(Loop):
         ours = {"latents": latents, "noise": x, "arrangement": self.arrangement, "first": float(first)}
         for branch, rows in seen.rows.items():
             own = {k: _of_rows(k, v, rows, len(hidden)) for k, v in given.items() if v is not dit}
-            self.found[branch] = {**own, **ours, "told": own["timestep"]}
+            self.found[branch] = Prepared({**own, **ours, "told": own["timestep"]}, seen.streams)
         if set(self.found) >= set(self.wanted):
             raise _PreparedError
         return self.nothing(dit, given)
 
 
-def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> dict[str, Prepared]:
     """Return, by branch, what the model is given at the first step of a pipeline's call.
 
     Raises:
@@ -109,7 +110,7 @@ def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> 
     for name, reason in REFUSED.items():
         if keywords.get(name):
             raise PlanError(f"{name}={keywords[name]!r} in a batch: {reason}; use lens.run.")
-    loop = Preparing(pipe, family_for(pipe), wanted)
+    loop = Preparing(pipe, family_for(pipe).anatomy, wanted)
     restore = loop.install()
     try:
         pipe(**keywords)
@@ -201,18 +202,18 @@ def advance(scheduler: Any, velocity: Tensor, step: int, latents: Tensor) -> Ten
 
 
 @torch.no_grad()
-def readout(family: Family, pipe: Any, dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+def readout(anatomy: Anatomy, pipe: Any, dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     """Return the velocity [row, channel, frame, y, x] that the network gives if it ends after a block.
 
     The transformer runs once more, its blocks passing on what they are given, the last one the state: all that
     comes after the blocks (final norm, modulation by the time, projection) is the model's own code.
 
     Args:
-        family: of the pipeline.
+        anatomy: of the pipeline.
         pipe: the pipeline.
         dit: the expert that ran.
         state: the block's video tokens, [row, token, channel].
         keywords: of the call (`Batch.keywords`), with `latents` and `timestep`.
     """
-    with ending_in(family, family.block_list(dit), state):
+    with ending_in(anatomy, anatomy.block_list(dit), state):
         return forward(pipe, dit, keywords)

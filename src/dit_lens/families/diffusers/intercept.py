@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.call import Forward, Listener, Tokens
 from dit_lens.families.diffusers.latents import Arrangement, arrange, substitute
 from dit_lens.families.diffusers.merged import merged_order
-from dit_lens.families.family import Family, Seen, Session, Tokens
+from dit_lens.families.family import Anatomy
 from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
 from dit_lens.families.site import Item, pick, put
 
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
+def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], None]:
     """Wrap the calls of a pipeline; returns what undoes it.
 
     Raises:
         PlanError: the pipeline is being traced already.
     """
     refuse_traced(pipe, pipe.scheduler.step)
-    return Loop(pipe, family, session).install()
+    return Loop(pipe, anatomy, listener).install()
 
 
 class Loop:
@@ -40,12 +41,12 @@ class Loop:
 
     Args:
         pipe: the pipeline.
-        family: of it.
-        session: the run in progress.
+        anatomy: of it.
+        listener: the run in progress.
     """
 
-    def __init__(self, pipe: Any, family: Family, session: Session) -> None:
-        self.pipe, self.family, self.session = pipe, family, session
+    def __init__(self, pipe: Any, anatomy: Anatomy, listener: Listener) -> None:
+        self.pipe, self.anatomy, self.listener = pipe, anatomy, listener
         self.context: str | None = None  # what the pipeline calls the branch that runs
         self.x: Tensor | None = None  # x_s, as the pipeline has it
         self.latents: Tensor | None = None  # x_s, [row, channel, frame, y, x]; one object a step
@@ -57,7 +58,7 @@ class Loop:
         undo = [set_attribute(pipe.scheduler, "step", self._step(pipe.scheduler.step))]
         if hasattr(pipe, "prepare_latents"):
             undo.append(set_attribute(pipe, "prepare_latents", self._prepare(pipe.prepare_latents)))
-        for name, dit in self.family.dits(pipe).items():
+        for name, dit in self.anatomy.dits(pipe).items():
             undo.append(set_attribute(dit, "forward", self._forward(name, dit)))
             if hasattr(dit, "cache_context"):
                 undo.append(set_attribute(dit, "cache_context", self._context(dit.cache_context)))
@@ -118,7 +119,7 @@ class Loop:
                 done["latents"] = out
                 return out
 
-            after = self.session.advance(velocity, given["timestep"], latents, proceed)
+            after = self.listener.advance(velocity, given["timestep"], latents, proceed)
             out, item = done["out"], _item(done["out"])
             if after is not done["latents"]:
                 out = put(out, item, self._write(after[:, :, held:], pick(out, item)))
@@ -130,14 +131,14 @@ class Loop:
 
     def serve(
         self,
-        seen: Seen,
+        seen: Forward,
         x: Tensor,
         latents: Tensor,
         dit: Any,
         given: dict[str, Any],
         original: Callable[..., Any],
     ) -> Any:
-        """Hand one forward to the session."""
+        """Hand one forward to the listener."""
         hidden = given["hidden_states"]
         inputs = {name: value for name, value in given.items() if value is not dit}
 
@@ -147,7 +148,7 @@ class Loop:
             edited = self.arrangement.write(new["video"], x)
             return original(**{**inputs, "hidden_states": substitute(hidden, x, edited)})
 
-        return self.session.call(seen, {"video": latents}, proceed, lambda: self.nothing(dit, given))
+        return self.listener.call(seen, {"video": latents}, proceed, lambda: self.nothing(dit, given))
 
     # ---- what a call says
 
@@ -163,16 +164,16 @@ class Loop:
             self.latents = self.arrangement.read(self.x)
         return self.x, self.latents
 
-    def _look(self, expert: str, x: Tensor, hidden: Tensor, given: Mapping[str, Any]) -> Seen:
+    def _look(self, expert: str, x: Tensor, hidden: Tensor, given: Mapping[str, Any]) -> Forward:
         count, grid = len(x), self.arrangement.grid
         # Packed latents may be followed by other tokens, such as those of a reference image.
         more = hidden.shape[1] - x.shape[1] if x.ndim == 3 else 0
         streams = {"video": Tokens(grid, after=more)}
-        if "text" in self.family.sites:
+        if "text" in self.anatomy.sites:
             streams["text"] = Tokens((1, 1, given["encoder_hidden_states"].shape[1]))
         timestep = given["timestep"]
         told = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)
-        return Seen(expert, self._rows(len(hidden), count), streams, told)
+        return Forward(expert, self._rows(len(hidden), count), streams, told)
 
     def _rows(self, rows: int, count: int) -> dict[str, slice]:
         """Return the rows of each branch.

@@ -14,6 +14,7 @@ from torch import nn
 from dit_lens.errors import PlanError
 from dit_lens.families.diffusers.latents import packing, patch
 from dit_lens.families.diffusers.schedulers import is_flow
+from dit_lens.families.family import classifier_free
 from dit_lens.families.patching import refuse_compiled
 from dit_lens.tasks.sample import Sample, as_frames
 
@@ -83,6 +84,14 @@ def arguments(
         if name != "self" and needed and out.get(name) is None:
             raise PlanError(f"{what} needs {name}=...: give it with the sample, or as a keyword of the run.")
     return out
+
+
+def guide(
+    pipe: Any, keywords: Mapping[str, Any], velocities: Mapping[str, torch.Tensor], timestep: float
+) -> torch.Tensor:
+    """Return the velocity after classifier-free guidance; see `Flow.guide`."""
+    scale = keywords.get(guidance(pipe), default(pipe, guidance(pipe), 1.0))
+    return classifier_free(pipe, {"cfg_scale": scale}, velocities, timestep)
 
 
 def branches(pipe: Any, keywords: Mapping[str, Any]) -> tuple[str, ...]:
