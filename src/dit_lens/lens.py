@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
     from dit_lens.engine.batch import Batch
     from dit_lens.engine.trace import Trace
-
-_WRAPPED_HERE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-"""Modules that a lens has wrapped for nnsight, also where its trace never came to run; others are the user's own."""
 
 RecordEntries = Iterable[Entry] | Callable[..., Any]
 
@@ -58,7 +54,6 @@ class Lens:
         self.info = dict(info or {})
         self._fingerprint: tuple[Any, str] | None = None
         self._nnsight: Any = None
-        self.wrapped_before: set[torch.nn.Module] = set()  # by an nnsight model of the user's own
 
     # ---- running
 
@@ -216,14 +211,9 @@ class Lens:
     def nnsight(self) -> Any:
         """The pipeline as nnsight sees it: `lens.nnsight.dit.blocks[3].output` in the body of a trace."""
         if self._nnsight is None:
-            from nnsight import NNsight
+            from dit_lens.engine.envoys import wrap
 
-            root = self.family.root(self.pipe)
-            self.wrapped_before = {
-                m for m in root.modules() if "__nnsight__" in vars(m) and m not in _WRAPPED_HERE
-            }
-            _WRAPPED_HERE.update(set(root.modules()) - self.wrapped_before)
-            self._nnsight = NNsight(root)
+            self._nnsight = wrap(self.family.root(self.pipe))
         return self._nnsight
 
     def fingerprint(self) -> str:

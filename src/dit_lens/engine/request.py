@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from dit_lens.engine.recorder import Recorder, to_codes
 from dit_lens.engine.session import Call, Latents, Session, Stages
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.families.family import Seen, Stage
+from dit_lens.families.tracing import traced
 from dit_lens.plan.places import GRID_DIMS, at, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, run_name, status, versions
+from dit_lens.store.aside import Aside
 from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
 
@@ -70,6 +73,7 @@ class Job:
         self._declared = plan
         self._identity: tuple[Plan, dict[str, Any]] | None = None
         self.writer: RunWriter | None = None
+        self.aside: Aside | None = None
         given = (lens, sample, seed, plan, steps, cfg_scale, store, encoding, progress, arguments, body)
         self.stages = [self, *(Job(*given, n) for n in range(1, len(stages)) if stage == 0)]
         for job in self.stages:
@@ -174,6 +178,11 @@ class Job:
             if plan is not None:
                 self.declare(plan())
 
+        # Who watches is a trace with a body, and has marked the DiTs itself, before nnsight wrapped them.
+        with traced(self.lens.dits.values()) if watch is None else nullcontext():
+            return self._run(settled, watch)
+
+    def _run(self, settled: Callable[[], Any], watch: Callable[[Call | None], None] | None) -> Run:
         lens, family = self.lens, self.lens.family
         sessions = [job.session(settled, watch) for job in self.stages]
         keywords = dict(self.keywords)
@@ -185,12 +194,15 @@ class Job:
             write_outputs(writers[-1], family.outputs(output, keywords), rates)
             for writer in writers:
                 writer.close()
+            places = [job.aside.take_place() for job in self.stages if job.aside is not None]
         finally:
             undo()
             for job in self.stages:
                 if job.writer is not None:
                     job.writer.abort()
-        return Run(writers[-1].path, self.scratch)
+                if job.aside is not None:
+                    job.aside.give_up()
+        return Run(places[-1] if places else writers[-1].path, self.scratch)
 
     def session(self, settled: Callable[[], Any], watch: Callable[[Call | None], None] | None) -> Session:
         """Make the session that drives this stage."""
@@ -209,6 +221,10 @@ class Job:
         if self.root is None and first.scratch is None:
             first.scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
         path = self.path or Path(first.scratch.name) / self.name  # type: ignore[union-attr]  # one of the two is there
+        if self.body is not None and self.root is not None:
+            # A body sees all steps, so its run begins anew, whatever stands in the store.
+            self.aside = Aside(path)
+            path = self.aside.folder
         grids = {stream: tokens.grid for stream, tokens in seen.streams.items()}
         coords = coordinates(self.layout, session.sigmas, session.timesteps, grids)
         self.writer = RunWriter(path.parent, path.name, self.manifest, coords, durable=self.root is not None)
