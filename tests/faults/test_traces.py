@@ -1,9 +1,12 @@
 """Traces: each value belongs to its call or is an error; no body is cut short in silence; a body sees all steps."""
 
 import linecache
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 import traceback
 import warnings
 
@@ -139,6 +142,21 @@ def test_a_value_of_another_shape_is_refused(lens, sample):
         with lens.trace(sample, steps=1) as tr:
             for call in tr.calls():
                 call.block(1).output = call.block(1).output[:, :3, 0]
+
+
+def test_a_module_that_runs_twice_in_a_call_has_no_one_value(tiny_pipe, sample):
+    pipe = tiny_pipe()
+    ffn, forward = pipe.dit.blocks[1].ffn, type(pipe.dit.blocks[1]).forward
+
+    def twice(*args, **kwargs):
+        ffn(torch.zeros(1, 1, 64))
+        return forward(pipe.dit.blocks[1], *args, **kwargs)
+
+    pipe.dit.blocks[1].forward = twice
+    with pytest.raises(dl.CaptureError, match=r"block\(1\)\.site\('ffn'\)\.output at step=0.* ran 2 times"):
+        with dl.Lens(pipe).trace(sample, steps=1) as tr:
+            for call in tr.calls():
+                call.block(1).site("ffn").output.sum()
 
 
 # ---- nnsight's own envoys
@@ -378,6 +396,45 @@ def test_an_interrupt_in_the_model_leaves_nothing(lens, pipe, sample, left_behin
     assert tr.run.complete
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_at_any_moment_leaves_nothing(lens, pipe, sample, tmp_path, run_bare, left_behind, times):
+    before, moments = run_bare(pipe, sample), np.random.default_rng(times)
+    left = []
+
+    def press(number, frame):
+        left.pop()
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, moments.choice([0.0003, 0.001, 0.003]))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.signal(signal.SIGALRM, press)
+    start = time.monotonic()
+    traced_with(lens, sample, tmp_path, 2.0)
+    whole = time.monotonic() - start
+    try:
+        for _ in range(6):
+            left[:] = [None] * times
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, whole))
+                    traced_with(lens, sample, tmp_path, 2.0)
+                except KeyboardInterrupt:
+                    pass
+                while left:  # the trace was faster, or its cleaning up was
+                    time.sleep(0.01)
+            except KeyboardInterrupt:
+                pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert left_behind(pipe) == []
+            run, seen = traced_with(lens, sample, tmp_path, 2.0)
+            assert run.complete and seen == [0, 1, 2]
+            assert np.array_equal(run_bare(pipe, sample), before)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
+
+
 def test_a_forward_of_the_users_own_is_there_after_a_trace(tiny_pipe, sample):
     pipe = tiny_pipe()
     block, calls = pipe.dit.blocks[1], []
@@ -449,7 +506,7 @@ def test_an_interrupted_trace_leaves_the_complete_run(lens, sample, tmp_path):
     with pytest.raises(RuntimeError, match="interrupted"):
         traced_with(lens, sample, tmp_path, 2.0, fail=1)
     (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
-    after = dl.Run(folder) if hasattr(dl, "Run") else type(run)(folder)
+    after = type(run)(folder)
     assert after.complete and np.array_equal(after["energy"].values, before)
 
 
@@ -533,8 +590,6 @@ def test_a_source_that_is_not_what_runs_is_refused(lens, sample):
     ],
 )
 def test_a_body_that_cannot_run_beside_the_model_is_refused(lens, pipe, sample, left_behind, text, words):
-    import os
-
     with pytest.raises(dl.PlanError, match=words):
         cell(text, f"<ipython-input-{words}>", lens=lens, sample=sample, os=os)
     assert left_behind(pipe) == []

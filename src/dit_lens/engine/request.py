@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dit_lens import records
+from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.engine.recorder import Recorder, to_codes
 from dit_lens.engine.session import Call, Latents, Session, Stages
 from dit_lens.errors import PlanError, StoreError
@@ -179,7 +180,8 @@ class Job:
                 self.declare(plan())
 
         # Who watches is a trace with a body, and has marked the DiTs itself, before nnsight wrapped them.
-        with traced(self.lens.dits.values()) if watch is None else nullcontext():
+        marked = traced(self.lens.dits.values()) if watch is None else nullcontext()
+        with one_interrupt(), marked:
             return self._run(settled, watch)
 
     def _run(self, settled: Callable[[], Any], watch: Callable[[Call | None], None] | None) -> Run:

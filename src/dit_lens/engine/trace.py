@@ -8,15 +8,19 @@ cheaper as `lens.run(record=..., edit=...)`, which does not touch nnsight.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from nnsight.intervention.interleaver import EarlyStopException
 from nnsight.intervention.tracer import InterleavingTracer
-from nnsight.tracing.tracer import push_result, skip_context, skippable
+from nnsight.tracing.tracer import ExitTracingException, dec, inc, push_result, skip_context, skippable
+from nnsight.tracing.util import clean_traceback
 
 from dit_lens.engine.body import LOCATION, Body
 from dit_lens.engine.envoys import release, wrap
+from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.engine.request import Job
 from dit_lens.engine.session import Call
 from dit_lens.engine.source import capture
@@ -30,7 +34,7 @@ from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
-    from types import CodeType
+    from types import CodeType, TracebackType
 
     from torch import nn
 
@@ -59,6 +63,8 @@ class Trace(InterleavingTracer):
         job: Makes the run out of the body's source.
         plan: What is declared before the body.
     """
+
+    envoy: Any  # nnsight's view of the pipeline; it is made when the trace is sure to be the only one
 
     def __init__(self, lens: Lens, job: Callable[[str], Job], plan: Plan) -> None:
         super().__init__(
@@ -168,6 +174,27 @@ class Trace(InterleavingTracer):
             skip_context(self)
         return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Run the body, now that it is skipped; other errors pass."""
+        if isinstance(error, ExitTracingException):
+            sys.settrace(error.displaced)  # a debugger's, or coverage's
+        elif error is not None:
+            return False
+        inc()
+        try:
+            self.execute(self.info.code)
+        except BaseException as raised:
+            _forget_skip(raised)
+            with suppress(TypeError):  # an interrupt may come between two lines, where nnsight finds none
+                raised.__traceback__ = clean_traceback(raised.__traceback__)
+            raise
+        finally:
+            dec()
+            self.info.frame, self.envoy = None, None  # they hold the model
+        return True
+
     def execute(self, code: CodeType) -> None:
         """Run the body beside the pipeline.
 
@@ -177,7 +204,7 @@ class Trace(InterleavingTracer):
         """
         lens, frame = self._lens, self.info.frame
         self._job = self._make(self._identity())
-        with traced(lens.dits.values()):
+        with one_interrupt(), traced(lens.dits.values()):
             root = lens.family.root(lens.pipe)
             try:
                 lens._nnsight = self.envoy = wrap(root)
@@ -277,6 +304,15 @@ def _steps(place: Placed, layout: Layout) -> tuple[int, ...]:
         if names is not None and not set(names) <= set(known):
             raise PlanError(f"calls({name}={names[0]!r}): this run has {', '.join(known)}.")
     return place.steps(layout)
+
+
+def _forget_skip(error: BaseException) -> None:
+    """Take nnsight's way to skip the body out of what Python says an error came from."""
+    while error.__context__ is not None:
+        if isinstance(error.__context__, ExitTracingException):
+            error.__context__ = None
+            return
+        error = error.__context__
 
 
 def _surely(cleaning: Callable[[], None]) -> None:

@@ -67,7 +67,7 @@ class Aside:
             return
         self._settled = True
         if _is_complete(self.path) or not _is_run(self.folder):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _discard(self.folder)
         else:
             _move(self.folder, self.path)
 
@@ -84,7 +84,7 @@ def _move(folder: Path, path: Path) -> None:
         raise StoreError(
             f"{folder} cannot take the place of {path}: {error}. What was recorded stands there."
         ) from error
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old)
 
 
 def _swap(folder: Path, path: Path) -> Path:
@@ -110,17 +110,26 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
+def _discard(folder: Path) -> None:
+    """Remove a folder; what stays, the next run of this name removes."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:  # rmtree closes a descriptor twice where an interrupt comes in between
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None
+
+
 def _sweep(path: Path) -> None:
     """Remove what killed processes have left beside a place; put an old run back that was on its way out."""
     for folder in _beside(path, REPLACED):
         if path.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _discard(folder)
         else:
             with suppress(OSError):
                 os.rename(folder, path)
     for folder in _beside(path, PARTIAL):
         if _is_free(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            _discard(folder)
 
 
 def _beside(path: Path, middle: str) -> Iterator[Path]:
