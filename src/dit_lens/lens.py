@@ -247,9 +247,11 @@ class Lens:
     @property
     def nnsight(self) -> Any:
         """The pipeline as nnsight sees it: `lens.nnsight.dit.blocks[3].output` in the body of a trace."""
-        from dit_lens.engine.envoys import envoys_of
+        if self.specimen.envoys is None:
+            from dit_lens.engine.envoys import wrap
 
-        return envoys_of(self.specimen)
+            self.specimen.envoys = wrap(self.family.anatomy.root(self.pipe))
+        return self.specimen.envoys
 
     def fingerprint(self) -> str:
         """Return the checksum of the model's weights; see `Specimen.fingerprint`."""

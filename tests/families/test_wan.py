@@ -181,7 +181,7 @@ def test_a_path_that_is_not_there_names_itself(pipe):
     with pytest.raises(dl.DitLensError, match="holds no model at dit, dit2"):
         WAN.anatomy.dits(SimpleNamespace())
     with pytest.raises(dl.DitLensError, match="no list of blocks"):
-        WAN.anatomy.dits(SimpleNamespace(dit=torch.nn.Linear(1, 1)))
-    odd = SimpleNamespace(dit=SimpleNamespace(blocks=torch.nn.ModuleList([torch.nn.Linear(1, 1)])))
+        WAN.anatomy.check("dit", torch.nn.Linear(1, 1))
+    odd = SimpleNamespace(blocks=torch.nn.ModuleList([torch.nn.Linear(1, 1)]))
     with pytest.raises(dl.DitLensError, match=r"site 'self_attn' should be blocks\[0\]\.self_attn"):
-        WAN.anatomy.dits(odd)
+        WAN.anatomy.check("dit", odd)

@@ -71,7 +71,9 @@ def test_what_is_written_outside_the_region_does_not_count(lens, sample, site):
     assert np.array_equal(written["x0"].values, both["x0"].values)
 
 
-def test_an_edit_that_returns_the_value_it_was_given_after_writing_elsewhere_leaves_the_rest_alone(lens, sample):
+def test_an_edit_that_returns_the_value_it_was_given_after_writing_elsewhere_leaves_the_rest_alone(
+    lens, sample
+):
     """A row of the grid is zeroed in place; the hidden states of all other rows are those of the clean run."""
 
     def zeroed(h, at):
@@ -79,7 +81,9 @@ def test_an_edit_that_returns_the_value_it_was_given_after_writing_elsewhere_lea
         return h
 
     clean, edited = (
-        lens.run(sample, steps=1, cfg_scale=1.0, record=[(dl.hidden, dl.at(layer=0))], edit=edits)["hidden"].values
+        lens.run(sample, steps=1, cfg_scale=1.0, record=[(dl.hidden, dl.at(layer=0))], edit=edits)[
+            "hidden"
+        ].values
         for edits in ([], [(zeroed, dl.at(layer=0, y=0))])
     )
     assert not edited[..., 0, :, :].any()

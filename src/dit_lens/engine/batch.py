@@ -37,6 +37,7 @@ from dit_lens.families.call import Forward
 from dit_lens.families.family import Batching
 from dit_lens.families.latents import apart, together
 from dit_lens.families.specimen import Specimen
+from dit_lens.families.tracing import traced
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.places import positions
 from dit_lens.plan.plan import Entry, Placed, Plan
@@ -230,8 +231,7 @@ class Batch:
         batching.load(pipe, expert)
         prepared = {branch: self.inputs.of_branch(branch, pairs) for branch in self.layout.branches}
         velocities: dict[str, Mapping[str, Tensor]] = {}
-        visitor.install({expert: dit})
-        try:
+        with traced([dit]), visitor.installed({expert: dit}):
             for branch, keywords in prepared.items():
                 forward = Forward(
                     expert,
@@ -241,8 +241,6 @@ class Batch:
                 )
                 with stepper.calling(forward):
                     velocities[branch] = batching.model(pipe, dit, {**keywords, "timestep": timestep}, start)
-        finally:
-            visitor.remove()
         first = prepared[self.layout.branches[0]]
         velocity, x0, after = {}, {}, {}
         for stream, x in start.items():

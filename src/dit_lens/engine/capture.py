@@ -38,6 +38,7 @@ from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.call import Forward, Schedule, Tokens
 from dit_lens.families.family import Flow
+from dit_lens.families.tracing import traced
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, run_name, versions
@@ -233,8 +234,8 @@ class Capture:
         self._stepper = Stepper(
             flow, scheduler, self.layout, self.schedule.sigmas, self.schedule.timesteps, visitor
         )
-        self._cleanup.callback(visitor.remove)
-        visitor.install(self.specimen.dits)
+        self._cleanup.enter_context(traced(self.specimen.dits.values()))
+        self._cleanup.enter_context(visitor.installed(self.specimen.dits))
 
 
 class CapturedStep:

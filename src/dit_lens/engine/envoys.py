@@ -1,37 +1,75 @@
-"""A pipeline as nnsight sees it, and how all of nnsight is taken off it again."""
+"""nnsight's view of a pipeline: put on its modules when it is first asked for, taken off when a trace ends.
+
+nnsight replaces each module's `forward` by a controller, and leaves it there. The bare pipeline has to be what it was
+after a trace, so the controllers are removed, and a `forward` that a module had of its own is put back.
+"""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from nnsight import NNsight
+from nnsight.intervention.interleaver import Interleaver
 
-from dit_lens.families.specimen import Specimen
+if TYPE_CHECKING:
+    from torch import nn
 
-_WRAPPED_HERE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-"""Modules that were wrapped here, also where the trace never came to run; others are the user's own."""
+STATE = "__nnsight__"
+"""Where nnsight keeps, on a module, who traces it."""
 
-_ENVOYS: weakref.WeakKeyDictionary[Specimen, tuple[Any, set[torch.nn.Module]]] = weakref.WeakKeyDictionary()
-"""By specimen, nnsight's view of it, and the modules that an nnsight model of the user's own had wrapped before."""
-
-
-def envoys_of(specimen: Specimen) -> Any:
-    """Return the pipeline as nnsight sees it."""
-    if specimen not in _ENVOYS:
-        from nnsight import NNsight
-
-        root = specimen.family.anatomy.root(specimen.pipe)
-        before = {m for m in root.modules() if "__nnsight__" in vars(m) and m not in _WRAPPED_HERE}
-        _WRAPPED_HERE.update(set(root.modules()) - before)
-        _ENVOYS[specimen] = NNsight(root), before
-    return _ENVOYS[specimen][0]
+_FORWARDS: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+"""The `forward` that a module had of its own (offloading, a user's patch) before nnsight took its place."""
 
 
-def release(specimen: Specimen) -> None:
-    """Take nnsight's controllers off the modules: after a trace the model is what it was."""
-    _, before = _ENVOYS.pop(specimen, (None, set()))
-    for module in set(specimen.family.anatomy.root(specimen.pipe).modules()) - before:
-        if type(module.__dict__.get("forward")).__name__ == "Controller":
-            del module.__dict__["forward"]
-        module.__dict__.pop("__nnsight__", None)
+class OwnThread(Interleaver):
+    """Serves the thread that traces. Another thread may run the same modules, and runs them bare."""
+
+    @property
+    def interleaving(self) -> bool:
+        """Whether a trace runs, in this thread."""
+        return self._running and threading.get_ident() == self._thread
+
+    @interleaving.setter
+    def interleaving(self, running: bool) -> None:
+        self._running, self._thread = running, threading.get_ident()
+
+
+def wrap(root: nn.Module) -> Any:
+    """Return a module as nnsight sees it; see `release`."""
+    for module in root.modules():
+        forward = vars(module).get("forward")
+        if forward is not None and not _is_controller(forward):
+            _FORWARDS[module] = forward
+    return NNsight(root, interleaver=OwnThread())
+
+
+def release(root: nn.Module) -> None:
+    """Take nnsight's controllers off all modules that no model of the user's own, made with nnsight, watches."""
+    for module in root.modules():
+        state = vars(module).get(STATE)
+        if state is None:
+            continue
+        state.routes = [route for route in state.routes if not _is_ours(route[0]())]
+        if state.routes:
+            continue
+        before = _FORWARDS.pop(module, None)
+        if _is_controller(vars(module).get("forward")):
+            if before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before
+        module.__dict__.pop(STATE, None)
+
+
+def _is_ours(interleaver: Any) -> bool:
+    """Say whether a route is a trace's of this library, or of a model that is gone."""
+    return interleaver is None or isinstance(interleaver, OwnThread)
+
+
+def _is_controller(forward: Any) -> bool:
+    return type(forward).__name__ == "Controller"
+
+
+__all__ = ["OwnThread", "release", "wrap"]

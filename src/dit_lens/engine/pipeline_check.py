@@ -7,15 +7,18 @@ later, a callback) shows in one of the four things that are compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart
+from dit_lens.families.tracing import traced
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
@@ -136,15 +139,15 @@ def _observe(batch: Batch) -> list[Observed]:
     specimen, request = batch.specimen, batch.requests[0]
     pipe, calling = specimen.pipe, specimen.family.call
     keywords, observer = request.fresh_keywords(), Observer()
-    quiet = calling.quiet(pipe, keywords)
-    undo = calling.intercept(pipe, specimen.family.anatomy, observer)
-    try:
-        pipe(**keywords)
-    except EnoughError:
-        calling.release(pipe)
-    finally:
-        undo()
-        quiet()
+    with ExitStack() as cleanup:
+        cleanup.enter_context(one_interrupt())
+        cleanup.enter_context(traced(specimen.dits.values()))
+        cleanup.callback(calling.quiet(pipe, keywords))
+        cleanup.callback(calling.intercept(pipe, specimen.family.anatomy, observer))
+        try:
+            pipe(**keywords)
+        except EnoughError:
+            calling.release(pipe)
     return observer.steps
 
 

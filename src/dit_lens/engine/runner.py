@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch
 from dit_lens.errors import StoreError
 from dit_lens.families.call import Forward, Schedule
+from dit_lens.families.tracing import traced
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, status
+from dit_lens.store.aside import Aside
 from dit_lens.store.run import Run
 
 if TYPE_CHECKING:
@@ -69,6 +72,10 @@ def run(
             request.declare(plan())
 
     with ExitStack() as cleanup:
+        cleanup.enter_context(one_interrupt())
+        # A trace with a body watches; it has marked the DiTs before nnsight wrapped them.
+        if watch is None:
+            cleanup.enter_context(traced(specimen.dits.values()))
         for destination in destinations:
             cleanup.callback(destination.abort)
         if not progress:
@@ -77,9 +84,8 @@ def run(
         output = Stages(loops, watch).run(lambda: pipe(**keywords))
         rates = family.codec.rates(pipe, keywords)
         write_outputs(destinations[-1].writer, family.codec.outputs(output, keywords), rates)
-        for destination in destinations:
-            destination.writer.close()
-    return Run(destinations[-1].writer.path, scratch)
+        paths = [destination.close() for destination in destinations]
+    return Run(paths[-1], scratch)
 
 
 def _loop(destination: Destination, settle: Callable[[], None], watch: Watch | None) -> StageLoop:
@@ -104,6 +110,7 @@ class Destination:
     def __init__(self, stage: StageRequest, scratch: Scratch | None) -> None:
         self.stage, self.scratch = stage, scratch
         self._writer: RunWriter | None = None
+        self._aside: Aside | None = None
 
     @property
     def writer(self) -> RunWriter:
@@ -121,6 +128,10 @@ class Destination:
         stage, request = self.stage, self.stage.request
         samples = len(range(*next(iter(forward.rows.values())).indices(10**9)))
         path = stage.path or Path(self.scratch.name) / stage.name  # type: ignore[union-attr]  # one of the two is there
+        if request.body is not None and request.store is not None:
+            # A body sees all steps, so its run begins anew, whatever stands in the store.
+            self._aside = Aside(path)
+            path = self._aside.folder
         grids = {stream: tokens.grid for stream, tokens in forward.streams.items()}
         coords = coordinates(stage.layout, schedule, grids)
         self._writer = RunWriter(
@@ -146,10 +157,17 @@ class Destination:
             },
         )
 
+    def close(self) -> Path:
+        """Complete the run; return where it stands."""
+        self.writer.close()
+        return self.writer.path if self._aside is None else self._aside.take_place()
+
     def abort(self) -> None:
         """Let go of the run; it stays incomplete where it is not closed."""
         if self._writer is not None:
             self._writer.abort()
+        if self._aside is not None:
+            self._aside.give_up()
 
 
 OUTPUTS = {

@@ -8,28 +8,36 @@ cheaper as `lens.run(record=..., edit=...)`, which does not touch nnsight.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
 
-from nnsight.intervention.interleaver import Mediator
+from nnsight.intervention.interleaver import EarlyStopException
 from nnsight.intervention.tracer import InterleavingTracer
+from nnsight.tracing.tracer import ExitTracingException, dec, inc, push_result, skip_context, skippable
+from nnsight.tracing.util import clean_traceback
 
 from dit_lens.engine import runner
-from dit_lens.engine.envoys import envoys_of, release
+from dit_lens.engine.body import LOCATION, Body
+from dit_lens.engine.envoys import release, wrap
+from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.engine.request import Request
+from dit_lens.engine.source import capture
 from dit_lens.engine.stages import Call
+from dit_lens.engine.traced import TracedBlock, TracedCall, TracedSite
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.specimen import Specimen
-from dit_lens.plan.places import At, Selector, at, positions
+from dit_lens.families.tracing import traced
+from dit_lens.plan.places import At, Selector, at
 from dit_lens.plan.plan import Layout, Placed, Plan
 from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
-    from types import CodeType
+    from types import CodeType, TracebackType
 
-LOCATION = "dit_lens.call"
-"""Where the body waits for the next call of a DiT, in nnsight's terms."""
+    from torch import nn
 
 
 def open_trace(specimen: Specimen, sample: Sample, seed: int, **options: Any) -> Trace:
@@ -45,37 +53,33 @@ def open_trace(specimen: Specimen, sample: Sample, seed: int, **options: Any) ->
         return Request(specimen, sample, seed, plan, arguments=options, body=body, **spare)
 
     request("")  # what cannot be carried out is refused here, before the body
-    envoy = envoys_of(specimen)
-    return envoy.trace(
-        fn=_never, tracer_cls=Trace, specimen=specimen, request=request, plan=plan, progress=progress
-    )
-
-
-def _never() -> None:
-    raise AssertionError("a trace runs its own job")
+    return Trace(specimen, request, plan, progress)
 
 
 class Trace(InterleavingTracer):
-    """The object behind `with lens.trace(...) as tr`."""
+    """The object behind `with lens.trace(...) as tr`.
+
+    Args:
+        specimen: What is traced.
+        request: Makes the request out of the body's source.
+        plan: What is declared before the body.
+        progress: Whether the pipeline's progress bar is shown.
+    """
+
+    envoy: Any  # nnsight's view of the pipeline; it is made when the trace is sure to be the only one
 
     def __init__(
-        self,
-        envoy: Any,
-        fn: Any,
-        *args: Any,
-        specimen: Specimen,
-        request: Callable[[str], Request],
-        plan: Plan,
-        progress: bool,
-        **kwargs: Any,
+        self, specimen: Specimen, request: Callable[[str], Request], plan: Plan, progress: bool
     ) -> None:
-        super().__init__(envoy, fn, *args, **kwargs)
+        super().__init__(
+            None, "__call__"
+        )  # nnsight's envoy is made when the trace is sure to be the only one
         self.specimen, self._make, self._plan, self._progress = specimen, request, plan, progress
         self._request: Request | None = None
-        self._running: Call | None = None
-        self._peeked: Call | None = None
-        self._asked = 0
-        self._ended = False
+        self._body: Body | None = None
+        self._calls: list[Call] = []  # all that the model has begun
+        self._peeked: Call | None = None  # the call that ended a loop, and belongs to the next one
+        self._stopped = False
         self._run: Run | None = None
 
     # ---- for the body
@@ -84,7 +88,7 @@ class Trace(InterleavingTracer):
         """Record a function at a place, from the first step on.
 
         Raises:
-            PlanError: it cannot be carried out, or the model is running already.
+            PlanError: It cannot be carried out, or the model is running already.
         """
         self._declare(self._plan.with_record(function, place), "record")
 
@@ -92,7 +96,7 @@ class Trace(InterleavingTracer):
         """Edit with a function at a place, from the first step on.
 
         Raises:
-            PlanError: it cannot be carried out, or the model is running already.
+            PlanError: It cannot be carried out, or the model is running already.
         """
         self._declare(self._plan.with_edit(function, place), "edit")
 
@@ -106,14 +110,19 @@ class Trace(InterleavingTracer):
         """Go through the calls of the DiT that are selected, in the order in which they run.
 
         Args:
-            step: as in `at`.
-            branch: one branch; all unless given.
-            expert: one expert; all unless given.
-            stage: one stage; all unless given, where there are several.
+            step: As in `at`.
+            branch: One branch; where one batch carries several, its rows alone. Default: all.
+            expert: One expert. Default: all.
+            stage: One stage, where there are several. Default: all.
 
         Yields:
             The calls; `call.block(6).output` is that block's value in this call, to read or to set.
+
+        Raises:
+            PlanError: The run has no such calls.
+            CaptureError: Some of them are past.
         """
+        body = self._need_body()
         place = Placed(_never, at(step=step, branch=branch, expert=expert, stage=stage))
         selected = {
             (layout.stage, step)
@@ -121,189 +130,203 @@ class Trace(InterleavingTracer):
             if place.in_stage(layout)
             for step in _steps(place, layout)
         }
-        while (call := self._next()) is not None:
+
+        def is_selected(call: Call) -> bool:
+            in_branch = branch is None or branch in call.forward.rows
+            return (call.stage, call.step) in selected and in_branch and expert in (None, call.expert)
+
+        self._refuse_past(is_selected)
+        while (call := self._next(body)) is not None:
             if (call.stage, call.step) > max(selected):
-                self._peeked = call  # it belongs to the next loop
-                return
-            here = (call.stage, call.step) in selected and (branch is None or branch in call.forward.rows)
-            if here and expert in (None, call.expert):
-                yield TracedCall(self, call)
+                self._peeked = call
+                break
+            if is_selected(call):
+                body.call = call
+                yield TracedCall(self.specimen, call, branch, self._envoy_of)
+        body.call = None
 
     @property
     def run(self) -> Run:
         """The run, with all that was recorded; there once the body has ended."""
         if self._run is None:
-            raise CaptureError("tr.run is there after the `with` block: its body runs beside the model.")
+            why = "the body stopped the model" if self._stopped else "its body runs beside the model"
+            raise CaptureError(f"tr.run is there after the `with` block, once the run is complete: {why}.")
         return self._run
+
+    def _refuse_past(self, is_selected: Callable[[Call], bool]) -> None:
+        """Raise CaptureError where the model is past a call that a loop selects."""
+        body = self._need_body()
+        if self._peeked is not body.running:
+            self._peeked = None  # the body has waited for something else meanwhile
+        past = next((call for call in self._calls if call is not self._peeked and is_selected(call)), None)
+        if past is not None:
+            raise CaptureError(
+                f"tr.calls selects {past}, and the model is past it: the body has been through it, or was busy elsewhere. "
+                "Name the steps that are still to come, or do it all in one loop."
+            )
+
+    def _next(self, body: Body) -> Call | None:
+        call, self._peeked = self._peeked, None
+        return call or body.next_call()
 
     # ---- for nnsight
 
-    def execute(self, code: CodeType) -> None:
-        """Run the body beside the pipeline."""
-        self._request = self._make(ast.unparse(self.node))
-        self.fn, self.args, self.kwargs = self._generate, (None,), dict[str, Any]()
-        try:
-            super().execute(code)
-        finally:
-            release(self.specimen)
+    def __enter__(self) -> Self:
+        """Skip the body, which runs beside the model when the block ends."""
+        capture(self)
+        if skippable(self.node):
+            skip_context(self)
+        return self
 
-    def _generate(self, _: None) -> Any:
-        self._run = runner.run(self._need_request(), self._progress, self._watch, lambda: self._plan)
-        return None
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Run the body, now that it is skipped; other errors pass."""
+        if isinstance(error, ExitTracingException):
+            sys.settrace(error.displaced)  # a debugger's, or coverage's
+        elif error is not None:
+            return False
+        inc()
+        try:
+            self.execute(self.info.code)
+        except BaseException as raised:
+            _forget_skip(raised)
+            with suppress(TypeError):  # an interrupt may come between two lines, where nnsight finds none
+                raised.__traceback__ = clean_traceback(raised.__traceback__)
+            raise
+        finally:
+            dec()
+            self.info.frame, self.envoy = None, None  # they hold the model
+        return True
+
+    def execute(self, code: CodeType) -> None:
+        """Run the body beside the pipeline.
+
+        Raises:
+            PlanError: The model is being traced already.
+            CaptureError: The body has asked for a value that its call did not make.
+        """
+        specimen, frame = self.specimen, self.info.frame
+        self._request = self._make(self._identity())
+        dits = specimen.dits.values()
+        with one_interrupt(), traced(dits):
+            root = specimen.family.anatomy.root(specimen.pipe)
+            try:
+                specimen.envoys = self.envoy = wrap(root)
+                paths = [self._envoy_of(dit).path for dit in dits]
+                self._body = Body(code, frame.f_globals, dict(frame.f_locals), paths)
+                self._interleave(self._request, self._body)
+                push_result(frame, self._body.lcls.writes())
+            finally:
+                self._body = None
+                specimen.envoys = None
+                _surely(lambda: release(root))
+
+    def _identity(self) -> str:
+        """Return what makes the body what it is.
+
+        The globals and locals that the body reads belong to it: they are `self.info.frame.f_globals` and `.f_locals`.
+        """
+        return "\n".join(ast.unparse(statement) for statement in self.node.body)
+
+    def _interleave(self, request: Request, body: Body) -> None:
+        """Run the pipeline; the body runs whenever the model reaches what it waits for."""
+        interleaver = self.envoy.interleaver
+        interleaver.mediators = [body]
+        self._stopped = True
+        try:
+            with interleaver:
+                run = runner.run(request, self._progress, self._watch, lambda: self._plan)
+                interleaver.handle("result", run)
+                self._run, self._stopped = run, False
+            interleaver.check_dangling_mediators()
+        except EarlyStopException:  # the body has stopped before the model began
+            pass
+        finally:
+            interleaver.cancel()
 
     def _watch(self, call: Call | None) -> None:
-        self._running = call
-        self._ended = call is None
+        body = self._need_body()
+        body.begin_call(call)
+        if call is not None:
+            self._calls.append(call)
         self.envoy.interleaver.handle(LOCATION, call)
 
-    def _next(self) -> Call | None:
-        call, self._peeked = self._peeked, None
-        if call is not None or self._ended:
-            return call
-        # Pinned to the call after the last one that was served: while it is being served, nnsight would hand
-        # out the same visit again. Relaxed after it: in a call, the next visit of each module.
-        mediator = Mediator.current("tr.calls()")
-        mediator.iteration = self._asked
-        self._asked += 1
-        call = Mediator.value(LOCATION)
-        mediator.iteration = None
-        return call
+    def _envoy_of(self, module: nn.Module) -> Any:
+        """Return the envoy of a module, which may stand in the pipeline under several names."""
+        envoy = None if self.envoy is None else self.envoy.interleaver.envoys.get(id(module))
+        if envoy is None:
+            raise CaptureError(
+                f"This {type(module).__name__} is not a part of the pipeline that is traced: the trace is over, or the "
+                "module was put in after it began."
+            )
+        return envoy
 
     def _need_request(self) -> Request:
         if self._request is None:
             raise CaptureError("This is for the body of the `with` block.")
         return self._request
 
+    def _need_body(self) -> Body:
+        if self._body is None:
+            raise CaptureError("This is for the body of the `with` block.")
+        return self._body
+
     def _declare(self, plan: Plan, kind: str) -> None:
-        request = self._need_request()
-        if self._running is not None:
-            raise PlanError(
-                f"tr.{kind} comes before the first loop over tr.calls: step {self._running.step} is running."
-            )
+        request, body = self._need_request(), self._need_body()
+        if self._calls:
+            now = "the run has ended" if body.ended else f"step {self._calls[-1].step} is running"
+            raise PlanError(f"tr.{kind} comes before the first loop over tr.calls: {now}.")
         request.declare(plan)
         self._plan = plan
 
-    def check_current(self, call: Call, what: str) -> None:
-        """Refuse a value that would come from a later call than the one asked for.
-
-        Raises:
-            CaptureError: the call is over.
-        """
-        if self._running is not call:
-            raise CaptureError(
-                f"{what} at {call}: the model is past it ({'the run has ended' if self._ended else self._running}). Ask for "
-                "values in the order in which the model makes them, lower layers first."
-            )
-
-
-class TracedCall:
-    """One call of a DiT in the body of a trace.
-
-    Attributes:
-        step: scheduler step.
-        sigma: its noise level.
-        branch: guidance branch.
-        expert: the DiT that runs.
-        stage: pass of the sampling loop.
-    """
-
-    def __init__(self, trace: Trace, call: Call) -> None:
-        self._trace, self._call = trace, call
-        self.step, self.sigma, self.branch, self.expert = call.step, call.sigma, call.branch, call.expert
-        self.stage = call.stage
+    # ---- of nnsight, what calls replace
 
     @property
-    def dit(self) -> Any:
-        """The nnsight envoy of the DiT that runs."""
-        specimen = self._trace.specimen
-        dit, experts = specimen.dits[self.expert], specimen.family.anatomy.experts
-        path = next(p for p in experts.values() if getattr(specimen.pipe, p, None) is dit)
-        return getattr(envoys_of(specimen), path)
+    def iter(self) -> Any:
+        """Refuse nnsight's loop over visits: it knows no steps and branches."""
+        raise PlanError("tr.iter counts visits of modules: loop over tr.calls(step=..., branch=...).")
 
-    def block(self, layer: int, stream: str = "video") -> TracedBlock:
-        """Return a block in this call, to read or set what it holds of a stream.
+    def all(self) -> Any:
+        """Refuse nnsight's loop over visits; see `iter`."""
+        raise PlanError("tr.all counts visits of modules: loop over tr.calls().")
 
-        Raises:
-            PlanError: there is no such layer, or no such stream.
-        """
-        if stream not in (known := self._trace.specimen.sites):
-            raise PlanError(f"block({layer}, stream={stream!r}): this model has {', '.join(known)}.")
-        (layer,) = positions("layer", ((layer, layer),), self._trace.specimen.layers)
-        return TracedBlock(self._trace, self._call, self._envoy(layer), layer, stream)
-
-    def _envoy(self, layer: int) -> Any:
-        specimen = self._trace.specimen
-        path, place = specimen.family.anatomy.locate(specimen.dits[self.expert], layer)
-        return below(self.dit, path)[place]
-
-    def __repr__(self) -> str:
-        return f"Call({self._call})"
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse nnsight's batches: the pipeline makes its own."""
+        raise PlanError("tr.invoke is not for pipelines: give the sample to lens.trace, one trace a sample.")
 
 
-class TracedBlock:
-    """One block in one call: a stream's hidden state as the model has it, [row, token, channel].
-
-    What else the block is given or returns is there through `envoy`, which is nnsight's.
-    """
-
-    def __init__(self, trace: Trace, call: Call, envoy: Any, layer: int, stream: str) -> None:
-        self._trace, self._call, self.envoy, self._layer = trace, call, envoy, layer
-        self._sites = trace.specimen.sites[stream]
-
-    @property
-    def output(self) -> Any:
-        """The hidden state that the block returns."""
-        return self._sites["block"].of_output(self._value("output"))
-
-    @output.setter
-    def output(self, value: Any) -> None:
-        whole = self._value("output")
-        self.envoy.output = self._sites["block"].into_output(whole, value)
-        self._check("output")
-
-    @property
-    def input(self) -> Any:
-        """The hidden state that the block is given."""
-        return self._sites["block_in"].of_inputs(self.envoy._module, self._value("inputs"))
-
-    @input.setter
-    def input(self, value: Any) -> None:
-        given = self._value("inputs")
-        self.envoy.inputs = self._sites["block_in"].into_inputs(self.envoy._module, given, value)
-        self._check("inputs")
-
-    def site(self, name: str) -> Any:
-        """Return the nnsight envoy of the submodule that a site stands for."""
-        if name not in self._sites:
-            raise PlanError(f"block {self._layer} has no site {name!r}, only {', '.join(self._sites)}.")
-        return below(self.envoy, self._sites[name].path)
-
-    def _value(self, end: str) -> Any:
-        self._check(end)
-        value = getattr(self.envoy, end)
-        self._check(end)  # nnsight would have waited for the next call where this one is past
-        return value
-
-    def _check(self, end: str) -> None:
-        self._trace.check_current(self._call, f"block({self._layer}).{end}")
+def _never() -> None:
+    raise AssertionError("a trace runs its own job")
 
 
 def _steps(place: Placed, layout: Layout) -> tuple[int, ...]:
     """Return the steps of a stage that `calls` goes through."""
-    for name, given, known in (
+    for name, names, known in (
         ("branch", place.place.branch, layout.branches),
         ("expert", place.place.expert, layout.experts),
     ):
-        if given is not None and not set(given) <= set(known):
-            raise PlanError(f"calls({name}={given[0]!r}): this run has {', '.join(known)}.")
+        if names is not None and not set(names) <= set(known):
+            raise PlanError(f"calls({name}={names[0]!r}): this run has {', '.join(known)}.")
     return place.steps(layout)
 
 
-def below(envoy: Any, path: str) -> Any:
-    """Return the envoy at a dotted path; "" is the envoy itself."""
-    for part in path.split(".") if path else []:
-        envoy = getattr(envoy, part)
-    return envoy
+def _forget_skip(error: BaseException) -> None:
+    """Take nnsight's way to skip the body out of what Python says an error came from."""
+    while error.__context__ is not None:
+        if isinstance(error.__context__, ExitTracingException):
+            error.__context__ = None
+            return
+        error = error.__context__
 
 
-__all__ = ["Trace", "TracedBlock", "TracedCall", "open_trace"]
+def _surely(cleaning: Callable[[], None]) -> None:
+    """Clean up, to the end also where an interrupt comes in between; cleaning twice does no harm."""
+    try:
+        cleaning()
+    except KeyboardInterrupt:
+        cleaning()
+        raise
+
+
+__all__ = ["Trace", "TracedBlock", "TracedCall", "TracedSite", "open_trace"]

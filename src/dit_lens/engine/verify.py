@@ -7,7 +7,7 @@ another kernel) shows in the first step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_lens.engine.batch_rows import rows_of
+from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.engine.pipeline_check import EnoughError
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.stages import Opened, StageLoop, Stages
@@ -22,6 +23,7 @@ from dit_lens.engine.stepper import Latents
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.latents import apart
+from dit_lens.families.tracing import traced
 from dit_lens.plan.plan import Layout
 from dit_lens.store import Variable
 from dit_lens.store.run import Run
@@ -80,15 +82,15 @@ def verify_run(request: Request, run: Run) -> None:
                 started=partial(_after_first, stored),
             )
         )
-    quiet = family.call.quiet(pipe, keywords)
-    try:
+    with ExitStack() as cleanup:
+        cleanup.enter_context(one_interrupt())
+        cleanup.enter_context(traced(specimen.dits.values()))
+        cleanup.callback(family.call.quiet(pipe, keywords))
         with suppress(EnoughError):
             output = Stages(loops).run(lambda: pipe(**keywords))
             _compare_outputs(run, family.codec.outputs(output, keywords))  # a run of one step
             return
         family.call.release(pipe)
-    finally:
-        quiet()
 
 
 def _after_first(run: Run, step: int, latents: Latents) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,7 +63,6 @@ class Visitor:
         self.watch = frozenset(watch)
         self.states: dict[Place, Tensor] = {}
         self.forward: Forward | None = None
-        self._thread = 0
         self._moment: Moment | None = None
         self._handles: list[Any] = []
         self._active: Sequence[Sequence[Binding]] = ()
@@ -96,6 +94,15 @@ class Visitor:
             wanted |= {(expert, (site, "video", layer)) for expert in self.specimen.dits}
         return wanted
 
+    @contextmanager
+    def installed(self, dits: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Hook the modules while a block runs."""
+        try:
+            self.install(dits)
+            yield
+        finally:
+            self.remove()
+
     def remove(self) -> None:
         """Remove all hooks; what cannot be removed is inert, since no call is running."""
         self.forward = None
@@ -105,17 +112,14 @@ class Visitor:
 
     def _visit_at(self, where: Where) -> Any:
         def visit(h: Tensor) -> Tensor | None:
-            # Another thread may run the same model bare meanwhile.
-            if self.forward is None or threading.get_ident() != self._thread:
-                return None
-            return self._visit(self.forward, where, h)
+            return None if self.forward is None else self._visit(self.forward, where, h)
 
         return visit
 
     @contextmanager
     def calling(self, forward: Forward) -> Iterator[None]:
         """Label what the hooks see while one forward of a DiT runs."""
-        self.forward, self._thread = forward, threading.get_ident()
+        self.forward = forward
         try:
             yield
         finally:

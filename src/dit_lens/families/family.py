@@ -60,7 +60,7 @@ class Anatomy:
         """Return the experts that a pipeline holds now, by name. One alone is called `dit`.
 
         Raises:
-            PlanError: the pipeline has none, or an attribute of the anatomy is not there.
+            PlanError: the pipeline has none.
         """
         attributes = {name: getattr(pipe, path, None) for name, path in self.experts.items()}
         experts = {name: dit for name, dit in attributes.items() if dit is not None}
@@ -69,8 +69,6 @@ class Anatomy:
             raise PlanError(f"{type(pipe).__name__} holds no model at {paths}.")
         if len(experts) == 1:
             experts = {"dit": next(iter(experts.values()))}
-        for name, dit in experts.items():
-            self._check(name, dit)
         return experts
 
     def sizes(self, pipe: Any, sample: Sample, keywords: Keywords, stage: int = 0) -> Mapping[str, Sizes]:
@@ -92,8 +90,12 @@ class Anatomy:
     def _list(self, dit: nn.Module, path: str) -> Sequence[nn.Module]:
         return list(attrgetter(path)(dit))
 
-    def _check(self, expert: str, dit: nn.Module) -> None:
-        """Check every path once, so that a wrong one names itself."""
+    def check(self, expert: str, dit: nn.Module) -> None:
+        """Check every path, so that a wrong one names itself.
+
+        Raises:
+            PlanError: a list of blocks or a site is not there.
+        """
         what = f"{type(dit).__name__} ({expert})"
         for path in self.blocks:
             try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
+from dit_lens.families.tracing import here
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,9 +32,14 @@ def refuse_compiled(name: str, dit: nn.Module) -> None:
 
 
 def set_attribute(holder: Any, name: str, value: Any) -> Callable[[], None]:
-    """Set an instance attribute; return what puts back what was there, or removes it where nothing was."""
+    """Set an instance attribute; return what puts back what was there, or removes it where nothing was.
+
+    A function serves the thread that sets it. Another thread, which may run the same module bare, gets the function
+    that was there before.
+    """
     had, before = name in vars(holder), vars(holder).get(name)
-    setattr(holder, name, value)
+    current = getattr(holder, name, None)
+    setattr(holder, name, here(value, current) if callable(value) and callable(current) else value)
 
     def put_back() -> None:
         if had:

@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import CaptureError
@@ -43,19 +44,26 @@ class Site:
     def attach(self, module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Hook a module, so that `visit` sees the hidden state, and may replace it.
 
+        The hook serves the thread that attaches it: another thread may run the same module bare.
+
         Args:
             module: the submodule of the block.
             visit: hidden state to what takes its place, or None.
         """
+        owner = get_ident()
 
         # Closures: VRAM management deep-copies modules, and a bound method would then watch a copy.
         def on_output(_: Any, __: Any, output: Any) -> Any:
+            if get_ident() != owner:
+                return None
             if pick(output, self._item(output)) is None:
                 return None  # the last block of a joint model may drop the text: nothing is captured there
             new = visit(self.of_output(output))
             return None if new is None else self.into_output(output, new)
 
         def on_input(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if get_ident() != owner:
+                return None
             given = args, kwargs
             new = visit(self.of_inputs(own, given))
             return None if new is None else self.into_inputs(own, given, new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,16 @@ class Specimen:
         pipe: the pipeline.
         family: what the library knows of its architecture.
         info: what is known of the checkpoint, for the manifest.
+        envoys: the pipeline as nnsight sees it, while a trace runs.
         checked_loops: arguments with which a batch was found to be the pipeline's own loop.
     """
 
     pipe: Any
     family: Family
     info: Mapping[str, Any] = field(default_factory=dict)
+    envoys: Any = None
     checked_loops: set[str] = field(default_factory=set)
+    _checked: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     _fingerprint: tuple[Any, str] | None = None
 
     @classmethod
@@ -49,8 +53,17 @@ class Specimen:
 
     @property
     def dits(self) -> dict[str, nn.Module]:
-        """The experts, as the pipeline holds them now, by name."""
-        return self.family.anatomy.dits(self.pipe)
+        """The experts, as the pipeline holds them now, by name.
+
+        Raises:
+            PlanError: the pipeline holds none, or one in which a path of the family is not there.
+        """
+        experts = self.family.anatomy.dits(self.pipe)
+        for name, dit in experts.items():
+            if dit not in self._checked:
+                self.family.anatomy.check(name, dit)
+                self._checked.add(dit)
+        return experts
 
     @property
     def dtype(self) -> torch.dtype:

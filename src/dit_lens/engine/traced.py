@@ -1,0 +1,251 @@
+"""What the body of a trace holds: one call of a DiT, its blocks, and their sites, each to be read or set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from dit_lens.engine.body import Body, current_body
+from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.site import Site, submodule
+from dit_lens.plan.places import positions
+
+if TYPE_CHECKING:
+    from dit_lens.engine.stages import Call
+    from dit_lens.families.specimen import Specimen
+
+EnvoyOf = Callable[[nn.Module], Any]
+"""Module to its envoy in the tree of the running trace."""
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a module, and where the hidden state stands in what it carries.
+
+    Attributes:
+        module: Of the DiT that runs.
+        site: Which end, and where the hidden state stands.
+    """
+
+    module: nn.Module
+    site: Site
+
+    def pick(self, carried: Any) -> Tensor:
+        """Return the hidden state in what the end carries: what is returned, or (positional, by name)."""
+        if self.site.end == "output":
+            return self.site.of_output(carried)
+        return self.site.of_inputs(self.module, carried)
+
+    def put(self, carried: Any, new: Tensor) -> Any:
+        """Return what the end carries, with another hidden state."""
+        if self.site.end == "output":
+            return self.site.into_output(carried, new)
+        return self.site.into_inputs(self.module, carried, new)
+
+
+class TracedCall:
+    """One call of a DiT in the body of a trace.
+
+    Args:
+        specimen: Of the trace.
+        call: The call.
+        branch: The branch that the loop has selected; None for all that the call carries.
+        envoy_of: Module to its nnsight envoy.
+
+    Attributes:
+        step: Scheduler step.
+        sigma: Its noise level.
+        branch: Guidance branch. One batch may carry several: `cond+uncond`, or the one that the loop has selected.
+        expert: The DiT that runs.
+        stage: Pass of the sampling loop.
+    """
+
+    def __init__(self, specimen: Specimen, call: Call, branch: str | None, envoy_of: EnvoyOf) -> None:
+        self._specimen, self._call, self._envoy_of = specimen, call, envoy_of
+        self.step, self.sigma, self.expert, self.stage = call.step, call.sigma, call.expert, call.stage
+        self.branch = branch or call.branch
+        self._rows = None if branch is None or len(call.forward.rows) == 1 else call.forward.rows[branch]
+
+    @property
+    def dit(self) -> Any:
+        """The nnsight envoy of the DiT that runs; it has the rows of all branches that the call carries."""
+        return self._envoy_of(self._specimen.dits[self.expert])
+
+    def block(self, layer: int, stream: str = "video") -> TracedBlock:
+        """Return a block in this call, to read or set what it holds of a stream.
+
+        Raises:
+            PlanError: There is no such layer, or no such stream.
+        """
+        if stream not in (streams := self._specimen.sites):
+            raise PlanError(f"block({layer}, stream={stream!r}): this model has {', '.join(streams)}.")
+        (layer,) = positions("layer", ((layer, layer),), self._specimen.layers)
+        return TracedBlock(self, layer, stream)
+
+    def module(self, layer: int) -> nn.Module:
+        """Return the block of a layer, of the DiT that runs."""
+        return self._specimen.family.anatomy.block_list(self._specimen.dits[self.expert])[layer]
+
+    def sites(self, stream: str) -> Any:
+        """Return a stream's sites by name."""
+        return self._specimen.sites[stream]
+
+    def envoy(self, module: nn.Module) -> Any:
+        """Return the nnsight envoy of a module of the DiT."""
+        return self._envoy_of(module)
+
+    def read(self, end: End, what: str) -> Any:
+        """Return all that an end of a module carries in this call.
+
+        Args:
+            end: Of a module of the DiT that runs.
+            what: The value in words.
+
+        Raises:
+            CaptureError: The model is past it, or the module does not run in this call.
+        """
+        return self._body(what).read(self._location(end), what)
+
+    def write(self, end: End, carried: Any, what: str) -> None:
+        """Replace all that an end of a module carries in this call; see `read`."""
+        self._body(what).write(self._location(end), carried, what)
+
+    def _body(self, what: str) -> Body:
+        """Return the body, which is in this call."""
+        body = current_body(f"{what} at {self._call}")
+        body.check_current(self._call, what)
+        return body
+
+    def _location(self, end: End) -> str:
+        return f"{self._envoy_of(end.module).path}.{end.site.end}"
+
+    def own_rows(self, value: Tensor, what: str) -> Tensor:
+        """Return the rows of the branch, as a view that may be written to."""
+        return value if self._rows is None else value[self._part(value, what)]
+
+    def with_rows(self, whole: Tensor, value: Any, what: str) -> Tensor:
+        """Return a hidden state in which the rows of the branch are others.
+
+        Raises:
+            PlanError: The new value is not of the same shape and type.
+        """
+        current = self.own_rows(whole, what)
+        if not isinstance(value, Tensor) or value.shape != current.shape or value.dtype != current.dtype:
+            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise PlanError(
+                f"{what} at {self._call} was set to {got}; the value is {current.dtype} {tuple(current.shape)} [row, token, "
+                "channel]: set it to the same shape and type."
+            )
+        if self._rows is None:
+            return value
+        out = whole.clone()
+        out[self._part(whole, what)] = value
+        return out
+
+    def _part(self, value: Tensor, what: str) -> slice:
+        rows = max(rows.stop for rows in self._call.forward.rows.values())
+        if value.ndim == 0 or value.shape[0] != rows or self._rows is None:
+            raise CaptureError(
+                f"{what} at {self._call} is {tuple(value.shape)}, but the batch of all branches has {rows} rows: the rows of "
+                f"{self.branch!r} are unknown. Loop over tr.calls() without branch=, and take the value whole."
+            )
+        return self._rows
+
+    def __repr__(self) -> str:
+        return f"Call({self._call})"
+
+
+class TracedSite:
+    """A module in one call: the hidden state that it is given and returns, [row, token, channel].
+
+    `output` and `input` can be set. What else the module is given or returns is there through `envoy`, which is
+    nnsight's.
+
+    Args:
+        call: The call.
+        what: The module in words.
+        ends: Its ends by name, "output" and "input".
+        value: Name of the end that holds the site's own value.
+    """
+
+    def __init__(self, call: TracedCall, what: str, ends: dict[str, End], value: str) -> None:
+        self._call, self._what, self._ends, self._value = call, what, ends, value
+
+    @property
+    def output(self) -> Any:
+        """The hidden state that the module returns."""
+        return self._get("output")
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self._set("output", value)
+
+    @property
+    def input(self) -> Any:
+        """The hidden state that the module is given."""
+        return self._get("input")
+
+    @input.setter
+    def input(self, value: Any) -> None:
+        self._set("input", value)
+
+    @property
+    def value(self) -> Any:
+        """The value of the site, which a record placed there gets: `output`, or `input` where the site is one."""
+        return self._get(self._value)
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._set(self._value, value)
+
+    @property
+    def envoy(self) -> Any:
+        """The module's nnsight envoy: all that it is given and returns, of all branches that the call carries."""
+        return self._call.envoy(self._ends[self._value].module)
+
+    def _get(self, name: str) -> Any:
+        end, what = self._ends[name], f"{self._what}.{name}"
+        return self._call.own_rows(end.pick(self._call.read(end, what)), what)
+
+    def _set(self, name: str, value: Any) -> None:
+        end, what = self._ends[name], f"{self._what}.{name}"
+        carried = self._call.read(end, what)
+        new = self._call.with_rows(end.pick(carried), value, what)
+        self._call.write(end, end.put(carried, new), what)
+
+    def __repr__(self) -> str:
+        return f"{self._what} of {self._call!r}"
+
+
+class TracedBlock(TracedSite):
+    """One block in one call: `output` is the residual stream after it, `input` the one before it."""
+
+    def __init__(self, call: TracedCall, layer: int, stream: str) -> None:
+        self._layer, self._sites, self._block = layer, call.sites(stream), call.module(layer)
+        ends = {
+            name: self._end(self._sites[site]) for name, site in (("output", "block"), ("input", "block_in"))
+        }
+        self._label = f"block({layer})" if stream == "video" else f"block({layer}, stream={stream!r})"
+        super().__init__(call, self._label, ends, "output")
+
+    def site(self, name: str) -> TracedSite:
+        """Return the submodule that a site stands for.
+
+        Raises:
+            PlanError: The block has no such site.
+        """
+        if name not in self._sites:
+            raise PlanError(f"{self._label} has no site {name!r}, only {', '.join(self._sites)}.")
+        site = self._sites[name]
+        other = "input" if site.end == "output" else "output"
+        ends = {site.end: self._end(site), other: self._end(Site(site.path, other))}
+        return TracedSite(self._call, f"{self._label}.site({name!r})", ends, site.end)
+
+    def _end(self, site: Site) -> End:
+        return End(submodule(self._block, site.path), site)
+
+
+__all__ = ["TracedBlock", "TracedCall", "TracedSite"]

@@ -1,0 +1,624 @@
+"""Traces: each value belongs to its call or is an error; no body is cut short in silence; a body sees all steps."""
+
+import linecache
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dit_lens as dl
+
+SITES = ("self_attn", "cross_attn", "ffn")
+
+
+@pytest.fixture(autouse=True)
+def no_warning_stands_for_an_error():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
+
+
+@pytest.fixture
+def recorded(lens, sample):
+    run = lens.run(
+        sample, steps=2, record=[(dl.hidden, dl.at(site=site)) for site in ("block", "block_in", *SITES)]
+    )
+
+    def value(site, step, branch, layer):
+        name = "hidden" if site == "block" else f"hidden_{site}"
+        return run[name].sel(step=step, branch=branch, layer=layer).values.reshape(-1, 64)
+
+    return value
+
+
+# ---- order within a call
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_site_of_a_block_that_is_past_is_an_error(lens, pipe, sample, left_behind, site):
+    with pytest.raises(
+        dl.CaptureError, match=rf"block\(2\)\.site\('{site}'\)\.output at step=0, branch=cond"
+    ):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls():
+                call.block(2).output.sum()
+                call.block(2).site(site).output.sum()
+    assert left_behind(pipe) == []
+
+
+def test_a_site_of_a_lower_block_is_an_error(lens, sample):
+    with pytest.raises(dl.CaptureError, match=r"block\(0\)\.site\('ffn'\)\.output at step=1, branch=uncond"):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls(step=1, branch="uncond"):
+                call.block(1).site("self_attn").output.sum()
+                call.block(0).site("ffn").output.sum()
+
+
+def test_the_input_after_the_output_is_an_error(lens, sample):
+    with pytest.raises(dl.CaptureError, match=r"block\(1\)\.input at step=0"):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls():
+                call.block(1).output.sum()
+                call.block(1).input.sum()
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_write_to_a_site_that_is_past_is_an_error_and_lands_nowhere(lens, sample, site):
+    seen = []
+    with pytest.raises(dl.CaptureError, match="the model is past it"):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls(branch="cond"):
+                h = call.block(1).output
+                seen.append(call.step)
+                call.block(0).site(site).output = torch.zeros_like(h)
+    assert seen == [0]
+
+
+def test_sites_in_order_give_what_run_records(lens, sample, recorded):
+    with lens.trace(sample, steps=2) as tr:
+        values = {}.save()
+        for call in tr.calls():
+            for layer in range(3):
+                block = call.block(layer)
+                values[("block_in", call.step, call.branch, layer)] = block.input.clone()
+                for site in ("self_attn", "cross_attn", "ffn"):
+                    values[(site, call.step, call.branch, layer)] = block.site(site).output.clone()
+                values[("block", call.step, call.branch, layer)] = block.output.clone()
+    assert len(values) == 2 * 2 * 3 * 5
+    for place, value in values.items():
+        assert np.array_equal(value[0].numpy(), recorded(*place)), place
+
+
+def test_a_sites_value_is_what_a_record_placed_there_gets(lens, sample, recorded):
+    with lens.trace(sample, steps=1) as tr:
+        values = {}.save()
+        for call in tr.calls(branch="cond"):
+            for site in ("block_in", "self_attn", "block"):
+                values[site] = call.block(1).site(site).value.clone()
+    for site, value in values.items():
+        assert np.array_equal(value[0].numpy(), recorded(site, 0, "cond", 1)), site
+
+
+def test_the_same_value_can_be_read_twice_and_is_the_one_that_was_set(lens, sample):
+    with lens.trace(sample, steps=1) as tr:
+        same = [].save()
+        for call in tr.calls():
+            h = call.block(1).site("ffn").output
+            call.block(1).site("ffn").output = h * 2
+            same.append(torch.equal(call.block(1).site("ffn").output, h * 2))
+    assert same == [True, True]
+
+
+def test_writes_to_a_site_and_to_an_input_act_in_their_own_call(lens, sample):
+    def zero(h, at):
+        return torch.zeros_like(h)
+
+    place = {"step": 1, "branch": "cond", "layer": 1}
+    expected = lens.run(sample, steps=2, edit=[(zero, dl.at(site="ffn", **place))], record=[dl.hidden])
+    with lens.trace(sample, steps=2) as tr:
+        tr.record(dl.hidden)
+        for call in tr.calls(step=1, branch="cond"):
+            site = call.block(1).site("ffn")
+            site.output = torch.zeros_like(site.output)
+    assert np.array_equal(tr.run["hidden"].values, expected["hidden"].values)
+    expected = lens.run(sample, steps=2, edit=[(zero, dl.at(site="block_in", **place))], record=[dl.hidden])
+    with lens.trace(sample, steps=2) as tr:
+        tr.record(dl.hidden)
+        for call in tr.calls(step=1, branch="cond"):
+            call.block(1).input = torch.zeros_like(call.block(1).input)
+    assert np.array_equal(tr.run["hidden"].values, expected["hidden"].values)
+
+
+def test_a_value_of_another_shape_is_refused(lens, sample):
+    with pytest.raises(dl.PlanError, match=r"block\(1\)\.output at .* was set to torch.float32 \(1, 3\)"):
+        with lens.trace(sample, steps=1) as tr:
+            for call in tr.calls():
+                call.block(1).output = call.block(1).output[:, :3, 0]
+
+
+def test_a_module_that_runs_twice_in_a_call_has_no_one_value(tiny_pipe, sample):
+    pipe = tiny_pipe()
+    ffn, forward = pipe.dit.blocks[1].ffn, type(pipe.dit.blocks[1]).forward
+
+    def twice(*args, **kwargs):
+        ffn(torch.zeros(1, 1, 64))
+        return forward(pipe.dit.blocks[1], *args, **kwargs)
+
+    pipe.dit.blocks[1].forward = twice
+    with pytest.raises(dl.CaptureError, match=r"block\(1\)\.site\('ffn'\)\.output at step=0.* ran 2 times"):
+        with dl.Lens(pipe).trace(sample, steps=1) as tr:
+            for call in tr.calls():
+                call.block(1).site("ffn").output.sum()
+
+
+# ---- nnsight's own envoys
+
+
+def test_what_never_runs_is_an_error_that_says_what_to_ask_for(lens, pipe, sample, left_behind):
+    with pytest.raises(
+        dl.CaptureError, match=r"dit\.output at step=0, branch=cond.*did not come.*call\.block"
+    ):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls():
+                call.dit.output.sum()
+    assert left_behind(pipe) == []
+
+
+@pytest.mark.parametrize("how", ["lens.nnsight", "call.dit", "block.envoy", "site.envoy"])
+def test_raw_envoys_do_not_cross_calls(lens, sample, how):
+    seen = []
+    with pytest.raises(dl.CaptureError, match=r"dit\.blocks\.0\.\S*output at step=0, branch=cond.*past it"):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls():
+                seen.append(call.step)
+                call.block(2).output.sum()
+                envoy = {
+                    "lens.nnsight": lens.nnsight.dit.blocks[0],
+                    "call.dit": call.dit.blocks[0],
+                    "block.envoy": call.block(0).envoy,
+                    "site.envoy": call.block(0).site("ffn").envoy,
+                }[how]
+                envoy.output.sum()
+    assert seen == [0]
+
+
+def test_raw_writes_and_skips_do_not_cross_calls(lens, sample):
+    with pytest.raises(dl.CaptureError, match=r"dit\.blocks\.0\.output at step=0.* could not be set"):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls():
+                lens.nnsight.dit.blocks[0].output = call.block(1).output
+    with pytest.raises(dl.CaptureError, match=r"dit\.blocks\.0\.skip at step=0.* could not be skipped"):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls():
+                lens.nnsight.dit.blocks[0].skip(call.block(1).output)
+
+
+def test_an_operation_inside_a_module_does_not_cross_calls(lens, sample):
+    with pytest.raises(dl.CaptureError, match=r"dit\.blocks\.0\.source\.\S+ at step=0"):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls():
+                source = lens.nnsight.dit.blocks[0].source
+                name = next(iter(source)).path.rsplit(".", 1)[-1]
+                call.block(1).output.sum()
+                getattr(source, name).output.sum()
+
+
+def test_a_value_outside_of_a_call_is_refused(lens, sample):
+    with pytest.raises(dl.CaptureError, match="asked for outside of a call"):
+        with lens.trace(sample, steps=2):
+            lens.nnsight.dit.head.output.sum()
+    with pytest.raises(dl.CaptureError, match="asked for outside of a call"):
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls(step=0):
+                call.block(0).output.sum()
+            lens.nnsight.dit.head.output.sum()
+
+
+def test_nnsights_counting_loops_are_refused(lens, sample):
+    for name in ("iter", "all", "invoke"):
+        with pytest.raises(dl.PlanError, match=r"tr\.\w+ "):
+            with lens.trace(sample, steps=2) as tr:
+                attribute = getattr(tr, name)
+                attribute()
+
+
+def test_parts_outside_the_transformer_can_be_waited_for_around_the_calls(lens, sample):
+    with lens.trace(sample, steps=2) as tr:
+        words = lens.nnsight.text_encoder.output.clone().save()
+        steps = [].save()
+        for call in tr.calls(branch="cond"):
+            steps.append(call.step)
+    assert isinstance(words, torch.Tensor) and steps == [0, 1]
+
+
+def test_tr_result_is_the_run(lens, sample):
+    with lens.trace(sample, steps=1) as tr:
+        run = tr.result.save()
+    assert run is tr.run
+
+
+# ---- loops
+
+
+def test_a_call_that_is_past_gives_no_values(lens, sample):
+    with pytest.raises(
+        dl.CaptureError, match=r"block\(0\)\.output at step=0, branch=cond.*it is at step=0, branch=unc"
+    ):
+        with lens.trace(sample, steps=2) as tr:
+            first = None
+            for call in tr.calls():
+                first = first or call
+                if call is not first:
+                    first.block(0).output.sum()
+    with pytest.raises(dl.CaptureError, match="the run has ended"):
+        with lens.trace(sample, steps=2) as tr:
+            calls = list(tr.calls())
+            calls[0].block(0).output.sum()
+
+
+def test_a_loop_over_steps_that_are_past_is_an_error(lens, sample):
+    with pytest.raises(dl.CaptureError, match=r"tr\.calls selects step=0, branch=cond.* past it"):
+        with lens.trace(sample, steps=3) as tr:
+            for call in tr.calls(step=1):
+                call.block(0).output.sum()
+            for call in tr.calls(step="0-2"):
+                call.block(0).output.sum()
+
+
+def test_break_is_the_users_right(lens, sample):
+    with lens.trace(sample, steps=3) as tr:
+        steps = [].save()
+        for call in tr.calls(branch="cond"):
+            steps.append(call.step)
+            if call.step == 1:
+                break
+        last = call.block(2).output.clone().save()  # the call is still running
+    assert steps == [0, 1] and isinstance(last, torch.Tensor) and tr.run.complete
+
+
+def test_a_body_that_catches_the_error_goes_on_with_the_next_call(lens, sample):
+    with lens.trace(sample, steps=2) as tr:
+        missed = [].save()
+        values = [].save()
+        for call in tr.calls():
+            values.append(call.block(1).output.clone())
+            try:
+                call.dit.output.sum()
+            except dl.CaptureError:
+                missed.append((call.step, call.branch))
+    assert missed == [(0, "cond"), (0, "uncond"), (1, "cond"), (1, "uncond")] and len(values) == 4
+
+
+def test_what_was_saved_is_there(lens, sample):
+    with lens.trace(sample, steps=2) as tr:
+        for call in tr.calls():
+            kept = call.block(0).output.save()
+        after = torch.ones(3).save()
+    assert kept.shape[-1] == 64 and after.sum() == 3 and tr.run.complete
+
+
+def test_stop_ends_the_model_and_says_so(lens, pipe, sample, left_behind):
+    with lens.trace(sample, steps=2) as tr:
+        for call in tr.calls():
+            kept = call.block(0).output.clone().save()
+            tr.stop()
+    assert kept.shape[-1] == 64 and left_behind(pipe) == []
+    with pytest.raises(dl.CaptureError, match="stopped the model"):
+        _ = tr.run
+
+
+# ---- streams, batches, experts
+
+
+def test_a_branch_of_a_merged_batch_is_its_own_rows(lens, sample):
+    merged = {"steps": 2, "cfg_merge": True}
+    clean = lens.run(sample, **merged, record=[dl.hidden])
+    with lens.trace(sample, **merged) as tr:
+        tr.record(dl.hidden)
+        values = [].save()
+        for call in tr.calls(step=0, branch="uncond"):
+            h = call.block(1).output
+            values.append((call.branch, h.clone()))
+            call.block(1).output = h * 2
+            call.block(2).output[:] = 0  # in place, in the same rows
+    ((branch, value),) = values
+    expected = clean["hidden"].sel(step=0, branch="uncond", layer=1).values.reshape(-1, 64)
+    assert branch == "uncond" and value.shape[0] == 1 and np.array_equal(value[0].numpy(), expected)
+    first = tr.run["hidden"].sel(step=0)
+    assert np.array_equal(first.sel(branch="cond").values, clean["hidden"].sel(step=0, branch="cond").values)
+    assert np.array_equal(first.sel(branch="uncond", layer=1).values.reshape(-1, 64), expected * 2)
+    assert not first.sel(branch="uncond", layer=2).values.any()
+
+
+def test_a_merged_call_without_a_branch_is_whole(lens, sample):
+    with lens.trace(sample, steps=1, cfg_merge=True) as tr:
+        shapes = [].save()
+        for call in tr.calls():
+            shapes.append((call.branch, call.block(0).output.shape[0]))
+    assert shapes == [("cond+uncond", 2)]
+
+
+def test_two_experts_give_their_own_blocks(two_experts, sample):
+    lens = dl.Lens(two_experts)
+    clean = lens.run(sample, steps=4, record=[dl.hidden])
+    with lens.trace(sample, steps=4) as tr:
+        values = [].save()
+        for call in tr.calls(branch="cond"):
+            values.append((call.step, call.expert, call.block(1).output.clone()))
+    assert {expert for _, expert, _ in values} == {"high", "low"}
+    for step, expert, value in values:
+        expected = clean["hidden"].sel(step=step, branch="cond", layer=1).values.reshape(-1, 64)
+        assert np.array_equal(value[0].numpy(), expected), (step, expert)
+    with pytest.raises(dl.CaptureError, match="past it"):
+        with lens.trace(sample, steps=4) as tr:
+            for call in tr.calls():
+                call.block(1).output.sum()
+                call.block(0).output.sum()
+
+
+# ---- errors and interrupts
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyError, KeyboardInterrupt, SystemExit, StopIteration])
+def test_an_error_of_the_body_keeps_its_type_and_line(lens, pipe, sample, run_bare, left_behind, kind):
+    before = run_bare(pipe, sample)
+    with pytest.raises(kind) as caught:
+        with lens.trace(sample, steps=2) as tr:
+            for call in tr.calls(step=1):
+                call.block(0).output.sum()
+                raise kind("in the body")
+    lines = [frame.line for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert 'raise kind("in the body")' in lines
+    assert left_behind(pipe) == []
+    assert np.array_equal(run_bare(pipe, sample), before)
+
+
+def test_an_interrupt_in_the_model_leaves_nothing(lens, pipe, sample, left_behind):
+    def interrupt(h, at):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        with lens.trace(sample, steps=2, edit=[(interrupt, dl.at(step=1, layer=2))]) as tr:
+            for call in tr.calls():
+                call.block(0).output.sum()
+    assert left_behind(pipe) == []
+    with lens.trace(sample, steps=1) as tr:
+        for call in tr.calls():
+            call.block(0).output.sum()
+    assert tr.run.complete
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_at_any_moment_leaves_nothing(lens, pipe, sample, tmp_path, run_bare, left_behind, times):
+    before, moments = run_bare(pipe, sample), np.random.default_rng(times)
+    left = []
+
+    def press(number, frame):
+        left.pop()
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, moments.choice([0.0003, 0.001, 0.003]))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.signal(signal.SIGALRM, press)
+    start = time.monotonic()
+    traced_with(lens, sample, tmp_path, 2.0)
+    whole = time.monotonic() - start
+    try:
+        for _ in range(6):
+            left[:] = [None] * times
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.001, whole))
+                    traced_with(lens, sample, tmp_path, 2.0)
+                except KeyboardInterrupt:
+                    pass
+                while left:  # the trace was faster, or its cleaning up was
+                    time.sleep(0.01)
+            except KeyboardInterrupt:
+                pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert left_behind(pipe) == []
+            run, seen = traced_with(lens, sample, tmp_path, 2.0)
+            assert run.complete and seen == [0, 1, 2]
+            assert np.array_equal(run_bare(pipe, sample), before)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 1
+
+
+def test_a_forward_of_the_users_own_is_there_after_a_trace(tiny_pipe, sample):
+    pipe = tiny_pipe()
+    block, calls = pipe.dit.blocks[1], []
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+    patched = block.forward
+    with dl.Lens(pipe).trace(sample, steps=1) as tr:
+        for call in tr.calls():
+            call.block(1).output.sum()
+    assert len(calls) == 2 and vars(block)["forward"] is patched
+
+
+def test_a_model_of_the_users_own_goes_on_after_a_trace(tiny_pipe, sample):
+    from nnsight import NNsight
+
+    pipe = tiny_pipe()
+    theirs = NNsight(pipe.dit.blocks[0].ffn)
+    with dl.Lens(pipe).trace(sample, steps=1) as tr:
+        for call in tr.calls():
+            call.block(0).output.sum()
+    with theirs.trace(torch.zeros(1, 2, 64)):
+        out = theirs.output.clone().save()
+    assert tuple(out.shape) == (1, 2, 64)
+
+
+# ---- the store
+
+
+def test_the_same_cell_twice_runs_twice_and_takes_its_place(lens, sample, tmp_path):
+    paths, steps = [], []
+    for _ in range(2):
+        with lens.trace(sample, steps=2, store=tmp_path) as tr:
+            tr.record(dl.energy)
+            seen = [].save()
+            for call in tr.calls(branch="cond"):
+                seen.append(call.step)
+                call.block(0).output = call.block(0).output * 2
+        paths.append(tr.run.path)
+        steps.append(seen)
+        assert tr.run.complete and tr.run["energy"].shape[0] == 2
+    assert paths[0] == paths[1] and steps == [[0, 1], [0, 1]]
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [paths[0].name]
+
+
+def traced_with(lens, sample, store, factor, fail=None):
+    with lens.trace(sample, steps=3, store=store) as tr:
+        tr.record(dl.energy)
+        seen = [].save()
+        for call in tr.calls(branch="cond"):
+            seen.append(call.step)
+            call.block(0).output = call.block(0).output * factor
+            if call.step == fail:
+                raise RuntimeError("interrupted")
+    return tr.run, seen
+
+
+def test_an_interrupted_trace_starts_from_step_0(lens, sample, tmp_path):
+    with pytest.raises(RuntimeError, match="interrupted"):
+        traced_with(lens, sample, tmp_path, 2.0, fail=2)
+    run, seen = traced_with(lens, sample, tmp_path, 2.0)
+    expected, _ = traced_with(lens, sample, None, 2.0)
+    assert seen == [0, 1, 2] and run.complete
+    assert np.array_equal(run["energy"].values, expected["energy"].values)
+
+
+def test_an_interrupted_trace_leaves_the_complete_run(lens, sample, tmp_path):
+    run, _ = traced_with(lens, sample, tmp_path, 2.0)
+    before = run["energy"].values
+    with pytest.raises(RuntimeError, match="interrupted"):
+        traced_with(lens, sample, tmp_path, 2.0, fail=1)
+    (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    after = type(run)(folder)
+    assert after.complete and np.array_equal(after["energy"].values, before)
+
+
+WITH_TESTS = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+"""What a script of its own needs to import the tiny pipelines."""
+
+KILLED = """
+import os, pathlib, sys
+import dit_lens as dl
+from conftest import make_pipe
+from PIL import Image
+sample = dl.Sample(prompt="a", image=Image.new("RGB", (32, 32)), num_frames=5)
+lens = dl.Lens(make_pipe())
+for fail in (9, int(sys.argv[2]), 9):
+    if fail != 9 and os.fork():
+        os.wait()
+        continue
+    with lens.trace(sample, steps=2, store=sys.argv[1]) as tr:
+        tr.record(dl.energy)
+        for call in tr.calls(branch="cond"):
+            call.block(0).output.sum()
+            if call.step == fail:
+                os.kill(os.getpid(), 9)
+    names = sorted(p.name for p in pathlib.Path(sys.argv[1]).iterdir() if p.is_dir())
+    print(tr.run.complete, len(names), flush=True)
+"""
+
+
+def test_a_killed_trace_leaves_the_complete_run_and_is_swept(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(tmp_path / "runs"), "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=WITH_TESTS)
+    assert done.stdout.split("\n")[:2] == ["True 1", "True 1"], done.stdout + done.stderr
+
+
+# ---- how it is written
+
+
+def cell(text, name, **names):
+    """Run text as a notebook does: compiled under a name whose source stands in linecache."""
+    text = textwrap.dedent(text)
+    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    scope = {"dl": dl, **names}
+    exec(compile(text, name, "exec"), scope)
+    return scope
+
+
+CELL = """
+with lens.trace(sample, steps=1) as tr:
+    values = [].save()
+    for call in tr.calls(branch="cond"):
+        values.append(call.block(0).output.mul({}).clone())
+"""
+
+
+def test_a_notebook_cell_twice_and_another_cell_of_the_same_name(lens, sample):
+    first = cell(CELL.format(1), "<ipython-input-1>", lens=lens, sample=sample)["values"]
+    again = cell(CELL.format(1), "<ipython-input-1>", lens=lens, sample=sample)["values"]
+    other = cell(CELL.format(3), "<ipython-input-1>", lens=lens, sample=sample)["values"]
+    assert torch.equal(first[0], again[0]) and torch.equal(other[0], first[0] * 3)
+
+
+def test_a_source_that_is_not_what_runs_is_refused(lens, sample):
+    text, name = textwrap.dedent(CELL.format(7)), "<ipython-input-2>"
+    changed = text.replace("7", "8")
+    linecache.cache[name] = (len(changed), None, changed.splitlines(True), name)
+    with pytest.raises(dl.PlanError, match="is not what runs"):
+        exec(compile(text, name, "exec"), {"dl": dl, "lens": lens, "sample": sample})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("with lens.trace(sample, steps=1) as tr: x = 1\n", "starts on a line of its own"),
+        (
+            "with lens.trace(sample, steps=1) as tr:\n    try:\n        x = 1\n    finally:\n        pass\n",
+            "try",
+        ),
+        ("def f():\n    with lens.trace(sample, steps=1) as tr:\n        return 1\nf()\n", "leave return"),
+        ("for _ in range(1):\n    with lens.trace(sample, steps=1) as tr:\n        break\n", "leave return"),
+        ("with lens.trace(sample, steps=1) as tr, open(os.devnull) as f:\n    x = f.read()\n", "stands last"),
+        ("tr = lens.trace(sample, steps=1)\ntr.__enter__()\n", "no source of a `with` block"),
+    ],
+)
+def test_a_body_that_cannot_run_beside_the_model_is_refused(lens, pipe, sample, left_behind, text, words):
+    with pytest.raises(dl.PlanError, match=words):
+        cell(text, f"<ipython-input-{words}>", lens=lens, sample=sample, os=os)
+    assert left_behind(pipe) == []
+    assert sys.gettrace() is None or "pdb" not in str(sys.gettrace())
+
+
+def test_the_header_may_hold_several_lines_and_other_contexts(lens, sample):
+    with (
+        torch.no_grad(),
+        lens.trace(
+            sample,
+            steps=1,
+        ) as tr,
+    ):
+        """A text that stands first."""
+        x: int = 3
+        for call in tr.calls():
+            assert call.block(0).output.shape[-1] == 2**6, f"{x} is not it"
+    assert tr.run.complete
+
+
+def test_traces_without_a_store_leave_no_name_in_the_module(lens, sample):
+    with lens.trace(sample, steps=1) as tr:
+        unsaved = 1
+        for call in tr.calls():
+            call.block(0).output.sum()
+    with pytest.raises(NameError):
+        print(unsaved)
