@@ -36,7 +36,9 @@ def test_a_batch_is_its_single_runs_and_the_last_readout_is_the_velocity(euler):
         for branch in batch.layout.branches:
             given = batch.keywords(branch) | {"latents": x, "timestep": batch.scheduler.timesteps[step]}
             read[branch] = lens.family.readout(dit, out.states["block", branch, last].flatten(1, 3), given)
-        assert torch.equal(batch.guide(read), out.velocity)
+        guided = batch.guide(read, step)
+        blended = batch.batching.blend(batch.scheduler, None, guided, x, batch.keywords("cond"), "video")
+        assert torch.equal(blended, out.velocity)
         for row, run in enumerate(runs):
             expected = torch.from_numpy(run["x0"].isel(step=step).values)
             torch.testing.assert_close(out.x0[row].permute(1, 2, 3, 0), expected, rtol=0, atol=1e-5)
@@ -281,7 +283,7 @@ def test_latents_that_are_changed_between_steps_are_an_error(made):
     def callback(pipe, step, timestep, given):
         return {"latents": given["latents"] * 2}
 
-    with pytest.raises(dl.CaptureError, match=r"not the latents.*A callback"):
+    with pytest.raises(dl.CaptureError, match=r"not given the latents.*A callback"):
         case.run(dl.Lens(case.pipe), callback_on_step_end=callback)
 
 
@@ -300,12 +302,20 @@ def test_a_model_whose_blocks_are_not_registered_is_refused(made):
         case.pipe.transformer = before
 
 
-def test_an_unknown_merged_batch_is_an_error_that_says_so(made, monkeypatch):
+def test_a_merged_batch_is_told_by_its_text_and_else_by_the_list(made, monkeypatch):
     from dit_lens.families.diffusers import merged
 
+    case = made("ltx")
+    listed = case.run(dl.Lens(case.pipe), record=[dl.hidden], steps=1)
     monkeypatch.setattr(merged, "UNCOND_FIRST", ())
-    with pytest.raises(dl.PlanError, match="in an order that is not known here"):
-        made("ltx").run(dl.Lens(made("ltx").pipe), steps=1)
+    told = case.run(dl.Lens(case.pipe), record=[dl.hidden], steps=1)
+    assert np.array_equal(told["hidden"].values, listed["hidden"].values)
+    same = case.sample.with_(negative_prompt=case.sample.prompt)
+    with pytest.raises(dl.PlanError, match="in an order that is not known here.*cfg_scale=1"):
+        dl.Lens(case.pipe).run(same, steps=1, cfg_scale=3.0, **case.extra)
+    monkeypatch.setattr(merged, "COND_FIRST", ("LTXPipeline",))  # it is not so
+    with pytest.raises(dl.PlanError, match="rows are known as.*the text.*says"):
+        case.run(dl.Lens(case.pipe), steps=1)
 
 
 def test_a_transformer_whose_blocks_are_offloaded_in_groups_is_traced_alike(made):

@@ -164,8 +164,10 @@ class Batch:
                 done.append(Forward(self, step, part, watch).run())
         return Stepped.cat(done)
 
-    def guide(self, velocities: Mapping[str, Tensor]) -> Tensor:
-        """Return the velocity after classifier-free guidance, of the branches' velocities."""
+    def guide(self, velocities: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the velocity after classifier-free guidance, of the branches' velocities at a step."""
+        if self.batching.guide is not None:
+            return self.batching.guide(self.lens.pipe, self._keywords, velocities, self.timesteps[step])
         if len(velocities) == 1:
             return next(iter(velocities.values()))
         return velocities["uncond"] + self.cfg_scale * (velocities["cond"] - velocities["uncond"])
@@ -196,7 +198,7 @@ class Batch:
         for branch, h in states.items():
             given = self.keywords(branch, rows) | own
             velocities[branch] = family.readout(dit, h.flatten(1, 3), given)
-        velocity = self.guide(velocities)
+        velocity = self.guide(velocities, step)
         velocity = self.batching.blend(self.scheduler, timestep, velocity, video, given, "video")
         return family.x0(self.scheduler, video, velocity, step)
 

@@ -161,7 +161,10 @@ class Forward:
         velocities = {branch: self._velocity(branch, start, prepared[branch]) for branch in branches}
         stepped = {
             stream: self._advance(
-                stream, x, batch.guide({b: velocities[b][stream] for b in branches}), prepared[branches[0]]
+                stream,
+                x,
+                batch.guide({b: velocities[b][stream] for b in branches}, self.step),
+                prepared[branches[0]],
             )
             for stream, x in start.items()
         }

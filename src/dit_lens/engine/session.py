@@ -387,6 +387,7 @@ class Stages:
         self, sessions: Sequence[Session], watch: Callable[[Call | None], None] | None = None
     ) -> None:
         self.sessions, self._watch, self._now = sessions, watch, sessions[0]
+        self.seed = sessions[0].seed
 
     def run(self, work: Callable[[], Any]) -> Any:
         """Run the pipeline under the sessions; all that was installed is removed, whatever happens."""

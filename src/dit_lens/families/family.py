@@ -117,7 +117,13 @@ class Session(Protocol):
     """The run in progress, as a family's interception drives it.
 
     Latents are [row, channel, frame, y, x]; a family whose pipeline has them otherwise rearranges them.
+
+    Attributes:
+        seed: of the run.
     """
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
 
     def enter(self, stage: int) -> None:
         """Say which stage the calls that come belong to; pipelines with one stage need not."""
@@ -174,6 +180,8 @@ class Batching:
         advance: (scheduler, velocity, step, latents) to the latents of the next step; the scheduler's own step
             unless told.
         most: rows that the model takes at once, at most; any number unless told.
+        guide: (pipe, keywords of the pipeline's call, velocities by branch, timestep of the scheduler) to the
+            velocity that the pipeline makes of them. Default: uncond + cfg_scale * (cond - uncond).
     """
 
     prepare: Callable[[Any, Mapping[str, Any]], dict[str, dict[str, Any]]]
@@ -186,6 +194,7 @@ class Batching:
     blend: Callable[[Any, Any, Tensor, Tensor, Mapping[str, Any], str], Tensor] = _unblended
     advance: Callable[[Any, Tensor, int, Tensor], Tensor] = _advance
     most: int | None = None
+    guide: Callable[[Any, Mapping[str, Any], Mapping[str, Tensor], float], Tensor] | None = None
 
 
 def flow_x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
