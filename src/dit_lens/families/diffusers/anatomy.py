@@ -57,9 +57,10 @@ def block_lists(dit: nn.Module) -> tuple[str, ...]:
     }
     if missing:
         raise PlanError(
-            f"{type(dit).__name__}: the blocks in {', '.join(complete)} are known, those in {missing} are not, and layers would be "
-            "left out in silence. Register their classes too (diffusers.hooks.TransformerBlockRegistry) where diffusers knows "
-            "such a list, or write a family (docs/adding-a-family.md)."
+            f"{type(dit).__name__}: the blocks in {', '.join(complete)} are known, those in {missing} are not (their class is not in "
+            "diffusers' TransformerBlockRegistry, or the list is none that diffusers names), and layers would be left out in "
+            "silence. Register their classes (diffusers.hooks.TransformerBlockRegistry), or write a family "
+            "(docs/adding-a-family.md)."
         )
     if TEMPORAL in complete and len(complete) > 1:
         raise PlanError(
