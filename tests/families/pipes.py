@@ -158,7 +158,7 @@ class Pipes:
             in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,
             num_single_layers=1, num_refiner_layers=1, text_embed_dim=16, rope_axes_dim=(4, 4),
         )  # fmt: skip
-        return HunyuanImagePipeline(p.flow(), p.image_vae(4), None, None, None, None, transformer)
+        return HunyuanImagePipeline(p.flow(), None, None, None, None, None, transformer)
 
 
 def embeddings(seed, tokens, channels):

@@ -30,7 +30,7 @@ def refuse_pipeline(pipe: Any) -> None:
     what = type(pipe).__name__
     if not transformers(pipe):
         raise PlanError(f"{what} has no transformer (it has {', '.join(sorted(pipe.components))}): not supported.")
-    if getattr(pipe, "guider", None) is not None:
+    if "guider" in pipe.components:
         raise PlanError(
             f"{what} is not supported: its guider ({type(pipe.guider).__name__}) decides which guidance branches run, and how they "
             "are put together, which is not known here. Write a family (docs/adding-a-family.md), or use dl.blocks for the "
