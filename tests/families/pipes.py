@@ -38,7 +38,9 @@ class Pipes:
         from diffusers import WanVideoToVideoPipeline
 
         p = self.parts
-        return WanVideoToVideoPipeline(p.tokenizer(), p.t5(), p.wan_transformer(), p.wan_vae(), p.flow(shift=3.0))
+        return WanVideoToVideoPipeline(
+            p.tokenizer(), p.t5(), p.wan_transformer(), p.wan_vae(), p.flow(shift=3.0)
+        )
 
     def vace(self):
         from diffusers import WanVACEPipeline, WanVACETransformer3DModel

@@ -18,7 +18,11 @@ class Given:
         self.pipe, self.sample, self.extra, self.cfg_scale, self.scale = pipe, sample, extra, cfg_scale, scale
 
     def bare(self):
-        size = {"height": self.sample.height, "width": self.sample.width, "num_frames": self.sample.num_frames}
+        size = {
+            "height": self.sample.height,
+            "width": self.sample.width,
+            "num_frames": self.sample.num_frames,
+        }
         texts = {"prompt": self.sample.prompt, "negative_prompt": self.sample.negative_prompt}
         return {
             "image": self.sample.image, **size, **texts, **self.extra, self.scale: self.cfg_scale,
@@ -76,7 +80,9 @@ def test_latents_are_what_the_model_is_given_and_the_last_x0_is_the_video(case, 
                 state = run["hidden"].sel(step=step, branch=branch, layer=layer).values
                 expected = watch.states[2 * step + call][layer][0].numpy()
                 assert np.array_equal(state.reshape(expected.shape), expected)
-    assert np.array_equal(run["latents"].values[0][0], run["latents"].values[-1][0])  # the image's, at every step
+    assert np.array_equal(
+        run["latents"].values[0][0], run["latents"].values[-1][0]
+    )  # the image's, at every step
     assert np.array_equal(lens.decode(run["x0"].isel(step=-1)), run.video)
 
 

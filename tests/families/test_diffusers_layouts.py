@@ -41,7 +41,9 @@ def test_kandinsky_keeps_channels_last_and_a_condition_behind_them(kandinsky, wa
     assert run["latents"].shape == (STEPS, 3, 4, 6, 4) and run["hidden"].shape[3:] == (3, 2, 3, 24)
     assert [str(b) for b in run["hidden"].branch.values] == branches
     for step, (_, sample, output, _) in enumerate(watch.steps):
-        assert np.array_equal(run["latents"].values[step], sample[0].numpy())  # [frame, y, x, channel], as it stands
+        assert np.array_equal(
+            run["latents"].values[step], sample[0].numpy()
+        )  # [frame, y, x, channel], as it stands
         assert np.array_equal(run["velocity"].values[step], output[0].numpy())
         for n, branch in enumerate(branches):
             number = step * len(branches) + n
@@ -89,7 +91,9 @@ def test_a_layout_that_nothing_tells_is_refused():
     assert layout_of(Unheard(), torch.zeros(1, 3, 4, 6, 8)) == "bfcyx"
     assert layout_of(Unheard(), torch.zeros(1, 3, 6, 8, 4)) == "bfyxc"
     for shape in ((1, 4, 4, 6, 8), (1, 3, 5, 6, 8)):
-        with pytest.raises(dl.PlanError, match="which dimension of its latents.*is the channel is not known"):
+        with pytest.raises(
+            dl.PlanError, match=r"which dimension of its latents.*is the channel is not known"
+        ):
             layout_of(Unheard(), torch.zeros(shape))
 
 
@@ -149,7 +153,9 @@ def test_edits_of_vace_leave_its_references_alone(vace, pipes, watch_bare):
 
 def test_hunyuans_image_frame_is_cut_off_after_decoding(build, pipes):
     pipe = build("hunyuan_image", "latent_concat")
-    sample = dl.Sample(prompt="a cat", negative_prompt="dog", image=pipes.gray((16, 32)), num_frames=9, size=(16, 32))
+    sample = dl.Sample(
+        prompt="a cat", negative_prompt="dog", image=pipes.gray((16, 32)), num_frames=9, size=(16, 32)
+    )
     lens, extra = dl.Lens(pipe), pipes.hunyuan_keywords()
     run = lens.run(sample, steps=STEPS, cfg_scale=2.0, record=[dl.x0], **extra)
     expected = pipe(**{**call(sample, image=sample.image, true_cfg_scale=2.0), **extra}).frames[0]

@@ -311,10 +311,10 @@ def test_a_merged_batch_is_told_by_its_text_and_else_by_the_list(made, monkeypat
     told = case.run(dl.Lens(case.pipe), record=[dl.hidden], steps=1)
     assert np.array_equal(told["hidden"].values, listed["hidden"].values)
     same = case.sample.with_(negative_prompt=case.sample.prompt)
-    with pytest.raises(dl.PlanError, match="in an order that is not known here.*cfg_scale=1"):
+    with pytest.raises(dl.PlanError, match=r"in an order that is not known here.*cfg_scale=1"):
         dl.Lens(case.pipe).run(same, steps=1, cfg_scale=3.0, **case.extra)
     monkeypatch.setattr(merged, "COND_FIRST", ("LTXPipeline",))  # it is not so
-    with pytest.raises(dl.PlanError, match="rows are known as.*the text.*says"):
+    with pytest.raises(dl.PlanError, match=r"rows are known as.*the text.*says"):
         case.run(dl.Lens(case.pipe), steps=1)
 
 

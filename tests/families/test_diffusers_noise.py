@@ -107,7 +107,10 @@ def test_dpm_solver_runs(made, monkeypatch):
     monkeypatch.setattr(
         pipeline, "_plain", lambda data: real({k: v for k, v in data.items() if v != -float("inf")})
     )
-    for name, options in (("wan", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}), ("pixart", {})):
+    for name, options in (
+        ("wan", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+        ("pixart", {}),
+    ):
         case = made(name)
         with scheduled(case, diffusers.DPMSolverMultistepScheduler(**options)):
             bare = case.bare(steps=3)

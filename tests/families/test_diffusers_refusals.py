@@ -130,7 +130,9 @@ def test_a_model_without_a_patch_size_says_so(made):
 
     assert patch(made("wan").pipe, dit) == (1, 2, 2)
     for model in (Without(), Flat()):
-        with pytest.raises(dl.PlanError, match=r"patch_size=.*does not say how many latent positions.*dl\.blocks"):
+        with pytest.raises(
+            dl.PlanError, match=r"patch_size=.*does not say how many latent positions.*dl\.blocks"
+        ):
             patch(made("wan").pipe, model)
 
 
@@ -154,7 +156,9 @@ def hooks():
             dit, h.TaylorSeerCacheConfig(cache_identifiers=[r"blocks\.\d+\.attn1"])
         ),
         "layer skip": lambda dit: h.apply_layer_skip(dit, h.LayerSkipConfig(indices=[1], fqn="blocks")),
-        "first block cache": lambda dit: h.apply_first_block_cache(dit, h.FirstBlockCacheConfig(threshold=0.1)),
+        "first block cache": lambda dit: h.apply_first_block_cache(
+            dit, h.FirstBlockCacheConfig(threshold=0.1)
+        ),
     }
 
 
@@ -166,7 +170,9 @@ def test_caches_and_layer_skips_are_refused_by_name_and_can_be_taken_off(made, n
     lens = dl.Lens(case.pipe)
     expected = case.run(lens, steps=1).video
     hooks()[name](case.pipe.transformer)
-    with pytest.raises(dl.PlanError, match=r"transformer\S* has the diffusers hook '\w+'.*remove_hook") as error:
+    with pytest.raises(
+        dl.PlanError, match=r"transformer\S* has the diffusers hook '\w+'.*remove_hook"
+    ) as error:
         case.run(lens, steps=1)
     registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(case.pipe.transformer)
     for _ in range(4):  # a cache has hooks of several names; the error names them one by one
@@ -237,5 +243,5 @@ def test_weights_in_host_memory_are_traced_alike(made):
 def test_one_video_a_prompt_is_no_reason_to_refuse(made):
     case = made("wan")
     case.run(dl.Lens(case.pipe), steps=1, num_videos_per_prompt=1)
-    with pytest.raises(dl.PlanError, match="num_videos_per_prompt=2.*run several seeds"):
+    with pytest.raises(dl.PlanError, match=r"num_videos_per_prompt=2.*run several seeds"):
         case.run(dl.Lens(case.pipe), steps=1, num_videos_per_prompt=2)

@@ -57,14 +57,16 @@ def block_lists(dit: nn.Module) -> tuple[str, ...]:
     }
     if missing:
         raise PlanError(
-            f"{type(dit).__name__}: the blocks in {', '.join(complete)} are known, those in {missing} are not (their class is not in "
+            f"{type(dit).__name__}: the blocks in {', '.join(complete)} are known, those in {missing} are not "
+            "(their class is not in "
             "diffusers' TransformerBlockRegistry, or the list is none that diffusers names), and layers would be left out in "
             "silence. Register their classes (diffusers.hooks.TransformerBlockRegistry), or write a family "
             "(docs/adding-a-family.md)."
         )
     if TEMPORAL in complete and len(complete) > 1:
         raise PlanError(
-            f"{type(dit).__name__}: the blocks of {' and '.join(complete)} run in turns, so they cannot be numbered one list after "
+            f"{type(dit).__name__}: the blocks of {' and '.join(complete)} run in turns, so they cannot be "
+            "numbered one list after "
             "the other: write a family (docs/adding-a-family.md)."
         )
     return complete
@@ -96,11 +98,16 @@ def sites(dit: nn.Module, lists: tuple[str, ...]) -> Sites:
         )
     (first, *_), ((hidden, text),) = known.values(), places
     joint = text is not None
-    arguments = [first.hidden_states_argument_name, *([first.encoder_hidden_states_argument_name] if joint else [])]
+    arguments = [
+        first.hidden_states_argument_name,
+        *([first.encoder_hidden_states_argument_name] if joint else []),
+    ]
     for kind in known:
         absent = [name for name in arguments if name not in inspect.signature(kind.forward).parameters]
         if absent:
-            raise PlanError(f"{kind.__name__} is registered with the arguments {absent}, which it does not take.")
+            raise PlanError(
+                f"{kind.__name__} is registered with the arguments {absent}, which it does not take."
+            )
     # Some classes that are registered at 0 return the tensor itself, and no tuple.
     place = hidden if joint or hidden else None
     streams: Sites = {"video": _ends(first.hidden_states_argument_name, place)}

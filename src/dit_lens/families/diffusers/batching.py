@@ -108,7 +108,8 @@ class Preparing(Loop):
             PlanError: always.
         """
         raise PlanError(
-            f"{type(self.pipe).__name__} runs its model on {sorted(self.inputs)} alone in a step, and a batch with this cfg_scale needs "
+            f"{type(self.pipe).__name__} runs its model on {sorted(self.inputs)} alone in a step, and a batch "
+            "with this cfg_scale needs "
             f"{list(self.wanted)}: use lens.run, or cfg_scale=1."
         )
 

@@ -75,7 +75,8 @@ def halves(pipe: Any, prompts: Prompts, text: Any, count: int) -> Branches:
     told = None if first is None else (first, "cond" if first == "uncond" else "uncond")
     if (listed and told and listed != told) or (second is not None and first == second):
         raise PlanError(
-            f"{type(pipe).__name__} merges the guidance branches into one batch: its rows are known as {listed}, and the text that "
+            f"{type(pipe).__name__} merges the guidance branches into one batch: its rows are known as "
+            f"{listed}, and the text that "
             f"they are given says {(first, second)}. Run it with cfg_scale=1."
         )
     order = told or listed
@@ -111,7 +112,11 @@ def single(pipe: Any, prompts: Prompts, text: Any, context: str | None, served: 
         return context
     branch = told or "cond"
     if told is None and branch in served:
-        same = " (the prompt and the negative prompt may be encoded alike)" if len(prompts.embeddings) == 2 else ""
+        same = (
+            " (the prompt and the negative prompt may be encoded alike)"
+            if len(prompts.embeddings) == 2
+            else ""
+        )
         raise PlanError(
             f"{type(pipe).__name__} runs its model more than once a step without naming the guidance branch, and the text that "
             f"the model is given does not tell it{same}: run it with cfg_scale=1 (one branch), or write a family "

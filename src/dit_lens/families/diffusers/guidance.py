@@ -22,7 +22,9 @@ Velocities are [row, channel, frame, y, x].
 """
 
 
-def guide(pipe: Any, keywords: Mapping[str, Any], velocities: Mapping[str, Tensor], timestep: float) -> Tensor:
+def guide(
+    pipe: Any, keywords: Mapping[str, Any], velocities: Mapping[str, Tensor], timestep: float
+) -> Tensor:
     """Return the velocity that a pipeline hands to its scheduler.
 
     Args:
@@ -38,7 +40,8 @@ def guide(pipe: Any, keywords: Mapping[str, Any], velocities: Mapping[str, Tenso
         return next(iter(velocities.values()))
     if set(velocities) != {"cond", "uncond"}:
         raise PlanError(
-            f"{type(pipe).__name__} has the branches {sorted(velocities)}: how it puts them together is not known here; use lens.run."
+            f"{type(pipe).__name__} has the branches {sorted(velocities)}: how it puts them together is not "
+            "known here; use lens.run."
         )
     return formula(pipe)(pipe, keywords, velocities["cond"], velocities["uncond"], timestep)
 
@@ -69,9 +72,7 @@ def scale_at(pipe: Any, keywords: Mapping[str, Any], timestep: float) -> float:
     return scale if high else float(second)
 
 
-def _plain(
-    pipe: Any, keywords: Mapping[str, Any], cond: Tensor, uncond: Tensor, timestep: float
-) -> Tensor:
+def _plain(pipe: Any, keywords: Mapping[str, Any], cond: Tensor, uncond: Tensor, timestep: float) -> Tensor:
     return uncond + scale_at(pipe, keywords, timestep) * (cond - uncond)
 
 
@@ -81,9 +82,7 @@ def _in_float(
     return _plain(pipe, keywords, cond.float(), uncond.float(), timestep)
 
 
-def _dynamic(
-    pipe: Any, keywords: Mapping[str, Any], cond: Tensor, uncond: Tensor, timestep: float
-) -> Tensor:
+def _dynamic(pipe: Any, keywords: Mapping[str, Any], cond: Tensor, uncond: Tensor, timestep: float) -> Tensor:
     """Guide as CogVideoX: the scale may follow a cosine of the timestep (`use_dynamic_cfg`)."""
     scale = scale_at(pipe, keywords, timestep)
     if keywords.get("use_dynamic_cfg"):
@@ -129,9 +128,17 @@ FORMULAS: dict[str, Formula] = {
         (
             *("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline", "WanVideoToVideoPipeline"),
             *("LucyEditPipeline", "SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
-            *("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline", "HunyuanSkyreelsImageToVideoPipeline"),
+            *(
+                "HunyuanVideoPipeline",
+                "HunyuanVideoImageToVideoPipeline",
+                "HunyuanSkyreelsImageToVideoPipeline",
+            ),
             *("FluxPipeline", "FluxControlNetPipeline", "FluxKontextPipeline", "FluxImg2ImgPipeline"),
-            *("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3ControlNetPipeline"),
+            *(
+                "StableDiffusion3Pipeline",
+                "StableDiffusion3Img2ImgPipeline",
+                "StableDiffusion3ControlNetPipeline",
+            ),
             *("CogView4Pipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "DiTPipeline"),
             *("Kandinsky5T2VPipeline", "Kandinsky5T2IPipeline"),
         ),
@@ -141,7 +148,12 @@ FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(("LTXPipeline", "LTXImageToVideoPipeline"), _rescaled),
     **dict.fromkeys(("CogVideoXPipeline", "CogVideoXImageToVideoPipeline"), _dynamic),
     **dict.fromkeys(
-        ("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageControlNetPipeline"),
+        (
+            "QwenImagePipeline",
+            "QwenImageEditPipeline",
+            "QwenImageEditPlusPipeline",
+            "QwenImageControlNetPipeline",
+        ),
         _norm_of_tokens,
     ),
 }

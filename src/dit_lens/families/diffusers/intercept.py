@@ -263,7 +263,9 @@ class Loop(ABC):
         latents = arrangement.read_whole(x).clone()
         if bool(put_in.any()):
             if bool(put_in[: self.before].any()):
-                raise CaptureError(f"{type(self.pipe).__name__} puts other latents in place of reference frames.")
+                raise CaptureError(
+                    f"{type(self.pipe).__name__} puts other latents in place of reference frames."
+                )
             seen = arrangement.read_whole(hidden[parts(hidden, x)[0]])
             latents[:, :, put_in] = seen[:, :, put_in].to(latents.dtype)
         return Start(x, latents[:, :, self.before :], arrangement, put_in)
@@ -308,13 +310,19 @@ class Loop(ABC):
         held[:cut] = True
         video = held[before:]  # frames of the video that the scheduler does not move
         if bool(video.any()) and not is_flow(self.pipe.scheduler):
-            raise CaptureError("Held frames with a scheduler that is no flow-matching one: x0 is not known there.")
+            raise CaptureError(
+                "Held frames with a scheduler that is no flow-matching one: x0 is not known there."
+            )
         latents, rows = start.latents, len(start.x)
 
         def whole(value: Tensor) -> Tensor:
             """Return what the scheduler takes or gives as [row, channel, frame, y, x]; frames it leaves out are 0."""
             read = arrangement.read_whole(value[:rows])
-            return torch.cat([torch.zeros_like(read[:, :, :1]).repeat(1, 1, cut, 1, 1), read], 2) if cut else read
+            return (
+                torch.cat([torch.zeros_like(read[:, :, :1]).repeat(1, 1, cut, 1, 1), read], 2)
+                if cut
+                else read
+            )
 
         def back(value: Tensor, like: Tensor) -> Tensor:
             """Return the video's frames in the scheduler's layout; frames that it does not move stay as in `like`."""
@@ -337,7 +345,7 @@ class Loop(ABC):
             done["out"] = original(**arguments)
             stepped = whole(pick(done["out"], _item(done["out"])))[:, :, before:]
             done["latents"] = _with(stepped, video, latents[:, :, video].to(stepped.dtype))
-            return done["latents"]  # type: ignore[no-any-return]
+            return done["latents"]
 
         after = self.advance(velocity, inputs["timestep"], latents, proceed)
         out, item = done["out"], _item(done["out"])
@@ -369,7 +377,8 @@ class Loop(ABC):
         if not same:
             raise CaptureError(
                 f"{type(self.pipe).__name__}: the scheduler steps from a sample {tuple(sample.shape)} with an output "
-                f"{tuple(output.shape)}; these are not the latents {tuple(start.x.shape)} that the last step left. A callback, or "
+                f"{tuple(output.shape)}; these are not the latents {tuple(start.x.shape)} that the last step "
+                "left. A callback, or "
                 "the pipeline itself, changes or cuts latents between steps (a frame put back, a mask, a learned variance): "
                 "such a run cannot be labelled."
             )
@@ -388,7 +397,8 @@ class Loop(ABC):
         rounding = 4 * torch.finfo(velocity.dtype).eps * float(frames.abs().max().clamp(min=1))
         if not torch.allclose(x0, frames, rtol=0, atol=rounding):
             raise PlanError(
-                f"step {self.steps}: an edit changes velocity or x0 in the latent frames {held.nonzero().flatten().tolist()}, which "
+                f"step {self.steps}: an edit changes velocity or x0 in the latent frames "
+                f"{held.nonzero().flatten().tolist()}, which "
                 f"{type(self.pipe).__name__} gives and does not move: the edit would do nothing there. Leave these frames out "
                 "with dl.at(frame=...), or edit the latents, which the model sees."
             )

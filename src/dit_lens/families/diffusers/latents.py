@@ -286,4 +286,13 @@ def tokens(pipe: Any, dit: Any, latent: tuple[int, int, int, int]) -> Triple:
     return latent[1] // t, latent[2] // y, latent[3] // x
 
 
-__all__ = ["Arrangement", "arrange", "frames_put_in", "own_channels", "packing", "patch", "substitute", "tokens"]
+__all__ = [
+    "Arrangement",
+    "arrange",
+    "frames_put_in",
+    "own_channels",
+    "packing",
+    "patch",
+    "substitute",
+    "tokens",
+]

@@ -29,17 +29,21 @@ def refuse_pipeline(pipe: Any) -> None:
     """
     what = type(pipe).__name__
     if not transformers(pipe):
-        raise PlanError(f"{what} has no transformer (it has {', '.join(sorted(pipe.components))}): not supported.")
+        raise PlanError(
+            f"{what} has no transformer (it has {', '.join(sorted(pipe.components))}): not supported."
+        )
     if "guider" in pipe.components:
         raise PlanError(
-            f"{what} is not supported: its guider ({type(pipe.guider).__name__}) decides which guidance branches run, and how they "
+            f"{what} is not supported: its guider ({type(pipe.guider).__name__}) decides which guidance "
+            "branches run, and how they "
             "are put together, which is not known here. Write a family (docs/adding-a-family.md), or use dl.blocks for the "
             "transformer alone."
         )
     for dit in transformers(pipe).values():
         if getattr(getattr(dit, "config", None), "attention_type", None) == "nabla":
             raise PlanError(
-                f"{type(dit).__name__} with attention_type='nabla' puts its tokens in another order: not supported. Load a model with "
+                f"{type(dit).__name__} with attention_type='nabla' puts its tokens in another order: not "
+                "supported. Load a model with "
                 "attention_type='regular'."
             )
 
@@ -64,7 +68,8 @@ def refuse(pipe: Any, family: Family, keywords: Mapping[str, Any]) -> None:
         value = value_of(pipe, keywords, name)
         if isinstance(value, int | float) and value < 1:
             raise PlanError(
-                f"{name}={value}: {type(pipe).__name__} would begin at a later step than its schedule's first, and steps could not be "
+                f"{name}={value}: {type(pipe).__name__} would begin at a later step than its schedule's first, "
+                "and steps could not be "
                 f"labelled. Give {name}=1.0."
             )
     for path, dit in transformers(pipe).items():
@@ -88,7 +93,8 @@ def refuse_transformer(path: str, dit: Any) -> None:
         for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
             if hook not in HARMLESS_HOOKS:
                 raise PlanError(
-                    f"{f'{path}.{below}'.rstrip('.')} has the diffusers hook {hook!r}, which may skip or replace what a block does: "
+                    f"{f'{path}.{below}'.rstrip('.')} has the diffusers hook {hook!r}, which may skip or "
+                    "replace what a block does: "
                     f"take it off with diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.{path}).remove_hook("
                     f"{hook!r}, recurse=True)."
                 )
@@ -100,5 +106,6 @@ def _refuse_another_architecture(path: str, dit: Any, family: Family) -> None:
     lists = anatomy.block_lists(dit)
     if lists != family.blocks or anatomy.sites(dit, lists) != family.sites:
         raise PlanError(
-            f"pipe.{path} is another architecture ({type(dit).__name__}) than when the lens was made: make a new one, dl.Lens(pipe)."
+            f"pipe.{path} is another architecture ({type(dit).__name__}) than when the lens was made: make a "
+            "new one, dl.Lens(pipe)."
         )

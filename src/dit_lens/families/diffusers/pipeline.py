@@ -91,7 +91,8 @@ def arguments(
     scale = scale_argument(pipe)
     if scale is None and cfg_scale > 1:
         raise PlanError(
-            f"{what} has no classifier-free guidance, so cfg_scale={cfg_scale} cannot be done: leave it out. Its guidance_scale=, "
+            f"{what} has no classifier-free guidance, so cfg_scale={cfg_scale} cannot be done: leave it out. "
+            "Its guidance_scale=, "
             "where it takes one, is embedded in the model: give that as a keyword of the run."
         )
     if scale == "true_cfg_scale" and cfg_scale <= 1:
@@ -228,7 +229,9 @@ def facts(pipe: Any) -> dict[str, Any]:
         "attention": str(_AttentionBackendRegistry.get_active_backend()[0]),
         "processors": {name: processors(dit) for name, dit in transformers(pipe).items()},
         "hooks": {name: hooks(dit) for name, dit in transformers(pipe).items()},
-        "quantization": {n: repr(getattr(d, "quantization_method", None)) for n, d in transformers(pipe).items()},
+        "quantization": {
+            n: repr(getattr(d, "quantization_method", None)) for n, d in transformers(pipe).items()
+        },
     }
 
 
