@@ -37,7 +37,7 @@ def main(options: Options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
-        steps = report.choose(options.vis_steps, options.steps or lens.family.default_steps, "vis-steps")
+        steps = report.choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
         run = lens.run(
             sample,
             options.seed,

@@ -39,7 +39,7 @@ import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.analysis.affine import AffineFit
 from dit_lens.engine.batch import Batch
-from dit_lens.engine.forward import Stepped
+from dit_lens.engine.stepped import Stepped
 from dit_lens.experiments import pictures as report
 from dit_lens.experiments import study
 

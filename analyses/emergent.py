@@ -144,8 +144,8 @@ def floors(lens: dl.Lens, samples: list[dl.Sample], names: list[str]) -> dict[st
     found: dict[str, list[float]] = {name: [] for name in names}
     for sample in samples if names else []:
         video = sample.truth
-        if lens.family.encode is not None:
-            video = lens.family.decode(lens.pipe, lens.family.encode(lens.pipe, video))[0]
+        if lens.family.codec.encode is not None:
+            video = lens.family.codec.decode(lens.pipe, lens.family.codec.encode(lens.pipe, video))[0]
         values = read(sample, [video])
         for name in names:
             found[name].append(float(values[name][0]))

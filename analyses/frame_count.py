@@ -60,7 +60,7 @@ def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict
     """Return the numbers of frames that the model makes, with those asked for that come to each."""
     made: dict[int, list[int]] = {}
     for count in counts:
-        channels, frames, _, _ = lens.family.latent_grid(lens.pipe, replace(sample, num_frames=count))
+        channels, frames, _, _ = lens.family.anatomy.latent_grid(lens.pipe, replace(sample, num_frames=count))
         # A small picture has as many frames as a large one.
         made.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
     for frames, asked in made.items():

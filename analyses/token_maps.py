@@ -38,7 +38,7 @@ def main(options: Options) -> int:
     """Record energy everywhere and full states where asked for; draw; save."""
     lens = options.open()
     options.out.mkdir(parents=True, exist_ok=True)
-    steps = report.choose(options.vis_steps, options.steps or lens.family.default_steps, "vis-steps")
+    steps = report.choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
     layers = report.choose(options.layers, lens.layers, "layers", auto=4)
     record = [dl.energy, (dl.hidden, dl.at(step=steps, layer=layers, branch=options.branch))]
     first = next(iter(experiment.samples(options)), None)

@@ -25,14 +25,14 @@ class Arms:
 
     def __init__(self, lens: Lens, sample: dl.Sample, store: Path, **options: Any) -> None:
         self.lens, self.sample, self.store, self.options = lens, sample, store, options
-        self.blocks = [block for dit in lens.dits.values() for block in lens.family.block_list(dit)]
+        self.blocks = [block for dit in lens.dits.values() for block in lens.family.anatomy.block_list(dit)]
 
     def bare(self) -> Any:
         """The pipeline alone."""
         family, given = self.lens.family, dict(self.options)
         steps, cfg_scale = given.pop("steps"), given.pop("cfg_scale")
-        keywords = family.arguments(self.sample, 0, steps, cfg_scale, given)
-        undo = family.quiet(self.lens.pipe, keywords)
+        keywords = family.call.arguments(self.sample, 0, steps, cfg_scale, given)
+        undo = family.call.quiet(self.lens.pipe, keywords)
         try:
             return self.lens.pipe(**keywords)
         finally:
@@ -47,7 +47,7 @@ class Arms:
         """
         kept: list[Any] = []
         calls = [0] * len(self.blocks)
-        sites = [sites["block"] for sites in self.lens.family.sites.values()]
+        sites = [sites["block"] for sites in self.lens.family.anatomy.sites.values()]
 
         def hook(n: int, output: Any) -> None:
             if calls[n] % branches == 0:
@@ -77,13 +77,13 @@ class Arms:
         """Nnsight's own cache of every block's output."""
         from nnsight import NNsight
 
-        from dit_lens.engine.trace import _release
+        from dit_lens.engine.envoys import release
 
-        model = NNsight(self.lens.family.root(self.lens.pipe))
+        model = NNsight(self.lens.family.anatomy.root(self.lens.pipe))
         blocks = [model.dit.blocks[i] for i in range(self.lens.layers)]
         with model.trace(None, fn=lambda _: self.bare()) as tracer:
             cache = tracer.cache(modules=blocks)
-        _release(self.lens)
+        release(self.lens.specimen)
         return cache
 
     def ours(self, record: list[Any]) -> dl.Run:

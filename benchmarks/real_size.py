@@ -93,7 +93,7 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     lens = dl.Lens(model.build(size))
     image = Image.new("RGB", (size.width, size.height), (90, 120, 60))
     sample = dl.Sample(prompt="solve the maze", image=image, num_frames=size.frames)
-    arms = Arms(lens, sample, options.store, steps=options.steps, cfg_scale=lens.family.default_cfg)
+    arms = Arms(lens, sample, options.store, steps=options.steps, cfg_scale=lens.family.call.default_cfg)
     recorder = Recorder(lens.pipe, model)
     recorder.watch(arms.bare)
     ways = ways_of(arms, recorder)
@@ -107,7 +107,7 @@ def measure(name: str, options: Options) -> dict[str, Any]:
         "layers": lens.layers,
         "published_layers": model.full[0],
         "parameters": sum(p.numel() for dit in lens.dits.values() for p in dit.parameters()),
-        "grids": {stream: run[energy_of(stream)].shape[-3:] for stream in lens.family.sites},
+        "grids": {stream: run[energy_of(stream)].shape[-3:] for stream in lens.family.anatomy.sites},
         "compared": compared,
         "experts": sorted({expert for _, _, expert in recorder.calls}),
         "refused": recorder.refused,
@@ -117,7 +117,7 @@ def measure(name: str, options: Options) -> dict[str, Any]:
 
 def ways_of(arms: Arms, recorder: Recorder) -> dict[str, Callable[[], Any]]:
     """Return the ways to capture; each takes all streams of the model."""
-    streams = list(arms.lens.family.sites)
+    streams = list(arms.lens.family.anatomy.sites)
     middle = arms.lens.layers // 2
     official = "official-style hook" + (", made to pick the state" if recorder.refused else "")
     return {

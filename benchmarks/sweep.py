@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     batch = lens.batch([(s, i) for i, s in enumerate(samples)], steps=options.steps)
     arms = noise_arms(options.steps, batch.noise.shape[2])
     quiet = {"progress_bar_cmd": lambda steps: steps}
-    bare = lens.family.arguments(samples[0], 0, options.steps, 1.0, quiet)
+    bare = lens.family.call.arguments(samples[0], 0, options.steps, 1.0, quiet)
     lens.pipe(**bare)  # not counted
 
     def single() -> None:

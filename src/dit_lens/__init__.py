@@ -37,8 +37,7 @@ _FROM = {
     "dit_lens.plan.functions": ("options",),
     "dit_lens.analysis": ("cka", "commitment", "effect", "pca_maps", "trajectory_distance"),
     "dit_lens.plan.plan": ("Plan",),
-    "dit_lens.lens": ("Lens",),
-    "dit_lens.families.bare": ("blocks",),
+    "dit_lens.lens": ("Lens", "blocks"),
     "dit_lens.store.run": ("Run",),
     "dit_lens.models": ("load",),
     "dit_lens.store": ("open_run", "open_runs"),
@@ -54,8 +53,7 @@ if TYPE_CHECKING:
     from dit_lens.analysis import cka, commitment, effect, pca_maps, trajectory_distance
     from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, steer, zero
     from dit_lens.errors import CaptureError, DitLensError, ModelError, PlanError, StoreError, TaskError
-    from dit_lens.families.bare import blocks
-    from dit_lens.lens import Lens
+    from dit_lens.lens import Lens, blocks
     from dit_lens.models import load
     from dit_lens.plan.functions import options
     from dit_lens.plan.places import At, Spot, at

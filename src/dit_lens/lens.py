@@ -1,36 +1,35 @@
-"""`Lens`: a pipeline under the microscope. `run` traces a generation; `trace` does it with a body."""
+"""`Lens`: the face of a model. `run` traces a generation, `trace` does it with a body, `batch` steps many together."""
 
 from __future__ import annotations
 
-import hashlib
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from dit_lens.engine.estimate import Estimate, estimate
-from dit_lens.engine.request import Job
-from dit_lens.errors import PlanError
-from dit_lens.families.family import Family
-from dit_lens.plan.places import GRID_DIMS, grid_dim
+from dit_lens.engine import runner
+from dit_lens.engine.estimate import Estimate, estimate_request
+from dit_lens.engine.request import Request
+from dit_lens.engine.verify import is_due, verify_run
+from dit_lens.families.bare import specimen_of_blocks
+from dit_lens.families.decoding import decode
+from dit_lens.families.specimen import Specimen
 from dit_lens.plan.plan import Entry, Plan
 from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     import xarray as xr
+    from torch import Tensor
 
     from dit_lens.engine.batch import Batch
+    from dit_lens.engine.capture import Capture
     from dit_lens.engine.trace import Trace
-
-_WRAPPED_HERE: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-"""Modules that a lens has wrapped for nnsight, also where its trace never came to run; others are the user's own."""
+    from dit_lens.families.family import Family
 
 RecordEntries = Iterable[Entry] | Callable[..., Any]
+P = ParamSpec("P")
 
 
 class Lens:
@@ -40,7 +39,7 @@ class Lens:
         pipe: a DiffSynth `WanVideoPipeline` or `LTX2AudioVideoPipeline`, with its models loaded (and VRAM
             management, if any, switched on); a diffusers pipeline (docs/diffusers.md), or an nnsight
             `DiffusionModel` that holds one.
-        family: what the library knows of its architecture; found from the pipeline unless given.
+        family: what the library knows of its architecture. Default: the family that knows the pipeline's class.
         info: what is known of the checkpoint, for the manifest.
 
     Raises:
@@ -50,15 +49,14 @@ class Lens:
     def __init__(
         self, pipe: Any, family: Family | None = None, info: Mapping[str, Any] | None = None
     ) -> None:
-        from dit_lens.families import family_of, unwrap
+        self.specimen = Specimen.of(pipe, family, info)
 
-        self.pipe = unwrap(pipe)
-        self.family = family or family_of(self.pipe)
-        self.dits = self.family.dits(self.pipe)
-        self.info = dict(info or {})
-        self._fingerprint: tuple[Any, str] | None = None
-        self._nnsight: Any = None
-        self.wrapped_before: set[torch.nn.Module] = set()  # by an nnsight model of the user's own
+    @classmethod
+    def of(cls, specimen: Specimen) -> Lens:
+        """Return a lens on a specimen."""
+        lens = cls.__new__(cls)
+        lens.specimen = specimen
+        return lens
 
     # ---- running
 
@@ -73,6 +71,7 @@ class Lens:
         cfg_scale: float | None = None,
         store: str | Path | None = None,
         encoding: str | None = None,
+        verify: str = "first",
         progress: bool = False,
         **arguments: Any,
     ) -> Run:
@@ -85,24 +84,39 @@ class Lens:
             sample: what to generate.
             seed: of the initial noise.
             record: functions, or (function, place) pairs; a bare function means everywhere.
-            edit: likewise.
-            steps: scheduler steps; the family's default unless given.
-            cfg_scale: guidance scale; likewise. 1 runs the conditional branch alone.
-            store: folder of runs to write into; a temporary one, gone with the run, unless given.
+            edit: functions, or (function, place) pairs.
+            steps: scheduler steps. Default: the family's.
+            cfg_scale: guidance scale. Default: the family's. 1 runs the conditional branch alone.
+            store: folder of runs to write into. Default: a temporary one, gone with the run.
             encoding: how bfloat16 states are stored: "float32", "codes" or "float16" (see
                 docs/store-layout.md).
+            verify: which runs of the store are begun again for one step, and compared bit for bit, before they are
+                returned: the "first" one that this process takes from the store, "always" or "never".
             progress: show the pipeline's progress bar.
             **arguments: any other keyword of the pipeline's own call.
 
         Raises:
             PlanError: something asked for cannot be carried out here.
             CaptureError: something asked for did not happen.
-            StoreError: the store cannot be written or resumed.
+            StoreError: the store cannot be written or resumed, or holds something else than its name says.
         """
-        job = Job(
-            self, sample, seed, Plan.of(record, edit), steps, cfg_scale, store, encoding, progress, arguments
+        request = Request(
+            self.specimen,
+            sample,
+            seed,
+            Plan.of(record, edit),
+            steps=steps,
+            cfg_scale=cfg_scale,
+            store=store,
+            encoding=encoding,
+            arguments=arguments,
         )
-        return job.finished() or job.run()
+        stored = runner.finished(request)
+        if stored is None:
+            return runner.run(request, progress)
+        if is_due(verify, request.store, self.specimen.pipe):
+            verify_run(request, stored)
+        return stored
 
     def trace(self, sample: Sample, seed: int = 0, **options: Any) -> Trace:
         """Open a tracing context: an nnsight trace whose body may also declare records and edits.
@@ -113,7 +127,7 @@ class Lens:
         """
         from dit_lens.engine.trace import open_trace
 
-        return open_trace(self, sample, seed, **options)
+        return open_trace(self.specimen, sample, seed, **options)
 
     def batch(
         self,
@@ -121,16 +135,39 @@ class Lens:
         steps: int | None = None,
         cfg_scale: float | None = None,
         at_once: int = 64,
-        **arguments: Any,
+        **options: Any,
     ) -> Batch:
         """Prepare (sample, seed) pairs to go through the model together, step by step; see `Batch`.
 
+        Takes what `run` takes, and `at_once`, the rows in one forward at most.
+
         Raises:
-            PlanError: the family does not say how to batch, or the samples do not fit together.
+            PlanError: the family does not say how to batch, the samples do not fit together, or the batch would not be
+                the pipeline's own loop.
         """
         from dit_lens.engine.batch import Batch
 
-        return Batch(self, pairs, steps, cfg_scale, at_once, **arguments)
+        return Batch(self.specimen, pairs, steps, cfg_scale, at_once, **options)
+
+    def capture(
+        self,
+        sigmas: Sequence[float],
+        *,
+        record: RecordEntries = (),
+        edit: RecordEntries = (),
+        **options: Any,
+    ) -> Capture:
+        """Trace a loop of your own, which tells its steps and calls; see `dit_lens.engine.capture`.
+
+        Args:
+            sigmas: noise level of each step, in [0, 1].
+            record: as in `run`.
+            edit: as in `run`.
+            **options: `timesteps`, `branches`, `sample`, `seed`, `store`, `encoding`; see `Capture`.
+        """
+        from dit_lens.engine.capture import Capture
+
+        return Capture(self.specimen, Plan.of(record, edit), sigmas, **options)
 
     def decode(self, latents: xr.DataArray | Tensor) -> np.ndarray:
         """Decode latents to frames, or to sound.
@@ -145,21 +182,7 @@ class Lens:
         Raises:
             PlanError: not latents, or they hold NaN (they were not recorded).
         """
-        wanted = {s: tuple(grid_dim(d, "latents", s) for d in GRID_DIMS) for s in self.family.latents}
-        dims = tuple(getattr(latents, "dims", wanted["video"]))
-        stream = next((s for s, w in wanted.items() if dims[-4:] == w), None)
-        decoder = {"video": self.family.decode, "audio": self.family.decode_audio}.get(stream or "")
-        if decoder is None:
-            known = " or ".join(f"[..., {', '.join(w)}]" for w in wanted.values())
-            raise PlanError(f"decode takes latents {known}; these have {dims}.")
-        values = latents if isinstance(latents, Tensor) else torch.from_numpy(np.array(latents.values))
-        if bool(torch.isnan(values).any()):
-            raise PlanError(
-                "decode: the latents hold NaN: the place was not recorded, or the run is not complete."
-            )
-        rows = values.reshape(-1, *values.shape[-4:]).permute(0, 4, 1, 2, 3)
-        decoded: np.ndarray = decoder(self.pipe, rows)
-        return decoded.reshape(*values.shape[:-4], *decoded.shape[1:])
+        return decode(self.specimen, latents)
 
     def estimate(
         self, plan: Plan | RecordEntries, sample: Sample, steps: int | None = None, **arguments: Any
@@ -173,105 +196,82 @@ class Lens:
             **arguments: as in `run`; `cfg_scale` decides how many branches there are.
         """
         plan = plan if isinstance(plan, Plan) else Plan.of(plan)
-        cfg = arguments.pop("cfg_scale", None)
-        job = Job(self, sample, 0, plan, steps, cfg, None, None, False, arguments)
-        lines = [
-            line
-            for part in job.stages
-            for line in estimate(
-                part.plan,
-                part.layout,
-                self.family.sizes(self.pipe, sample, job.keywords, part.layout.stage),
-                self.dtype,
-            ).lines
-        ]
-        return Estimate(tuple(lines))
+        cfg_scale = arguments.pop("cfg_scale", None)
+        request = Request(
+            self.specimen, sample, 0, plan, steps=steps, cfg_scale=cfg_scale, arguments=arguments
+        )
+        return estimate_request(request)
 
     # ---- what it is
 
     @property
+    def pipe(self) -> Any:
+        """The pipeline."""
+        return self.specimen.pipe
+
+    @property
+    def family(self) -> Family:
+        """What the library knows of its architecture."""
+        return self.specimen.family
+
+    @property
+    def dits(self) -> dict[str, Any]:
+        """The experts, as the pipeline holds them now, by name."""
+        return dict(self.specimen.dits)
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What is known of the checkpoint."""
+        return self.specimen.info
+
+    @property
     def dtype(self) -> torch.dtype:
         """Number type of the model's states."""
-        return self.family.dtype(self.pipe)
+        return self.specimen.dtype
 
     @property
     def layers(self) -> int:
         """Number of blocks."""
-        return len(self.family.block_list(next(iter(self.dits.values()))))
+        return self.specimen.layers
 
     @property
     def sites(self) -> dict[str, str]:
-        """Site names, with the path below a block that each stands for."""
+        """Site names of the video, with the path below a block that each stands for."""
         return self.streams["video"]
 
     @property
     def streams(self) -> dict[str, dict[str, str]]:
         """Streams that a block carries, each with its sites."""
-        return {
-            stream: {name: site.path for name, site in sites.items()}
-            for stream, sites in self.family.sites.items()
-        }
+        return self.specimen.paths
 
     @property
     def nnsight(self) -> Any:
         """The pipeline as nnsight sees it: `lens.nnsight.dit.blocks[3].output` in the body of a trace."""
-        if self._nnsight is None:
-            from nnsight import NNsight
+        from dit_lens.engine.envoys import envoys_of
 
-            root = self.family.root(self.pipe)
-            self.wrapped_before = {
-                m for m in root.modules() if "__nnsight__" in vars(m) and m not in _WRAPPED_HERE
-            }
-            _WRAPPED_HERE.update(set(root.modules()) - self.wrapped_before)
-            self._nnsight = NNsight(root)
-        return self._nnsight
+        return envoys_of(self.specimen)
 
     def fingerprint(self) -> str:
-        """Hash the experts' parameters: names, shapes, types and some of the values of each.
-
-        A LoRA merged in, one that is kept beside the weights, or another checkpoint gives another hash. Cheap: at most
-        256 values a tensor are read, none of weights that rest on disk.
-
-        Raises:
-            PlanError: weights rest on disk, and `info` does not say which.
-        """
-        # _version counts in-place changes: nothing is read again while the weights stand.
-        tensors = [item for expert, dit in self.dits.items() for item in _tensors(expert, dit)]
-        key = tuple((p.data_ptr(), p._version) for _, p in tensors)
-        if "weights" not in self.info and any(p.is_meta for _, p in tensors):
-            raise PlanError(
-                "The weights rest on disk, where they cannot be told from others: load them by dl.load, or say what they are by "
-                "Lens(pipe, info={'weights': ...})."
-            )
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            digest = hashlib.sha256()
-            for name, p in tensors:
-                digest.update(f"{name}{tuple(p.shape)}{p.dtype}".encode())
-                if not p.is_meta:
-                    flat = p.detach().flatten()
-                    digest.update(flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
-            self._fingerprint = key, digest.hexdigest()[:16]
-        return self._fingerprint[1]
+        """Return the checksum of the model's weights; see `Specimen.fingerprint`."""
+        return self.specimen.fingerprint()
 
     def identity(self) -> dict[str, Any]:
         """Return all of the model that makes a result what it is, as plain data; results of others are others."""
-        model = {"family": self.family.name, "fingerprint": self.fingerprint(), **self.info}
-        return {"model": model, "dtype": str(self.dtype), **self.family.facts(self.pipe)}
+        return self.specimen.identity()
 
     def __repr__(self) -> str:
         experts = ", ".join(f"{n}: {type(d).__name__}" for n, d in self.dits.items())
         return f"Lens({self.family.name}; {experts}; {self.layers} layers; sites {', '.join(self.sites)})"
 
 
-def _tensors(expert: str, dit: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Go through what a model computes with: parameters, and tensors that its modules keep in lists (LoRAs)."""
-    yield from ((f"{expert}.{name}", p) for name, p in dit.named_parameters())
-    for path, module in dit.named_modules():
-        for name, kept in vars(module).items():
-            if isinstance(kept, list):
-                for n, tensor in enumerate(kept):
-                    if isinstance(tensor, Tensor):
-                        yield f"{expert}.{path}.{name}[{n}]", tensor
+def _as_lens(specimen_of: Callable[P, Specimen]) -> Callable[P, Lens]:
+    def blocks(*args: P.args, **kwargs: P.kwargs) -> Lens:
+        return Lens.of(specimen_of(*args, **kwargs))
+
+    blocks.__doc__ = specimen_of.__doc__
+    return blocks
 
 
-__all__ = ["Lens"]
+blocks = _as_lens(specimen_of_blocks)
+
+__all__ = ["Lens", "blocks"]

@@ -283,10 +283,10 @@ def test_an_edit_of_x0_is_the_velocity_that_gives_it(case):
 def test_the_estimate_is_what_a_run_has(case):
     lens = dl.Lens(case.pipe)
     run = case.run(lens, steps=2, record=[dl.hidden, dl.x0])
-    latent = lens.family.latent_grid(case.pipe, case.sample)
+    latent = lens.family.anatomy.latent_grid(case.pipe, case.sample)
     assert run["x0"].shape[1:] == (*latent[1:], latent[0])
-    grid = lens.family.token_grid(case.pipe.transformer, latent)
-    assert run["hidden"].shape[3:] == (*grid, lens.family.channels(case.pipe.transformer))
+    grid = lens.family.anatomy.token_grid(case.pipe.transformer, latent)
+    assert run["hidden"].shape[3:] == (*grid, lens.family.anatomy.channels(case.pipe.transformer))
 
 
 def test_a_body_reads_and_sets_what_a_block_holds(case):

@@ -221,7 +221,9 @@ def test_a_batch_of_qwen_image_keeps_the_norm_of_every_token(build, pipes, size)
     height, width = batch.noise.shape[3:]
     tokens = [pipe._pack_latents(v.transpose(1, 2), 1, 4, height, width) for v in (cond, linear)]
     expected = tokens[1] * (tokens[0].norm(dim=-1, keepdim=True) / tokens[1].norm(dim=-1, keepdim=True))
-    guided = batch.guide({"cond": cond, "uncond": uncond}, 0)
+    guided = lens.family.flow.guide(
+        pipe, batch.keywords, {"cond": cond, "uncond": uncond}, batch.timesteps[0]
+    )
     guided = pipe._pack_latents(guided.transpose(1, 2), 1, 4, height, width)
     torch.testing.assert_close(guided, expected)
     assert (expected - tokens[1]).abs().max() > 0.1  # the linear one is far off

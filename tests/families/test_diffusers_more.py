@@ -34,10 +34,16 @@ def test_a_batch_is_its_single_runs_and_the_last_readout_is_the_velocity(euler):
         out = batch.step(step, x, watch=[("block", branch, last) for branch in batch.layout.branches])
         dit, read = lens.dits[batch.expert(step)], {}
         for branch in batch.layout.branches:
-            given = batch.keywords(branch) | {"latents": x, "timestep": batch.scheduler.timesteps[step]}
-            read[branch] = lens.family.readout(dit, out.states["block", branch, last].flatten(1, 3), given)
-        guided = batch.guide(read, step)
-        blended = batch.batching.blend(batch.scheduler, None, guided, x, batch.keywords("cond"), "video")
+            given = batch.inputs.of_branch(branch) | {
+                "latents": x,
+                "timestep": batch.scheduler.timesteps[step],
+            }
+            read[branch] = lens.family.flow.readout(
+                dit, out.states["block", branch, last].flatten(1, 3), given
+            )
+        guided = lens.family.flow.guide(lens.pipe, batch.keywords, read, batch.timesteps[step])
+        first = batch.inputs.of_branch("cond")
+        blended = batch.batching.blend(batch.scheduler, None, guided, x, first, "video")
         assert torch.equal(blended, out.velocity)
         for row, run in enumerate(runs):
             expected = torch.from_numpy(run["x0"].isel(step=step).values)

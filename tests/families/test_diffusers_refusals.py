@@ -98,7 +98,9 @@ def test_the_registered_place_is_honoured_without_a_text(made):
         first, state = dit.blocks[0](torch.zeros(1, 5, 3))
         handle.remove()
     assert seen[0].shape == (1, 5, 3) and (state == 2).all() and not first.any()
-    assert dl.Lens(made("wan").pipe).family.sites["video"]["block"].item is None  # returns the tensor itself
+    assert (
+        dl.Lens(made("wan").pipe).family.anatomy.sites["video"]["block"].item is None
+    )  # returns the tensor itself
 
 
 def test_another_stream_at_the_registered_place_is_an_error(made):
@@ -222,11 +224,11 @@ def test_the_family_reads_the_transformer_that_the_pipeline_holds_now(made, part
     case = type(made("wan"))("wan")
     family = dl.Lens(case.pipe).family
     case.pipe.transformer = parts.wan_transformer().to(torch.bfloat16)
-    assert family.dits(case.pipe)["dit"] is case.pipe.transformer
-    assert family.dtype(case.pipe) == torch.bfloat16
+    assert family.anatomy.dits(case.pipe)["dit"] is case.pipe.transformer
+    assert family.anatomy.dtype(case.pipe) == torch.bfloat16
     case.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(dl.PlanError, match="a cache is enabled"):
-        family.refuse(case.pipe, {})
+        family.call.refuse(case.pipe, {})
 
 
 def test_weights_in_host_memory_are_traced_alike(made):

@@ -65,7 +65,7 @@ def lens(pipe):
 
 def bare(pipe, sample, seed=0, steps=3, cfg_scale=3.0, **extra):
     """Run the pipeline alone; return its frames and its sound."""
-    keywords = LTX2.arguments(sample, seed, steps, cfg_scale, {"progress_bar_cmd": lambda s: s, **extra})
+    keywords = LTX2.call.arguments(sample, seed, steps, cfg_scale, {"progress_bar_cmd": lambda s: s, **extra})
     scheduler = pipe.scheduler
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -296,7 +296,7 @@ def test_the_readout_of_the_last_block_is_the_velocity(pipe, lens, case):
     finally:
         pipe.model_fn = original
     state = torch.from_numpy(run["hidden"].isel(step=0, branch=0, layer=0).values)[None].flatten(1, 3)
-    velocity = LTX2.readout(pipe.dit, state, {**seen, "latents": seen["video_latents"]})
+    velocity = LTX2.flow.readout(pipe.dit, state, {**seen, "latents": seen["video_latents"]})
     assert torch.allclose(velocity, seen["both"][0], rtol=0, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.families import Tokens
+from dit_lens.families.call import Tokens
 from dit_lens.families.diffsynth.wan import REFUSED, WAN, look
 
 
@@ -86,10 +86,10 @@ def test_every_argument_of_the_pipelines_call_is_supported_or_refused(pipe):
 
 def test_the_schedule_that_is_spelt_out_is_the_pipelines_own(pipe, sample):
     known = inspect.signature(type(pipe).__call__).parameters
-    ours = WAN.arguments(sample, 0, 3, 1.0, {})
+    ours = WAN.call.arguments(sample, 0, 3, 1.0, {})
     for name in ("sigma_shift", "switch_DiT_boundary"):
         assert ours[name] == known[name].default
-    assert WAN.arguments(sample, 0, 3, 1.0, {"sigma_shift": 8.0})["sigma_shift"] == 8.0
+    assert WAN.call.arguments(sample, 0, 3, 1.0, {"sigma_shift": 8.0})["sigma_shift"] == 8.0
 
 
 def test_an_argument_that_the_pipeline_does_not_take_is_refused_before_anything_runs(lens, sample):
@@ -149,11 +149,13 @@ def test_an_image_model_without_its_image_or_its_encoder_is_refused(tiny_pipe, s
 
 def test_the_grids_are_those_of_the_pipelines_own_run(lens, pipe, sample):
     run = lens.run(sample, steps=1, record=[dl.energy])
-    latent = WAN.latent_grid(pipe, sample)
+    latent = WAN.anatomy.latent_grid(pipe, sample)
     assert (
         tuple(run["latents"].sizes[d] for d in ("latent_channel", "frame", "latent_y", "latent_x")) == latent
     )
-    assert tuple(run["energy"].sizes[d] for d in ("frame", "y", "x")) == WAN.token_grid(pipe.dit, latent)
+    assert tuple(run["energy"].sizes[d] for d in ("frame", "y", "x")) == WAN.anatomy.token_grid(
+        pipe.dit, latent
+    )
 
 
 def test_the_readout_of_the_last_block_is_the_models_velocity(lens, pipe, sample):
@@ -172,14 +174,14 @@ def test_the_readout_of_the_last_block_is_the_models_velocity(lens, pipe, sample
     state = torch.from_numpy(np.array(run["hidden"].isel(step=0, branch=0, layer=0).values)).flatten(0, 2)[
         None
     ]
-    assert torch.equal(WAN.readout(pipe.dit, state, seen), seen["velocity"])
+    assert torch.equal(WAN.flow.readout(pipe.dit, state, seen), seen["velocity"])
 
 
 def test_a_path_that_is_not_there_names_itself(pipe):
     with pytest.raises(dl.DitLensError, match="holds no model at dit, dit2"):
-        WAN.dits(SimpleNamespace())
+        WAN.anatomy.dits(SimpleNamespace())
     with pytest.raises(dl.DitLensError, match="no list of blocks"):
-        WAN.dits(SimpleNamespace(dit=torch.nn.Linear(1, 1)))
+        WAN.anatomy.dits(SimpleNamespace(dit=torch.nn.Linear(1, 1)))
     odd = SimpleNamespace(dit=SimpleNamespace(blocks=torch.nn.ModuleList([torch.nn.Linear(1, 1)])))
     with pytest.raises(dl.DitLensError, match=r"site 'self_attn' should be blocks\[0\]\.self_attn"):
-        WAN.dits(odd)
+        WAN.anatomy.dits(odd)

@@ -177,7 +177,9 @@ def variant(request):
     pipe, name = make(request.param), request.param
     keywords = arguments_of(name)
     given = {k: v for k, v in keywords.items() if k not in ("steps", "cfg_scale")}
-    call = WAN.arguments(sample_of(name), 0, STEPS, 2.0, {"progress_bar_cmd": lambda steps: steps, **given})
+    call = WAN.call.arguments(
+        sample_of(name), 0, STEPS, 2.0, {"progress_bar_cmd": lambda steps: steps, **given}
+    )
     with Recorder(pipe) as seen:
         frames = pipe(**call)
     bare = np.stack([np.asarray(f) for f in frames])
@@ -273,7 +275,7 @@ def test_the_readout_of_the_last_block_is_the_models_own_velocity(variant):
     for step, branch, _, keywords, velocity in seen.calls:
         state = run["hidden"].sel(step=step, branch=branch, layer=lens.layers - 1).values
         tokens = torch.from_numpy(np.array(state)).flatten(0, 2)[None]
-        assert torch.equal(WAN.readout(keywords["dit"], tokens, keywords), velocity)
+        assert torch.equal(WAN.flow.readout(keywords["dit"], tokens, keywords), velocity)
 
 
 def test_rows_that_go_through_together_are_their_single_runs(variant):

@@ -242,10 +242,11 @@ def test_runs_that_differ_in_what_was_loaded_or_how_share_no_name(registered, sa
     ]
 
     def name(lens, **more):
-        from dit_lens.engine.request import Job
+        from dit_lens.engine.request import Request
         from dit_lens.plan.plan import Plan
 
-        return Job(lens, sample, 0, Plan.of([]), 2, 1.0, tmp_path, None, False, more).path.name
+        request = Request(lens.specimen, sample, 0, Plan.of([]), steps=2, cfg_scale=1.0, arguments=more)
+        return request.stages[0].name
 
     names = [name(lens) for lens in lenses]
     names += [name(lenses[0], sigma_shift=3.0), name(lenses[0], switch_DiT_boundary=0.5)]
@@ -262,11 +263,11 @@ def test_the_attention_function_is_in_the_name(registered, sample, monkeypatch, 
     before = lens.run(sample, steps=1, store=tmp_path).path.name
     monkeypatch.setattr(wan_video_dit, "flash_attn_interface", None, raising=False)
     monkeypatch.setattr(wan_video_dit, "FLASH_ATTN_3_AVAILABLE", True)
-    from dit_lens.engine.request import Job
+    from dit_lens.engine.request import Request
     from dit_lens.plan.plan import Plan
 
-    job = Job(lens, sample, 0, Plan.of([]), 1, None, tmp_path, None, False, {})
-    assert job.manifest["identity"]["attention"] == "flash_attn_3" and job.path.name != before
+    request = Request(lens.specimen, sample, 0, Plan.of([]), steps=1)
+    assert request.identity["attention"] == "flash_attn_3" and request.stages[0].name != before
 
 
 def test_the_command_lines_options_load_what_they_say(registered, tmp_path):

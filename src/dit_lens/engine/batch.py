@@ -16,115 +16,131 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.engine.forward import Forward, Meeting, PerRow, Place, Rows, Stepped, Waiting, stack
-from dit_lens.engine.session import apply_edit
+from dit_lens.engine.exchange import Exchange, Meeting
+from dit_lens.engine.inputs import ModelInputs
+from dit_lens.engine.pipeline_check import check_against_pipeline
+from dit_lens.engine.request import Request
+from dit_lens.engine.rows import Moment, Row
+from dit_lens.engine.stages import check_schedule
+from dit_lens.engine.stepped import Stepped
+from dit_lens.engine.stepper import Stepper
+from dit_lens.engine.visitor import Place, Visitor, apply_edit
 from dit_lens.errors import PlanError
+from dit_lens.families.call import Forward
 from dit_lens.families.family import Batching
-from dit_lens.families.latents import apart
-from dit_lens.plan.binding import Slot
-from dit_lens.plan.places import Spot, positions
-from dit_lens.plan.plan import Layout, Placed, Plan
+from dit_lens.families.latents import apart, together
+from dit_lens.families.specimen import Specimen
+from dit_lens.plan.binding import Binding
+from dit_lens.plan.places import positions
+from dit_lens.plan.plan import Entry, Placed, Plan
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
-    from dit_lens.lens import Lens
+    from collections.abc import Iterable
+
+    from dit_lens.store.run import Run
 
 
 class Batch:
     """Samples of one shape, prepared once, that go through the model together.
 
     Args:
-        lens: the model.
+        specimen: the model.
         pairs: a sample and a seed each. Samples may differ in all but their size and number of frames.
-        steps: scheduler steps; the family's default unless given.
-        cfg_scale: guidance scale; likewise.
+        steps: scheduler steps. Default: the family's.
+        cfg_scale: guidance scale. Default: the family's.
         at_once: rows in one forward, at most; more are split.
+        record: what `run` records of every pair, as in `lens.run`.
+        edit: what `run` edits in every pair, as in `lens.run`.
+        store: folder of runs that `run` writes into. Default: a temporary one, gone with the runs.
+        encoding: how bfloat16 states are stored, as in `lens.run`.
+        verify: whether runs that a store holds are checked by their first step, as in `lens.run`.
         **arguments: any other keyword of the pipeline's own call.
 
     Attributes:
         noise: what step 0 starts from, [row, channel, frame, y, x].
+        requests: what each pair is asked for.
         layout: coordinates of a run.
         sigmas: noise level of each step.
         timesteps: what the model is told at each step.
         grid: (frame, y, x) of the video's tokens.
-        grids: likewise, by stream.
+        grids: (frame, y, x) of the tokens of each stream.
 
     Raises:
-        PlanError: the family does not say how to batch, or the samples do not fit together.
+        PlanError: the family does not say how to batch, the samples do not fit together, or the batch would not be the
+            pipeline's own loop.
     """
 
     def __init__(
         self,
-        lens: Lens,
+        specimen: Specimen,
         pairs: Sequence[tuple[Sample, int]],
         steps: int | None = None,
         cfg_scale: float | None = None,
         at_once: int = 64,
+        record: Iterable[Entry] | Entry = (),
+        edit: Iterable[Entry] | Entry = (),
+        store: str | Path | None = None,
+        encoding: str | None = None,
+        verify: str = "first",
         **arguments: Any,
     ) -> None:
-        self.lens, self.pairs = lens, list(pairs)
-        family, pipe = lens.family, lens.pipe
-        steps = family.default_steps if steps is None else steps
-        self.batching: Batching = _batching(lens, self.pairs, steps, at_once)
-        self.at_once = min(at_once, self.batching.most or at_once)
-        self.cfg_scale = family.default_cfg if cfg_scale is None else cfg_scale
-        keywords = [family.arguments(s, seed, steps, self.cfg_scale, arguments) for s, seed in self.pairs]
-        self._keywords = keywords[0]
-        family.refuse(pipe, self._keywords)
-        if family.later(self._keywords):
+        self.specimen, self.pairs, self.verify = specimen, list(pairs), verify
+        self.batching = _batching(specimen, self.pairs, at_once)
+        plan = Plan.of(record, edit)
+        self.requests = [
+            Request(
+                specimen,
+                sample,
+                seed,
+                plan,
+                steps=steps,
+                cfg_scale=cfg_scale,
+                store=store,
+                encoding=encoding,
+                arguments=arguments,
+                loop="batch",
+            )
+            for sample, seed in self.pairs
+        ]
+        first = self.requests[0]
+        if len(first.stages) > 1:
             raise PlanError("A batch runs one stage, and this pipeline call has several: use lens.run.")
-        branches = family.branches(self._keywords)
-        self.layout = Layout(lens.streams, lens.layers, steps, branches, tuple(lens.dits), family.latents)
-        prepared = [self._prepare(k) for k in keywords]
-        self.given = {b: stack(b, [p[b] for p in prepared]) for b in branches}
-        # Every branch starts from the same.
-        starts: list[Tensor] = [self.given[branch].pop("latents") for branch in branches]
-        self.noise = starts[0]
-        self.scheduler = copy.deepcopy(pipe.scheduler)  # the pipeline's own is set anew by its next run
-        schedule = family.schedule(self.scheduler)
-        if schedule.state:
-            raise PlanError(f"{type(self.scheduler).__name__} keeps {schedule.state}: use lens.run.")
-        self.sigmas, self.timesteps = schedule.sigmas, schedule.timesteps
-        self.grid = family.token_grid(next(iter(lens.dits.values())), (0, *self.noise.shape[2:]))
-        sizes = family.more_sizes(pipe, self._keywords, 0) if family.more_sizes is not None else {}
-        self.grids = {stream: size.tokens for stream, size in sizes.items()} | {"video": self.grid}
-        self._slots: dict[int, tuple[Placed, Slot]] = {}
-
-    def _prepare(self, keywords: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        pipe = self.lens.pipe
-        undo = self.lens.family.quiet(pipe, keywords)
-        try:
-            return self.batching.prepare(pipe, keywords)
-        finally:
-            undo()
+        self.cfg_scale, self.keywords = first.cfg_scale, first.keywords
+        self.layout = first.stages[0].layout
+        self.at_once = min(at_once, self.batching.most or at_once)
+        self.inputs = ModelInputs.of(specimen, self.requests)
+        self.noise = self.inputs.noise
+        self.scheduler = copy.deepcopy(
+            specimen.pipe.scheduler
+        )  # the pipeline's own is set anew by its next run
+        self.schedule = specimen.family.flow.schedule(self.scheduler)
+        if self.schedule.state:
+            raise PlanError(f"{type(self.scheduler).__name__} keeps {self.schedule.state}: use lens.run.")
+        check_schedule(self.schedule, self.layout)
+        self.sigmas, self.timesteps = self.schedule.sigmas, self.schedule.timesteps
+        self.grids = {stream: tokens.grid for stream, tokens in self.inputs.streams.items()}
+        self.grid = self.grids["video"]
+        self._bindings: dict[int, tuple[Placed, Binding]] = {}
+        check_against_pipeline(self)
 
     @property
     def steps(self) -> int:
         """Number of steps."""
         return self.layout.steps
 
-    def keywords(self, branch: str, rows: Sequence[int] | None = None) -> dict[str, Any]:
-        """Return what the model is given on a branch, beside the latents and timestep of a step.
-
-        Args:
-            branch: of guidance.
-            rows: which of the batch's pairs each row is; each its own unless given.
-        """
-        index = torch.tensor(range(len(self.pairs)) if rows is None else rows)
-        return {
-            name: value.rows[index.to(value.rows.device)] if isinstance(value, PerRow) else value
-            for name, value in self.given[branch].items()
-        }
-
     def expert(self, step: int) -> str:
         """Return the name of the DiT that serves a step."""
-        return self.batching.expert(self.lens.pipe, self.timesteps[step], self._keywords)
+        return self.batching.expert(self.specimen.pipe, self.timesteps[step], self.keywords)
+
+    # ---- steps
 
     @torch.no_grad()
     def step(
@@ -141,7 +157,7 @@ class Batch:
         Args:
             step: which.
             latents: [row, channel, frame, y, x]; any number of rows.
-            rows: which of the batch's pairs each row is; each its own unless given.
+            rows: which of the batch's pairs each row is. Default: each its own.
             edits: what is placed on each row; what does not select this step is not applied.
             watch: states to return, by (site, branch, layer).
             groups: for edits over seeds: rows of one number are seen together. They stand side by side. Where
@@ -153,24 +169,167 @@ class Batch:
         """
         pairs = list(range(len(self.pairs)) if rows is None else rows)
         placed = [[] for _ in pairs] if edits is None else [list(e) for e in edits]
-        whole = Rows(latents, pairs, placed, None if groups is None else list(groups))
-        whole.check(len(self.pairs))
+        numbers = [None] * len(pairs) if groups is None else list(groups)
+        sizes = {len(latents), len(pairs), len(placed), len(numbers)}
+        if len(sizes) > 1 or not all(0 <= pair < len(self.pairs) for pair in pairs):
+            raise PlanError(
+                f"{len(latents)} latents, {len(pairs)} rows out of {len(self.pairs)} pairs, {len(placed)} lists of edits: give "
+                "one of each for every row."
+            )
+        made = [
+            Row(self.pairs[pair][1], [self.binding(edit) for edit in row_edits], group=number)
+            for pair, row_edits, number in zip(pairs, placed, numbers, strict=True)
+        ]
+        return self.advance(step, latents, pairs, made, watch)
+
+    @torch.no_grad()
+    def advance(
+        self,
+        step: int,
+        latents: Tensor,
+        pairs: Sequence[int],
+        rows: Sequence[Row],
+        watch: Sequence[Place] = (),
+    ) -> Stepped:
+        """Take one denoising step of rows, a forward's worth at a time, and commit it in their runs.
+
+        Args:
+            step: which.
+            latents: [row, channel, frame, y, x].
+            pairs: which of the batch's pairs each row is.
+            rows: the trajectories.
+            watch: states to return, by (site, branch, layer).
+        """
         self._check_watched(watch)
         done = []
-        for part in parts(whole, self.at_once):
-            if len(part.pairs) > self.at_once:
-                done += self._one_by_one(step, part, watch)
+        for part in parts([row.group for row in rows], self.at_once):
+            x, numbers, members = latents[part], pairs[part], rows[part]
+            if len(members) > self.at_once:
+                done += self._one_by_one(step, x, numbers, members, watch)
             else:
-                done.append(Forward(self, step, part, watch).run())
+                done.append(self._forward(step, x, numbers, members, watch))
         return Stepped.cat(done)
 
-    def guide(self, velocities: Mapping[str, Tensor], step: int) -> Tensor:
-        """Return the velocity after classifier-free guidance, of the branches' velocities at a step."""
-        if self.batching.guide is not None:
-            return self.batching.guide(self.lens.pipe, self._keywords, velocities, self.timesteps[step])
-        if len(velocities) == 1:
-            return next(iter(velocities.values()))
-        return velocities["uncond"] + self.cfg_scale * (velocities["cond"] - velocities["uncond"])
+    def _forward(
+        self,
+        step: int,
+        latents: Tensor,
+        pairs: Sequence[int],
+        rows: Sequence[Row],
+        watch: Sequence[Place],
+        exchange: Exchange | None = None,
+        records: bool = True,
+    ) -> Stepped:
+        """Take a step of rows that go through the model at once."""
+        pipe, flow, batching = self.specimen.pipe, self.specimen.family.flow, self.batching
+        expert, timestep = self.expert(step), self.scheduler.timesteps[step]
+        dit = self.specimen.dits[expert]
+        visitor = Visitor(self.specimen, rows, watch, exchange)
+        stepper = Stepper(flow, self.scheduler, self.layout, self.sigmas, self.timesteps, visitor)
+        start = stepper.begin(step, expert, self._by_stream(latents), records=records)
+        batching.load(pipe, expert)
+        prepared = {branch: self.inputs.of_branch(branch, pairs) for branch in self.layout.branches}
+        velocities: dict[str, Mapping[str, Tensor]] = {}
+        visitor.install({expert: dit})
+        try:
+            for branch, keywords in prepared.items():
+                forward = Forward(
+                    expert,
+                    {branch: slice(0, len(rows))},
+                    self.inputs.streams_of[branch],
+                    self.timesteps[step],
+                )
+                with stepper.calling(forward):
+                    velocities[branch] = batching.model(pipe, dit, {**keywords, "timestep": timestep}, start)
+        finally:
+            visitor.remove()
+        first = prepared[self.layout.branches[0]]
+        velocity, x0, after = {}, {}, {}
+        for stream, x in start.items():
+            by_branch = {branch: streams[stream] for branch, streams in velocities.items()}
+            guided = flow.guide(pipe, self.keywords, by_branch, self.timesteps[step])
+            guided = batching.blend(self.scheduler, timestep, guided, x, first, stream)
+            velocity[stream], x0[stream] = stepper.solve(stream, x, guided)
+            after[stream] = batching.settle(
+                batching.advance(self.scheduler, velocity[stream], step, x), first
+            )
+        if records:
+            stepper.end()
+        return Stepped(together(velocity), together(x0), together(after), visitor.states)
+
+    def _one_by_one(
+        self, step: int, latents: Tensor, pairs: Sequence[int], rows: Sequence[Row], watch: Sequence[Place]
+    ) -> list[Stepped]:
+        """Run the rows of a group one after another, until what they hand over at every meeting stands."""
+        exchange = Exchange(len(rows))
+
+        def forward(last: bool) -> Stepped:
+            one = slice(exchange.row, exchange.row + 1)
+            return self._forward(step, latents[one], pairs[one], rows[one], watch, exchange, records=last)
+
+        def edit(meeting: Meeting, members: list[int], values: Tensor) -> Tensor:
+            placed, where, branch = meeting
+            moment = Moment(step, self.sigmas[step], self.timesteps[step], self.expert(step))
+            return apply_edit(placed, rows[members[0]].spot(moment, where, branch), values)
+
+        return exchange.settle(forward, edit, last=any(row.recorders for row in rows))
+
+    def _by_stream(self, latents: Tensor) -> dict[str, Tensor]:
+        streams = apart(latents)
+        if set(streams) != set(self.layout.latents):
+            raise PlanError(
+                f"These latents are of {', '.join(streams)}, the model has {', '.join(self.layout.latents)}: start from rows of "
+                "batch.noise, or of what batch.step gave."
+            )
+        return streams
+
+    def binding(self, edit: Placed) -> Binding:
+        """Resolve an edit's place on this batch's steps; checked when it first comes.
+
+        Raises:
+            PlanError: it cannot be carried out.
+        """
+        if id(edit) not in self._bindings:
+            plan = Plan(edits=(edit,))
+            plan.check(self.layout, over_seeds=True)
+            plan.check_sources(self.specimen.fingerprint)
+            binding = Binding.of(edit, True, self.layout, self.sigmas)
+            if not any(binding.selects(step, self.expert(step)) for step in range(self.steps)):
+                raise PlanError(f"edit {edit}: none of its steps is served by {', '.join(binding.experts)}.")
+            # The edit is held too, so that its id is not given to another.
+            self._bindings[id(edit)] = edit, binding
+        return self._bindings[id(edit)][1]
+
+    def _check_watched(self, watch: Sequence[Place]) -> None:
+        sites = self.specimen.sites["video"]
+        for site, branch, layer in watch:
+            if site not in sites or branch not in self.layout.branches:
+                raise PlanError(
+                    f"watch {site, branch, layer}: there are the sites {', '.join(sites)}, and in this batch the "
+                    f"branches {', '.join(self.layout.branches)}."
+                )
+            positions("layer", ((layer, layer),), self.layout.layers)
+
+    # ---- whole runs
+
+    def run(self, progress: str | None = None) -> list[Run]:
+        """Make the run of every pair, with the batch's records and edits; those that stand complete are returned.
+
+        Args:
+            progress: name of a progress bar over the steps. Default: none.
+
+        Returns:
+            The runs, in the order of the pairs. A pair that comes twice is made once.
+
+        Raises:
+            StoreError: the store cannot be written.
+            CaptureError: something asked for did not happen.
+        """
+        from dit_lens.engine.batch_run import run_rows
+
+        return run_rows(self, progress)
+
+    # ---- what states and latents stand for
 
     @torch.no_grad()
     def readout(
@@ -182,7 +341,7 @@ class Batch:
             step: which.
             states: the block's, by branch, [row, frame, y, x, channel].
             latents: what the step started from, [row, channel, frame, y, x].
-            rows: which of the batch's pairs each row is; each its own unless given.
+            rows: which of the batch's pairs each row is. Default: each its own.
 
         Returns:
             [row, channel, frame, y, x], of the video.
@@ -190,127 +349,74 @@ class Batch:
         Raises:
             PlanError: the family does not know how its network reads a state out.
         """
-        family, video, timestep = self.lens.family, apart(latents)["video"], self.scheduler.timesteps[step]
-        if family.readout is None:
+        family, video, timestep = (
+            self.specimen.family,
+            apart(latents)["video"],
+            self.scheduler.timesteps[step],
+        )
+        if family.flow.readout is None:
             raise PlanError(f"Family {family.name} does not say how its network reads a block's state out.")
-        dit, velocities = self.lens.dits[self.expert(step)], {}
-        own = {"latents": video, "timestep": timestep.unsqueeze(0).to(video)}
+        dit, velocities = self.specimen.dits[self.expert(step)], {}
+        first = self.inputs.of_branch(self.layout.branches[0], rows)
+        inputs = {"latents": video, "timestep": timestep.unsqueeze(0).to(video)}
         for branch, h in states.items():
-            given = self.keywords(branch, rows) | own
-            velocities[branch] = family.readout(dit, h.flatten(1, 3), given)
-        velocity = self.guide(velocities, step)
-        velocity = self.batching.blend(self.scheduler, timestep, velocity, video, given, "video")
-        return family.x0(self.scheduler, video, velocity, step)
+            keywords = self.inputs.of_branch(branch, rows) | inputs
+            velocities[branch] = family.flow.readout(dit, h.flatten(1, 3), keywords)
+        velocity = family.flow.guide(self.specimen.pipe, self.keywords, velocities, self.timesteps[step])
+        velocity = self.batching.blend(self.scheduler, timestep, velocity, video, first, "video")
+        return family.flow.x0(self.scheduler, video, velocity, step)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode latents [row, channel, frame, y, x] to frames [row, time, height, width, rgb], uint8."""
-        frames: np.ndarray = self.lens.family.decode(self.lens.pipe, apart(latents)["video"])
+        frames: np.ndarray = self.specimen.family.codec.decode(self.specimen.pipe, apart(latents)["video"])
         return frames
 
     def outputs(self, latents: Tensor) -> dict[str, np.ndarray]:
         """Decode the last latents of one row [1, channel, frame, y, x] to what a run keeps, by name."""
-        family, streams = self.lens.family, apart(latents)
+        codec, streams = self.specimen.family.codec, apart(latents)
         out = {"video": self.decode(latents)[0]}
-        if family.decode_audio is not None and "audio" in streams:
-            out["audio"] = family.decode_audio(self.lens.pipe, streams["audio"])[0]
+        if codec.decode_audio is not None and "audio" in streams:
+            out["audio"] = codec.decode_audio(self.specimen.pipe, streams["audio"])[0]
         return out
 
     @property
     def rates(self) -> Mapping[str, float]:
         """Positions per second of outputs, by name."""
-        return self.lens.family.rates(self.lens.pipe, self._keywords)
-
-    def slot(self, placed: Placed) -> Slot:
-        """Resolve an edit's place on this batch's steps; checked when it is first seen."""
-        if id(placed) not in self._slots:
-            plan = Plan(edits=(placed,))
-            plan.check(self.layout, over_seeds=True)
-            plan.check_sources(self.lens.fingerprint)
-            slot = Slot.of(placed, True, self.layout, self.sigmas)
-            if not any(self.expert(step) in slot.experts for step in slot.steps):
-                raise PlanError(f"edit {placed}: none of its steps is served by {', '.join(slot.experts)}.")
-            # The edit is held too, so that its id is not given to another.
-            self._slots[id(placed)] = placed, slot
-        return self._slots[id(placed)][1]
-
-    def _check_watched(self, watch: Sequence[Place]) -> None:
-        for site, branch, layer in watch:
-            if site not in self.lens.sites or branch not in self.layout.branches:
-                raise PlanError(
-                    f"watch {site, branch, layer}: there are the sites {', '.join(self.lens.sites)}, and in this batch the "
-                    f"branches {', '.join(self.layout.branches)}."
-                )
-            positions("layer", ((layer, layer),), self.layout.layers)
-
-    def spot(
-        self,
-        step: int,
-        pair: int,
-        site: str,
-        branch: str | None,
-        layer: int | None,
-        stream: str = "video",
-    ) -> Spot:
-        """Return the place of one row, as edits are told it."""
-        times, seed = (self.sigmas[step], self.timesteps[step]), self.pairs[pair][1]
-        return Spot(site, step, *times, seed, self.expert(step), branch, layer, stream=stream)
-
-    def _one_by_one(self, step: int, group: Rows, watch: Sequence[Place]) -> list[Stepped]:
-        """Run the rows of a group one after another, until what they hand over at every meeting stands.
-
-        Each round settles at least one more meeting, in the order in which the model comes to them.
-        """
-        known: dict[Meeting, Tensor] = {}
-        while True:
-            seen: dict[Meeting, dict[int, Tensor]] = {}
-            out = [
-                Forward(self, step, group[n : n + 1], watch, Waiting(n, known, seen)).run()
-                for n in range(len(group.pairs))
-            ]
-            new = {meeting: self._met(step, group, meeting, values) for meeting, values in seen.items()}
-            if all(meeting in known and torch.equal(known[meeting], value) for meeting, value in new.items()):
-                return out
-            known = new
-
-    def _met(self, step: int, group: Rows, meeting: Meeting, values: dict[int, Tensor]) -> Tensor:
-        """Return what an edit over seeds makes of the rows that came to it; other rows' places stay empty."""
-        placed, branch, layer = meeting
-        rows = sorted(values)
-        together = torch.stack([values[row] for row in rows])
-        spot = self.spot(step, group.pairs[rows[0]], placed.site, branch, layer)
-        out = torch.zeros(len(group.pairs), *together.shape[1:], dtype=together.dtype, device=together.device)
-        out[rows] = apply_edit(placed, spot, together)
-        return out
+        return self.specimen.family.codec.rates(self.specimen.pipe, self.keywords)
 
 
-def _batching(lens: Lens, pairs: Sequence[tuple[Sample, int]], steps: int, at_once: int) -> Batching:
+def _batching(specimen: Specimen, pairs: Sequence[tuple[Sample, int]], at_once: int) -> Batching:
     """Return the family's way to batch, once the samples are seen to fit together."""
-    if lens.family.batching is None:
+    batching = specimen.family.batching
+    if batching is None:
         raise PlanError(
-            f"Family {lens.family.name} does not say how to batch: use lens.run, a run at a time."
+            f"Family {specimen.family.name} does not say how to batch: use lens.run, a run at a time."
         )
-    if not pairs or steps < 1 or at_once < 1:
-        raise PlanError(
-            f"A batch has samples, steps and rows: {len(pairs)} pairs, steps={steps}, at_once={at_once}."
-        )
+    if not pairs or at_once < 1:
+        raise PlanError(f"A batch has samples and rows: {len(pairs)} pairs, at_once={at_once}.")
     sizes = sorted({(*(s.size or ()), s.num_frames) for s, _ in pairs})
     if len(sizes) > 1:
         raise PlanError(f"The samples of a batch have one (height, width, num_frames); these have {sizes}.")
     for sample, _ in pairs:
         if not isinstance(sample.prompt, str):
             raise PlanError(f"{sample.task}/{sample.id} is a prompt batch: give each prompt as a sample.")
-    return lens.family.batching
+    return batching
 
 
-def parts(rows: Rows, at_once: int) -> Iterator[Rows]:
-    """Cut rows into parts of at most `at_once`; those of one group stay together, also if they are more."""
-    start, count, groups = 0, len(rows.pairs), rows.groups
+def parts(groups: Sequence[int | None], at_once: int) -> Iterator[slice]:
+    """Cut rows into parts of at most `at_once`; those of one group stay together, also if they are more.
+
+    Args:
+        groups: number of each row's group; None where it has none.
+        at_once: rows in one forward.
+    """
+    start, count = 0, len(groups)
     while start < count:
         stop = min(start + at_once, count)
-        if groups is not None:
+        if groups[start] is not None:
             while stop < count and stop > start and groups[stop] == groups[stop - 1]:
                 stop -= 1
             if stop == start:
                 stop = start + sum(group == groups[start] for group in groups)
-        yield rows[start:stop]
+        yield slice(start, stop)
         start = stop

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dit_lens.engine.request import Request
 from dit_lens.errors import PlanError
-from dit_lens.families.family import Sizes
+from dit_lens.families.call import Sizes
 from dit_lens.plan.plan import Layout, Placed, Plan
 from dit_lens.units import human
 
@@ -98,4 +99,21 @@ def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.d
     )
 
 
-__all__ = ["Estimate", "Line", "estimate"]
+def estimate_request(request: Request) -> Estimate:
+    """Estimate all stages of a request."""
+    specimen = request.specimen
+    anatomy = specimen.family.anatomy
+    lines = [
+        line
+        for stage in request.stages
+        for line in estimate(
+            stage.plan,
+            stage.layout,
+            anatomy.sizes(specimen.pipe, request.sample, request.keywords, stage.layout.stage),
+            specimen.dtype,
+        ).lines
+    ]
+    return Estimate(tuple(lines))
+
+
+__all__ = ["Estimate", "Line", "estimate", "estimate_request"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import CaptureError
-from dit_lens.plan.binding import Slot
+from dit_lens.plan.binding import Binding
 from dit_lens.plan.places import GRID_DIMS, Spot, grid_dim
 from dit_lens.plan.plan import Layout, Placed
 from dit_lens.store import RunWriter, Variable
@@ -77,10 +77,10 @@ class Recorder:
     def __init__(self, layout: Layout, samples: int, writer: RunWriter, encoding: str | None = None) -> None:
         self.layout, self.samples, self.writer, self.encoding = layout, samples, writer, encoding
         self.experts = [layout.experts[0]] * layout.steps
-        self._sinks: dict[Slot, Sink] = {}
+        self._sinks: dict[Binding, Sink] = {}
         self._arriving: deque[Arriving] = deque()
 
-    def take(self, slot: Slot, spot: Spot, read: Tensor, value: Any) -> None:
+    def take(self, slot: Binding, spot: Spot, read: Tensor, value: Any) -> None:
         """Take what a record returned at a spot.
 
         Args:
@@ -122,7 +122,7 @@ class Recorder:
             self.writer.set_coord("expert", self.experts)
         self.writer.commit_step(step, info)
 
-    def end_run(self, records: Iterable[Slot]) -> None:
+    def end_run(self, records: Iterable[Binding]) -> None:
         """Say of records placed on some experts which steps those served: known only now."""
         for slot in records:
             if slot.placed.place.expert is not None:
@@ -131,7 +131,7 @@ class Recorder:
 
     # ---- what a record writes
 
-    def _open(self, slot: Slot, spot: Spot, read: Tensor, value: Any) -> Sink:
+    def _open(self, slot: Binding, spot: Spot, read: Tensor, value: Any) -> Sink:
         """Check a record's first value, and declare its array."""
         record, dims = slot.placed, slot.placed.kept
         if not isinstance(value, Tensor) or value.ndim != len(dims):
@@ -153,7 +153,7 @@ class Recorder:
         self._sinks[slot] = sink
         return sink
 
-    def _variable(self, slot: Slot, value: Tensor, dtype: torch.dtype | None) -> Variable:
+    def _variable(self, slot: Binding, value: Tensor, dtype: torch.dtype | None) -> Variable:
         record, layout = slot.placed, self.layout
         sizes = {"step": layout.steps}
         if not record.on_latents:
@@ -173,14 +173,14 @@ class Recorder:
             encoding=self.encoding if stored == "bfloat16" else None,  # type: ignore[arg-type]
         )
 
-    def _asked(self, slot: Slot) -> dict[str, list[int]]:
+    def _asked(self, slot: Binding) -> dict[str, list[int]]:
         """Return the positions that a record was asked for."""
         if slot.placed.on_latents:
             return {"step": sorted(slot.steps)}
         branches = sorted(self.layout.branches.index(b) for b in slot.branches)
         return {"step": sorted(slot.steps), "branch": branches, "layer": sorted(slot.layers)}
 
-    def _changed(self, slot: Slot, spot: Spot, sink: Sink, value: Any) -> CaptureError:
+    def _changed(self, slot: Binding, spot: Spot, sink: Sink, value: Any) -> CaptureError:
         before = f"{sink.dtype or ''} {tuple(sink.shape)}".strip()
         return CaptureError(
             f"record {slot.placed.name} at {spot} returned {_named(value)}, and {before} before: a record returns "

@@ -1,95 +1,84 @@
-"""One run to be made: what is settled before anything runs, what names it, and where it is written."""
+"""What one run is asked for: arguments settled, plan checked, name known, before anything is computed."""
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from dit_lens import records
-from dit_lens.engine.recorder import Recorder, to_codes
-from dit_lens.engine.session import Call, Latents, Session, Stages
-from dit_lens.errors import PlanError, StoreError
-from dit_lens.families.family import Seen, Stage
-from dit_lens.plan.places import GRID_DIMS, at, grid_dim
+from dit_lens.engine.recorder import to_codes
+from dit_lens.errors import PlanError
+from dit_lens.families.call import Stage
+from dit_lens.families.specimen import Specimen
+from dit_lens.plan.places import at
 from dit_lens.plan.plan import Layout, Plan
-from dit_lens.store import RunWriter, Variable, open_run, run_name, status, versions
-from dit_lens.store.run import Run
+from dit_lens.store import run_name, versions
 from dit_lens.tasks.sample import Sample
 
-if TYPE_CHECKING:
-    import xarray as xr
 
-    from dit_lens.lens import Lens
+class Request:
+    """One run to be made.
 
+    Args:
+        specimen: the model.
+        sample: what to generate.
+        seed: of the initial noise.
+        plan: records and edits.
+        steps: scheduler steps. Default: the family's.
+        cfg_scale: guidance scale. Default: the family's.
+        store: folder of runs. Default: none.
+        encoding: how bfloat16 states are stored.
+        arguments: other keywords of the pipeline's call.
+        loop: who drives the steps: the pipeline, or a batch, whose runs are equal within float tolerance only.
+        body: source of a trace's body.
 
-class Job:
-    """One run to be made: arguments settled, plan checked, name known, before anything is computed.
+    Attributes:
+        keywords: of the pipeline's call.
+        stages: one for each pass of the sampling loop. Each writes a run of its own.
 
-    Where the pipeline has several stages there is one for each, which writes a run of its own; the first holds the
-    others in `stages`, and runs them all.
+    Raises:
+        PlanError: something asked for cannot be carried out.
     """
 
     def __init__(
         self,
-        lens: Lens,
+        specimen: Specimen,
         sample: Sample,
         seed: int,
         plan: Plan,
-        steps: int | None,
-        cfg_scale: float | None,
-        store: str | Path | None,
-        encoding: str | None,
-        progress: bool,
-        arguments: Mapping[str, Any],
+        *,
+        steps: int | None = None,
+        cfg_scale: float | None = None,
+        store: str | Path | None = None,
+        encoding: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        loop: str = "pipeline",
         body: str | None = None,
-        stage: int = 0,
     ) -> None:
-        family = lens.family
-        self.lens, self.sample, self.seed, self.encoding, self.body = lens, sample, seed, encoding, body
-        steps = family.default_steps if steps is None else steps
-        cfg_scale = family.default_cfg if cfg_scale is None else cfg_scale
-        if steps < 1:
+        calling = specimen.family.call
+        self.specimen, self.sample, self.seed, self.encoding = specimen, sample, seed, encoding
+        self.loop, self.body = loop, body
+        self.steps = calling.default_steps if steps is None else steps
+        self.cfg_scale = calling.default_cfg if cfg_scale is None else cfg_scale
+        if self.steps < 1:
             raise PlanError(f"steps={steps}: a run has at least one.")
-        self.keywords = family.arguments(sample, seed, steps, cfg_scale, arguments)
-        family.refuse(lens.pipe, self.keywords)
-        self.progress = progress
-        stages = (Stage(steps, family.branches(self.keywords)), *family.later(self.keywords))
-        size = stages[stage].steps, stages[stage].branches
-        self.layout = Layout(
-            lens.streams, lens.layers, *size, tuple(lens.dits), family.latents, stage, len(stages)
-        )
-        self.root = None if store is None else Path(store)
-        self.scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._declared = plan
-        self._identity: tuple[Plan, dict[str, Any]] | None = None
-        self.writer: RunWriter | None = None
-        given = (lens, sample, seed, plan, steps, cfg_scale, store, encoding, progress, arguments, body)
-        self.stages = [self, *(Job(*given, n) for n in range(1, len(stages)) if stage == 0)]
-        for job in self.stages:
-            job.stages = self.stages
-        if stage == 0:
-            self.declare(plan)
+        self.arguments = dict(arguments or {})
+        self.keywords = self.fresh_keywords()
+        calling.refuse(specimen.pipe, self.keywords)
+        self.store = None if store is None else Path(store)
+        passes = (Stage(self.steps, calling.branches(self.keywords)), *calling.later(self.keywords))
+        self.stages = [StageRequest(self, number, passes) for number in range(len(passes))]
+        self.declare(plan)
 
-    @property
-    def plan(self) -> Plan:
-        """The plan of this stage, with what is always written: x_s at every step, which replay starts from."""
-        return self._complete(self._declared.in_stage(self.layout))
-
-    def _complete(self, declared: Plan) -> Plan:
-        # Where the user asks for latents at some steps, all are written all the same.
-        always = Plan()
-        for stream in self.layout.latents:
-            always = always.with_record(records.latents, at(stream=stream))
-        written = {record.variable for record in always.records}
-        others = tuple(r for r in declared.records if r.variable not in written)
-        return Plan((*others, *always.records), declared.edits)
+    def fresh_keywords(self) -> dict[str, Any]:
+        """Return the keywords of one call of the pipeline. A call uses its generator up."""
+        arguments = self.specimen.family.call.arguments
+        return arguments(self.sample, self.seed, self.steps, self.cfg_scale, self.arguments)
 
     def declare(self, plan: Plan) -> None:
         """Take a plan: the first one, and what the body of a trace has added to it.
@@ -97,182 +86,110 @@ class Job:
         Raises:
             PlanError: it cannot be carried out.
         """
-        for job in self.stages:
-            job._declared = plan
-            job.plan.check(job.layout)
-        self.plan.check_sources(self.lens.fingerprint)
+        self.plan = plan
+        for stage in self.stages:
+            stage.plan.check(stage.layout, over_seeds=self.loop == "batch")
+        plan.check_sources(self.specimen.fingerprint)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that makes the run what it is."""
+        return {
+            # Of all stages: what one of them does changes the ones after it.
+            "plan": self.stages[0].complete(self.plan).to_json(),
+            "sample": sample_content(self.sample),
+            "seed": self.seed,
+            "arguments": {
+                k: _plain(v) for k, v in self.keywords.items() if k not in self.specimen.family.call.silent
+            },
+            **self._model,
+            "encoding": self.encoding,
+            "loop": self.loop,
+            "body": self.body,
+            "versions": versions(),
+        }
+
+    @cached_property
+    def _model(self) -> dict[str, Any]:
+        return self.specimen.identity()
+
+    @property
+    def label(self) -> str:
+        """Sample and seed, as the names of its runs begin."""
+        text = f"{self.sample.task}-{self.sample.id}-seed{self.seed}"
+        return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
+
+
+class StageRequest:
+    """One pass of the sampling loop of a request.
+
+    Attributes:
+        layout: coordinates of the stage.
+    """
+
+    def __init__(self, request: Request, number: int, passes: tuple[Stage, ...]) -> None:
+        specimen, stage = request.specimen, passes[number]
+        self.request = request
+        self.layout = Layout(
+            specimen.paths,
+            specimen.layers,
+            stage.steps,
+            stage.branches,
+            tuple(specimen.dits),
+            specimen.family.anatomy.latents,
+            number,
+            len(passes),
+        )
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of this stage, with what is always written: x_s at every step, which a replay starts from."""
+        return self.complete(self.request.plan.in_stage(self.layout))
+
+    def complete(self, plan: Plan) -> Plan:
+        """Return a plan with x_s at every step. Where it has x_s at some steps, all are written all the same."""
+        always = Plan()
+        for stream in self.layout.latents:
+            always = always.with_record(records.latents, at(stream=stream))
+        written = {record.variable for record in always.records}
+        others = tuple(r for r in plan.records if r.variable not in written)
+        return Plan((*others, *always.records), plan.edits)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that makes this stage's run what it is."""
+        number = self.layout.stage
+        return self.request.identity | ({"stage": number} if number else {})
 
     @property
     def manifest(self) -> dict[str, Any]:
         """All that makes this run what it is, under `identity`; the rest may differ between tries."""
-        several = {"stages": [job.name for job in self.stages]} if len(self.stages) > 1 else {}
+        stages = self.request.stages
+        several = {"stages": [stage.name for stage in stages]} if len(stages) > 1 else {}
         return {"identity": self.identity, "plan": str(self.plan), **several}
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that makes this run what it is."""
-        if self._identity is None or self._identity[0] is not self._declared:
-            self._identity = self._declared, self._describe()
-        return self._identity[1]
-
-    def _describe(self) -> dict[str, Any]:
-        sample, family = self.sample, self.lens.family
-        identity = {
-            # Of all stages: what one of them does changes the ones after it.
-            "plan": self._complete(self._declared).to_json(),
-            "sample": {
-                "task": sample.task,
-                "id": sample.id,
-                "prompt": sample.prompt,
-                "negative_prompt": sample.negative_prompt,
-                "num_frames": sample.num_frames,
-                "size": sample.size,
-                "image": None if sample.image is None else hashlib.sha256(sample.image.tobytes()).hexdigest(),
-            },
-            "seed": self.seed,
-            "arguments": {k: _plain(v) for k, v in self.keywords.items() if k not in family.silent},
-            **self.lens.identity(),
-            "encoding": self.encoding,
-            "body": self.body,
-            "versions": versions(),
-        }
-        if self.layout.stage:
-            identity["stage"] = self.layout.stage
-        return identity
-
-    @property
-    def path(self) -> Path | None:
-        """Where the run stands in its store; None without a store."""
-        return None if self.root is None else self.root / self.name
 
     @property
     def name(self) -> str:
         """Name of the run."""
-        stage = f"-stage{self.layout.stage}" if self.layout.stage else ""
-        prefix = f"{self.sample.task}-{self.sample.id}-seed{self.seed}{stage}"
-        return run_name(self.identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in prefix))
+        number = self.layout.stage
+        return run_name(self.identity, self.request.label + (f"-stage{number}" if number else ""))
 
-    def finished(self) -> Run | None:
-        """Return the run where the store holds it complete, with all its stages; the last is what is returned."""
-        for job in self.stages:
-            path = job.path
-            if path is None or not (path / "zarr.json").exists():
-                return None
-            try:
-                if not status(path).complete:
-                    return None
-            except StoreError:
-                return None  # not readable as it is: the writer says why, or takes it over
-        return None if path is None else Run(path)
-
-    def run(
-        self, watch: Callable[[Call | None], None] | None = None, plan: Callable[[], Plan] | None = None
-    ) -> Run:
-        """Run the pipeline, writing as it goes."""
-
-        def settled() -> None:
-            if plan is not None:
-                self.declare(plan())
-
-        lens, family = self.lens, self.lens.family
-        sessions = [job.session(settled, watch) for job in self.stages]
-        keywords = dict(self.keywords)
-        undo = (lambda: None) if self.progress else family.quiet(lens.pipe, keywords)
-        try:
-            output = Stages(sessions, watch).run(lambda: lens.pipe(**keywords))
-            writers = [session.recorder.writer for session in sessions]
-            rates = family.rates(lens.pipe, keywords)
-            write_outputs(writers[-1], family.outputs(output, keywords), rates)
-            for writer in writers:
-                writer.close()
-        finally:
-            undo()
-            for job in self.stages:
-                if job.writer is not None:
-                    job.writer.abort()
-        return Run(writers[-1].path, self.scratch)
-
-    def session(self, settled: Callable[[], Any], watch: Callable[[Call | None], None] | None) -> Session:
-        """Make the session that drives this stage."""
-
-        def plan() -> Plan:
-            settled()
-            return self.plan
-
-        lens = self.lens
-        return Session(lens.family, lens.pipe, lens.dits, plan, self.layout, self.seed, self._open, watch)
-
-    def _open(self, session: Session, seen: Seen) -> tuple[Recorder, Mapping[int, Latents]]:
-        """Open the run in the store, now that grid and noise levels are known."""
-        samples = len(range(*next(iter(seen.rows.values())).indices(10**9)))
-        first = self.stages[0]
-        if self.root is None and first.scratch is None:
-            first.scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
-        path = self.path or Path(first.scratch.name) / self.name  # type: ignore[union-attr]  # one of the two is there
-        grids = {stream: tokens.grid for stream, tokens in seen.streams.items()}
-        coords = coordinates(self.layout, session.sigmas, session.timesteps, grids)
-        self.writer = RunWriter(path.parent, path.name, self.manifest, coords, durable=self.root is not None)
-        recorder = Recorder(self.layout, samples, self.writer, self.encoding)
-        committed = self.writer.committed_steps
-        if not committed:
-            return recorder, {}
-        if state := self.lens.family.schedule(self.lens.pipe.scheduler).state:
-            raise StoreError(
-                f"{path} was interrupted, and its scheduler keeps {state}, which a replay would not repeat: "
-                "remove the folder and run again."
-            )
-        done = open_run(path)
-        recorder.experts = [str(e) for e in done["expert"].values]
-        stored = {s: done["latents" if s == "video" else f"latents_{s}"] for s in self.layout.latents}
-        return recorder, {
-            step: {stream: _to_latents(values, step) for stream, values in stored.items()}
-            for step in sorted(committed)
-        }
+    @property
+    def path(self) -> Path | None:
+        """Where the run stands in its store; None without a store."""
+        return None if self.request.store is None else self.request.store / self.name
 
 
-OUTPUTS = {
-    "video": (("time", "height", "width", "rgb"), "uint8", "decoded video"),
-    "audio": (("speaker", "audio_time"), "float32", "decoded sound"),
-}
-"""What a pipeline may give beside the records, and how it stands in the store."""
-
-
-def write_outputs(
-    writer: RunWriter, outputs: Mapping[str, np.ndarray], rates: Mapping[str, float] | None = None
-) -> None:
-    """Write what the pipeline made, by the names of `OUTPUTS`, with its positions per second where known."""
-    for name, values in outputs.items():
-        dims, dtype, words = OUTPUTS[name]
-        rate = (rates or {}).get(name)
-        writer.declare(Variable(name, dims, values.shape, dtype, unit="run", long_name=words, rate=rate))
-        writer.write(name, {}, values)
-
-
-def _to_latents(stored: xr.DataArray, step: int) -> Tensor:
-    values = torch.from_numpy(np.array(stored.isel(step=step).values))  # [(sample,) frame, y, x, channel]
-    values = values if values.ndim == 5 else values[None]
-    return values.permute(0, 4, 1, 2, 3).contiguous()
-
-
-def coordinates(
-    layout: Layout,
-    sigmas: list[float],
-    timesteps: list[float],
-    grids: Mapping[str, tuple[int, int, int]],
-) -> dict[str, Any]:
-    """Return the coordinates of a run's group; `grids` are (frame, y, x) by stream."""
+def sample_content(sample: Sample) -> dict[str, Any]:
+    """Return what tells a sample from every other, as plain data."""
     return {
-        "step": np.arange(layout.steps),
-        "sigma": ("step", np.asarray(sigmas, np.float64)),
-        "timestep": ("step", np.asarray(timesteps, np.float64)),
-        "expert": ("step", [layout.experts[0]] * layout.steps),  # set step by step, as they are served
-        "branch": list(layout.branches),
-        "layer": np.arange(layout.layers),
-        **{
-            grid_dim(dim, "block", stream): np.arange(size)
-            for stream, grid in grids.items()
-            for dim, size in zip(GRID_DIMS, grid, strict=False)
-        },
+        "task": sample.task,
+        "id": sample.id,
+        "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt,
+        "num_frames": sample.num_frames,
+        "size": sample.size,
+        "image": None if sample.image is None else hashlib.sha256(sample.image.tobytes()).hexdigest(),
     }
 
 
@@ -288,4 +205,4 @@ def _plain(value: Any) -> Any:
     return repr(value)
 
 
-__all__ = ["Job", "coordinates", "write_outputs"]
+__all__ = ["Request", "StageRequest"]

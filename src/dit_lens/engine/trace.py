@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from nnsight.intervention.interleaver import Mediator
 from nnsight.intervention.tracer import InterleavingTracer
 
-from dit_lens.engine.request import Job
-from dit_lens.engine.session import Call
+from dit_lens.engine import runner
+from dit_lens.engine.envoys import envoys_of, release
+from dit_lens.engine.request import Request
+from dit_lens.engine.stages import Call
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.lens import Lens
+from dit_lens.families.specimen import Specimen
 from dit_lens.plan.places import At, Selector, at, positions
 from dit_lens.plan.plan import Layout, Placed, Plan
 from dit_lens.store.run import Run
@@ -30,7 +32,7 @@ LOCATION = "dit_lens.call"
 """Where the body waits for the next call of a DiT, in nnsight's terms."""
 
 
-def open_trace(lens: Lens, sample: Sample, seed: int, **options: Any) -> Trace:
+def open_trace(specimen: Specimen, sample: Sample, seed: int, **options: Any) -> Trace:
     """Return a tracing context; see `Lens.trace`."""
     spare: dict[str, Any] = {
         k: options.pop(k, d)
@@ -39,12 +41,14 @@ def open_trace(lens: Lens, sample: Sample, seed: int, **options: Any) -> Trace:
     plan = Plan.of(options.pop("record", ()), options.pop("edit", ()))
     progress = bool(options.pop("progress", False))
 
-    def job(body: str) -> Job:
-        return Job(lens, sample, seed, plan, progress=progress, arguments=options, body=body, **spare)
+    def request(body: str) -> Request:
+        return Request(specimen, sample, seed, plan, arguments=options, body=body, **spare)
 
-    job("")  # what cannot be carried out is refused here, before the body
-    envoy = lens.nnsight
-    return envoy.trace(fn=_never, tracer_cls=Trace, lens=lens, job=job, plan=plan)
+    request("")  # what cannot be carried out is refused here, before the body
+    envoy = envoys_of(specimen)
+    return envoy.trace(
+        fn=_never, tracer_cls=Trace, specimen=specimen, request=request, plan=plan, progress=progress
+    )
 
 
 def _never() -> None:
@@ -59,14 +63,15 @@ class Trace(InterleavingTracer):
         envoy: Any,
         fn: Any,
         *args: Any,
-        lens: Lens,
-        job: Callable[[str], Job],
+        specimen: Specimen,
+        request: Callable[[str], Request],
         plan: Plan,
+        progress: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(envoy, fn, *args, **kwargs)
-        self._lens, self._make, self._plan = lens, job, plan
-        self._job: Job | None = None
+        self.specimen, self._make, self._plan, self._progress = specimen, request, plan, progress
+        self._request: Request | None = None
         self._running: Call | None = None
         self._peeked: Call | None = None
         self._asked = 0
@@ -112,7 +117,7 @@ class Trace(InterleavingTracer):
         place = Placed(_never, at(step=step, branch=branch, expert=expert, stage=stage))
         selected = {
             (layout.stage, step)
-            for layout in (job.layout for job in self._need_job().stages)
+            for layout in (stage.layout for stage in self._need_request().stages)
             if place.in_stage(layout)
             for step in _steps(place, layout)
         }
@@ -120,7 +125,7 @@ class Trace(InterleavingTracer):
             if (call.stage, call.step) > max(selected):
                 self._peeked = call  # it belongs to the next loop
                 return
-            here = (call.stage, call.step) in selected and (branch is None or branch in call.seen.rows)
+            here = (call.stage, call.step) in selected and (branch is None or branch in call.forward.rows)
             if here and expert in (None, call.expert):
                 yield TracedCall(self, call)
 
@@ -135,16 +140,15 @@ class Trace(InterleavingTracer):
 
     def execute(self, code: CodeType) -> None:
         """Run the body beside the pipeline."""
-        self._job = self._make(ast.unparse(self.node))
+        self._request = self._make(ast.unparse(self.node))
         self.fn, self.args, self.kwargs = self._generate, (None,), dict[str, Any]()
         try:
             super().execute(code)
         finally:
-            _release(self._lens)
+            release(self.specimen)
 
     def _generate(self, _: None) -> Any:
-        job = self._need_job()
-        self._run = job.run(self._watch, lambda: self._plan)
+        self._run = runner.run(self._need_request(), self._progress, self._watch, lambda: self._plan)
         return None
 
     def _watch(self, call: Call | None) -> None:
@@ -165,18 +169,18 @@ class Trace(InterleavingTracer):
         mediator.iteration = None
         return call
 
-    def _need_job(self) -> Job:
-        if self._job is None:
+    def _need_request(self) -> Request:
+        if self._request is None:
             raise CaptureError("This is for the body of the `with` block.")
-        return self._job
+        return self._request
 
     def _declare(self, plan: Plan, kind: str) -> None:
-        job = self._need_job()
+        request = self._need_request()
         if self._running is not None:
             raise PlanError(
                 f"tr.{kind} comes before the first loop over tr.calls: step {self._running.step} is running."
             )
-        job.declare(plan)
+        request.declare(plan)
         self._plan = plan
 
     def check_current(self, call: Call, what: str) -> None:
@@ -211,11 +215,10 @@ class TracedCall:
     @property
     def dit(self) -> Any:
         """The nnsight envoy of the DiT that runs."""
-        lens = self._trace._lens
-        path = next(
-            p for p in lens.family.experts.values() if getattr(lens.pipe, p, None) is lens.dits[self.expert]
-        )
-        return getattr(lens.nnsight, path)
+        specimen = self._trace.specimen
+        dit, experts = specimen.dits[self.expert], specimen.family.anatomy.experts
+        path = next(p for p in experts.values() if getattr(specimen.pipe, p, None) is dit)
+        return getattr(envoys_of(specimen), path)
 
     def block(self, layer: int, stream: str = "video") -> TracedBlock:
         """Return a block in this call, to read or set what it holds of a stream.
@@ -223,14 +226,14 @@ class TracedCall:
         Raises:
             PlanError: there is no such layer, or no such stream.
         """
-        if stream not in (known := self._trace._lens.streams):
+        if stream not in (known := self._trace.specimen.sites):
             raise PlanError(f"block({layer}, stream={stream!r}): this model has {', '.join(known)}.")
-        (layer,) = positions("layer", ((layer, layer),), self._trace._lens.layers)
+        (layer,) = positions("layer", ((layer, layer),), self._trace.specimen.layers)
         return TracedBlock(self._trace, self._call, self._envoy(layer), layer, stream)
 
     def _envoy(self, layer: int) -> Any:
-        lens = self._trace._lens
-        path, place = lens.family.locate(lens.dits[self.expert], layer)
+        specimen = self._trace.specimen
+        path, place = specimen.family.anatomy.locate(specimen.dits[self.expert], layer)
         return below(self.dit, path)[place]
 
     def __repr__(self) -> str:
@@ -245,7 +248,7 @@ class TracedBlock:
 
     def __init__(self, trace: Trace, call: Call, envoy: Any, layer: int, stream: str) -> None:
         self._trace, self._call, self.envoy, self._layer = trace, call, envoy, layer
-        self._sites = trace._lens.family.sites[stream]
+        self._sites = trace.specimen.sites[stream]
 
     @property
     def output(self) -> Any:
@@ -301,15 +304,6 @@ def below(envoy: Any, path: str) -> Any:
     for part in path.split(".") if path else []:
         envoy = getattr(envoy, part)
     return envoy
-
-
-def _release(lens: Lens) -> None:
-    """Take nnsight's controllers off the modules: after a trace the model is what it was."""
-    lens._nnsight = None
-    for module in set(lens.family.root(lens.pipe).modules()) - lens.wrapped_before:
-        if type(module.__dict__.get("forward")).__name__ == "Controller":
-            del module.__dict__["forward"]
-        module.__dict__.pop("__nnsight__", None)
 
 
 __all__ = ["Trace", "TracedBlock", "TracedCall", "open_trace"]

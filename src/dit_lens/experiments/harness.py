@@ -63,7 +63,7 @@ class Inputs(ModelOptions):
     def open(self) -> Lens:
         """Load the model; samples of a benchmark are rounded up to what it takes."""
         lens = self.load()
-        self.multiples = lens.family.multiples
+        self.multiples = lens.family.anatomy.multiples
         return lens
 
 

@@ -155,7 +155,7 @@ class Read:
 
 def read_states(batch: Batch, questions: Sequence[Question]) -> Read:
     """Run a batch, and read the middle layer's states (conditional branch) at every step."""
-    place, x = ("block", "cond", batch.lens.layers // 2), batch.noise
+    place, x = ("block", "cond", batch.layout.layers // 2), batch.noise
     samples = [sample for sample, _ in batch.pairs]
     values: dict[str, list[list[NDArray[Any]]]] = {q.name: [] for q in questions}
     for step in range(batch.steps):

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit_lens.engine.batch import Batch, parts
-from dit_lens.engine.forward import Place, Rows, Stepped
+from dit_lens.engine.stepped import Stepped
+from dit_lens.engine.visitor import Place
 from dit_lens.plan.plan import Placed
 
 Arm = Sequence[Placed] | Callable[[int], Sequence[Placed]]
@@ -97,22 +98,26 @@ def _step(
     look: Callable[[Now], None] | None,
 ) -> Iterator[Tensor]:
     """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
-    samples, done = _samples(batch), 0
+    samples = _samples(batch)
     groups = [a * len(samples) + samples[p] for a, p in rows]
-    whole = Rows(edited, [p for _, p in rows], [list(edits[a][p]) for a, p in rows], groups)
-    for part in parts(whole, batch.at_once):
+    for part in parts(groups, batch.at_once):
+        members = rows[part]
         out = batch.step(
-            step, part.latents, part.pairs, part.edits, watch if look is not None else (), part.groups
+            step,
+            edited[part],
+            [p for _, p in members],
+            [edits[a][p] for a, p in members],
+            watch if look is not None else (),
+            groups[part],
         )
         if look is not None:
-            look(Now(step, clean, rows[done : done + len(part.pairs)], out))
-        done += len(part.pairs)
+            look(Now(step, clean, members, out))
         yield out.latents
 
 
 def _begin(batch: Batch, edits: Sequence[Placed]) -> int | None:
     """Return the first step at which edits change anything."""
-    return min((min(batch.slot(edit).steps) for edit in edits), default=None)
+    return min((min(batch.binding(edit).steps) for edit in edits), default=None)
 
 
 def _samples(batch: Batch) -> list[int]:

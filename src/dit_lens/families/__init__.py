@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.family import Family, Schedule, Seen, Site, Stage, Tokens
+from dit_lens.families.family import Family
 
 
 def family_of(pipe: Any) -> Family:
@@ -38,4 +38,4 @@ def unwrap(pipe: Any) -> Any:
     return pipe.pipeline
 
 
-__all__ = ["Family", "Schedule", "Seen", "Site", "Stage", "Tokens", "family_of", "unwrap"]
+__all__ = ["family_of", "unwrap"]

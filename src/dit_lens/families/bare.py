@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.errors import PlanError
+from dit_lens.families.call import Forward, Tokens
 from dit_lens.families.diffsynth import common as diffsynth
 from dit_lens.families.early_exit import ending_in
-from dit_lens.families.family import Batching, Family, Seen, Site, Tokens
+from dit_lens.families.family import Anatomy, Batching, Calling, Codec, Family, Flow, Prepared
+from dit_lens.families.site import Site
+from dit_lens.families.specimen import Specimen
 from dit_lens.plan.functions import describe
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from dit_lens.lens import Lens
-
 Latent = tuple[int, int, int, int]
 """(channel, frame, y, x)."""
 
 
-def blocks(
+def specimen_of_blocks(
     model: nn.Module,
     blocks: str | tuple[str, ...],
     *,
@@ -43,8 +43,8 @@ def blocks(
     channels: int | None = None,
     steps: int = 50,
     cfg_scale: float = 1.0,
-) -> Lens:
-    """Return a lens on a bare model, sampled by flow matching with Euler's steps.
+) -> Specimen:
+    """Return a specimen of a bare model, sampled by flow matching with Euler's steps.
 
     Args:
         model: predicts the velocity x_1 - x_0 from x_s.
@@ -64,45 +64,62 @@ def blocks(
         steps: number of steps where the user names none.
         cfg_scale: guidance scale, likewise.
     """
-    from dit_lens.lens import Lens
+
+    def tokens(size: Latent) -> Tokens:
+        return Tokens(grid(size), before, after)
 
     bare = Bare(model, latent, condition, forward, decode)
-    family = Family(
-        name="blocks",
+    anatomy = Anatomy(
         experts={"dit": "dit"},
         blocks=(blocks,) if isinstance(blocks, str) else blocks,
         sites={"video": _sites(sites or {})},
-        intercept=diffsynth.interceptor(lambda pipe, call: _look(call, grid, before, after)),
-        arguments=_arguments,
-        branches=_branches,
-        refuse=lambda pipe, keywords: None,
         latent_grid=lambda pipe, sample: latent(sample),
         token_grid=lambda dit, size: grid(size),
         channels=lambda dit: _known(channels, "channels", "estimate"),
-        decode=lambda pipe, latents: _known(decode, "decode", "decode")(latents),
-        outputs=lambda output, keywords: {} if output is None else {"video": output},
-        readout=None,
-        schedule=diffsynth.schedule,
-        facts=lambda pipe: {"device": str(pipe.device), "functions": [describe(f) for f in pipe.functions]},
-        quiet=lambda pipe, keywords: lambda: None,
-        default_steps=steps,
-        default_cfg=cfg_scale,
-        silent=("sample",),
         dtype=lambda pipe: pipe.torch_dtype,
-        # Rows of a batch find their grid at the end of the tokens.
-        batching=None if after else Batching(_prepare, diffsynth.run_model),
     )
-    if not after:
-        family = replace(family, readout=partial(_readout, family, bare, before))
-    return Lens(bare, family)
+    family = Family(
+        name="blocks",
+        anatomy=anatomy,
+        call=Calling(
+            arguments=_arguments,
+            branches=_branches,
+            refuse=lambda pipe, keywords: None,
+            intercept=diffsynth.interceptor(lambda pipe, call: _look(call, tokens)),
+            quiet=lambda pipe, keywords: lambda: None,
+            default_steps=steps,
+            default_cfg=cfg_scale,
+            silent=("sample",),
+            facts=lambda pipe: {
+                "device": str(pipe.device),
+                "functions": [describe(f) for f in pipe.functions],
+            },
+        ),
+        flow=Flow(
+            schedule=diffsynth.schedule,
+            readout=partial(_readout, anatomy, bare, before, after),
+        ),
+        codec=Codec(
+            decode=lambda pipe, latents: _known(decode, "decode", "decode")(latents),
+            outputs=lambda output, keywords: {} if output is None else {"video": output},
+        ),
+        batching=Batching(partial(_prepare, tokens), diffsynth.run_model),
+    )
+    return Specimen.of(bare, family)
 
 
 @torch.no_grad()
 def _readout(
-    family: Family, bare: Bare, before: int, dit: nn.Module, state: Tensor, keywords: Mapping[str, Any]
+    anatomy: Anatomy,
+    bare: Bare,
+    before: int,
+    after: int,
+    dit: nn.Module,
+    state: Tensor,
+    keywords: Mapping[str, Any],
 ) -> Tensor:
-    """Return the velocity that the model gives if it ends after a block; see `Family.readout`."""
-    with ending_in(family, family.block_list(dit), state, before):
+    """Return the velocity that the model gives if it ends after a block; see `Flow.readout`."""
+    with ending_in(anatomy, anatomy.block_list(dit), state, before, after):
         return bare.model_fn(**{**keywords, "dit": dit})
 
 
@@ -188,10 +205,11 @@ class Bare(nn.Module):
         return next(self.dit.parameters()).dtype
 
 
-def _look(call: Mapping[str, Any], grid: Callable[..., Any], before: int, after: int) -> Seen:
+def _look(call: Mapping[str, Any], tokens: Callable[[Latent], Tokens]) -> Forward:
     rows, *size = call["latents"].shape
-    tokens = Tokens(tuple(grid(tuple(size))), before, after)
-    return Seen("dit", {call["branch"]: slice(0, rows)}, {"video": tokens}, float(call["timestep"][0]))
+    return Forward(
+        "dit", {call["branch"]: slice(0, rows)}, {"video": tokens(tuple(size))}, float(call["timestep"][0])
+    )
 
 
 def _arguments(
@@ -208,10 +226,17 @@ def _branches(keywords: Mapping[str, Any]) -> tuple[str, ...]:
     return ("cond",) if keywords["cfg_scale"] == 1 else ("cond", "uncond")
 
 
-def _prepare(pipe: Bare, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _prepare(
+    tokens: Callable[[Latent], Tokens], pipe: Bare, keywords: Mapping[str, Any]
+) -> dict[str, Prepared]:
     sample = keywords["sample"]
     noise = pipe.start(sample, keywords["seed"], keywords["steps"], keywords.get("shift", 1.0))
-    return {b: {"latents": noise, "branch": b, **pipe.condition(sample, b)} for b in _branches(keywords)}
+    _, channel, frame, y, x = noise.shape
+    streams = {"video": tokens((channel, frame, y, x))}
+    return {
+        b: Prepared({"latents": noise, "branch": b, **pipe.condition(sample, b)}, streams)
+        for b in _branches(keywords)
+    }
 
 
 def _sites(more: Mapping[str, str | Site]) -> dict[str, Site]:
@@ -228,4 +253,4 @@ def _known(value: Any, name: str, use: str) -> Any:
     return value
 
 
-__all__ = ["Bare", "blocks"]
+__all__ = ["Bare", "specimen_of_blocks"]

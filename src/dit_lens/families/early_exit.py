@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_lens.families.family import Family
+from dit_lens.families.family import Anatomy
 from dit_lens.families.patching import set_attribute, undo_all
 from dit_lens.families.site import put
 
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ending_in(family: Family, blocks: Sequence[nn.Module], state: Tensor, before: int = 0) -> Iterator[None]:
+def ending_in(
+    anatomy: Anatomy, blocks: Sequence[nn.Module], state: Tensor, before: int = 0, after: int = 0
+) -> Iterator[None]:
     """Let every block return what it is given, and the last one a state.
 
     Args:
-        family: says where in a block's input and output the states stand.
+        anatomy: says where in a block's input and output the states stand.
         blocks: of one DiT.
         state: the video's tokens, [row, token, channel].
         before: tokens that stand before them; these keep what the first block is given.
+        after: tokens that stand after them, which keep it too.
     """
     states = [None] * (len(blocks) - 1) + [state]
     restore = undo_all(
         [
-            set_attribute(block, "forward", _passing(family, block, own, before))
+            set_attribute(block, "forward", _passing(anatomy, block, own, before, after))
             for block, own in zip(blocks, states, strict=True)
         ]
     )
@@ -43,16 +46,18 @@ def ending_in(family: Family, blocks: Sequence[nn.Module], state: Tensor, before
         restore()
 
 
-def _passing(family: Family, block: Any, state: Tensor | None, before: int) -> Callable[..., Any]:
+def _passing(
+    anatomy: Anatomy, block: Any, state: Tensor | None, before: int, after: int
+) -> Callable[..., Any]:
     """Return a block's forward that returns what it was given, or a state in the video's place."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = args, kwargs
-        out: Any = (None,) * len(family.sites) if len(family.sites) > 1 else None
-        for stream, sites in family.sites.items():
+        out: Any = (None,) * len(anatomy.sites) if len(anatomy.sites) > 1 else None
+        for stream, sites in anatomy.sites.items():
             value = sites["block_in"].of_inputs(block, given)
             if stream == "video" and state is not None:
-                value = torch.cat([value[:, :before], state], 1) if before else state
+                value = torch.cat([value[:, :before], state, value[:, value.shape[1] - after :]], 1)
             out = put(out, sites["block"].item or (), value)
         return out
 

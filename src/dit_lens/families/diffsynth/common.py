@@ -8,7 +8,8 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.family import Family, Schedule, Seen, Session
+from dit_lens.families.call import Forward, Listener, Schedule
+from dit_lens.families.family import Anatomy, Prepared
 from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
 from dit_lens.tasks.sample import as_frames
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def interceptor(
-    look: Callable[[Any, dict[str, Any]], Seen],
+    look: Callable[[Any, dict[str, Any]], Forward],
     hold: Callable[[Tensor, Mapping[str, Any]], Tensor] = lambda velocity, keywords: velocity,
-) -> Callable[[Any, Family, Session], Callable[[], None]]:
+) -> Callable[[Any, Anatomy, Listener], Callable[[], None]]:
     """Make a family's `intercept` out of a function that labels one call.
 
     Args:
@@ -27,7 +28,7 @@ def interceptor(
         hold: (velocity, keywords of `model_fn`) to the velocity without what the pipeline does not let move.
     """
 
-    def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
+    def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], None]:
         model_fn, scheduler = pipe.model_fn, pipe.scheduler
         step = scheduler.step
         refuse_traced(pipe, model_fn)
@@ -35,20 +36,20 @@ def interceptor(
 
         def call(**keywords: Any) -> Tensor:
             last.update(keywords)
-            latents, seen = keywords["latents"], look(pipe, keywords)
+            latents, forward = keywords["latents"], look(pipe, keywords)
 
             def proceed(latents: Mapping[str, Tensor]) -> Tensor:
                 return model_fn(**{**keywords, "latents": latents["video"]})
 
             def skip() -> Tensor:
-                rows = max(rows.stop for rows in seen.rows.values())
+                rows = max(rows.stop for rows in forward.rows.values())
                 return latents.new_zeros((rows, *latents.shape[1:]))
 
-            return session.call(seen, {"video": latents}, proceed, skip)
+            return listener.call(forward, {"video": latents}, proceed, skip)
 
         def advance(model_output: Tensor, timestep: Any, sample: Tensor, **keywords: Any) -> Tensor:
             velocity = hold(model_output, last)
-            return session.advance(velocity, timestep, sample, lambda v, x: step(v, timestep, x, **keywords))
+            return listener.advance(velocity, timestep, sample, lambda v, x: step(v, timestep, x, **keywords))
 
         setattr(call, MARK, True)
         return undo_all([set_attribute(pipe, "model_fn", call), set_attribute(scheduler, "step", advance)])
@@ -99,36 +100,39 @@ def told(pipe: Any, timestep: Tensor) -> Tensor:
     return timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device)
 
 
-class _PreparedError(Exception):
+class _ReachedModelError(Exception):
     """Ends the pipeline's call once its units have done their work."""
 
 
 def prepare(
     branches: Callable[[Mapping[str, Any]], tuple[str, ...]],
+    look: Callable[[Any, dict[str, Any]], Forward],
     blank: Callable[[Mapping[str, Any]], Any] = itemgetter("latents"),
-) -> Callable[..., dict[str, dict[str, Any]]]:
+) -> Callable[..., dict[str, Prepared]]:
     """Make a family's `Batching.prepare`: the pipeline runs up to its first calls of `model_fn`, and no further.
 
     Args:
         branches: the pipeline call's keywords to the branches that it runs, in order.
+        look: (pipe, keywords of `model_fn`) to what the call says of itself.
         blank: keywords of `model_fn` to something of the shape of what it returns.
     """
 
-    def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, Prepared]:
         names, calls = branches(keywords), []
         known = inspect.signature(pipe.model_fn).parameters
 
-        def model_fn(**given: Any) -> Any:
+        def model_fn(**inputs: Any) -> Any:
             # What the model does not name (seeds, prompts, images) has done its work in the units.
-            calls.append({k: v for k, v in given.items() if k in known or hasattr(v, "shape")})
+            named = {k: v for k, v in inputs.items() if k in known or hasattr(v, "shape")}
+            calls.append(Prepared(named, look(pipe, inputs).streams))
             if len(calls) == len(names):
-                raise _PreparedError
-            return blank(given)
+                raise _ReachedModelError
+            return blank(inputs)
 
         put_back = set_attribute(pipe, "model_fn", model_fn)
         try:
             pipe(**keywords)
-        except _PreparedError:
+        except _ReachedModelError:
             return dict(zip(names, calls, strict=True))
         finally:
             put_back()

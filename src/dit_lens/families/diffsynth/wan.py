@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit_lens.errors import PlanError
+from dit_lens.families.call import Forward, Tokens
 from dit_lens.families.diffsynth.common import (
     facts,
     interceptor,
@@ -26,7 +27,8 @@ from dit_lens.families.diffsynth.common import (
     schedule,
 )
 from dit_lens.families.diffsynth.wan_limits import REFUSED, refuse, refuse_rows
-from dit_lens.families.family import Batching, Family, Seen, Site, Tokens
+from dit_lens.families.family import Anatomy, Batching, Calling, Codec, Family, Flow, Prepared
+from dit_lens.families.site import Site
 from dit_lens.tasks.sample import Sample
 
 SITES = {
@@ -43,7 +45,7 @@ SITES = {
 }
 
 
-def look(pipe: Any, keywords: dict[str, Any]) -> Seen:
+def look(pipe: Any, keywords: dict[str, Any]) -> Forward:
     """Label one call of `model_fn` from its own keywords."""
     dit, latents, context = keywords["dit"], keywords["latents"], keywords["context"]
     expert = "dit" if pipe.dit2 is None else "low" if dit is pipe.dit2 else "high"
@@ -62,7 +64,7 @@ def look(pipe: Any, keywords: dict[str, Any]) -> Seen:
     _, _, *latent = latents.shape
     grid = token_grid(dit, (0, *latent))
     prefix = grid[1] * grid[2] if keywords.get("reference_latents") is not None else 0
-    return Seen(expert, rows, {"video": Tokens(grid, prefix)}, float(keywords["timestep"].flatten()[0]))
+    return Forward(expert, rows, {"video": Tokens(grid, prefix)}, float(keywords["timestep"].flatten()[0]))
 
 
 def token_grid(dit: Any, latent: Sequence[int]) -> tuple[int, int, int]:
@@ -161,10 +163,10 @@ def _time(dit: Any, grid: tuple[int, int, int], keywords: Mapping[str, Any]) -> 
     return dit.time_embedding(sinusoidal_embedding_1d(dit.freq_dim, (ones * timestep).flatten())[None])
 
 
-def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, Prepared]:
     """Return what the model gets at the first step, by branch, where it takes several rows."""
     refuse_rows(keywords)
-    return prepare(branches)(pipe, keywords)
+    return prepare(branches, look)(pipe, keywords)
 
 
 def expert_of(pipe: Any, timestep: float, keywords: Mapping[str, Any]) -> str:
@@ -216,35 +218,36 @@ def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
 
 WAN = Family(
     name="wan",
-    experts={"high": "dit", "low": "dit2"},
-    blocks=("blocks",),
-    sites=SITES,
-    intercept=interceptor(look, hold),
-    arguments=arguments,
-    branches=branches,
-    refuse=refuse,
-    latent_grid=latent_grid,
-    token_grid=token_grid,
-    channels=lambda dit: int(dit.dim),
-    decode=decode,
-    outputs=outputs,
-    readout=readout,
-    schedule=schedule,
-    facts=wan_facts,
-    quiet=quiet,
-    default_steps=50,
-    default_cfg=5.0,
-    multiples=(4, 16),
-    silent=("progress_bar_cmd",),
+    anatomy=Anatomy(
+        experts={"high": "dit", "low": "dit2"},
+        blocks=("blocks",),
+        sites=SITES,
+        latent_grid=latent_grid,
+        token_grid=token_grid,
+        channels=lambda dit: int(dit.dim),
+        multiples=(4, 16),
+    ),
+    call=Calling(
+        arguments=arguments,
+        branches=branches,
+        refuse=refuse,
+        intercept=interceptor(look, hold),
+        quiet=quiet,
+        default_steps=50,
+        default_cfg=5.0,
+        silent=("progress_bar_cmd",),
+        facts=wan_facts,
+    ),
+    flow=Flow(schedule=schedule, readout=readout),
+    codec=Codec(decode=decode, outputs=outputs, encode=encode),
     batching=Batching(
-        prepared,
-        run_model,
-        expert_of,
-        load_expert,
-        settle,
+        prepare=prepared,
+        model=run_model,
+        expert=expert_of,
+        load=load_expert,
+        settle=settle,
         blend=lambda scheduler, timestep, velocity, latents, keywords, stream: hold(velocity, keywords),
     ),
-    encode=encode,
 )
 
 __all__ = ["REFUSED", "SITES", "WAN", "look"]

@@ -5,7 +5,6 @@ A family is made from the pipeline itself: what it carries where is read off its
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +12,10 @@ from dit_lens.errors import PlanError
 from dit_lens.families.diffusers import anatomy, limits, pipeline, schedulers
 from dit_lens.families.diffusers.batching import batching, readout
 from dit_lens.families.diffusers.decode import decode
+from dit_lens.families.diffusers.guidance import guide
 from dit_lens.families.diffusers.intercept import intercept
 from dit_lens.families.diffusers.latents import tokens
-from dit_lens.families.family import Family
+from dit_lens.families.family import Anatomy, Calling, Codec, Family, Flow
 
 
 def family_for(pipe: Any) -> Family:
@@ -31,32 +31,39 @@ def family_for(pipe: Any) -> Family:
         raise PlanError(f"{type(pipe).__name__}: its transformers have different block lists, {lists}.")
     blocks = lists.pop()
     branches = partial(pipeline.branches, pipe)
-    family = Family(
-        name="diffusers",
+    anatomy_of_pipe = Anatomy(
         experts=pipeline.EXPERTS,
         blocks=blocks,
         sites=anatomy.sites(next(iter(dits.values())), blocks),
-        intercept=intercept,
-        arguments=partial(pipeline.arguments, pipe),
-        branches=branches,
-        refuse=lambda pipe, keywords: limits.refuse(pipe, family, keywords),
         latent_grid=pipeline.latent_grid,
         token_grid=partial(tokens, pipe),
         channels=anatomy.width,
-        decode=decode,
-        outputs=pipeline.outputs,
-        readout=None,
-        schedule=schedulers.schedule,
-        facts=pipeline.facts,
-        quiet=pipeline.quiet,
-        default_steps=pipeline.default(pipe, "num_inference_steps", 50),
-        default_cfg=pipeline.default(pipe, pipeline.scale_argument(pipe), 1.0),
         multiples=pipeline.multiples(pipe),
-        silent=("generator",),
-        x0=schedulers.x0,
-        velocity=schedulers.velocity,
         root=pipeline.root,
         dtype=lambda pipe: next(iter(pipeline.transformers(pipe).values())).dtype,
+    )
+    return Family(
+        name="diffusers",
+        anatomy=anatomy_of_pipe,
+        call=Calling(
+            arguments=partial(pipeline.arguments, pipe),
+            branches=branches,
+            refuse=lambda pipe, keywords: limits.refuse(pipe, anatomy_of_pipe, keywords),
+            intercept=intercept,
+            quiet=pipeline.quiet,
+            default_steps=pipeline.default(pipe, "num_inference_steps", 50),
+            default_cfg=pipeline.default(pipe, pipeline.scale_argument(pipe), 1.0),
+            silent=("generator",),
+            facts=pipeline.facts,
+            release=lambda pipe: pipe.maybe_free_model_hooks(),
+        ),
+        flow=Flow(
+            schedule=schedulers.schedule,
+            x0=schedulers.x0,
+            velocity=schedulers.velocity,
+            guide=guide,
+            readout=partial(readout, anatomy_of_pipe, pipe),
+        ),
+        codec=Codec(decode=decode, outputs=pipeline.outputs),
         batching=batching(branches),
     )
-    return replace(family, readout=partial(readout, family, pipe))

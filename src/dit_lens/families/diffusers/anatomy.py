@@ -18,7 +18,7 @@ from dit_lens.families.site import Site
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from dit_lens.families.family import Family
+    from dit_lens.families.family import Anatomy
 
 Sites = dict[str, dict[str, Site]]
 """Stream name to site name to where it is."""
@@ -119,7 +119,7 @@ def sites(dit: nn.Module, lists: tuple[str, ...]) -> Sites:
     return streams
 
 
-def watch_outputs(dit: nn.Module, family: Family) -> Callable[[], None]:
+def watch_outputs(dit: nn.Module, anatomy: Anatomy) -> Callable[[], None]:
     """Check, as the first block of every list runs, that it returns what the registry says; returns what undoes it.
 
     A registered place that is wrong would read one stream under the name of another.
@@ -134,7 +134,7 @@ def watch_outputs(dit: nn.Module, family: Family) -> Callable[[], None]:
         while handles:
             handles.popitem()[1].remove()
 
-    for path in family.blocks:
+    for path in anatomy.blocks:
         block = dit.get_submodule(f"{path}.0")
         handles[block] = block.register_forward_hook(check, with_kwargs=True)
     return remove

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.diffusers.guidance import formula, guide
+from dit_lens.families.diffusers.guidance import formula
 from dit_lens.families.diffusers.intercept import Loop, ModelCall
 from dit_lens.families.diffusers.latents import Arrangement, substitute
 from dit_lens.families.diffusers.pipeline import loop_of
 from dit_lens.families.early_exit import ending_in
-from dit_lens.families.family import Batching, Family
+from dit_lens.families.family import Anatomy, Batching, Prepared
 
 OURS = ("latents", "clean", "noise", "arrangement", "held", "first", "told")
 """What stands beside the model's own inputs: x_s, twice, as the step after it takes one away; at the first step, x as
@@ -43,7 +43,7 @@ def batching(branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batchi
         branches: the pipeline call's keywords to the branches that it runs.
     """
 
-    def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, Prepared]:
         return prepare(pipe, keywords, branches(keywords))
 
     def model(
@@ -51,7 +51,7 @@ def batching(branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batchi
     ) -> dict[str, Tensor]:
         return {"video": forward(pipe, dit, {**inputs, "latents": latents["video"]})}
 
-    return Batching(prepared, model, expert, settle=settle, blend=blend, advance=advance, guide=guide)
+    return Batching(prepared, model, expert, settle=settle, blend=blend, advance=advance)
 
 
 class _PreparedError(Exception):
@@ -66,9 +66,9 @@ class Preparing(Loop):
         wanted: branches.
     """
 
-    def __init__(self, pipe: Any, family: Family, wanted: tuple[str, ...]) -> None:
-        super().__init__(pipe, family)
-        self.inputs: dict[str, dict[str, Any]] = {}
+    def __init__(self, pipe: Any, anatomy: Anatomy, wanted: tuple[str, ...]) -> None:
+        super().__init__(pipe, anatomy)
+        self.inputs: dict[str, Prepared] = {}
         self.wanted = wanted
 
     def serve(self, call: ModelCall) -> Any:
@@ -87,8 +87,7 @@ class Preparing(Loop):
             inputs = {name: _of_rows(name, value, rows, count) for name, value in call.inputs.items()}
             told = inputs["timestep"]
             held = start.put_in | told_clean(told, start.arrangement, len(start.put_in))
-            self.inputs[branch] = {
-                **inputs,
+            ours = {
                 "latents": start.latents,
                 "clean": start.latents,
                 "noise": start.x,
@@ -97,6 +96,7 @@ class Preparing(Loop):
                 "first": float(self.pipe.scheduler.timesteps[0]),
                 "told": told,
             }
+            self.inputs[branch] = Prepared({**inputs, **ours}, call.seen.streams)
         if set(self.inputs) >= set(self.wanted):
             raise _PreparedError
         return call.nothing()
@@ -114,7 +114,7 @@ class Preparing(Loop):
         )
 
 
-def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> dict[str, Prepared]:
     """Return, by branch, what the model is given at the first step of a pipeline's call.
 
     Raises:
@@ -129,7 +129,7 @@ def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> 
             raise PlanError(f"{name}= in a batch: {reason}; use lens.run.")
     if len(wanted) > 1:
         formula(pipe)
-    loop = Preparing(pipe, family_for(pipe), wanted)
+    loop = Preparing(pipe, family_for(pipe).anatomy, wanted)
     restore = loop.install()
     try:
         pipe(**keywords)
@@ -229,18 +229,18 @@ def advance(scheduler: Any, velocity: Tensor, step: int, latents: Tensor) -> Ten
 
 
 @torch.no_grad()
-def readout(family: Family, pipe: Any, dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+def readout(anatomy: Anatomy, pipe: Any, dit: Any, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     """Return the velocity [row, channel, frame, y, x] that the network gives if it ends after a block.
 
     The transformer runs once more, its blocks passing on what they are given, the last one the state: all that
     comes after the blocks (final norm, modulation by the time, projection) is the model's own code.
 
     Args:
-        family: of the pipeline.
+        anatomy: of the pipeline.
         pipe: the pipeline.
         dit: the expert that ran.
         state: the block's video tokens, [row, token, channel].
         keywords: of the call (`Batch.keywords`), with `latents` and `timestep`.
     """
-    with ending_in(family, family.block_list(dit), state):
+    with ending_in(anatomy, anatomy.block_list(dit), state):
         return forward(pipe, dit, keywords)

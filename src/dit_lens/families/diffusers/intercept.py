@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.diffusers import anatomy, branches
+from dit_lens.families.call import Forward, Listener, Tokens
+from dit_lens.families.diffusers import branches
+from dit_lens.families.diffusers.anatomy import watch_outputs
 from dit_lens.families.diffusers.latents import (
     Arrangement,
     arrange,
@@ -34,7 +36,7 @@ from dit_lens.families.diffusers.latents import (
 )
 from dit_lens.families.diffusers.schedulers import draws_noise, is_flow
 from dit_lens.families.diffusers.schedulers import x0 as scheduler_x0
-from dit_lens.families.family import Family, Seen, Session, Tokens
+from dit_lens.families.family import Anatomy
 from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
 from dit_lens.families.site import Item, pick, put
 
@@ -42,14 +44,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
+def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], None]:
     """Wrap the calls of a pipeline; returns what undoes it.
 
     Raises:
         PlanError: the pipeline is being traced already.
     """
     refuse_traced(pipe, pipe.scheduler.step)
-    return Traced(pipe, family, session).install()
+    return Traced(pipe, anatomy, listener).install()
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class ModelCall:
         original: its forward.
     """
 
-    seen: Seen
+    seen: Forward
     start: Start
     dit: Any
     inputs: dict[str, Any]
@@ -114,11 +116,11 @@ class Loop(ABC):
 
     Args:
         pipe: the pipeline.
-        family: of it.
+        anatomy: of it.
     """
 
-    def __init__(self, pipe: Any, family: Family) -> None:
-        self.pipe, self.family = pipe, family
+    def __init__(self, pipe: Any, anatomy: Anatomy) -> None:
+        self.pipe, self.anatomy = pipe, anatomy
         self.context: str | None = None  # what the pipeline calls the branch that runs
         self.prompts = branches.Prompts()
         self.served: set[str] = set()  # branches that ran in this step
@@ -139,7 +141,7 @@ class Loop(ABC):
         latents: Tensor,
         proceed: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Serve one step of the scheduler; see `Session.advance`."""
+        """Serve one step of the scheduler; see `Listener.advance`."""
 
     def install(self) -> Callable[[], None]:
         """Wrap; returns what undoes it."""
@@ -153,8 +155,8 @@ class Loop(ABC):
         for name, wrap in wrappers.items():
             if hasattr(pipe, name):
                 undo.append(set_attribute(pipe, name, wrap(getattr(pipe, name))))
-        for name, dit in self.family.dits(pipe).items():
-            undo.append(anatomy.watch_outputs(dit, self.family))
+        for name, dit in self.anatomy.dits(pipe).items():
+            undo.append(watch_outputs(dit, self.anatomy))
             undo.append(set_attribute(dit, "forward", self._forward(name, dit)))
             if hasattr(dit, "cache_context"):
                 undo.append(set_attribute(dit, "cache_context", self._context(dit.cache_context)))
@@ -270,18 +272,18 @@ class Loop(ABC):
             latents[:, :, put_in] = seen[:, :, put_in].to(latents.dtype)
         return Start(x, latents[:, :, self.before :], arrangement, put_in)
 
-    def _look(self, expert: str, start: Start, inputs: Mapping[str, Any]) -> Seen:
+    def _look(self, expert: str, start: Start, inputs: Mapping[str, Any]) -> Forward:
         """Label one call of the model."""
         hidden, x, grid = inputs["hidden_states"], start.x, start.arrangement.grid
         # Packed latents may be followed by other tokens, such as those of a reference image.
         after = hidden.shape[1] - x.shape[1] if x.ndim == 3 else 0
         streams = {"video": Tokens(grid, before=self.before * grid[1] * grid[2], after=after)}
         text = inputs.get("encoder_hidden_states")
-        if "text" in self.family.sites and isinstance(text, torch.Tensor):
+        if "text" in self.anatomy.sites and isinstance(text, torch.Tensor):
             streams["text"] = Tokens((1, 1, text.shape[1]))
         timestep = inputs["timestep"]
         told = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)
-        return Seen(expert, self._rows(len(hidden), len(x), text), streams, told)
+        return Forward(expert, self._rows(len(hidden), len(x), text), streams, told)
 
     def _rows(self, rows: int, count: int, text: Any) -> branches.Branches:
         """Return the rows of each branch.
@@ -413,11 +415,11 @@ class Loop(ABC):
 
 
 class Traced(Loop):
-    """The loop of a run: a session is served its calls and steps."""
+    """The loop of a run: a listener is served its calls and steps."""
 
-    def __init__(self, pipe: Any, family: Family, session: Session) -> None:
-        super().__init__(pipe, family)
-        self.session = session
+    def __init__(self, pipe: Any, anatomy: Anatomy, listener: Listener) -> None:
+        super().__init__(pipe, anatomy)
+        self.listener = listener
 
     def install(self) -> Callable[[], None]:
         """Wrap; schedulers that draw noise draw it from the run's seed, and leave the global generator as it was."""
@@ -428,13 +430,13 @@ class Traced(Loop):
         device = torch.device(self.pipe._execution_device)
         devices = [device] if device.type == "cuda" else []
         generators.enter_context(torch.random.fork_rng(devices=devices))
-        torch.manual_seed(self.session.seed)
+        torch.manual_seed(self.listener.seed)
         return undo_all([generators.close, undo])
 
     def serve(self, call: ModelCall) -> Any:
-        """Hand one forward to the session."""
+        """Hand one forward to the listener."""
         latents = {"video": call.start.latents}
-        return self.session.call(call.seen, latents, lambda new: call.run(new["video"]), call.nothing)
+        return self.listener.call(call.seen, latents, lambda new: call.run(new["video"]), call.nothing)
 
     def advance(
         self,
@@ -443,8 +445,8 @@ class Traced(Loop):
         latents: Tensor,
         proceed: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Hand one step to the session."""
-        return self.session.advance(velocity, timestep, latents, proceed)
+        """Hand one step to the listener."""
+        return self.listener.advance(velocity, timestep, latents, proceed)
 
 
 def _with(value: Tensor, frames: Tensor, content: Any) -> Tensor:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.diffusers import anatomy
+from dit_lens.families.diffusers.anatomy import block_lists, sites
 from dit_lens.families.diffusers.pipeline import transformers, value_of
 from dit_lens.families.diffusers.schedulers import is_flow
-from dit_lens.families.family import Family
+from dit_lens.families.family import Anatomy
 from dit_lens.families.patching import refuse_compiled
 
 HARMLESS_HOOKS = (
@@ -48,12 +48,12 @@ def refuse_pipeline(pipe: Any) -> None:
             )
 
 
-def refuse(pipe: Any, family: Family, keywords: Mapping[str, Any]) -> None:
+def refuse(pipe: Any, anatomy: Anatomy, keywords: Mapping[str, Any]) -> None:
     """Refuse what changes what hooks see.
 
     Args:
         pipe: the pipeline.
-        family: made of it when the lens was made.
+        anatomy: of it when the lens was made.
         keywords: of its call.
 
     Raises:
@@ -74,7 +74,7 @@ def refuse(pipe: Any, family: Family, keywords: Mapping[str, Any]) -> None:
             )
     for path, dit in transformers(pipe).items():
         refuse_transformer(path, dit)
-        _refuse_another_architecture(path, dit, family)
+        _refuse_another_architecture(path, dit, anatomy)
 
 
 def refuse_transformer(path: str, dit: Any) -> None:
@@ -102,9 +102,9 @@ def refuse_transformer(path: str, dit: Any) -> None:
         raise PlanError(f"{path}: context parallelism splits the tokens over processes: load it without.")
 
 
-def _refuse_another_architecture(path: str, dit: Any, family: Family) -> None:
-    lists = anatomy.block_lists(dit)
-    if lists != family.blocks or anatomy.sites(dit, lists) != family.sites:
+def _refuse_another_architecture(path: str, dit: Any, anatomy: Anatomy) -> None:
+    lists = block_lists(dit)
+    if lists != anatomy.blocks or sites(dit, lists) != anatomy.sites:
         raise PlanError(
             f"pipe.{path} is another architecture ({type(dit).__name__}) than when the lens was made: make a "
             "new one, dl.Lens(pipe)."

@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "require_clip_embedding": False,
 }
 
-FAMILY = replace(WAN, default_steps=20, default_cfg=1.0)
+FAMILY = replace(WAN, call=replace(WAN.call, default_steps=20, default_cfg=1.0))
 """Wan, with the organism's own sampling defaults; guidance is measured in docs/organism.md."""
 
 

@@ -11,7 +11,8 @@ from dit_lens.families.diffsynth.ltx2.asked import arguments, branches, latent_g
 from dit_lens.families.diffsynth.ltx2.batches import BATCHING
 from dit_lens.families.diffsynth.ltx2.calls import intercept, look
 from dit_lens.families.diffsynth.ltx2.made import decode, decode_audio, ltx_facts, outputs, rates, readout, x0
-from dit_lens.families.family import Family, Site
+from dit_lens.families.family import Anatomy, Calling, Codec, Family, Flow
+from dit_lens.families.site import Site
 
 
 def _sites(stream: str, prefix: str, across: tuple[str, str, str]) -> dict[str, Site]:
@@ -47,32 +48,31 @@ SITES = {
 
 LTX2 = Family(
     name="ltx2",
-    experts={"dit": "dit"},
-    blocks=("transformer_blocks",),
-    sites=SITES,
-    intercept=intercept,
-    arguments=arguments,
-    branches=branches,
-    refuse=refuse,
-    latent_grid=latent_grid,
-    token_grid=lambda dit, latent: latent[1:],
-    channels=lambda dit: int(dit.inner_dim),
-    decode=decode,
-    outputs=outputs,
-    readout=readout,
-    schedule=schedule,
-    facts=ltx_facts,
-    quiet=quiet,
-    default_steps=30,
-    default_cfg=3.0,
-    multiples=(8, 32),
-    silent=("progress_bar_cmd",),
-    x0=x0,
-    latents=("video", "audio"),
-    decode_audio=decode_audio,
-    more_sizes=sizes,
-    rates=rates,
-    later=later,
+    anatomy=Anatomy(
+        experts={"dit": "dit"},
+        blocks=("transformer_blocks",),
+        sites=SITES,
+        latent_grid=latent_grid,
+        token_grid=lambda dit, latent: latent[1:],
+        channels=lambda dit: int(dit.inner_dim),
+        latents=("video", "audio"),
+        multiples=(8, 32),
+        more_sizes=sizes,
+    ),
+    call=Calling(
+        arguments=arguments,
+        branches=branches,
+        refuse=refuse,
+        intercept=intercept,
+        quiet=quiet,
+        default_steps=30,
+        default_cfg=3.0,
+        later=later,
+        silent=("progress_bar_cmd",),
+        facts=ltx_facts,
+    ),
+    flow=Flow(schedule=schedule, x0=x0, readout=readout),
+    codec=Codec(decode=decode, outputs=outputs, decode_audio=decode_audio, rates=rates),
     batching=BATCHING,
 )
 

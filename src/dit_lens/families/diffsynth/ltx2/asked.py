@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.family import Sizes, Stage
+from dit_lens.families.call import Sizes, Stage
 from dit_lens.families.patching import refuse_compiled
 from dit_lens.tasks.sample import Sample
 

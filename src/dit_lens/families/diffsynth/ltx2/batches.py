@@ -10,8 +10,8 @@ from torch import Tensor
 from dit_lens.errors import PlanError
 from dit_lens.families.diffsynth.common import prepare, told
 from dit_lens.families.diffsynth.ltx2.asked import branches
-from dit_lens.families.diffsynth.ltx2.calls import narrow, references, wide
-from dit_lens.families.family import Batching
+from dit_lens.families.diffsynth.ltx2.calls import look, narrow, references, wide
+from dit_lens.families.family import Batching, Prepared
 from dit_lens.families.latents import together
 
 
@@ -19,14 +19,14 @@ def _blank(keywords: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return keywords["video_latents"], keywords["audio_latents"]
 
 
-def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, Prepared]:
     """Return, by branch, the keywords that the model gets at the first step; see `Batching.prepare`.
 
     Raises:
         PlanError: reference tokens, which single runs take.
     """
-    calls = prepare(branches, _blank)(pipe, keywords)
-    for call in calls.values():
+    calls = prepare(branches, lambda pipe, inputs: look(inputs), _blank)(pipe, keywords)
+    for call in (prepared.keywords for prepared in calls.values()):
         if references(call):
             raise PlanError(
                 "Images after frame 0 and videos in context do not go into batches: use lens.run."

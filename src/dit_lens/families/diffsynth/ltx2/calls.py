@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.family import Family, Seen, Session, Tokens
+from dit_lens.families.call import Forward, Listener, Tokens
+from dit_lens.families.family import Anatomy
 from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
 
 
-def look(keywords: Mapping[str, Any]) -> Seen:
+def look(keywords: Mapping[str, Any]) -> Forward:
     """Label one call of `model_fn` from its own keywords.
 
     Raises:
@@ -31,7 +32,7 @@ def look(keywords: Mapping[str, Any]) -> Seen:
         "audio": Tokens((audio.shape[2], 1, 1)),
     }
     rows = {branches[0]: slice(0, max(video.shape[0], keywords["video_context"].shape[0]))}
-    return Seen("dit", rows, streams, float(keywords["timestep"].flatten()[0]))
+    return Forward("dit", rows, streams, float(keywords["timestep"].flatten()[0]))
 
 
 def references(keywords: Mapping[str, Any]) -> list[Tensor]:
@@ -51,7 +52,7 @@ def _count(latents: Tensor) -> int:
     return frame * y * x
 
 
-def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]:
+def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], None]:
     """Wrap what runs a stage, the model and a step, on the pipeline itself; see `Family.intercept`."""
     denoise_stage, model_fn, take_step = pipe.denoise_stage, pipe.model_fn, pipe.step
     refuse_traced(pipe, model_fn)
@@ -63,7 +64,7 @@ def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]
         return denoise_stage(shared, posi, nega, units, *rest, **keywords)
 
     def call(**keywords: Any) -> Any:
-        session.enter(stage)
+        listener.enter(stage)
         given = {"video": keywords["video_latents"], "audio": wide(keywords["audio_latents"])}
 
         def proceed(latents: Mapping[str, Tensor]) -> Any:
@@ -73,7 +74,7 @@ def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]
         def skip() -> Any:
             return torch.zeros_like(keywords["video_latents"]), torch.zeros_like(keywords["audio_latents"])
 
-        return session.call(look(keywords), given, proceed, skip)
+        return listener.call(look(keywords), given, proceed, skip)
 
     def step(
         scheduler: Any, latents: Tensor, progress_id: int, noise_pred: Tensor, **keywords: Any
@@ -87,12 +88,12 @@ def intercept(pipe: Any, family: Family, session: Session) -> Callable[[], None]
             def proceed(velocity: Tensor, latents: Tensor) -> Tensor:
                 return into(own(out_of(velocity), timestep, out_of(latents), **more))
 
-            return out_of(session.advance(into(velocity), timestep, into(sample), proceed, stream))
+            return out_of(listener.advance(into(velocity), timestep, into(sample), proceed, stream))
 
         put_back = set_attribute(scheduler, "step", advance)
         try:
             # From the latents that the model saw: what the mask holds fast is computed from them.
-            start = out_of(session.start(into(latents), stream))
+            start = out_of(listener.start(into(latents), stream))
             return take_step(scheduler, start, progress_id, noise_pred, **keywords)
         finally:
             put_back()

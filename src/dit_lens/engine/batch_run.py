@@ -1,0 +1,105 @@
+"""Whole runs in batches: every row a run, in the same store as `lens.run` writes.
+
+They equal `lens.run` within float tolerance, not bit for bit, so the two never share a name. A run's last digits
+depend on the rows beside it. So the rows of one forward are cut from what was asked for, not from what is missing: a
+command that was interrupted and repeated ends, bit for bit, as one that was not. Another choice of pairs, or another
+`at_once`, may put other rows beside a run; the run that is there stays as it is, and `manifest["batch"]` names the rows
+that it was made with.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from dit_lens.engine.batch_rows import over_seeds, rows_of
+from dit_lens.engine.recorder import Recorder
+from dit_lens.engine.runner import Scratch, coordinates, finished, write_outputs
+from dit_lens.engine.verify import verify_batch
+from dit_lens.store import RunWriter
+from dit_lens.store.run import Run
+
+if TYPE_CHECKING:
+    from dit_lens.engine.batch import Batch
+
+
+def run_rows(batch: Batch, progress: str | None = None) -> list[Run]:
+    """Make the run of every pair of a batch; see `Batch.run`."""
+    requests = batch.requests
+    scratch = None if requests[0].store is not None else tempfile.TemporaryDirectory(prefix="dit_lens_")
+    root = Path(scratch.name) if scratch is not None else requests[0].store
+    assert root is not None
+    paths = [root / request.stages[0].name for request in requests]
+    firsts = [paths.index(path) for path in paths]  # of the pairs that are the same
+    runs = {n: run for n in sorted(set(firsts)) if (run := finished(requests[n])) is not None}
+    unique = sorted(set(firsts))
+    parts = [unique[i : i + batch.at_once] for i in range(0, len(unique), batch.at_once)]
+    parts = _whole_groups(batch, unique) if over_seeds(batch) else parts
+    for part in parts:
+        verify_batch(batch, part, {n: runs[n] for n in part if n in runs})
+        if missing := [n for n in part if n not in runs]:
+            made = _make(batch, part, missing, paths, scratch, progress)
+            runs |= dict(zip(missing, made, strict=True))
+    return [runs[n] for n in firsts]
+
+
+def _whole_groups(batch: Batch, numbers: Sequence[int]) -> list[list[int]]:
+    """Return the pairs by sample: the seeds of a sample meet at edits over seeds."""
+    groups: dict[str, list[int]] = {}
+    for n in numbers:
+        groups.setdefault(_sample_key(batch, n), []).append(n)
+    return list(groups.values())
+
+
+def _sample_key(batch: Batch, number: int) -> str:
+    return repr(batch.requests[number].identity["sample"])
+
+
+def _make(
+    batch: Batch,
+    part: Sequence[int],
+    missing: Sequence[int],
+    paths: Sequence[Path],
+    scratch: Scratch | None,
+    progress: str | None,
+) -> list[Run]:
+    """Run some pairs of a batch together; write the runs that are missing."""
+    coords = coordinates(batch.layout, batch.schedule, batch.grids)
+    together = [paths[n].name for n in part]
+    with ExitStack() as opened:  # a run that was not finished when something fails stays incomplete
+        writers: dict[int, RunWriter] = {}
+        for n in missing:
+            manifest = {
+                **batch.requests[n].stages[0].manifest,
+                "batch": {"row": part.index(n), "rows": together},
+            }
+            writers[n] = opened.enter_context(_writer(paths[n], manifest, coords, scratch is None))
+        recorders = {
+            n: Recorder(batch.layout, 1, writer, batch.requests[n].encoding) for n, writer in writers.items()
+        }
+        rows = rows_of(batch, part, recorders)
+        x = batch.noise[list(part)]
+        for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
+            x = batch.advance(step, x, list(part), rows).latents
+        for row, n in enumerate(part):
+            if n in writers:
+                recorders[n].end_run(rows[row].records)
+                write_outputs(writers[n], batch.outputs(x[row : row + 1]), batch.rates)
+                writers[n].close()
+    return [Run(paths[n], scratch) for n in missing]
+
+
+def _writer(path: Path, manifest: dict[str, Any], coords: dict[str, Any], durable: bool) -> RunWriter:
+    """Open a run to write it from the start: what an interrupted batch left of it may have had other rows beside it."""
+    writer = RunWriter(path.parent, path.name, manifest, coords, durable=durable)
+    if not writer.committed_steps:
+        return writer
+    writer.abort()
+    shutil.rmtree(path)
+    return RunWriter(path.parent, path.name, manifest, coords, durable=durable)

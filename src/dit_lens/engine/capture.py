@@ -1,0 +1,302 @@
+"""A sampler of one's own under the lens: the loop tells its steps and calls, and the engine does all the rest.
+
+    with lens.capture(sigmas=sigmas, branches=("cond", "uncond"), record=[dl.energy]) as loop:
+        for number in range(len(sigmas)):
+            with loop.step(x) as step:
+                v = {}
+                for branch in loop.branches:
+                    with step.call(branch):
+                        v[branch] = model(step.latents, step.timestep, branch)
+                velocity = step.velocity(v["uncond"] + 3.0 * (v["cond"] - v["uncond"]))
+            x = x + (next_sigma - step.sigma) * velocity
+    loop.run["energy"]
+
+The library cannot see the code of such a loop, so its runs are never handed out in place of another: each has a name
+of its own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from dit_lens.engine.recorder import Recorder
+from dit_lens.engine.request import sample_content
+from dit_lens.engine.rows import Row
+from dit_lens.engine.runner import coordinates, write_outputs
+from dit_lens.engine.stages import check_schedule
+from dit_lens.engine.stepper import Stepper
+from dit_lens.engine.visitor import Visitor
+from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.call import Forward, Schedule, Tokens
+from dit_lens.families.family import Flow
+from dit_lens.plan.binding import Binding
+from dit_lens.plan.plan import Layout, Plan
+from dit_lens.store import RunWriter, run_name, versions
+from dit_lens.store.run import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dit_lens.families.specimen import Specimen
+    from dit_lens.tasks.sample import Sample
+
+
+class Capture:
+    """A loop of the user's own, traced.
+
+    Args:
+        specimen: the model.
+        plan: records and edits.
+        sigmas: noise level of each step, in [0, 1]. Flow matching: x_s = (1 - sigma) x_0 + sigma x_1.
+        timesteps: what the model is told at each step. Default: 1000 sigma.
+        branches: guidance branches that run at every step.
+        sample: what is generated, for the manifest.
+        seed: of the initial noise, for the manifest and for edits that draw noise.
+        store: folder of runs. Default: a temporary one, gone with the run.
+        encoding: how bfloat16 states are stored.
+
+    Raises:
+        PlanError: the plan cannot be carried out, or the noise levels are not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        specimen: Specimen,
+        plan: Plan,
+        sigmas: Sequence[float],
+        timesteps: Sequence[float] | None = None,
+        branches: Sequence[str] = ("cond",),
+        sample: Sample | None = None,
+        seed: int = 0,
+        store: str | Path | None = None,
+        encoding: str | None = None,
+    ) -> None:
+        levels = [float(sigma) for sigma in sigmas]
+        told = [1000 * sigma for sigma in levels] if timesteps is None else [float(t) for t in timesteps]
+        if not levels or len(told) != len(levels):
+            raise PlanError(
+                f"capture: {len(levels)} sigmas and {len(told)} timesteps; give one of each for every step."
+            )
+        self.specimen, self.plan, self.schedule = specimen, plan, Schedule(levels, told)
+        self.sample, self.seed, self.encoding = sample, seed, encoding
+        self.branches = tuple(branches)
+        self.layout = Layout(
+            specimen.paths,
+            specimen.layers,
+            len(levels),
+            self.branches,
+            tuple(specimen.dits),
+            specimen.family.anatomy.latents,
+        )
+        check_schedule(self.schedule, self.layout)
+        plan.check(self.layout)
+        plan.check_sources(specimen.fingerprint)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        if store is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
+            store = self._scratch.name
+        self._root = Path(store)
+        self._cleanup = ExitStack()
+        self._stepper: Stepper | None = None
+        self._writer: RunWriter | None = None
+        self._run: Run | None = None
+        self._records: list[Binding] = []
+        self._next = 0
+
+    @property
+    def run(self) -> Run:
+        """The run, with all that was recorded; there once the loop has ended."""
+        if self._run is None:
+            raise CaptureError(
+                "capture: the run is there after the `with` block, when all its steps are done."
+            )
+        return self._run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._cleanup:
+            if kind is not None:
+                return
+            if self._writer is None or self._next != self.layout.steps:
+                raise CaptureError(
+                    f"capture: the loop ended after {self._next} of {self.layout.steps} steps."
+                )
+            recorders = self.stepper.visitor.rows[0].recorders
+            recorders[0].end_run(self._records)
+            self._writer.close()
+            self._run = Run(self._writer.path, self._scratch)
+
+    def keep(self, **outputs: np.ndarray) -> None:
+        """Keep what the loop made: `video` [time, height, width, rgb] of uint8, `audio` [speaker, audio_time].
+
+        Raises:
+            CaptureError: no step has run yet.
+        """
+        if self._writer is None:
+            raise CaptureError("capture: keep what was made after the steps.")
+        write_outputs(self._writer, outputs)
+
+    @contextmanager
+    def step(
+        self, latents: Tensor | Mapping[str, Tensor], expert: str | None = None
+    ) -> Iterator[CapturedStep]:
+        """Take the next step.
+
+        Args:
+            latents: what it starts from, [row, channel, frame, y, x]; by stream where there are several.
+            expert: the DiT that serves it. Default: the first.
+
+        Yields:
+            The step: what it starts from, edits included, and how its calls and its velocity are told.
+
+        Raises:
+            CaptureError: a branch, or something placed, never ran; or there are more steps than noise levels.
+        """
+        number = self._next
+        if number >= self.layout.steps:
+            raise CaptureError(f"capture: step {number}, and there are {self.layout.steps} noise levels.")
+        streams = {"video": latents} if isinstance(latents, Tensor) else dict(latents)
+        dits = self.specimen.dits
+        expert = next(iter(dits)) if expert is None else expert
+        if expert not in dits:
+            raise PlanError(f"capture: no expert {expert!r}, only {', '.join(dits)}.")
+        if self._stepper is None:
+            self._open(streams, expert)
+        start = self.stepper.begin(number, expert, streams)
+        step = CapturedStep(self, number, expert, start)
+        yield step
+        if missing := sorted(set(start) - step.solved):
+            raise CaptureError(
+                f"capture: step {number} ended without its velocity ({', '.join(missing)}): call step.velocity(...)."
+            )
+        self.stepper.end()
+        self._next += 1
+
+    @property
+    def stepper(self) -> Stepper:
+        """Takes the rows through their steps; there once the first has begun."""
+        if self._stepper is None:
+            raise CaptureError("capture: no step has begun.")
+        return self._stepper
+
+    def tokens(self, latents: Tensor, expert: str) -> Tokens:
+        """Return how the video's tokens stand, by the family's own arrangement."""
+        grid = self.specimen.family.anatomy.token_grid(
+            self.specimen.dits[expert],
+            (latents.shape[1], *latents.shape[2:]),
+        )
+        return Tokens(grid)
+
+    def _open(self, streams: Mapping[str, Tensor], expert: str) -> None:
+        rows = len(streams["video"])
+        plan = self.plan
+        edits, self._records = (
+            [Binding.of(placed, is_edit, self.layout, self.schedule.sigmas) for placed in items]
+            for is_edit, items in ((True, plan.edits), (False, plan.records))
+        )
+        identity = {
+            "plan": plan.to_json(),
+            "sample": None if self.sample is None else sample_content(self.sample),
+            "seed": self.seed,
+            **self.specimen.identity(),
+            "encoding": self.encoding,
+            "loop": f"capture {uuid.uuid4().hex}",
+            "versions": versions(),
+        }
+        grids = {"video": self.tokens(streams["video"], expert).grid}
+        coords = coordinates(self.layout, self.schedule, grids)
+        label = "capture" if self.sample is None else f"{self.sample.task}-{self.sample.id}"
+        name = run_name(identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in label))
+        manifest = {"identity": identity, "plan": str(plan)}
+        self._writer = RunWriter(self._root, name, manifest, coords, durable=self._scratch is None)
+        self._cleanup.callback(self._writer.abort)
+        recorder = Recorder(self.layout, rows, self._writer, self.encoding)
+        visitor = Visitor(
+            self.specimen, [Row(self.seed, edits, self._records, [recorder], row) for row in range(rows)]
+        )
+        levels, told = torch.tensor(self.schedule.sigmas), torch.tensor(self.schedule.timesteps)
+        scheduler = SimpleNamespace(sigmas=levels, timesteps=told)
+        flow = Flow(schedule=lambda scheduler: self.schedule)
+        self._stepper = Stepper(
+            flow, scheduler, self.layout, self.schedule.sigmas, self.schedule.timesteps, visitor
+        )
+        self._cleanup.callback(visitor.remove)
+        visitor.install(self.specimen.dits)
+
+
+class CapturedStep:
+    """One step of a loop of the user's own.
+
+    Attributes:
+        number: 0 the noisiest.
+        sigma: its noise level.
+        timestep: what the model is told.
+        solved: streams whose velocity was told.
+    """
+
+    def __init__(self, capture: Capture, number: int, expert: str, start: Mapping[str, Tensor]) -> None:
+        self._capture, self._expert, self._start = capture, expert, start
+        self.number = number
+        self.sigma = capture.schedule.sigmas[number]
+        self.timestep = capture.schedule.timesteps[number]
+        self.solved: set[str] = set()
+
+    @property
+    def latents(self) -> Tensor:
+        """What the step starts from, edits included: [row, channel, frame, y, x] of the video."""
+        return self._start["video"]
+
+    @property
+    def streams(self) -> Mapping[str, Tensor]:
+        """What the step starts from, edits included, by stream."""
+        return self._start
+
+    @contextmanager
+    def call(
+        self,
+        branch: str | Sequence[str] = "cond",
+        before: int = 0,
+        after: int = 0,
+        streams: Mapping[str, tuple[int, int, int]] | None = None,
+    ) -> Iterator[None]:
+        """Run the model once inside this context.
+
+        Args:
+            branch: the guidance branch, or several that one batch carries, in the order of its rows.
+            before: tokens before those of the video's grid.
+            after: tokens after them.
+            streams: (frame, y, x) counts of the tokens of other streams.
+        """
+        capture, names = self._capture, (branch,) if isinstance(branch, str) else tuple(branch)
+        rows = len(capture.stepper.visitor.rows)
+        grid = capture.tokens(self.latents, self._expert).grid
+        tokens = {"video": Tokens(grid, before, after)}
+        tokens |= {stream: Tokens(counts) for stream, counts in (streams or {}).items()}
+        parts = {name: slice(n * rows, (n + 1) * rows) for n, name in enumerate(names)}
+        with capture.stepper.calling(Forward(self._expert, parts, tokens, self.timestep)):
+            yield
+
+    def velocity(self, velocity: Tensor, stream: str = "video") -> Tensor:
+        """Tell the velocity after guidance; return what the loop is to step with, edits included.
+
+        Raises:
+            CaptureError: it was told already.
+        """
+        if stream in self.solved:
+            raise CaptureError(f"capture: step {self.number} was told its velocity of {stream} twice.")
+        self.solved.add(stream)
+        solution, _ = self._capture.stepper.solve(stream, self._start[stream], velocity)
+        return solution

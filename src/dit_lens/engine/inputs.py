@@ -1,0 +1,113 @@
+"""What the model is given beside latents and timestep, for every pair of a batch: prepared once, by the pipeline itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.errors import PlanError
+from dit_lens.families.call import Tokens
+from dit_lens.families.family import Batching, Prepared
+
+if TYPE_CHECKING:
+    from dit_lens.engine.request import Request
+    from dit_lens.families.specimen import Specimen
+
+
+@dataclass
+class PerPair:
+    """Values of one keyword of the model, one row a pair."""
+
+    rows: Tensor
+
+
+@dataclass
+class ModelInputs:
+    """What the model is given, for every pair.
+
+    Attributes:
+        noise: what step 0 starts from, [row, channel, frame, y, x].
+        keywords: by branch.
+        streams_of: by branch, how the tokens of each stream stand.
+    """
+
+    noise: Tensor
+    keywords: dict[str, dict[str, Any]]
+    streams_of: dict[str, Mapping[str, Tokens]]
+
+    @classmethod
+    def of(cls, specimen: Specimen, requests: Sequence[Request]) -> ModelInputs:
+        """Let the pipeline prepare every request.
+
+        Raises:
+            PlanError: the samples cannot go through the model together.
+        """
+        assert specimen.family.batching is not None
+        prepared = [_prepare(specimen, specimen.family.batching, dict(r.keywords)) for r in requests]
+        branches = requests[0].stages[0].layout.branches
+        keywords = {b: _stack(b, [p[b].keywords for p in prepared]) for b in branches}
+        starts: list[Tensor] = [keywords[branch].pop("latents") for branch in branches]
+        # Every branch starts from the same.
+        return cls(starts[0], keywords, {b: prepared[0][b].streams for b in branches})
+
+    @property
+    def streams(self) -> Mapping[str, Tokens]:
+        """How the tokens of each stream stand, in the first branch."""
+        return next(iter(self.streams_of.values()))
+
+    def of_branch(self, branch: str, pairs: Sequence[int] | None = None) -> dict[str, Any]:
+        """Return what the model is given on a branch.
+
+        Args:
+            branch: of guidance.
+            pairs: which of the batch's pairs each row is. Default: each its own.
+        """
+
+        def rows(value: Any) -> Any:
+            if not isinstance(value, PerPair):
+                return value
+            return value.rows if pairs is None else value.rows[torch.tensor(pairs, device=value.rows.device)]
+
+        return {name: rows(value) for name, value in self.keywords[branch].items()}
+
+
+def _prepare(specimen: Specimen, batching: Batching, keywords: dict[str, Any]) -> dict[str, Prepared]:
+    undo = specimen.family.call.quiet(specimen.pipe, keywords)
+    try:
+        return batching.prepare(specimen.pipe, keywords)
+    finally:
+        undo()
+
+
+def _stack(branch: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the keywords of several calls together: tensors of one row become rows, the rest must be equal."""
+    out: dict[str, Any] = {}
+    for name, first in calls[0].items():
+        values = [call[name] for call in calls]
+        if name in ("dit", "timestep"):
+            continue  # these belong to a step
+        shapes = {getattr(v, "shape", None) for v in values}
+        if isinstance(first, Tensor) and first.ndim and len(first) == 1 and len(shapes) == 1:
+            rows = torch.cat(values)
+            out[name] = rows if name == "latents" else PerPair(rows)
+        elif all(v is first or _equal(v, first) for v in values):
+            out[name] = first
+        else:
+            raise PlanError(
+                f"The samples cannot go through the model together: {name} ({branch}) differs among them."
+            )
+    return out
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(value, b[name]) for name, value in a.items())
+    return bool(a == b)

@@ -1,0 +1,174 @@
+"""A batch stands in for the pipeline's loop, so it has to be that loop: its first two steps are compared with the pipeline's.
+
+What a batch does not know of (guidance that is rescaled, a mask put back between steps, a schedule that begins
+later, a callback) shows in one of the four things that are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.errors import PlanError
+from dit_lens.families.call import Forward
+from dit_lens.families.latents import apart
+
+if TYPE_CHECKING:
+    from dit_lens.engine.batch import Batch
+
+STEPS = 2
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Root of the mean squared difference, as a share of that of the pipeline's value: rounding stays below it."""
+LOCAL = 20
+"""How many times the tolerance a single position may differ by."""
+PER_RUN = ("prompt", "negative_prompt", "seed", "generator", "image", "input_image", "input_images", "sample")
+"""Arguments of a pipeline that differ from run to run, and take no part in how its loop goes."""
+
+
+@dataclass
+class Observed:
+    """One step of the pipeline's own loop.
+
+    Attributes:
+        latents: what its calls started from, by stream.
+        timestep: what its scheduler was told.
+        velocity: what its scheduler was given, by stream.
+    """
+
+    latents: Mapping[str, Tensor]
+    timestep: float = float("nan")
+    velocity: dict[str, Tensor] = field(default_factory=dict)
+
+
+class EnoughError(Exception):
+    """Ends the pipeline's call once its first steps are seen."""
+
+
+class Observer:
+    """Listens to a pipeline's loop, and changes nothing.
+
+    Args:
+        seed: of the run.
+
+    Attributes:
+        steps: what was seen.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.steps: list[Observed] = []
+
+    def enter(self, stage: int) -> None:
+        """Take no notice: a batch runs one stage."""
+
+    def start(self, latents: Tensor, stream: str = "video") -> Tensor:
+        """Return the latents as they are."""
+        return latents
+
+    def call(
+        self,
+        forward: Forward,
+        latents: Mapping[str, Tensor],
+        proceed: Callable[[Mapping[str, Tensor]], Any],
+        skip: Callable[[], Any],
+    ) -> Any:
+        """Keep what a step starts from, and let the model run."""
+        if not self.steps or self.steps[-1].velocity:
+            if len(self.steps) == STEPS:
+                raise EnoughError
+            self.steps.append(Observed({stream: x.clone() for stream, x in latents.items()}))
+        return proceed(latents)
+
+    def advance(
+        self,
+        velocity: Tensor,
+        timestep: Any,
+        latents: Tensor,
+        proceed: Callable[[Tensor, Tensor], Tensor],
+        stream: str = "video",
+    ) -> Tensor:
+        """Keep what the scheduler is given, and let it step."""
+        step = self.steps[-1]
+        step.timestep, step.velocity[stream] = float(timestep), velocity.clone()
+        return proceed(velocity, latents)
+
+
+@torch.no_grad()
+def check_against_pipeline(batch: Batch) -> None:
+    """Compare a batch with the pipeline's own loop, once for a model and arguments.
+
+    Raises:
+        PlanError: it differs; the message says in what, at which step, and by how much.
+    """
+    specimen, request = batch.specimen, batch.requests[0]
+    pipe = specimen.pipe
+    loop = {k: v for k, v in request.keywords.items() if k not in PER_RUN}
+    functions = sorted(name for name, value in loop.items() if callable(value) and "callback" in name)
+    if functions:
+        raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
+    scheduler = [type(pipe.scheduler).__name__, repr(getattr(pipe.scheduler, "config", None))]
+    key = repr(
+        (
+            sorted(loop.items(), key=str),
+            scheduler,
+            list(specimen.dits),
+            sorted(map(id, specimen.dits.values())),
+        )
+    )
+    if key in specimen.checked_loops:
+        return
+    observed = _observe(batch)
+    x = batch.noise[:1]
+    for step, seen in enumerate(observed):
+        _compare("latents", step, apart(x), seen.latents)
+        if abs(seen.timestep - batch.timesteps[step]) > 1e-3:
+            raise _differs(
+                "timestep", step, f"{batch.timesteps[step]:.3f}, the pipeline's {seen.timestep:.3f}"
+            )
+        out = batch.step(step, x, rows=[0])
+        _compare("guided velocity", step, apart(out.velocity), seen.velocity)
+        x = out.latents
+    specimen.checked_loops.add(key)
+
+
+def _observe(batch: Batch) -> list[Observed]:
+    """Run the pipeline for its first steps."""
+    specimen, request = batch.specimen, batch.requests[0]
+    pipe, calling = specimen.pipe, specimen.family.call
+    keywords, observer = request.fresh_keywords(), Observer(request.seed)
+    quiet = calling.quiet(pipe, keywords)
+    undo = calling.intercept(pipe, specimen.family.anatomy, observer)
+    try:
+        pipe(**keywords)
+    except EnoughError:
+        calling.release(pipe)
+    finally:
+        undo()
+        quiet()
+    return observer.steps
+
+
+def _compare(what: str, step: int, ours: Mapping[str, Tensor], pipelines: Mapping[str, Tensor]) -> None:
+    for stream, expected in pipelines.items():
+        got, size = ours[stream], expected.float().square().mean().sqrt()
+        if got.shape != expected.shape:
+            raise _differs(what, step, f"{tuple(got.shape)}, the pipeline's {tuple(expected.shape)}")
+        difference = (got.float() - expected.float()).abs()
+        tolerance = TOLERANCE.get(expected.dtype, 1e-2) * max(float(size), 1e-6)
+        if (
+            float(difference.square().mean().sqrt()) > tolerance
+            or float(difference.max()) > LOCAL * tolerance
+        ):
+            share = float(difference.square().mean().sqrt() / size)
+            raise _differs(what, step, f"off by {100 * share:.2g}% of the pipeline's own ({stream})")
+
+
+def _differs(what: str, step: int, how: str) -> PlanError:
+    return PlanError(
+        f"A batch would not be the pipeline's own loop: at step {step} its {what} is {how}. The pipeline does something between "
+        "its calls that batches do not know of (guidance that is rescaled, a mask put back, another schedule): use lens.run."
+    )

@@ -1,0 +1,196 @@
+"""Runs: a request through its pipeline, into a store; or out of the store, where it stands complete."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_lens.engine.recorder import Recorder
+from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch
+from dit_lens.errors import StoreError
+from dit_lens.families.call import Forward, Schedule
+from dit_lens.plan.places import GRID_DIMS, grid_dim
+from dit_lens.plan.plan import Layout, Plan
+from dit_lens.store import RunWriter, Variable, open_run, status
+from dit_lens.store.run import Run
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from dit_lens.engine.request import Request, StageRequest
+
+Scratch = tempfile.TemporaryDirectory[str]
+"""Folder of a run without a store; it goes with the run."""
+
+
+def finished(request: Request) -> Run | None:
+    """Return a run where the store holds it complete, with all its stages; the last stage is what is returned."""
+    path = None
+    for stage in request.stages:
+        path = stage.path
+        if path is None or not (path / "zarr.json").exists():
+            return None
+        try:
+            if not status(path).complete:
+                return None
+        except StoreError:
+            return None  # not readable as it is: the writer says why, or takes it over
+    return None if path is None else Run(path)
+
+
+def run(
+    request: Request,
+    progress: bool = False,
+    watch: Watch | None = None,
+    plan: Callable[[], Plan] | None = None,
+) -> Run:
+    """Run the pipeline, writing as it goes.
+
+    Args:
+        request: what is asked for.
+        progress: whether the pipeline's progress bar is shown.
+        watch: told of every call before it runs, and of the end.
+        plan: gives the plan when the first call comes, where the body of a trace declares it.
+    """
+    specimen, keywords = request.specimen, request.fresh_keywords()
+    family, pipe = specimen.family, specimen.pipe
+    scratch = tempfile.TemporaryDirectory(prefix="dit_lens_") if request.store is None else None
+    destinations = [Destination(stage, scratch) for stage in request.stages]
+
+    def settle() -> None:
+        if plan is not None:
+            request.declare(plan())
+
+    with ExitStack() as cleanup:
+        for destination in destinations:
+            cleanup.callback(destination.abort)
+        if not progress:
+            cleanup.callback(family.call.quiet(pipe, keywords))
+        loops = [_loop(destination, settle, watch) for destination in destinations]
+        output = Stages(loops, watch).run(lambda: pipe(**keywords))
+        rates = family.codec.rates(pipe, keywords)
+        write_outputs(destinations[-1].writer, family.codec.outputs(output, keywords), rates)
+        for destination in destinations:
+            destination.writer.close()
+    return Run(destinations[-1].writer.path, scratch)
+
+
+def _loop(destination: Destination, settle: Callable[[], None], watch: Watch | None) -> StageLoop:
+    stage = destination.stage
+
+    def plan() -> Plan:
+        settle()
+        return stage.plan
+
+    request = stage.request
+    return StageLoop(request.specimen, stage.layout, request.seed, plan, destination.open, watch)
+
+
+class Destination:
+    """Where one stage of a run is written.
+
+    Args:
+        stage: of the request.
+        scratch: folder to write into where there is no store.
+    """
+
+    def __init__(self, stage: StageRequest, scratch: Scratch | None) -> None:
+        self.stage, self.scratch = stage, scratch
+        self._writer: RunWriter | None = None
+
+    @property
+    def writer(self) -> RunWriter:
+        """Writes the run; there once the first call has come."""
+        if self._writer is None:
+            raise StoreError("The model never ran: nothing was written.")
+        return self._writer
+
+    def open(self, schedule: Schedule, forward: Forward) -> Opened:
+        """Open the run in the store, now that grid and noise levels are known.
+
+        Raises:
+            StoreError: the run cannot be written, or not be taken up where it stopped.
+        """
+        stage, request = self.stage, self.stage.request
+        samples = len(range(*next(iter(forward.rows.values())).indices(10**9)))
+        path = stage.path or Path(self.scratch.name) / stage.name  # type: ignore[union-attr]  # one of the two is there
+        grids = {stream: tokens.grid for stream, tokens in forward.streams.items()}
+        coords = coordinates(stage.layout, schedule, grids)
+        self._writer = RunWriter(
+            path.parent, path.name, stage.manifest, coords, durable=request.store is not None
+        )
+        recorder = Recorder(stage.layout, samples, self._writer, request.encoding)
+        committed = self._writer.committed_steps
+        if not committed:
+            return Opened(recorder)
+        if schedule.state:
+            raise StoreError(
+                f"{path} was interrupted, and its scheduler keeps {schedule.state}, which a replay would not repeat: "
+                "remove the folder and run again."
+            )
+        done = open_run(path)
+        recorder.experts = [str(e) for e in done["expert"].values]
+        stored = {s: done["latents" if s == "video" else f"latents_{s}"] for s in stage.layout.latents}
+        return Opened(
+            recorder,
+            {
+                step: {stream: to_latents(values, step) for stream, values in stored.items()}
+                for step in sorted(committed)
+            },
+        )
+
+    def abort(self) -> None:
+        """Let go of the run; it stays incomplete where it is not closed."""
+        if self._writer is not None:
+            self._writer.abort()
+
+
+OUTPUTS = {
+    "video": (("time", "height", "width", "rgb"), "uint8", "decoded video"),
+    "audio": (("speaker", "audio_time"), "float32", "decoded sound"),
+}
+"""What a pipeline may give beside the records, and how it stands in the store."""
+
+
+def write_outputs(
+    writer: RunWriter, outputs: Mapping[str, np.ndarray], rates: Mapping[str, float] | None = None
+) -> None:
+    """Write what the pipeline made, by the names of `OUTPUTS`, with its positions per second where known."""
+    for name, values in outputs.items():
+        dims, dtype, words = OUTPUTS[name]
+        rate = (rates or {}).get(name)
+        writer.declare(Variable(name, dims, values.shape, dtype, unit="run", long_name=words, rate=rate))
+        writer.write(name, {}, values)
+
+
+def to_latents(stored: xr.DataArray, step: int) -> Tensor:
+    """Return stored latents of a step as [row, channel, frame, y, x]."""
+    values = torch.from_numpy(np.array(stored.isel(step=step).values))  # [(sample,) frame, y, x, channel]
+    values = values if values.ndim == 5 else values[None]
+    return values.permute(0, 4, 1, 2, 3).contiguous()
+
+
+def coordinates(
+    layout: Layout, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]
+) -> dict[str, Any]:
+    """Return the coordinates of a run's group; `grids` are (frame, y, x) by stream."""
+    return {
+        "step": np.arange(layout.steps),
+        "sigma": ("step", np.asarray(schedule.sigmas, np.float64)),
+        "timestep": ("step", np.asarray(schedule.timesteps, np.float64)),
+        "expert": ("step", [layout.experts[0]] * layout.steps),  # set step by step, as they are served
+        "branch": list(layout.branches),
+        "layer": np.arange(layout.layers),
+        **{
+            grid_dim(dim, "block", stream): np.arange(size)
+            for stream, grid in grids.items()
+            for dim, size in zip(GRID_DIMS, grid, strict=False)
+        },
+    }

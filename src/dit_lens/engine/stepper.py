@@ -1,0 +1,121 @@
+"""One denoising step of rows that go through the model together: what it starts from, its calls, velocity and x0, its commit.
+
+A run (`stages.py`) and a batch (`batch.py`) drive the same steps; neither computes anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dit_lens.engine.bits import same_bits
+from dit_lens.engine.rows import Moment
+from dit_lens.engine.visitor import Visitor
+from dit_lens.errors import CaptureError
+from dit_lens.families.call import Forward
+from dit_lens.families.family import Flow
+from dit_lens.plan.plan import Layout
+
+Latents = Mapping[str, Tensor]
+"""Stream name to its latents, [row, channel, frame, y, x]."""
+
+
+@dataclass
+class Stepper:
+    """Takes rows through their steps.
+
+    Attributes:
+        flow: what a step does to the latents.
+        scheduler: of the run, its noise levels set.
+        layout: coordinates of the run.
+        sigmas: noise level of each step.
+        timesteps: what the model is told at each step.
+        visitor: applies what is placed on the rows.
+    """
+
+    flow: Flow
+    scheduler: Any
+    layout: Layout
+    sigmas: Sequence[float]
+    timesteps: Sequence[float]
+    visitor: Visitor
+
+    def __post_init__(self) -> None:
+        self._branches: set[str] = set()  # that ran in this step
+
+    def begin(
+        self, step: int, expert: str, latents: Latents, edits: bool = True, records: bool = True
+    ) -> dict[str, Tensor]:
+        """Begin a step; return what it starts from, by stream: the very same tensors where nothing is edited.
+
+        Args:
+            step: number.
+            expert: the DiT that serves it.
+            latents: x_s by stream.
+            edits: whether x_s is edited. What comes from a store had its edits.
+            records: whether records are taken. A step that stands in the store runs only to go on from it.
+        """
+        self._branches = set()
+        moment = Moment(step, self.sigmas[step], self.timesteps[step], expert, self.layout.stage)
+        self.visitor.begin(moment, records=records)
+        return {s: self.visitor.on_latents("latents", s, x, edits) for s, x in latents.items()}
+
+    @contextmanager
+    def calling(self, forward: Forward) -> Iterator[None]:
+        """Label what the hooks see while one forward of a DiT runs.
+
+        Raises:
+            CaptureError: a branch ran that was not asked for, or ran twice.
+        """
+        step = self.visitor.moment.step
+        for branch in forward.rows:
+            if branch in self._branches or branch not in self.layout.branches:
+                raise CaptureError(
+                    f"step {step}: branch {branch!r} ran {'twice' if branch in self._branches else 'unasked'}; this run has the "
+                    f"branches {self.layout.branches}, once a step each. Something runs the model on its own."
+                )
+            self._branches.add(branch)
+        with self.visitor.calling(forward):
+            yield
+
+    def solve(self, stream: str, latents: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity, after guidance and edits, and the x0 that it stands for.
+
+        An edit of x0 becomes the velocity that gives it.
+
+        Args:
+            stream: of the latents.
+            latents: x_s, what the step started from.
+            velocity: after guidance.
+        """
+        step = self.visitor.moment.step
+        velocity = self.visitor.on_latents("velocity", stream, velocity)
+        x0 = self.flow.x0(self.scheduler, latents, velocity, step)
+        new = self.visitor.on_latents("x0", stream, x0)
+        if new is x0 or same_bits(new, x0):
+            return velocity, x0
+        return self.flow.velocity(self.scheduler, latents, new, step).to(velocity.dtype), new
+
+    def end(self) -> None:
+        """Audit the step, and commit it in every run that the rows stand for.
+
+        Raises:
+            CaptureError: a branch, or something placed, never ran.
+        """
+        moment = self.visitor.moment
+        if self._branches != set(self.layout.branches):
+            missing = sorted(set(self.layout.branches) - self._branches)
+            raise CaptureError(
+                f"step {moment.step}: the branches {missing} never ran; {sorted(self._branches)} did."
+            )
+        self.visitor.audit()
+        info = {"sigma": moment.sigma, "timestep": moment.timestep, "expert": moment.expert}
+        recorders = {
+            id(r): r for row in self.visitor.rows for r in row.recorders
+        }  # a prompt batch shares one
+        for recorder in recorders.values():
+            recorder.end_step(moment.step, info)

@@ -1,0 +1,216 @@
+"""A name is checked: a run that a store hands out is begun again for one step, and compared with what is stored.
+
+A name says everything that the library can see of a run. What it cannot see (a function of the model that was replaced,
+another kernel) shows in the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dit_lens.engine.batch_rows import rows_of
+from dit_lens.engine.pipeline_check import EnoughError
+from dit_lens.engine.recorder import Recorder
+from dit_lens.engine.stages import Opened, StageLoop, Stages
+from dit_lens.engine.stepper import Latents
+from dit_lens.errors import PlanError, StoreError
+from dit_lens.families.call import Forward, Schedule
+from dit_lens.families.latents import apart
+from dit_lens.plan.plan import Layout
+from dit_lens.store import Variable
+from dit_lens.store.run import Run
+
+if TYPE_CHECKING:
+    from dit_lens.engine.batch import Batch
+    from dit_lens.engine.request import Request
+
+CHOICES = ("first", "always", "never")
+CLOSE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""How far a row may be off, as a share of its size, where other rows stand beside it now."""
+
+_checked: set[tuple[Path, int]] = set()
+"""Stores of which this process has checked a run, with the pipeline that would have made it."""
+
+
+def is_due(verify: str, store: Path | None, specimen_pipe: Any) -> bool:
+    """Say whether the next run that a store hands out is checked; takes note of it.
+
+    Args:
+        verify: `first` (the first run that the process takes from the store), `always` or `never`.
+        store: folder of runs.
+        specimen_pipe: the pipeline that would make the run.
+
+    Raises:
+        PlanError: `verify` is none of these.
+    """
+    if verify not in CHOICES:
+        raise PlanError(f"verify={verify!r}: it is one of {', '.join(CHOICES)}.")
+    if verify == "never" or store is None:
+        return False
+    key = store.resolve(), id(specimen_pipe)
+    due = verify == "always" or key not in _checked
+    _checked.add(key)
+    return due
+
+
+def verify_run(request: Request, run: Run) -> None:
+    """Begin a run again for one step, and compare bit for bit.
+
+    Raises:
+        StoreError: what the step gives now is not what is stored.
+    """
+    specimen, keywords = request.specimen, request.fresh_keywords()
+    family, pipe = specimen.family, specimen.pipe
+    loops = []
+    for stage, stored in zip(request.stages, run.stages, strict=True):
+        comparison = Comparison(stored, stage.layout)
+        loops.append(
+            StageLoop(
+                specimen,
+                stage.layout,
+                request.seed,
+                partial(getattr, stage, "plan"),
+                comparison.open,
+                started=partial(_after_first, stored),
+            )
+        )
+    quiet = family.call.quiet(pipe, keywords)
+    try:
+        with suppress(EnoughError):
+            output = Stages(loops).run(lambda: pipe(**keywords))
+            _compare_outputs(run, family.codec.outputs(output, keywords))  # a run of one step
+            return
+        family.call.release(pipe)
+    finally:
+        quiet()
+
+
+def _after_first(run: Run, step: int, latents: Latents) -> None:
+    """Compare what step 1 starts from, and end there."""
+    if step == 0:
+        return
+    for stream, x in latents.items():
+        name = "latents" if stream == "video" else f"latents_{stream}"
+        stored = run.dataset[name].isel(step=1).values
+        rows = x.expand(len(stored) if stored.ndim == 5 else 1, *x.shape[1:]).permute(0, 2, 3, 4, 1)
+        _compare(run, name, 1, rows.float().cpu().numpy().reshape(stored.shape), stored)
+    raise EnoughError
+
+
+def _compare_outputs(run: Run, outputs: Mapping[str, np.ndarray]) -> None:
+    for name, values in outputs.items():
+        _compare(run, name, 0, np.asarray(values), run.dataset[name].values)
+
+
+def _compare(run: Run, name: str, step: int, now: np.ndarray, stored: np.ndarray) -> None:
+    equal = now.shape == stored.shape and np.array_equal(
+        now.astype(stored.dtype), stored, equal_nan=stored.dtype.kind in "fc"
+    )
+    if not equal:
+        raise changed(run, name, step)
+
+
+def changed(run: Run, name: str, step: int) -> StoreError:
+    """Return the error that says that a stored run is not what would be made now."""
+    return StoreError(
+        f"{run.path} was asked for again, and is not what this model makes now: {name} of step {step} differs. Something that "
+        "the run's name does not show has changed: a function of the model that was replaced, the machine, a kernel. Use another "
+        'store, remove the run, or take it as it is with verify="never".'
+    )
+
+
+class Comparison:
+    """Takes the records of a first step in place of a store, and compares them with a stored run's.
+
+    Args:
+        run: the stored run.
+        layout: coordinates of the run.
+    """
+
+    def __init__(self, run: Run, layout: Layout) -> None:
+        self.run, self.layout = run, layout
+        self.variables: dict[str, Variable] = {}
+
+    def open(self, schedule: Schedule, forward: Forward) -> Opened:
+        """Take the place of a run's destination."""
+        samples = len(range(*next(iter(forward.rows.values())).indices(10**9)))
+        return Opened(self.recorder(samples))
+
+    def recorder(self, samples: int = 1) -> Recorder:
+        """Return a recorder that compares in place of writing."""
+        encoding = self.run.attrs["manifest"]["identity"]["encoding"]
+        return Recorder(self.layout, samples, self, encoding)  # type: ignore[arg-type]  # it writes to this
+
+    def declare(self, variable: Variable, recorded: Any = None) -> None:
+        """Take note of a variable."""
+        self.variables[variable.name] = variable
+
+    def write(self, name: str, index: Mapping[str, int], values: np.ndarray) -> None:
+        """Compare one unit.
+
+        Raises:
+            StoreError: it differs from the stored one.
+        """
+        variable = self.variables[name]
+        if variable.dtype == "bfloat16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+            if variable.encoding == "float16":
+                values = values.astype(np.float16).astype(np.float32)
+        stored = self.run.dataset[name].isel(dict(index)).values
+        # A reader gives a unit in the order of the array's dimensions, as it was written.
+        _compare(self.run, name, int(index.get("step", 0)), values.reshape(stored.shape), stored)
+
+    def set_coord(self, name: str, values: Any) -> None:
+        """Take no notice: the coordinates are those of the stored run."""
+
+    def set_recorded(self, name: str, recorded: Any) -> None:
+        """Take no notice: what was asked for is said in the stored run."""
+
+    def commit_step(self, step: int, info: Mapping[str, Any]) -> None:
+        """Take no notice: nothing is written."""
+
+
+def verify_batch(batch: Batch, part: Sequence[int], runs: Mapping[int, Run]) -> None:
+    """Begin the rows of one forward again for one step, where one of them is the next run to be checked.
+
+    Bit for bit where the same rows stand beside a run as when it was made; else within float tolerance.
+
+    Raises:
+        StoreError: what the step gives now is not what is stored.
+    """
+    store = batch.requests[0].store
+    if not runs or not is_due(batch.verify, store, batch.specimen.pipe):
+        return
+    names = [batch.requests[n].stages[0].name for n in part]
+    same_rows = {n: run.attrs["manifest"].get("batch", {}).get("rows") == names for n, run in runs.items()}
+    recorders = {n: Comparison(run, batch.layout).recorder() for n, run in runs.items() if same_rows[n]}
+    rows = rows_of(batch, part, recorders)
+    after = batch.advance(0, batch.noise[list(part)], list(part), rows).latents
+    if batch.steps == 1 or any(e.site == "latents" for e in batch.requests[0].plan.edits):
+        return  # what step 1 starts from is edited first
+    for row, n in enumerate(part):
+        if n in runs:
+            _compare_row(runs[n], {s: x[row] for s, x in apart(after).items()}, same_rows[n])
+
+
+def _compare_row(run: Run, latents: Latents, exact: bool) -> None:
+    for stream, x in latents.items():
+        name = "latents" if stream == "video" else f"latents_{stream}"
+        stored = run.dataset[name].isel(step=1).values
+        now = x.permute(1, 2, 3, 0).float().cpu().numpy()
+        if exact:
+            _compare(run, name, 1, now, stored)
+            continue
+        size = float(np.sqrt(np.square(stored).mean()))
+        limit = CLOSE.get(str(x.dtype).removeprefix("torch."), 1e-2) * max(size, 1e-6)
+        if float(np.sqrt(np.square(now - stored).mean())) > limit:
+            raise changed(run, name, 1)
+
+
+__all__ = ["is_due", "verify_batch", "verify_run"]

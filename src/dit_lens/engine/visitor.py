@@ -1,0 +1,392 @@
+"""The visitor: the only loop over (row, stream, placed function). It applies what is placed to the value at a place."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_lens.engine.bits import same_bits
+from dit_lens.engine.exchange import Exchange
+from dit_lens.engine.rows import Moment, Row, Where
+from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.call import Forward, Tokens
+from dit_lens.families.site import submodule
+from dit_lens.plan.binding import Binding
+from dit_lens.plan.plan import Placed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dit_lens.families.specimen import Specimen
+    from dit_lens.plan.places import Spot
+
+Place = tuple[str, str, int]
+"""Site, branch and layer of the video."""
+
+
+@dataclass
+class Selection:
+    """What is placed on one row, at one place and branch, in the running step."""
+
+    edits: list[Binding] = field(default_factory=list)
+    records: list[Binding] = field(default_factory=list)
+
+
+class Visitor:
+    """Applies edits and takes records of rows that go through the model together.
+
+    Args:
+        specimen: the model.
+        rows: the trajectories, in the order of the model's rows.
+        watch: states to keep of every row, by (site, branch, layer).
+        exchange: where the one row is of a group that runs row by row.
+
+    Attributes:
+        states: watched states by (site, branch, layer), [row, frame, y, x, channel].
+        forward: what the running call says of itself; None between calls.
+    """
+
+    def __init__(
+        self,
+        specimen: Specimen,
+        rows: Sequence[Row],
+        watch: Iterable[Place] = (),
+        exchange: Exchange | None = None,
+    ) -> None:
+        self.specimen, self.rows, self.exchange = specimen, rows, exchange
+        self.watch = frozenset(watch)
+        self.states: dict[Place, Tensor] = {}
+        self.forward: Forward | None = None
+        self._thread = 0
+        self._moment: Moment | None = None
+        self._handles: list[Any] = []
+        self._active: Sequence[Sequence[Binding]] = ()
+        self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
+        self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
+        self._seen: set[tuple[int, Binding]] = set()  # records that are known to leave their value alone
+
+    # ---- hooks
+
+    def install(self, dits: Mapping[str, nn.Module]) -> None:
+        """Put one hook on every module where something is placed or watched, and nowhere else."""
+        wanted = self._wanted()
+        for expert, dit in dits.items():
+            for layer, block in enumerate(self.specimen.family.anatomy.block_list(dit)):
+                for stream, sites in self.specimen.sites.items():
+                    for name, site in sites.items():
+                        where = name, stream, layer
+                        if (expert, where) in wanted:
+                            visit = self._visit_at(where)
+                            self._handles.append(site.attach(submodule(block, site.path), visit))
+
+    def _wanted(self) -> set[tuple[str, Where]]:
+        wanted: set[tuple[str, Where]] = set()
+        for binding in {b for row in self.rows for b in row.bindings}:
+            placed = binding.placed
+            for expert in binding.experts:
+                wanted |= {(expert, (placed.site, placed.stream, layer)) for layer in binding.layers}
+        for site, _, layer in self.watch:
+            wanted |= {(expert, (site, "video", layer)) for expert in self.specimen.dits}
+        return wanted
+
+    def remove(self) -> None:
+        """Remove all hooks; what cannot be removed is inert, since no call is running."""
+        self.forward = None
+        while self._handles:
+            self._handles[-1].remove()
+            self._handles.pop()
+
+    def _visit_at(self, where: Where) -> Any:
+        def visit(h: Tensor) -> Tensor | None:
+            # Another thread may run the same model bare meanwhile.
+            if self.forward is None or threading.get_ident() != self._thread:
+                return None
+            return self._visit(self.forward, where, h)
+
+        return visit
+
+    @contextmanager
+    def calling(self, forward: Forward) -> Iterator[None]:
+        """Label what the hooks see while one forward of a DiT runs."""
+        self.forward, self._thread = forward, threading.get_ident()
+        try:
+            yield
+        finally:
+            self.forward = None
+
+    # ---- steps
+
+    def begin(self, moment: Moment, edits: bool = True, records: bool = True) -> None:
+        """Select what is placed at a step.
+
+        Args:
+            moment: the step.
+            edits: whether edits are applied.
+            records: whether records are taken.
+        """
+        self._moment = moment
+        self._fired.clear()
+        active = [
+            [
+                b
+                for b in row.bindings
+                if (edits if b.is_edit else records) and b.selects(moment.step, moment.expert)
+            ]
+            for row in self.rows
+        ]
+        if active != self._active:
+            self._active, self._selected = active, _select(active)
+
+    def on_latents(self, site: str, stream: str, latents: Tensor, edits: bool = True) -> Tensor:
+        """Edit and record what stands on the latent grid; the very same tensor where no bit changed.
+
+        Args:
+            site: `latents`, `velocity` or `x0`.
+            stream: of the latents.
+            latents: [row, channel, frame, y, x].
+            edits: whether edits are applied.
+        """
+        where = site, stream, None
+        if (where, None) not in self._selected:
+            return latents
+        # The first latents of a prompt batch are one row, which the model repeats for every prompt.
+        rows = latents.expand(max(len(self.rows), len(latents)), *latents.shape[1:])
+        values = rows.permute(0, 2, 3, 4, 1)
+        new = self.apply(where, None, values, edits)
+        if new is values or same_bits(new, values):
+            return latents
+        return new.permute(0, 4, 1, 2, 3)
+
+    def _visit(self, forward: Forward, where: Where, h: Tensor) -> Tensor | None:
+        """Apply what is placed here to the call's rows of h [row, token, channel]; None where nothing changed."""
+        site, stream, layer = where
+        out = None
+        for branch, part in forward.rows.items():
+            watched = stream == "video" and (site, branch, layer) in self.watch
+            if not watched and (where, branch) not in self._selected:
+                continue
+            tokens = self._tokens(forward, where, branch, h)
+            values = h[part, tokens.part].unflatten(1, tokens.grid)
+            new = self.apply(where, branch, values)
+            if watched:
+                assert layer is not None
+                self.states[site, branch, layer] = new.clone()
+            if new is not values:
+                out = h.clone() if out is None else out
+                out[part, tokens.part] = new.flatten(1, 3)
+        return out
+
+    def _tokens(self, forward: Forward, where: Where, branch: str, h: Tensor) -> Tokens:
+        """Return how the stream's tokens stand in h."""
+        site, stream, layer = where
+        tokens = forward.streams.get(stream)
+        place = f"{site} at layer {layer}, {self._moment_label(branch)}"
+        if tokens is None:
+            raise CaptureError(f"{place}: this run has no stream {stream!r}.")
+        if h.ndim != 3 or h.shape[1] != tokens.total:
+            raise CaptureError(
+                f"{place}: the value is {tuple(h.shape)}, but the grid {tokens.grid}, {tokens.before} tokens before it and "
+                f"{tokens.after} after it make {tokens.total} [row, token, channel]: this site does not hold the {stream}'s "
+                "tokens; place it elsewhere."
+            )
+        return tokens
+
+    def _moment_label(self, branch: str) -> str:
+        moment = self.moment
+        return f"step={moment.step}, branch={branch}, expert={moment.expert}"
+
+    @property
+    def moment(self) -> Moment:
+        """The running step.
+
+        Raises:
+            CaptureError: no step is running.
+        """
+        if self._moment is None:
+            raise CaptureError("The model ran before its first step began.")
+        return self._moment
+
+    # ---- values
+
+    def apply(self, where: Where, branch: str | None, values: Tensor, edits: bool = True) -> Tensor:
+        """Edit and record values [row, frame, y, x, channel]; the very same tensor where no edit is placed."""
+        selected = self._selected.get((where, branch))
+        if selected is None:
+            return values
+        if len(values) != len(self.rows):
+            raise CaptureError(
+                f"{where[0]}, {self._moment_label(str(branch))}: the model ran on {len(values)} rows, and {len(self.rows)} were "
+                "prepared."
+            )
+        out = self._edited(selected, where, branch, values) if edits else values
+        for number, selection in selected.items():
+            for record in selection.records:
+                self._read(number, record, where, branch, out[number])
+        return out
+
+    def _edited(
+        self, selected: Mapping[int, Selection], where: Where, branch: str | None, values: Tensor
+    ) -> Tensor:
+        """Return the values after their edits. At an edit over seeds a row waits for the rows of its group."""
+        waiting = {number: deque(s.edits) for number, s in selected.items() if s.edits}
+        if not waiting:
+            return values
+        out = values.clone()
+        while waiting:
+            meetings: dict[tuple[int, Placed], list[int]] = defaultdict(list)
+            for number, edits in list(waiting.items()):
+                while edits and not edits[0].over_seeds:
+                    out[number] = self._edit(number, edits.popleft(), where, branch, out[number])
+                if edits:
+                    meetings[self._group(number, edits[0]), edits[0].placed].append(number)
+                else:
+                    del waiting[number]
+            for (_, placed), numbers in meetings.items():
+                out[numbers] = self._meet(numbers, placed, where, branch, out[numbers])
+                for number in numbers:
+                    self._mark(number, waiting[number].popleft(), where, branch)
+        return out
+
+    def _edit(self, number: int, edit: Binding, where: Where, branch: str | None, value: Tensor) -> Tensor:
+        self._mark(number, edit, where, branch)
+        return apply_edit(edit.placed, self.rows[number].spot(self.moment, where, branch), value)
+
+    def _group(self, number: int, edit: Binding) -> int:
+        group = self.rows[number].group
+        if group is None:
+            raise PlanError(
+                f"{edit.placed} sees the rows of several seeds together: say which, with groups=."
+            )
+        return group
+
+    def _meet(
+        self, numbers: list[int], placed: Placed, where: Where, branch: str | None, values: Tensor
+    ) -> Tensor:
+        if self.exchange is not None:
+            return self.exchange.meet((placed, where, branch), values[0])[None]
+        return apply_edit(placed, self.rows[numbers[0]].spot(self.moment, where, branch), values)
+
+    def _read(self, number: int, record: Binding, where: Where, branch: str | None, value: Tensor) -> None:
+        row = self.rows[number]
+        spot = row.spot(self.moment, where, branch)
+        self._mark(number, record, where, branch)
+        result = self._call_record(number, record, spot, value)
+        for recorder in row.recorders:
+            recorder.take(record, spot, value, result)
+
+    def _call_record(self, number: int, record: Binding, spot: Spot, value: Tensor) -> Any:
+        """Call a record, and refuse one that changes its value.
+
+        In-place operations are counted by torch; what they do not count (`.data`, numpy) shows in the value, which is
+        compared the first time.
+        """
+        if value.is_inference():  # these are not counted
+            with torch.inference_mode(False):
+                value = value.clone()
+        first = (number, record) not in self._seen
+        before, version = value.clone() if first else value, value._version
+        result = record.placed.function(value)
+        if value._version != version or (first and not same_bits(value, before)):
+            raise PlanError(
+                f"record {record.placed.name} at {spot} changes the value that it reads, which would change the run: compute on "
+                "a copy (h.clone()), or place it as an edit."
+            )
+        self._seen.add((number, record))
+        return result
+
+    # ---- audit
+
+    def _mark(self, number: int, binding: Binding, where: Where, branch: str | None) -> None:
+        place, fired = (branch, where[2]), self._fired[number, binding]
+        if place in fired:
+            spot = self.rows[number].spot(self.moment, where, branch)
+            raise CaptureError(
+                f"{binding.placed} fired twice at {spot}: the module runs more than once a call."
+            )
+        fired.add(place)
+
+    def audit(self) -> None:
+        """Check that everything that is placed at the running step has fired.
+
+        Raises:
+            CaptureError: something has not.
+        """
+        for number, bindings in enumerate(self._active):
+            for binding in bindings:
+                missing = set(binding.places) - self._fired[number, binding]
+                if missing:
+                    raise self._never_fired(number, binding, missing)
+        missing_states = self.watch - self.states.keys()
+        if missing_states:
+            raise CaptureError(
+                f"step {self.moment.step}: nothing ran at (site, branch, layer) = {sorted(missing_states)}, which is watched: "
+                "leave the place out, or switch off what skips the module."
+            )
+
+    def _never_fired(
+        self, number: int, binding: Binding, missing: set[tuple[str | None, int | None]]
+    ) -> CaptureError:
+        branch, layer = min(missing, key=str)
+        moment, sample = self.moment, self.rows[number].sample
+        return CaptureError(
+            f"{binding.placed}: nothing was captured at step={moment.step}, branch={branch}, layer={layer}, "
+            f"expert={moment.expert}{f', sample={sample}' if sample else ''}{self._module(binding.placed, layer)}, and at "
+            f"{len(missing) - 1} more places: the module did not run there. Leave the place out, or switch off what skips the "
+            "module."
+        )
+
+    def _module(self, placed: Placed, layer: int | None) -> str:
+        """Return the module that a place stands for, in words; empty outside the blocks."""
+        if layer is None:
+            return ""
+        dit = self.specimen.dits[self.moment.expert]
+        path, number = self.specimen.family.anatomy.locate(dit, layer)
+        below = self.specimen.sites[placed.stream][placed.site].path
+        return f" (module {path}.{number}" + (f".{below})" if below else ")")
+
+
+def _select(
+    active: Sequence[Sequence[Binding]],
+) -> dict[tuple[Where, str | None], dict[int, Selection]]:
+    """Return, by place and branch and then by row, what is placed there."""
+    selected: dict[tuple[Where, str | None], dict[int, Selection]] = defaultdict(dict)
+    for number, bindings in enumerate(active):
+        for binding in bindings:
+            for branch, layer in binding.places:
+                where = binding.placed.site, binding.placed.stream, layer
+                selection = selected[where, branch].setdefault(number, Selection())
+                (selection.edits if binding.is_edit else selection.records).append(binding)
+    return dict(selected)
+
+
+def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
+    """Apply an edit in its region of the grid alone, and check what it returns.
+
+    The function is handed a copy, which it may write into; what counts is what it returns.
+
+    Raises:
+        PlanError: it returned another shape, type or device.
+    """
+    new = edit.function(value.clone(), spot)
+    same = isinstance(new, Tensor) and new.shape == value.shape and new.dtype == value.dtype
+    if not same or new.device != value.device:
+        got = (
+            f"{new.dtype} {tuple(new.shape)} on {new.device}"
+            if isinstance(new, Tensor)
+            else type(new).__name__
+        )
+        raise PlanError(
+            f"edit {edit.name} at {spot} returned {got}; the value is {value.dtype} {tuple(value.shape)} "
+            f"[frame, y, x, channel] on {value.device}: return the same shape and type, on the same device."
+        )
+    if not edit.place.region:
+        return new
+    mask = torch.from_numpy(edit.place.inside(tuple(value.shape[-4:-1])))  # type: ignore[arg-type]
+    return torch.where(mask.to(value.device)[..., None], new, value)

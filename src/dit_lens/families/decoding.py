@@ -1,0 +1,41 @@
+"""Latents as they stand in a run, to frames or sound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dit_lens.errors import PlanError
+from dit_lens.plan.places import GRID_DIMS, grid_dim
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from dit_lens.families.specimen import Specimen
+
+
+def decode(specimen: Specimen, latents: xr.DataArray | Tensor) -> np.ndarray:
+    """Decode latents by a model's own codec; see `Lens.decode`.
+
+    Raises:
+        PlanError: not latents, or they hold NaN (they were not recorded).
+    """
+    codec = specimen.family.codec
+    known = {s: tuple(grid_dim(d, "latents", s) for d in GRID_DIMS) for s in specimen.family.anatomy.latents}
+    dims = tuple(getattr(latents, "dims", known["video"]))
+    stream = next((s for s, names in known.items() if dims[-4:] == names), None)
+    decoder = {"video": codec.decode, "audio": codec.decode_audio}.get(stream or "")
+    if decoder is None:
+        names = " or ".join(f"[..., {', '.join(n)}]" for n in known.values())
+        raise PlanError(f"decode takes latents {names}; these have {dims}.")
+    values = latents if isinstance(latents, Tensor) else torch.from_numpy(np.array(latents.values))
+    if bool(torch.isnan(values).any()):
+        raise PlanError(
+            "decode: the latents hold NaN: the place was not recorded, or the run is not complete."
+        )
+    rows = values.reshape(-1, *values.shape[-4:]).permute(0, 4, 1, 2, 3)
+    decoded: np.ndarray = decoder(specimen.pipe, rows)
+    return decoded.reshape(*values.shape[:-4], *decoded.shape[1:])

@@ -1,0 +1,133 @@
+"""A loop of one's own, told step by step, gives what the library's own loop gives."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dit_lens as dl
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.mlp = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + torch.tanh(self.mlp(x))
+
+
+class Model(nn.Module):
+    """Latents [row, 2, 2, 4, 4] to their velocity; a token is one position; the branch shifts it."""
+
+    def __init__(self, width=8, layers=3):
+        super().__init__()
+        self.into, self.out = nn.Linear(2, width), nn.Linear(width, 2)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(layers))
+
+    def forward(self, x, t, shift):
+        h = self.into(x.flatten(2).transpose(1, 2)) + shift + (t / 1000)[:, None, None]
+        for block in self.blocks:
+            h = block(h)
+        return self.out(h).transpose(1, 2).reshape(x.shape)
+
+
+SHIFT = {"cond": 0.5, "uncond": 0.0}
+SAMPLE = dl.Sample(prompt="anything", size=(16, 16), num_frames=5)
+SIGMAS = [1.0, 0.75, 0.5, 0.25]
+SCALE = 3.0
+PLAN = {
+    "record": [dl.energy, (dl.hidden, dl.at(layer=1)), dl.x0, dl.velocity, dl.latents],
+    "edit": [
+        (dl.scale(factor=0.5), dl.at(layer=2, step="1-", branch="cond")),
+        (dl.add_noise(scale=0.2), dl.at(site="latents", step=1)),
+        (dl.scale(factor=0.9), dl.at(site="x0", step=2)),
+    ],
+}
+
+
+@pytest.fixture
+def lens():
+    torch.manual_seed(0)
+    model = Model().eval().requires_grad_(False)
+    return dl.blocks(
+        model,
+        "blocks",
+        latent=lambda sample: (2, 2, 4, 4),
+        grid=lambda latent: latent[1:],
+        condition=lambda sample, branch: {"shift": torch.tensor([[[SHIFT[branch]]]])},
+        steps=4,
+        cfg_scale=SCALE,
+    )
+
+
+@torch.no_grad()
+def sampled(lens, loop, seed=0):
+    """Euler's steps, written by a user."""
+    model = lens.pipe.dit
+    x = torch.randn(1, 2, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+    for number, after in enumerate([*SIGMAS[1:], 0.0]):
+        with loop.step(x) as step:
+            v = {}
+            for branch in loop.branches:
+                with step.call(branch):
+                    v[branch] = model(step.latents, torch.tensor([step.timestep]), SHIFT[branch])
+            velocity = step.velocity(v["uncond"] + SCALE * (v["cond"] - v["uncond"]))
+            start = step.latents
+        assert step.number == number and step.sigma == SIGMAS[number]
+        x = start + velocity * (after - step.sigma)
+    return x
+
+
+def test_a_loop_of_ones_own_records_what_the_librarys_own_does(lens, tmp_path):
+    expected = lens.run(SAMPLE, **PLAN)
+    with lens.capture(SIGMAS, branches=("cond", "uncond"), store=tmp_path, **PLAN) as loop:
+        sampled(lens, loop)
+    run = loop.run
+    assert run.complete and set(run.names) == set(expected.names)
+    for name in expected.names:
+        assert run[name].dims == expected[name].dims
+        assert np.array_equal(run[name].values, expected[name].values), name
+    assert [float(s) for s in run["x0"].sigma.values] == SIGMAS
+    assert len(list(dl.open_runs(tmp_path).children)) == 1
+
+
+def test_a_loop_that_is_run_twice_is_two_runs(lens, tmp_path):
+    for _ in range(2):
+        with lens.capture(SIGMAS, branches=("cond", "uncond"), store=tmp_path, record=[dl.energy]) as loop:
+            sampled(lens, loop)
+    assert len(list(dl.open_runs(tmp_path).children)) == 2
+
+
+def test_what_the_loop_leaves_out_is_an_error_and_nothing_is_left_behind(lens):
+    model, x = lens.pipe.dit, torch.zeros(1, 2, 2, 4, 4)
+    with pytest.raises(dl.CaptureError, match="ended after 0 of 4 steps"):
+        with lens.capture(SIGMAS, record=[dl.energy]):
+            pass
+    with pytest.raises(dl.CaptureError, match="without its velocity"):
+        with lens.capture(SIGMAS, record=[dl.energy]) as loop:
+            with loop.step(x) as step, step.call("cond"):
+                model(step.latents, torch.tensor([step.timestep]), 0.0)
+    with pytest.raises(dl.CaptureError, match=r"branches \['uncond'\] never ran"):
+        with lens.capture(SIGMAS, branches=("cond", "uncond"), record=[dl.energy]) as loop:
+            with loop.step(x) as step:
+                with step.call("cond"):
+                    v = model(step.latents, torch.tensor([step.timestep]), 0.0)
+                step.velocity(v)
+    with pytest.raises(dl.CaptureError, match="nothing was captured at step=0, branch=cond"):
+        with lens.capture(SIGMAS, record=[dl.energy]) as loop:
+            with loop.step(x) as step:
+                with step.call("cond"):
+                    pass
+                step.velocity(x)
+    with pytest.raises(dl.CaptureError, match="the run is there after"):
+        loop.run  # noqa: B018
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_loop_is_refused_before_it_starts(lens):
+    for sigmas, words in (([], "0 sigmas"), ([1.5, 0.5], r"not all in \[0, 1\]")):
+        with pytest.raises(dl.PlanError, match=words):
+            lens.capture(sigmas)
+    with pytest.raises(dl.PlanError, match="out of range"):
+        lens.capture(SIGMAS, record=[(dl.energy, dl.at(layer=9))])

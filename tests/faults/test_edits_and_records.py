@@ -1,0 +1,217 @@
+"""An edit does what it says, in place or not, in a run and in a batch; a record never changes what it reads."""
+
+import numpy as np
+import pytest
+import torch
+
+import dit_lens as dl
+from dit_lens.plan.plan import Placed
+
+SITES = ["block", "block_in", "self_attn", "cross_attn", "ffn", "q", "k", "v", "latents", "velocity", "x0"]
+OUTSIDE = {"latents", "velocity", "x0"}
+CLOSE = {"rtol": 0, "atol": 2e-5}  # float32, another order of summation
+
+
+def pure(h, at):
+    return 0.5 * h
+
+
+def in_place(h, at):
+    h *= 0.5
+    return h
+
+
+def one_frame_in_place(h, at):
+    h[0] = 0
+    return h
+
+
+def one_frame(h, at):
+    return torch.cat([torch.zeros_like(h[:1]), h[1:]])
+
+
+def place(site, **region):
+    return dl.at(site=site, **({} if site in OUTSIDE else {"layer": 1}), step="1-", **region)
+
+
+def last_latents(batch, edits):
+    x = batch.noise
+    for step in range(batch.steps):
+        x = batch.step(step, x, edits=[edits] * len(batch.pairs)).latents
+    return x
+
+
+def run_of(lens, sample, edits):
+    return lens.run(sample, 3, steps=3, cfg_scale=2.0, edit=edits, record=[dl.x0])
+
+
+@pytest.mark.parametrize("region", [{}, {"y": 0}, {"frame": 1, "x": 0}], ids=["all", "row", "cells"])
+@pytest.mark.parametrize("site", SITES)
+def test_an_edit_in_place_is_the_pure_one_in_a_run_and_in_a_batch(lens, sample, site, region):
+    where = place(site, **region)
+    runs = [run_of(lens, sample, [(f, where)]) for f in (pure, in_place)]
+    assert np.array_equal(runs[0]["x0"].values, runs[1]["x0"].values)
+    assert np.array_equal(runs[0].video, runs[1].video)
+    clean = run_of(lens, sample, [])
+    assert not np.array_equal(runs[0]["x0"].values, clean["x0"].values)
+    batch = lens.batch([(sample, 3), (sample, 4)], steps=3, cfg_scale=2.0)
+    rows = [last_latents(batch, [Placed(f, where)]) for f in (pure, in_place)]
+    assert torch.equal(*rows)
+    last = torch.from_numpy(np.array(runs[0]["x0"].isel(step=-1).values)).permute(3, 0, 1, 2)
+    assert torch.allclose(rows[0][0], last, **CLOSE)
+
+
+@pytest.mark.parametrize("site", ["block", "x0", "latents"])
+def test_what_is_written_outside_the_region_does_not_count(lens, sample, site):
+    where = place(site, y=0)
+    written = run_of(lens, sample, [(one_frame_in_place, where)])
+    meant = run_of(lens, sample, [(one_frame, where)])
+    both = run_of(lens, sample, [(one_frame, place(site, frame=0, y=0))])
+    assert np.array_equal(written["x0"].values, meant["x0"].values)
+    assert np.array_equal(written["x0"].values, both["x0"].values)
+
+
+def test_an_edit_that_returns_the_value_it_was_given_after_writing_elsewhere_leaves_the_rest_alone(lens, sample):
+    """A row of the grid is zeroed in place; the hidden states of all other rows are those of the clean run."""
+
+    def zeroed(h, at):
+        h[:] = 0
+        return h
+
+    clean, edited = (
+        lens.run(sample, steps=1, cfg_scale=1.0, record=[(dl.hidden, dl.at(layer=0))], edit=edits)["hidden"].values
+        for edits in ([], [(zeroed, dl.at(layer=0, y=0))])
+    )
+    assert not edited[..., 0, :, :].any()
+    assert np.array_equal(edited[..., 1:, :, :], clean[..., 1:, :, :])
+
+
+IDENTITIES = {
+    "same": lambda h, at: h,
+    "copy": lambda h, at: h.clone(),
+    "in place": lambda h, at: h.mul_(1),
+    "noise of scale 0": dl.add_noise(scale=0.0),
+    "scale 1": dl.scale(factor=1.0),
+}
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_identity_edits_everywhere_leave_a_run_and_a_batch_bit_identical(lens, pipe, sample, run_bare, name):
+    edits = [(IDENTITIES[name], dl.at(site=site)) for site in SITES]
+    run = lens.run(sample, steps=3, cfg_scale=2.0, edit=edits)
+    assert np.array_equal(run.video, run_bare(pipe, sample, steps=3, cfg_scale=2.0))
+    batch = lens.batch([(sample, 0), (sample, 1)], steps=3, cfg_scale=2.0)
+    assert torch.equal(last_latents(batch, [Placed(*edit) for edit in edits]), last_latents(batch, []))
+
+
+@dl.keeps("channel")
+def centred_in_place(h):
+    h -= h.mean()
+    return h.mean((0, 1, 2))
+
+
+@dl.keeps("channel")
+def centred_below_autograd(h):
+    h.data -= 1
+    return h.mean((0, 1, 2))
+
+
+@dl.keeps("channel")
+def written_by_numpy(h):
+    h.numpy()[...] = 0
+    return h.mean((0, 1, 2))
+
+
+@pytest.mark.parametrize("record", [centred_in_place, centred_below_autograd, written_by_numpy])
+@pytest.mark.parametrize("site", ["block", "latents", "x0"])
+def test_a_record_that_changes_its_value_is_refused_in_a_run_and_in_a_batch(
+    lens, pipe, sample, run_bare, left_behind, record, site
+):
+    before = run_bare(pipe, sample, steps=2)
+    for work in (
+        lambda: lens.run(sample, steps=2, cfg_scale=1.0, record=[(record, dl.at(site=site))]),
+        lambda: lens.batch([(sample, 0)], steps=2, cfg_scale=1.0, record=[(record, dl.at(site=site))]).run(),
+    ):
+        with pytest.raises(dl.PlanError, match=rf"record {record.__name__} at {site}.*changes the value"):
+            work()
+    assert left_behind(pipe) == []
+    assert np.array_equal(run_bare(pipe, sample, steps=2), before)
+
+
+def test_under_inference_mode_a_run_is_itself_and_a_record_that_writes_is_refused(lens, sample):
+    with torch.inference_mode():
+        run = lens.run(sample, steps=2, record=[dl.energy, dl.x0], edit=[(in_place, dl.at(layer=1))])
+        with pytest.raises(dl.PlanError, match="changes the value"):
+            lens.run(sample, steps=2, record=[centred_in_place])
+    plain = lens.run(sample, steps=2, record=[dl.energy, dl.x0], edit=[(in_place, dl.at(layer=1))])
+    assert np.array_equal(run["energy"].values, plain["energy"].values)
+
+
+def test_a_module_that_runs_twice_a_call_is_refused_in_a_run_and_in_a_batch(lens, pipe, sample):
+    block = pipe.dit.blocks[1]
+    forward = block.forward
+
+    def twice(x, *rest):
+        block.ffn(x)
+        return forward(x, *rest)
+
+    block.forward = twice
+    edits = [(pure, dl.at(site="ffn", layer=1))]
+    try:
+        with pytest.raises(dl.CaptureError, match="fired twice"):
+            lens.run(sample, steps=1, cfg_scale=1.0, edit=edits)
+        with pytest.raises(dl.CaptureError, match="fired twice"):
+            batch = lens.batch([(sample, 0)], steps=1, cfg_scale=1.0)
+            batch.step(0, batch.noise, edits=[[Placed(*edits[0])]])
+    finally:
+        del block.forward
+
+
+def test_a_site_that_holds_other_tokens_is_refused_in_a_run_and_in_a_batch(lens, pipe, sample):
+    ffn = pipe.dit.blocks[1].ffn
+    forward = ffn.forward
+
+    def longer(x):
+        out = forward(torch.cat([x, x[:, :1]], 1))
+        return out
+
+    block, inner = pipe.dit.blocks[1], pipe.dit.blocks[1].forward
+    ffn.forward = longer
+    block.forward = lambda x, *rest: x + 0 * block.ffn(x)[:, : x.shape[1]]
+    edits = [(pure, dl.at(site="ffn", layer=1))]
+    try:
+        with pytest.raises(dl.CaptureError, match="does not hold the video's tokens"):
+            lens.run(sample, steps=1, cfg_scale=1.0, edit=edits)
+        with pytest.raises(dl.CaptureError, match="does not hold the video's tokens"):
+            batch = lens.batch([(sample, 0)], steps=1, cfg_scale=1.0)
+            batch.step(0, batch.noise, edits=[[Placed(*edits[0])]])
+    finally:
+        del ffn.forward, block.forward
+    assert block.forward == inner
+
+
+def test_the_model_that_runs_in_another_thread_is_not_recorded(lens, pipe, sample, run_bare):
+    """A bare call of the same transformer while a run is traced leaves no value in the run."""
+    import threading
+
+    expected = lens.run(sample, steps=2, cfg_scale=1.0, record=[dl.energy])["energy"].values
+    dit, inputs = pipe.dit, []
+
+    def keep_inputs(module, args, kwargs):
+        inputs.append((args, kwargs))
+
+    handle = dit.blocks[0].register_forward_pre_hook(keep_inputs, with_kwargs=True)
+    run_bare(pipe, sample, steps=1)
+    handle.remove()
+    args, kwargs = inputs[0]
+
+    def run_a_block_elsewhere(h, at):
+        thread = threading.Thread(target=lambda: dit.blocks[2](*args, **kwargs))
+        thread.start()
+        thread.join()
+        return h
+
+    run = lens.run(
+        sample, steps=2, cfg_scale=1.0, record=[dl.energy], edit=[(run_a_block_elsewhere, dl.at(layer=1))]
+    )
+    assert np.array_equal(run["energy"].values, expected)
