@@ -352,3 +352,31 @@ def test_pipelines_that_cast_latents_between_steps_are_traced_alike_in_bfloat16(
     run = case.run(dl.Lens(case.pipe), steps=2, record=[dl.hidden, dl.x0], edit=copy)
     assert np.array_equal(run.video, (expected * 255).round())
     assert run["hidden"].attrs["logical_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["sd3", "wan-image", "ltx-image", "cogvideox"])
+def test_an_edit_of_latents_in_place_reaches_the_model_as_a_pure_one_does(made, name):
+    case = made(name)
+    lens = dl.Lens(case.pipe)
+
+    def in_place(h, at):
+        h[:, 0] = 0
+        return h
+
+    def pure(h, at):
+        out = h.clone()
+        out[:, 0] = 0
+        return out
+
+    runs = [
+        case.run(lens, record=[dl.x0, dl.hidden], edit=[(edit, dl.at(site="latents", step=1))])
+        for edit in (in_place, pure)
+    ]
+    plain = case.run(lens, record=[dl.x0, dl.hidden])
+    assert np.array_equal(runs[0].video, runs[1].video)
+    for record in ("x0", "hidden", "latents"):
+        assert np.array_equal(runs[0][record].values, runs[1][record].values)
+    changed = (runs[0]["hidden"].load() != plain["hidden"].load()).any(
+        ("frame", "y", "x", "channel", "layer")
+    )
+    assert not changed.sel(step=0).any() and changed.sel(step=1).all()

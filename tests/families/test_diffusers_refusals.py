@@ -222,7 +222,12 @@ def test_another_architecture_in_the_pipeline_needs_another_lens(made, parts):
 
 def test_the_family_reads_the_transformer_that_the_pipeline_holds_now(made, parts):
     case = type(made("wan"))("wan")
-    family = dl.Lens(case.pipe).family
+    lens = dl.Lens(case.pipe)
+    first, family = case.run(lens, steps=1, record=[dl.hidden])["hidden"].load(), lens.family
+    case.pipe.transformer = parts.wan_transformer()
+    again = case.run(lens, steps=1, record=[dl.hidden])["hidden"]
+    fresh = case.run(dl.Lens(case.pipe), steps=1, record=[dl.hidden])["hidden"]
+    assert np.array_equal(again.values, fresh.values) and not np.array_equal(again.values, first.values)
     case.pipe.transformer = parts.wan_transformer().to(torch.bfloat16)
     assert family.anatomy.dits(case.pipe)["dit"] is case.pipe.transformer
     assert family.anatomy.dtype(case.pipe) == torch.bfloat16
