@@ -1,6 +1,10 @@
 """Tiny diffusers pipelines: the real classes, with random weights, text encoders and word lists of their own."""
 
 import functools
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -342,3 +346,91 @@ def made():
 @pytest.fixture(params=CASES)
 def case(request, made):
     return made(request.param)
+
+
+# ---- pipelines whose loops are out of the ordinary
+
+_spec = importlib.util.spec_from_file_location("tiny_pipes", Path(__file__).parent / "pipes.py")
+tiny_pipes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny_pipes)
+
+
+@pytest.fixture(scope="session")
+def pipes():
+    """The module of tiny pipelines, for the keywords and pictures that go with them."""
+    pytest.importorskip("diffusers")
+    return tiny_pipes
+
+
+@pytest.fixture(scope="session")
+def parts():
+    """What pipelines are made of here, and makers of pipelines."""
+    pytest.importorskip("diffusers")
+    return sys.modules[__name__]
+
+
+@pytest.fixture(scope="session")
+def build(parts):
+    """Return a function that makes a tiny pipeline, by the name of its maker and the maker's arguments."""
+
+    def made_by(name, *args, **options):
+        with tiny_pipes.seeded():
+            return tiny_pipes.quiet(getattr(tiny_pipes.Pipes(parts), name)(*args, **options))
+
+    return made_by
+
+
+class Watch:
+    """What a bare pipeline does, by plain hooks: inputs of its transformer, states of its blocks, its steps.
+
+    Attributes:
+        inputs: keywords of every call of the transformer, tensors copied.
+        states: output of every block, call by call.
+        steps: (timestep, sample, model_output, prev_sample) of every step of the scheduler.
+    """
+
+    def __init__(self, pipe, blocks):
+        self.pipe, self.inputs, self.states, self.steps = pipe, [], [], []
+        self.handles = [pipe.transformer.register_forward_pre_hook(self._call, with_kwargs=True)]
+        for layer, block in enumerate(blocks):
+            self.handles.append(block.register_forward_hook(functools.partial(self._state, layer)))
+        original, names = pipe.scheduler.step, list(inspect.signature(pipe.scheduler.step).parameters)
+
+        @functools.wraps(original)
+        def step(*args, **kwargs):
+            call = dict(zip(names, args, strict=False)) | kwargs
+            before = [call[name].clone() for name in ("sample", "model_output")]
+            out = original(*args, **kwargs)
+            after = out[0] if isinstance(out, tuple) else out.prev_sample
+            self.steps.append((call["timestep"], *before, after.clone()))
+            return out
+
+        pipe.scheduler.step = step
+
+    def _call(self, module, args, kwargs):
+        self.inputs.append({k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()})
+        self.states.append({})
+
+    def _state(self, layer, module, args, output):
+        self.states[-1][layer] = output
+
+    def close(self):
+        del self.pipe.scheduler.step
+        for handle in self.handles:
+            handle.remove()
+
+
+@pytest.fixture
+def watch_bare():
+    """Return a function that runs a pipeline bare under a `Watch`, and returns it with the pipeline's output."""
+
+    def run(pipe, blocks=(), **keywords):
+        watch = Watch(pipe, blocks)
+        try:
+            with torch.no_grad():
+                out = pipe(**keywords)
+        finally:
+            watch.close()
+        return watch, out
+
+    return run

@@ -41,9 +41,10 @@ def test_a_batch_is_its_single_runs_and_the_last_readout_is_the_velocity(euler):
             read[branch] = lens.family.flow.readout(
                 dit, out.states["block", branch, last].flatten(1, 3), given
             )
-        assert torch.equal(
-            lens.family.flow.guide(lens.pipe, batch.keywords, read, batch.timesteps[step]), out.velocity
-        )
+        guided = lens.family.flow.guide(lens.pipe, batch.keywords, read, batch.timesteps[step])
+        first = batch.inputs.of_branch("cond")
+        blended = batch.batching.blend(batch.scheduler, None, guided, x, first, "video")
+        assert torch.equal(blended, out.velocity)
         for row, run in enumerate(runs):
             expected = torch.from_numpy(run["x0"].isel(step=step).values)
             torch.testing.assert_close(out.x0[row].permute(1, 2, 3, 0), expected, rtol=0, atol=1e-5)
@@ -288,7 +289,7 @@ def test_latents_that_are_changed_between_steps_are_an_error(made):
     def callback(pipe, step, timestep, given):
         return {"latents": given["latents"] * 2}
 
-    with pytest.raises(dl.CaptureError, match=r"not the latents.*A callback"):
+    with pytest.raises(dl.CaptureError, match=r"not given the latents.*A callback"):
         case.run(dl.Lens(case.pipe), callback_on_step_end=callback)
 
 
@@ -307,12 +308,20 @@ def test_a_model_whose_blocks_are_not_registered_is_refused(made):
         case.pipe.transformer = before
 
 
-def test_an_unknown_merged_batch_is_an_error_that_says_so(made, monkeypatch):
+def test_a_merged_batch_is_told_by_its_text_and_else_by_the_list(made, monkeypatch):
     from dit_lens.families.diffusers import merged
 
+    case = made("ltx")
+    listed = case.run(dl.Lens(case.pipe), record=[dl.hidden], steps=1)
     monkeypatch.setattr(merged, "UNCOND_FIRST", ())
-    with pytest.raises(dl.PlanError, match="in an order that is not known here"):
-        made("ltx").run(dl.Lens(made("ltx").pipe), steps=1)
+    told = case.run(dl.Lens(case.pipe), record=[dl.hidden], steps=1)
+    assert np.array_equal(told["hidden"].values, listed["hidden"].values)
+    same = case.sample.with_(negative_prompt=case.sample.prompt)
+    with pytest.raises(dl.PlanError, match=r"in an order that is not known here.*cfg_scale=1"):
+        dl.Lens(case.pipe).run(same, steps=1, cfg_scale=3.0, **case.extra)
+    monkeypatch.setattr(merged, "COND_FIRST", ("LTXPipeline",))  # it is not so
+    with pytest.raises(dl.PlanError, match=r"rows are known as.*the text.*says"):
+        case.run(dl.Lens(case.pipe), steps=1)
 
 
 def test_a_transformer_whose_blocks_are_offloaded_in_groups_is_traced_alike(made):
@@ -343,3 +352,31 @@ def test_pipelines_that_cast_latents_between_steps_are_traced_alike_in_bfloat16(
     run = case.run(dl.Lens(case.pipe), steps=2, record=[dl.hidden, dl.x0], edit=copy)
     assert np.array_equal(run.video, (expected * 255).round())
     assert run["hidden"].attrs["logical_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["sd3", "wan-image", "ltx-image", "cogvideox"])
+def test_an_edit_of_latents_in_place_reaches_the_model_as_a_pure_one_does(made, name):
+    case = made(name)
+    lens = dl.Lens(case.pipe)
+
+    def in_place(h, at):
+        h[:, 0] = 0
+        return h
+
+    def pure(h, at):
+        out = h.clone()
+        out[:, 0] = 0
+        return out
+
+    runs = [
+        case.run(lens, record=[dl.x0, dl.hidden], edit=[(edit, dl.at(site="latents", step=1))])
+        for edit in (in_place, pure)
+    ]
+    plain = case.run(lens, record=[dl.x0, dl.hidden])
+    assert np.array_equal(runs[0].video, runs[1].video)
+    for record in ("x0", "hidden", "latents"):
+        assert np.array_equal(runs[0][record].values, runs[1][record].values)
+    changed = (runs[0]["hidden"].load() != plain["hidden"].load()).any(
+        ("frame", "y", "x", "channel", "layer")
+    )
+    assert not changed.sel(step=0).any() and changed.sel(step=1).all()

@@ -54,11 +54,15 @@ class EnoughError(Exception):
 class Observer:
     """Listens to a pipeline's loop, and changes nothing.
 
+    Args:
+        seed: of the run.
+
     Attributes:
         steps: what was seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.steps: list[Observed] = []
 
     def enter(self, stage: int) -> None:
@@ -138,7 +142,7 @@ def _observe(batch: Batch) -> list[Observed]:
     """Run the pipeline for its first steps."""
     specimen, request = batch.specimen, batch.requests[0]
     pipe, calling = specimen.pipe, specimen.family.call
-    keywords, observer = request.fresh_keywords(), Observer()
+    keywords, observer = request.fresh_keywords(), Observer(request.seed)
     with ExitStack() as cleanup:
         cleanup.enter_context(one_interrupt())
         cleanup.enter_context(traced(specimen.dits.values()))

@@ -286,6 +286,11 @@ class Stages:
                 raise CaptureError(f"The run ended in stage {self._now.layout.stage} of {len(self.loops)}.")
             return out
 
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.loops[0].seed
+
     def enter(self, stage: int) -> None:
         """Go on with a stage, once the one before is audited."""
         if stage == self._now.layout.stage:

@@ -108,6 +108,10 @@ class Listener(Protocol):
     Latents are [row, channel, frame, y, x]; a family whose pipeline has them otherwise rearranges them.
     """
 
+    @property
+    def seed(self) -> int:
+        """Seed of the run: noise that the pipeline draws without a generator comes from it."""
+
     def enter(self, stage: int) -> None:
         """Say which stage the next calls belong to. Pipelines with one stage need not say it."""
 

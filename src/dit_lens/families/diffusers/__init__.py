@@ -9,14 +9,13 @@ from functools import partial
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.diffusers import anatomy, pipeline, schedulers
+from dit_lens.families.diffusers import anatomy, limits, pipeline, schedulers
 from dit_lens.families.diffusers.batching import batching, readout
 from dit_lens.families.diffusers.decode import decode
+from dit_lens.families.diffusers.guidance import guide
 from dit_lens.families.diffusers.intercept import intercept
 from dit_lens.families.diffusers.latents import tokens
 from dit_lens.families.family import Anatomy, Calling, Codec, Family, Flow
-
-EXPERTS = {"high": "transformer", "low": "transformer_2"}
 
 
 def family_for(pipe: Any) -> Family:
@@ -25,19 +24,15 @@ def family_for(pipe: Any) -> Family:
     Raises:
         PlanError: it has no transformer, or one whose blocks the registry does not know.
     """
-    held = {path: getattr(pipe, path, None) for path in EXPERTS.values()}
-    dits = {path: dit for path, dit in held.items() if dit is not None}
-    if not dits:
-        raise PlanError(
-            f"{type(pipe).__name__} has no transformer (it has {', '.join(sorted(pipe.components))}): not supported."
-        )
+    limits.refuse_pipeline(pipe)
+    dits = pipeline.transformers(pipe)
     lists = {anatomy.block_lists(dit) for dit in dits.values()}
     if len(lists) > 1:
         raise PlanError(f"{type(pipe).__name__}: its transformers have different block lists, {lists}.")
     blocks = lists.pop()
     branches = partial(pipeline.branches, pipe)
     anatomy_of_pipe = Anatomy(
-        experts=EXPERTS,
+        experts=pipeline.EXPERTS,
         blocks=blocks,
         sites=anatomy.sites(next(iter(dits.values())), blocks),
         latent_grid=pipeline.latent_grid,
@@ -45,7 +40,7 @@ def family_for(pipe: Any) -> Family:
         channels=anatomy.width,
         multiples=pipeline.multiples(pipe),
         root=pipeline.root,
-        dtype=lambda pipe: next(iter(dits.values())).dtype,
+        dtype=lambda pipe: next(iter(pipeline.transformers(pipe).values())).dtype,
     )
     return Family(
         name="diffusers",
@@ -53,20 +48,20 @@ def family_for(pipe: Any) -> Family:
         call=Calling(
             arguments=partial(pipeline.arguments, pipe),
             branches=branches,
-            refuse=lambda pipe, keywords: pipeline.refuse(pipe, dits, keywords),
+            refuse=lambda pipe, keywords: limits.refuse(pipe, anatomy_of_pipe, keywords),
             intercept=intercept,
             quiet=pipeline.quiet,
             default_steps=pipeline.default(pipe, "num_inference_steps", 50),
-            default_cfg=pipeline.default(pipe, pipeline.guidance(pipe), 1.0),
+            default_cfg=pipeline.default(pipe, pipeline.scale_argument(pipe), 1.0),
             silent=("generator",),
-            facts=lambda pipe: pipeline.facts(pipe, dits),
+            facts=pipeline.facts,
             release=lambda pipe: pipe.maybe_free_model_hooks(),
         ),
         flow=Flow(
             schedule=schedulers.schedule,
             x0=schedulers.x0,
             velocity=schedulers.velocity,
-            guide=pipeline.guide,
+            guide=guide,
             readout=partial(readout, anatomy_of_pipe, pipe),
         ),
         codec=Codec(decode=decode, outputs=pipeline.outputs),

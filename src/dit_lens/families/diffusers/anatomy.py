@@ -5,34 +5,71 @@ Block classes are those of diffusers' own `TransformerBlockRegistry`; nothing is
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dit_lens.errors import PlanError
+from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.patching import refuse_compiled
 from dit_lens.families.site import Site
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from dit_lens.families.family import Anatomy
 
 Sites = dict[str, dict[str, Site]]
 """Stream name to site name to where it is."""
+
+
+BESIDE = ("vace_blocks", "text_transformer_blocks")
+"""Lists of blocks that do not carry the video's hidden state: hints of Wan VACE, the text of Kandinsky 5."""
+TEMPORAL = "temporal_transformer_blocks"
+"""A list whose blocks run in turns with those of another one."""
 
 
 def block_lists(dit: nn.Module) -> tuple[str, ...]:
     """Return the names of a transformer's lists of blocks, in the order in which they run.
 
     Raises:
-        PlanError: the registry knows none of its blocks.
+        PlanError: the registry knows none of its blocks, or some of them only.
     """
     from diffusers.hooks._common import _ALL_TRANSFORMER_BLOCK_IDENTIFIERS as KNOWN
 
+    refuse_compiled("transformer", dit)
     children = {name: list(child) for name, child in dit.named_children() if isinstance(child, nn.ModuleList)}
-    found = tuple(n for n, blocks in children.items() if n in KNOWN and blocks and all(map(metadata, blocks)))
-    if not found:
-        kinds = {n: type(blocks[0]).__name__ for n, blocks in children.items() if blocks}
+    lists = {name: blocks for name, blocks in children.items() if blocks and name not in BESIDE}
+    registered = {name: [metadata(block) is not None for block in blocks] for name, blocks in lists.items()}
+    complete = tuple(name for name, known in registered.items() if name in KNOWN and all(known))
+    kinds = {name: "/".join(sorted({type(b).__name__ for b in blocks})) for name, blocks in lists.items()}
+    if not complete:
         raise PlanError(
             f"diffusers' TransformerBlockRegistry knows none of the block lists of {type(dit).__name__} ({kinds}): "
-            "register the class there (diffusers.hooks.TransformerBlockRegistry), or write a family (docs/adding-a-family.md)."
+            "register every class of them (diffusers.hooks.TransformerBlockRegistry), or write a family "
+            "(docs/adding-a-family.md)."
         )
-    return found
+    missing = {
+        name: kinds[name]
+        for name, known in registered.items()
+        if name not in complete and (name in KNOWN or any(known) or name.endswith(("blocks", "layers")))
+    }
+    if missing:
+        raise PlanError(
+            f"{type(dit).__name__}: the blocks in {', '.join(complete)} are known, those in {missing} are not "
+            "(their class is not in "
+            "diffusers' TransformerBlockRegistry, or the list is none that diffusers names), and layers would be left out in "
+            "silence. Register their classes (diffusers.hooks.TransformerBlockRegistry), or write a family "
+            "(docs/adding-a-family.md)."
+        )
+    if TEMPORAL in complete and len(complete) > 1:
+        raise PlanError(
+            f"{type(dit).__name__}: the blocks of {' and '.join(complete)} run in turns, so they cannot be "
+            "numbered one list after "
+            "the other: write a family (docs/adding-a-family.md)."
+        )
+    return complete
 
 
 def metadata(block: nn.Module) -> Any:
@@ -61,13 +98,72 @@ def sites(dit: nn.Module, lists: tuple[str, ...]) -> Sites:
         )
     (first, *_), ((hidden, text),) = known.values(), places
     joint = text is not None
-    found: Sites = {"video": _ends(first.hidden_states_argument_name, hidden if joint else None)}
+    arguments = [
+        first.hidden_states_argument_name,
+        *([first.encoder_hidden_states_argument_name] if joint else []),
+    ]
+    for kind in known:
+        absent = [name for name in arguments if name not in inspect.signature(kind.forward).parameters]
+        if absent:
+            raise PlanError(
+                f"{kind.__name__} is registered with the arguments {absent}, which it does not take."
+            )
+    # Some classes that are registered at 0 return the tensor itself, and no tuple.
+    place = hidden if joint or hidden else None
+    streams: Sites = {"video": _ends(first.hidden_states_argument_name, place)}
     if joint:
-        found["text"] = _ends(first.encoder_hidden_states_argument_name, text)
+        streams["text"] = _ends(first.encoder_hidden_states_argument_name, text)
     if len(known) == 1:  # what is inside differs between kinds of block
         for stream, inner in _inside(blocks, joint).items():
-            found[stream] |= inner
-    return found
+            streams[stream] |= inner
+    return streams
+
+
+def watch_outputs(dit: nn.Module, anatomy: Anatomy) -> Callable[[], None]:
+    """Check, as the first block of every list runs, that it returns what the registry says; returns what undoes it.
+
+    A registered place that is wrong would read one stream under the name of another.
+    """
+    handles: dict[nn.Module, RemovableHandle] = {}
+
+    def check(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        handles.pop(block).remove()  # once is enough
+        _check_output(block, args, kwargs, output)
+
+    def remove() -> None:
+        while handles:
+            handles.popitem()[1].remove()
+
+    for path in anatomy.blocks:
+        block = dit.get_submodule(f"{path}.0")
+        handles[block] = block.register_forward_hook(check, with_kwargs=True)
+    return remove
+
+
+def _check_output(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    """Compare what a block returns with what is registered of its class.
+
+    Raises:
+        CaptureError: they do not agree.
+    """
+    known = metadata(block)
+    places = [known.return_hidden_states_index, known.return_encoder_hidden_states_index]
+    what = f"{type(block).__name__} is registered as returning (hidden state, text) at {tuple(places)}"
+    tensors = [n for n, v in enumerate(output) if hasattr(v, "shape")] if isinstance(output, tuple) else [0]
+    if places[1] is None and len(tensors) > 1:
+        raise CaptureError(
+            f"{what}, and returns {len(tensors)} tensors: which one is the video's is not known. Register both places "
+            "(TransformerBlockMetadata)."
+        )
+    if places[0] not in tensors:
+        raise CaptureError(f"{what}, and returns tensors at {tensors} alone: mend the registration.")
+    value = output[places[0]] if isinstance(output, tuple) else output
+    name = known.hidden_states_argument_name
+    state = Site("", "input", item=(name,)).of_inputs(block, (args, kwargs))
+    if value.shape != state.shape:
+        raise CaptureError(
+            f"{what}, where it returns {tuple(value.shape)}; it is given {name} of {tuple(state.shape)}: mend the registration."
+        )
 
 
 def _ends(argument: str, index: int | None) -> dict[str, Site]:
@@ -112,6 +208,17 @@ def _has(block: nn.Module, path: str) -> bool:
 
 
 def width(dit: nn.Module) -> int:
-    """Return the number of channels of a transformer's hidden state."""
+    """Return the number of channels of a transformer's hidden state.
+
+    Raises:
+        PlanError: its configuration does not say.
+    """
     config: Any = dit.config
-    return int(getattr(dit, "inner_dim", 0) or config.num_attention_heads * config.attention_head_dim)
+    channels = getattr(dit, "inner_dim", None) or getattr(config, "model_dim", None)
+    if channels is None and hasattr(config, "num_attention_heads") and hasattr(config, "attention_head_dim"):
+        channels = config.num_attention_heads * config.attention_head_dim
+    if channels is None:
+        raise PlanError(
+            f"{type(dit).__name__} does not say how many channels its hidden state has: write a family (docs/adding-a-family.md)."
+        )
+    return int(channels)

@@ -13,24 +13,27 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.call import Forward
-from dit_lens.families.diffusers.intercept import Loop
+from dit_lens.families.diffusers.guidance import formula
+from dit_lens.families.diffusers.intercept import Loop, ModelCall
 from dit_lens.families.diffusers.latents import Arrangement, substitute
+from dit_lens.families.diffusers.pipeline import loop_of
 from dit_lens.families.early_exit import ending_in
 from dit_lens.families.family import Anatomy, Batching, Prepared
 
-OURS = ("latents", "noise", "arrangement", "first", "told")
-"""What stands beside the model's own inputs: x_s; at the first step, x as the pipeline has it, the scheduler's
-timestep, and what the model was told of it."""
+OURS = ("latents", "clean", "noise", "arrangement", "held", "first", "told")
+"""What stands beside the model's own inputs: x_s, twice, as the step after it takes one away; at the first step, x as
+the pipeline has it and how it is arranged; which latent frames are given, and not moved; the scheduler's timestep, and
+what the model was told of it."""
 SHARED = ("image_rotary_emb", "img_ids", "txt_ids")
 """Inputs that have no rows."""
 REFUSED = {
-    "guidance_rescale": "it needs both branches at once",
-    "guidance_scale_2": "one scale serves all steps of a batch",
-    "use_dynamic_cfg": "one scale serves all steps of a batch",
+    "callback_on_step_end": "it may change what the next step starts from",
+    "mask_image": "the pipeline puts what lies outside of the mask back after every step",
     "eta": "it draws noise at every step",
 }
 """Arguments of a pipeline that a batch would not honour."""
+CONDITIONED = ("FluxFillPipeline",)
+"""Pipelines that give their model the mask as a condition, and put nothing back."""
 
 
 def batching(branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batching:
@@ -44,14 +47,11 @@ def batching(branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batchi
         return prepare(pipe, keywords, branches(keywords))
 
     def model(
-        pipe: Any, dit: Any, given: Mapping[str, Any], latents: Mapping[str, Tensor]
+        pipe: Any, dit: Any, inputs: Mapping[str, Any], latents: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        return {"video": forward(pipe, dit, {**given, "latents": latents["video"]})}
+        return {"video": forward(pipe, dit, {**inputs, "latents": latents["video"]})}
 
-    return Batching(prepared, model, expert, settle=settle, advance=advance)
-
-
-_NO_LISTENER: Any = None
+    return Batching(prepared, model, expert, settle=settle, blend=blend, advance=advance)
 
 
 class _PreparedError(Exception):
@@ -62,41 +62,56 @@ class Preparing(Loop):
     """The pipeline's loop up to its first step: keeps what the model is given, and runs it on nothing.
 
     Attributes:
-        found: by branch, the model's inputs, with `OURS`.
+        inputs: by branch, the model's inputs, with `OURS`.
         wanted: branches.
     """
 
     def __init__(self, pipe: Any, anatomy: Anatomy, wanted: tuple[str, ...]) -> None:
-        super().__init__(pipe, anatomy, listener=_NO_LISTENER)  # nothing runs, nothing is recorded
-        self.found: dict[str, Prepared] = {}
+        super().__init__(pipe, anatomy)
+        self.inputs: dict[str, Prepared] = {}
         self.wanted = wanted
 
-    def serve(
-        self,
-        seen: Forward,
-        x: Tensor,
-        latents: Tensor,
-        dit: Any,
-        given: dict[str, Any],
-        original: Callable[..., Any],
-    ) -> Any:
-        """Keep the inputs of a call."""
-        hidden = given["hidden_states"]
-        if seen.streams["video"].after:
-            raise PlanError(f"{type(self.pipe).__name__} sets tokens behind the latents: use lens.run.")
-        if held_frames(given["timestep"], self.arrangement) is not None and not torch.equal(
-            hidden[: len(x)], x
-        ):
-            # It sets a clean frame over the latents at every step, and back at the end.
-            raise PlanError(f"{type(self.pipe).__name__} puts a frame over its latents: use lens.run.")
-        first = self.pipe.scheduler.timesteps[0]
-        ours = {"latents": latents, "noise": x, "arrangement": self.arrangement, "first": float(first)}
-        for branch, rows in seen.rows.items():
-            own = {k: _of_rows(k, v, rows, len(hidden)) for k, v in given.items() if v is not dit}
-            self.found[branch] = Prepared({**own, **ours, "told": own["timestep"]}, seen.streams)
-        if set(self.found) >= set(self.wanted):
+    def serve(self, call: ModelCall) -> Any:
+        """Keep the inputs of a call.
+
+        Raises:
+            PlanError: a batch would not give the model what the pipeline gives it.
+        """
+        start, what = call.start, type(self.pipe).__name__
+        tokens, count = call.seen.streams["video"], len(call.inputs["hidden_states"])
+        if tokens.after or tokens.before:
+            raise PlanError(
+                f"{what} sets {tokens.before} tokens before its latents and {tokens.after} behind them: use lens.run."
+            )
+        for branch, rows in call.seen.rows.items():
+            inputs = {name: _of_rows(name, value, rows, count) for name, value in call.inputs.items()}
+            told = inputs["timestep"]
+            held = start.put_in | told_clean(told, start.arrangement, len(start.put_in))
+            ours = {
+                "latents": start.latents,
+                "clean": start.latents,
+                "noise": start.x,
+                "arrangement": start.arrangement,
+                "held": tuple(held.tolist()),
+                "first": float(self.pipe.scheduler.timesteps[0]),
+                "told": told,
+            }
+            self.inputs[branch] = Prepared({**inputs, **ours}, call.seen.streams)
+        if set(self.inputs) >= set(self.wanted):
             raise _PreparedError
-        return self.nothing(dit, given)
+        return call.nothing()
+
+    def advance(self, *args: Any) -> Tensor:
+        """Refuse a step: it comes before the model has run on every branch.
+
+        Raises:
+            PlanError: always.
+        """
+        raise PlanError(
+            f"{type(self.pipe).__name__} runs its model on {sorted(self.inputs)} alone in a step, and a batch "
+            "with this cfg_scale needs "
+            f"{list(self.wanted)}: use lens.run, or cfg_scale=1."
+        )
 
 
 def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> dict[str, Prepared]:
@@ -108,18 +123,22 @@ def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> 
     from dit_lens.families.diffusers import family_for
 
     for name, reason in REFUSED.items():
-        if keywords.get(name):
-            raise PlanError(f"{name}={keywords[name]!r} in a batch: {reason}; use lens.run.")
+        value = keywords.get(name)
+        conditioned = name == "mask_image" and loop_of(pipe) in CONDITIONED
+        if value is not None and value != 0 and not conditioned:
+            raise PlanError(f"{name}= in a batch: {reason}; use lens.run.")
+    if len(wanted) > 1:
+        formula(pipe)
     loop = Preparing(pipe, family_for(pipe).anatomy, wanted)
     restore = loop.install()
     try:
         pipe(**keywords)
     except _PreparedError:
-        return loop.found
+        return loop.inputs
     finally:
         restore()
         pipe.maybe_free_model_hooks()  # as its last line does
-    raise PlanError(f"{type(pipe).__name__} never ran its model on {wanted}, only on {tuple(loop.found)}.")
+    raise PlanError(f"{type(pipe).__name__} never ran its model on {wanted}, only on {tuple(loop.inputs)}.")
 
 
 def _of_rows(name: str, value: Any, rows: slice, count: int) -> Any:
@@ -144,32 +163,40 @@ def forward(pipe: Any, dit: Any, keywords: Mapping[str, Any]) -> Tensor:
     latents: Tensor = keywords["latents"]
     arrangement: Arrangement = keywords["arrangement"]
     inputs = {name: value for name, value in keywords.items() if name not in OURS}
-    old = keywords["noise"]
-    inputs["hidden_states"] = substitute(inputs["hidden_states"], old, arrangement.write(latents, old))
+    noise = keywords["noise"]
+    inputs["hidden_states"] = substitute(inputs["hidden_states"], arrangement.write(latents, noise))
     inputs["timestep"] = told(keywords["told"], keywords["first"], keywords["timestep"])
-    out = dit(**{**inputs, "return_dict": False})[0]
-    velocity = arrangement.read(out if out.ndim > 3 else out[:, : old.shape[1]])
+    output = dit(**{**inputs, "return_dict": False})
+    out = output[0] if isinstance(output, tuple) else output
+    velocity = arrangement.read(out if out.ndim > 3 else out[:, : noise.shape[1]])
     # A learned variance stands behind the channels of the velocity; the pipelines drop it.
-    velocity = velocity[:, : latents.shape[1]]
-    held = held_frames(keywords["told"], arrangement)
-    return velocity if held is None else velocity.masked_fill(held[None, None, :, None, None], 0)
+    return velocity[:, : latents.shape[1]]
+
+
+def blend(
+    scheduler: Any, timestep: Any, velocity: Tensor, latents: Tensor, keywords: Mapping[str, Any], stream: str
+) -> Tensor:
+    """Return the guided velocity, zero in frames that are given."""
+    held = torch.tensor(keywords["held"], device=velocity.device)
+    return velocity.masked_fill(held[:, None, None], 0) if bool(held.any()) else velocity
 
 
 def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
-    """Put frames back that are held, as the pipeline does after every step."""
-    arrangement: Arrangement = keywords["arrangement"]
-    held = held_frames(keywords["told"], arrangement)
-    if held is None:
+    """Put given frames back, as the pipeline does after every step."""
+    held = torch.tensor(keywords["held"], device=latents.device)
+    if not bool(held.any()):
         return latents
-    return torch.where(held[:, None, None], arrangement.read(keywords["noise"]), latents)
+    return torch.where(held[:, None, None], keywords["clean"].to(latents), latents)
 
 
-def held_frames(told: Tensor, arrangement: Arrangement) -> Tensor | None:
-    """Return which latent frames a model is told to be clean at the first step, [frame]; None where none is."""
-    if told.ndim != 2 or bool((told == 0).all()) or not bool((told == 0).any()):
-        return None
+def told_clean(told: Tensor, arrangement: Arrangement, frames: int) -> Tensor:
+    """Return which latent frames a model is told to be clean at the first step, [frame] of bool."""
+    none = torch.zeros(frames, dtype=torch.bool)
+    if told.ndim != 2 or bool((told == 0).all()):
+        return none
     tokens = told[0].view(arrangement.grid)
-    return (tokens == 0).all(2).all(1).repeat_interleave(arrangement.pack[0])
+    clean = (tokens == 0).all(2).all(1)
+    return clean.repeat_interleave(frames // len(clean)).cpu()
 
 
 def told(captured: Tensor, first: float, now: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.diffusers.pipeline import as_pixels
+from dit_lens.families.diffusers.pipeline import as_pixels, loop_of
 
 
 @torch.no_grad()
@@ -77,6 +77,14 @@ def _scaled(pipe: Any, z: Tensor) -> Tensor:
     return _decoded(pipe, z / pipe.vae.config.scaling_factor)
 
 
+def _hunyuan(pipe: Any, z: Tensor) -> Tensor:
+    video = _scaled(pipe, z)
+    kind = getattr(pipe.transformer.config, "image_condition_type", None)
+    # The image's own latent frame becomes four frames, which the pipeline cuts off.
+    cut = kind == "latent_concat" and loop_of(pipe) == "HunyuanVideoImageToVideoPipeline"
+    return video[:, :, 4:] if cut else video
+
+
 def _image(pipe: Any, z: Tensor) -> Tensor:
     config = pipe.vae.config
     z = z.squeeze(2)
@@ -89,7 +97,7 @@ def _image(pipe: Any, z: Tensor) -> Tensor:
 CODECS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "AutoencoderKL": _image,
     "AutoencoderKLCogVideoX": _cogvideox,
-    "AutoencoderKLHunyuanVideo": _scaled,
+    "AutoencoderKLHunyuanVideo": _hunyuan,
     "AutoencoderKLLTXVideo": _ltx,
     "AutoencoderKLMochi": _mochi,
     "AutoencoderKLWan": _wan,

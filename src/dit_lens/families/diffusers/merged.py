@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dit_lens.errors import PlanError
+from dit_lens.families.diffusers.pipeline import loop_of
 
 UNCOND_FIRST = (
     *("CogVideoXPipeline", "CogVideoXImageToVideoPipeline", "LTXPipeline", "LTXImageToVideoPipeline"),
@@ -13,18 +13,9 @@ UNCOND_FIRST = (
 COND_FIRST = ("DiTPipeline",)
 
 
-def merged_order(pipe: Any) -> tuple[str, str]:
-    """Return the branches of a merged batch, in the order of its rows.
-
-    Raises:
-        PlanError: this pipeline's order is not known.
-    """
-    names = [kind.__name__ for kind in type(pipe).__mro__]
-    if any(name in names for name in UNCOND_FIRST):
+def known_order(pipe: Any) -> tuple[str, str] | None:
+    """Return the branches of a merged batch, in the order of its rows; None where the pipeline is not listed."""
+    name = loop_of(pipe)
+    if name in UNCOND_FIRST:
         return "uncond", "cond"
-    if any(name in names for name in COND_FIRST):
-        return "cond", "uncond"
-    raise PlanError(
-        f"{names[0]} merges the guidance branches into one batch, in an order that is not known here: run it with "
-        f"cfg_scale=1, or add it to dit_lens.families.diffusers.merged ({', '.join((*UNCOND_FIRST, *COND_FIRST))} are there)."
-    )
+    return ("cond", "uncond") if name in COND_FIRST else None

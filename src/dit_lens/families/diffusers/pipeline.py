@@ -13,11 +13,10 @@ from torch import nn
 
 from dit_lens.errors import PlanError
 from dit_lens.families.diffusers.latents import packing, patch
-from dit_lens.families.diffusers.schedulers import is_flow
-from dit_lens.families.family import classifier_free
-from dit_lens.families.patching import refuse_compiled
 from dit_lens.tasks.sample import Sample, as_frames
 
+EXPERTS = {"high": "transformer", "low": "transformer_2"}
+"""Expert to the pipeline's attribute."""
 REFUSED = {
     "skip_guidance_layers": "skip-layer guidance runs the model a third time a step, without some of its blocks",
     "sigmas": "give steps=",
@@ -34,15 +33,43 @@ def parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipe).__call__).parameters
 
 
-def guidance(pipe: Any) -> str:
-    """Return the argument that is the scale of classifier-free guidance; distilled models embed the other one."""
-    return "true_cfg_scale" if "true_cfg_scale" in parameters(pipe) else "guidance_scale"
+def loop_of(pipe: Any) -> str:
+    """Return the name of the class whose denoising loop a pipeline runs: a subclass may inherit it."""
+    return next(kind.__name__ for kind in type(pipe).__mro__ if "__call__" in vars(kind))
 
 
-def default(pipe: Any, name: str, fallback: Any) -> Any:
-    """Return what a pipeline takes for an argument that is not given."""
-    found = parameters(pipe).get(name)
-    return fallback if found is None or found.default in (None, inspect.Parameter.empty) else found.default
+def transformers(pipe: Any) -> dict[str, Any]:
+    """Return the transformers that a pipeline holds now, by attribute."""
+    held = {path: getattr(pipe, path, None) for path in EXPERTS.values()}
+    return {path: dit for path, dit in held.items() if dit is not None}
+
+
+def scale_argument(pipe: Any) -> str | None:
+    """Return the argument that is the scale of classifier-free guidance; None where a pipeline has none.
+
+    Distilled models embed `guidance_scale`; where they have classifier-free guidance too, it is `true_cfg_scale`. A
+    pipeline that takes no negative prompt, and no class that it could leave out, has no unconditional side.
+    """
+    known = parameters(pipe)
+    if "true_cfg_scale" in known:
+        return "true_cfg_scale"
+    two_sided = {"negative_prompt", "negative_prompt_embeds", "class_labels"} & set(known)
+    return "guidance_scale" if two_sided and "guidance_scale" in known else None
+
+
+def value_of(pipe: Any, keywords: Mapping[str, Any], name: str | None) -> Any:
+    """Return an argument of a pipeline's call: the keyword, or its default; None where there is no such argument."""
+    if name is None:
+        return None
+    return keywords[name] if name in keywords else default(pipe, name, None)
+
+
+def default(pipe: Any, name: str | None, fallback: Any) -> Any:
+    """Return what a pipeline takes for an argument that its caller leaves out."""
+    parameter = parameters(pipe).get(name) if name is not None else None
+    if parameter is None or parameter.default in (None, inspect.Parameter.empty):
+        return fallback
+    return parameter.default
 
 
 def arguments(
@@ -55,12 +82,20 @@ def arguments(
     """
     known, what = parameters(pipe), type(pipe).__name__
     for name, reason in REFUSED.items():
-        if extra.get(name) is not None:
+        value = extra.get(name)
+        if value is not None and not (isinstance(value, int) and value == default(pipe, name, None)):
             raise PlanError(f"{name}={extra[name]!r} is not supported under tracing: {reason}.")
     batch = not isinstance(sample.prompt, str)
     prompt: Any = list(sample.prompt) if batch else sample.prompt
     negative: Any = [sample.negative_prompt] * len(prompt) if batch else sample.negative_prompt
-    if guidance(pipe) == "true_cfg_scale" and cfg_scale <= 1:
+    scale = scale_argument(pipe)
+    if scale is None and cfg_scale > 1:
+        raise PlanError(
+            f"{what} has no classifier-free guidance, so cfg_scale={cfg_scale} cannot be done: leave it out. "
+            "Its guidance_scale=, "
+            "where it takes one, is embedded in the model: give that as a keyword of the run."
+        )
+    if scale == "true_cfg_scale" and cfg_scale <= 1:
         negative = None
     own = {
         "prompt": prompt,
@@ -70,7 +105,7 @@ def arguments(
         "height": sample.height,
         "width": sample.width,
         "num_inference_steps": steps,
-        guidance(pipe): cfg_scale,
+        **({} if scale is None else {scale: cfg_scale}),
         "generator": torch.Generator().manual_seed(seed),
         # Bins would run another size, and cut the picture to the one that was asked for.
         "use_resolution_binning": False,
@@ -86,40 +121,10 @@ def arguments(
     return out
 
 
-def guide(
-    pipe: Any, keywords: Mapping[str, Any], velocities: Mapping[str, torch.Tensor], timestep: float
-) -> torch.Tensor:
-    """Return the velocity after classifier-free guidance; see `Flow.guide`."""
-    scale = keywords.get(guidance(pipe), default(pipe, guidance(pipe), 1.0))
-    return classifier_free(pipe, {"cfg_scale": scale}, velocities, timestep)
-
-
 def branches(pipe: Any, keywords: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the guidance branches that the pipeline will run."""
-    guided = keywords.get(guidance(pipe), default(pipe, guidance(pipe), 1.0)) > 1
-    return ("cond", "uncond") if guided else ("cond",)
-
-
-def refuse(pipe: Any, transformers: Mapping[str, Any], keywords: Mapping[str, Any]) -> None:
-    """Refuse what changes what hooks see.
-
-    Raises:
-        PlanError: it names what, and the remedy.
-    """
-    is_flow(pipe.scheduler)
-    if getattr(pipe.scheduler, "order", 1) > 1:
-        raise PlanError(
-            f"{type(pipe.scheduler).__name__} steps {pipe.scheduler.order} times a step: take one of first order."
-        )
-    for name, dit in transformers.items():
-        if getattr(dit, "is_cache_enabled", False):
-            raise PlanError(
-                f"{name}: a cache is enabled ({type(dit._cache_config).__name__}), which skips blocks at some steps: call "
-                "pipe.transformer.disable_cache() first."
-            )
-        if getattr(dit, "_parallel_config", None) is not None:
-            raise PlanError(f"{name}: context parallelism splits the tokens over processes: load it without.")
-        refuse_compiled(name, dit)
+    scale = value_of(pipe, keywords, scale_argument(pipe))
+    return ("cond", "uncond") if scale is not None and scale > 1 else ("cond",)
 
 
 def latent_grid(pipe: Any, sample: Sample) -> tuple[int, int, int, int]:
@@ -129,7 +134,7 @@ def latent_grid(pipe: Any, sample: Sample) -> tuple[int, int, int, int]:
     space, time = scale_factors(pipe)
     frames = (sample.num_frames - 1) // time + 1 if "num_frames" in parameters(pipe) else 1
     if "height" not in parameters(pipe):  # class-conditional models have one size
-        size = pipe.transformer.config.sample_size
+        size = next(iter(transformers(pipe).values())).config.sample_size
         return channels, frames, size, size
     unit = (packing(pipe) or (1, 1, 1))[1]
     y, x = (unit * (size // (space * unit)) for size in (sample.height, sample.width))
@@ -163,7 +168,7 @@ def multiples(pipe: Any) -> tuple[int, int]:
         space, time = scale_factors(pipe)
     except PlanError:
         return 1, 1
-    return time, space * patch(pipe, pipe.transformer or pipe.transformer_2)[1]
+    return time, space * patch(pipe, next(iter(transformers(pipe).values())))[1]
 
 
 def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -199,7 +204,7 @@ def quiet(pipe: Any, keywords: dict[str, Any]) -> Callable[[], None]:
     return restore
 
 
-def facts(pipe: Any, transformers: Mapping[str, Any]) -> dict[str, Any]:
+def facts(pipe: Any) -> dict[str, Any]:
     """Return what of a pipeline changes results, beside its weights and arguments."""
     import diffusers
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
@@ -222,9 +227,11 @@ def facts(pipe: Any, transformers: Mapping[str, Any]) -> dict[str, Any]:
         "settings": _plain({k: v for k, v in pipe.config.items() if isinstance(v, bool | int | float | str)}),
         "scheduler": {"class": type(pipe.scheduler).__name__, **_plain(dict(pipe.scheduler.config))},
         "attention": str(_AttentionBackendRegistry.get_active_backend()[0]),
-        "processors": {name: processors(dit) for name, dit in transformers.items()},
-        "hooks": {name: hooks(dit) for name, dit in transformers.items()},
-        "quantization": {n: repr(getattr(d, "quantization_method", None)) for n, d in transformers.items()},
+        "processors": {name: processors(dit) for name, dit in transformers(pipe).items()},
+        "hooks": {name: hooks(dit) for name, dit in transformers(pipe).items()},
+        "quantization": {
+            n: repr(getattr(d, "quantization_method", None)) for n, d in transformers(pipe).items()
+        },
     }
 
 

@@ -59,15 +59,31 @@ def schedule(scheduler: Any) -> Schedule:
     """Return the noise levels of a scheduler, once its steps are set.
 
     Raises:
-        PlanError: its formulas are not known.
+        PlanError: its formulas are not known, or its noise levels are not in [0, 1].
     """
     flow, name = is_flow(scheduler), type(scheduler).__name__
     timesteps = [float(t) for t in scheduler.timesteps]
     state = (FLOW if flow else PRESERVING)[name]
     if getattr(scheduler.config, "stochastic_sampling", False):
         state = "a generator of noise"
-    sigmas = [_levels(scheduler, n, flow)[1] for n in range(len(timesteps))]
-    return Schedule([float(s) for s in sigmas], timesteps, state)
+    sigmas = [float(_levels(scheduler, n, flow)[1]) for n in range(len(timesteps))]
+    beyond = [sigma for sigma in sigmas if not -1e-4 <= sigma <= 1 + 1e-4]
+    if beyond:
+        raise PlanError(
+            f"{name} has the noise levels {beyond}, which are not in [0, 1]: its latents are scaled otherwise than x_s = "
+            "(1 - s) x_0 + s x_1, so x0 and places by sigma are not known. Set a scheduler whose sigmas are at most 1."
+        )
+    return Schedule(sigmas, timesteps, state)
+
+
+def draws_noise(scheduler: Any) -> bool:
+    """Say whether a scheduler draws noise at its steps."""
+    config = scheduler.config
+    return (
+        type(scheduler).__name__ in ("CogVideoXDPMScheduler", "DDPMScheduler")
+        or bool(getattr(config, "stochastic_sampling", False))
+        or str(getattr(config, "algorithm_type", "")).startswith("sde")
+    )
 
 
 def x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
