@@ -163,12 +163,6 @@ def test_what_a_benchmark_cannot_give_is_refused(bench, tmp_path, monkeypatch, o
         run("decode_steps", monkeypatch, organism, eval_root=bench, image=Path("a.png"), out=tmp_path)
     with pytest.raises(dl.TaskError, match="go with --eval-root"):
         run("decode_steps", monkeypatch, organism, tasks="O-39", out=tmp_path)
+    picture = bench / IN / MAZE / "00000" / "first_frame.png"
     with pytest.raises(dl.TaskError, match="at least 2"):
-        run(
-            "step_count",
-            monkeypatch,
-            organism,
-            image=Path(bench / IN / MAZE / "00000" / "first_frame.png"),
-            prompt="go",
-            out=tmp_path,
-        )
+        run("step_count", monkeypatch, organism, image=picture, prompt="go", out=tmp_path)
