@@ -36,7 +36,7 @@ class Options(PictureOptions):
 
 def main(options: Options) -> int:
     """Run, decode, score, draw, save."""
-    lens = options.open()
+    lens = options.load()
     options.out.mkdir(parents=True, exist_ok=True)
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:

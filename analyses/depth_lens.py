@@ -78,7 +78,7 @@ class Options(StudyOptions):
 
 def main(options: Options) -> int:
     """Fit the maps, read out every sample, draw, save."""
-    lens = options.open()
+    lens = options.load()
     layers = sorted({*choose(options.layers, lens.layers, "layers"), lens.layers - 1})
     fit, maps = None, {}
     if options.tuning_scenes and options.draws_scenes:

@@ -67,7 +67,7 @@ class Options(StudyOptions):
 
 def main(options: Options) -> int:
     """Read every clean run, fit the probes, draw, save."""
-    lens = options.open()
+    lens = options.load()
     probes = fit_probes(lens, options) if options.questions and options.probe_scenes else None
     measured = study(options, "emergent", lens, lambda part: measure(lens, part, probes, options), probes)
     conclude(measured, options)

@@ -47,7 +47,7 @@ NOISE = "scenes are paired between numbers of frames; the initial noise is not: 
 
 def main(options: Options) -> int:
     """Generate with every number of frames, compare, draw, save."""
-    lens = options.open()
+    lens = options.load()
     first = next(iter(draw(options, lens)), None)
     if first is None or first.scorer is None:
         raise dl.TaskError("frame_count compares scores, and these samples have no scorer: use a --task.")

@@ -75,7 +75,7 @@ def main(options: Options) -> int:
     """Run all swaps on every scene, count flips, draw, save."""
     if not options.draws_scenes or options.task != "circle":
         raise TaskError(f"--task {options.source}: a swap needs two prompts on one scene; circle has them.")
-    lens = options.open()
+    lens = options.load()
     measured = study(options, "layer_swap", lens, lambda part: measure(lens, part, options))
     conclude(measured, options)
     return measured.exit_code

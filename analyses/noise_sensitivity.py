@@ -69,7 +69,7 @@ class Options(StudyOptions):
 
 def main(options: Options) -> int:
     """Run all arms on every sample, compare, draw, save."""
-    lens = options.open()
+    lens = options.load()
     measured = study(options, "noise_sensitivity", lens, lambda part: measure(lens, part, options))
     conclude(measured, options)
     return measured.exit_code

@@ -61,7 +61,7 @@ def main(options: Options) -> int:
             "leave --seeds out, or change --ks."
         )
     options = replace(options, seeds=max(options.ks))
-    lens = options.open()
+    lens = options.load()
     measured = study(options, "seed_ensemble", lens, lambda part: measure(lens, part, options))
     conclude(measured, options)
     return measured.exit_code

@@ -40,7 +40,7 @@ class Options(StudyOptions):
 
 def main(options: Options) -> int:
     """Generate with every number of steps, compare, draw, save."""
-    lens = options.open()
+    lens = options.load()
     measured = study(options, "step_count", lens, lambda part: measure(lens, part, options))
     lengths = by_length(measured.results, options) if "length" in measured.results else {}
     compare(measured, "steps", f"Number of steps · {options.source}", options, lengths)

@@ -43,7 +43,7 @@ class Options(PictureOptions):
 
 def main(options: Options) -> int:
     """Record energy everywhere and full states where asked for; draw; save."""
-    lens = options.open()
+    lens = options.load()
     options.out.mkdir(parents=True, exist_ok=True)
     steps = choose(options.vis_steps, options.steps or lens.family.default_steps, "vis-steps")
     layers = choose(options.layers, lens.layers, "layers", auto=4)
