@@ -282,3 +282,8 @@ def test_comments_docstrings_and_code_out_of_reach_keep_every_block(copy, unchan
 def test_what_a_measurement_reaches_in_the_library_makes_new_blocks(copy, unchanged, edit, change):
     edit(*change)
     assert ask(copy)[0] != unchanged[0]
+
+
+def test_the_order_in_which_a_store_lists_variables_does_not_matter():
+    data = xr.Dataset({"a": ("n", [1, 2]), "b": ("n", [3, 4])}, {"n": [0, 1]})
+    assert keys.content(data) == keys.content(data[["b", "a"]]) != keys.content(data.rename(a="b", b="a"))

@@ -253,7 +253,8 @@ class _Walk:
             variables = (
                 value.variables if isinstance(value, xr.Dataset) else {"": value.variable, **value.coords}
             )
-            for name, variable in variables.items():
+            # A store lists its variables in any order.
+            for name, variable in sorted(variables.items(), key=lambda item: str(item[0])):
                 self.values(str(name), [variable.dims, variable.values, dict(variable.attrs)])
             self.value(dict(value.attrs))
         elif (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
