@@ -4,7 +4,7 @@ The paper's Chain-of-Steps (arXiv 2603.16870): answers are made along the denois
 x0 of every step as a video, a contact sheet (rows = steps, columns = frames) with the answer read at each,
 and the noise schedule; over samples: how many are solved at each step.
 
-    python analyses/decode_steps.py --task maze --max-samples 8 --out runs/decode_steps
+    python analyses/decode_steps.py --task maze --samples 8 --out runs/decode_steps
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import analysis
-from dit_lens.experiments import harness as experiment
-from dit_lens.experiments import pictures as report
+from dit_lens.experiments.cache import save
+from dit_lens.experiments.options import PictureOptions
+from dit_lens.experiments.pictures import believed, choose
+from dit_lens.experiments.study import each_sample
+from dit_lens.experiments.summary import rate, write_summary
 
 
 @dataclass
-class Options(experiment.Options):
+class Options(PictureOptions):
     """Decode x0 at every step."""
 
     out: Path = Path("runs/decode_steps")
@@ -33,11 +36,11 @@ class Options(experiment.Options):
 
 def main(options: Options) -> int:
     """Run, decode, score, draw, save."""
-    lens = options.open()
+    lens = options.load()
     options.out.mkdir(parents=True, exist_ok=True)
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
-        steps = report.choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
+        steps = choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
         run = lens.run(
             sample,
             options.seed,
@@ -48,11 +51,11 @@ def main(options: Options) -> int:
         )
         distance = analysis.trajectory_distance(run["x0"]).to_final_frame
         moved = np.sqrt((distance**2).mean("frame")).values.tolist()
-        return report.believed(run, lens.decode, sample, folder) | {"distance": moved}
+        return believed(run, lens.decode, sample, folder) | {"distance": moved}
 
-    found, left_out = experiment.each_sample(options, "decode_steps", lens, analyse)
+    found, left_out = each_sample(options, "decode_steps", lens, analyse)
     summary = {} if not found else conclude(found, options)
-    experiment.write_summary(options.out, {"n": len(found), **summary}, options.asked, left_out)
+    write_summary(options, {"n": len(found), **summary}, left_out)
     print(f"{len(found)} samples, {len(left_out)} left out; see {options.out}/")
     return int(bool(left_out))
 
@@ -78,10 +81,10 @@ def conclude(found: list[dict[str, Any]], options: Options) -> dict[str, Any]:
         if all(name in f for f in found)
     }
     results = xr.Dataset(data, coords)
-    results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
+    save(results, options.out / "results.zarr")
     if "solved" not in results:
         return {"distance_to_last_step": dict(_by_step(results.distance.mean("sample")))}
-    return {"solved_at_step": {s: experiment.rate(list(v)) for s, v in _by_step(results.solved)}}
+    return {"solved_at_step": {s: rate(list(v)) for s, v in _by_step(results.solved)}}
 
 
 def _by_step(values: xr.DataArray) -> list[tuple[str, Any]]:

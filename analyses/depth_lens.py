@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,57 +41,67 @@ from dit_lens import analysis, plot
 from dit_lens.analysis.affine import AffineFit
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.stepped import Stepped
-from dit_lens.experiments import pictures as report
-from dit_lens.experiments import study
+from dit_lens.experiments.options import Count, StudyOptions
+from dit_lens.experiments.outcomes import BOUNDS, by_sample, headline, outcomes
+from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.samples import draw as draw_samples
+from dit_lens.experiments.samples import file_name, folder_of, label, noise_seeds, pairs_of, training_samples
+from dit_lens.experiments.study import Measured, once, study
+from dit_lens.experiments.summary import write_summary
 
 Maps = Mapping[tuple[str, int], tuple[Tensor, Tensor]]
 """Weight [channel, channel] and bias [channel] by (expert, layer)."""
 
 
 @dataclass
-class Options(study.Options):
+class Options(StudyOptions):
     """Read every layer out."""
 
-    samples: int = 32
+    samples: Count = None
+    """How many samples: scenes of --task (default: 32), or the first of --eval-root (default: all)."""
     layers: str = "all"
-    """Layers to read out: all, auto (5 of them), or such as 0,4,9; the last is always among them."""
+    """Layers to read out: all, auto (5 of them), or a list such as 0,4,9. The last is always among them."""
     vis_steps: str = "auto"
-    """Steps to read out at: all, auto (6 of them), or such as 0-4,19."""
+    """Steps to read out at: all, auto (6 of them), or a list such as 0-4,19."""
     tuning_scenes: int = 64
-    """Training scenes that the tuned readout is fitted on; 0 leaves it out."""
+    """Training scenes that the tuned readout is fitted on. 0 leaves it out."""
     ridge: float = 1e-3
     """Strength of the ridge regression, as a share of the states' variance."""
     memory: float = 8.0
-    """GB that states and sums may take; layers that do not fit together take a pass more. At least one goes."""
+    """GB that states and sums may take, at least those of one layer. Layers that do not fit take another pass."""
     sheets: int = 4
     """Samples whose readouts are drawn."""
     out: Path = Path("runs/depth_lens")
 
+    DEFAULT_SAMPLES: ClassVar[int] = 32
+    AROUND: ClassVar[tuple[str, ...]] = ("sheets", "memory")
+
 
 def main(options: Options) -> int:
     """Fit the maps, read out every sample, draw, save."""
-    lens = options.open()
-    layers = sorted({*report.choose(options.layers, lens.layers, "layers"), lens.layers - 1})
+    lens = options.load()
+    layers = sorted({*choose(options.layers, lens.layers, "layers"), lens.layers - 1})
     fit, maps = None, {}
-    if options.tuning_scenes and options.eval_root is None:
-        scenes = study.training_samples(options, options.tuning_scenes)
-        fit = study.once(options, "maps", lens, scenes, lambda: tune(lens, scenes, layers, options))
+    if options.tuning_scenes and options.draws_scenes:
+        scenes = training_samples(options, options.tuning_scenes)
+        fit = once(options, "maps", lens, scenes, lambda: tune(lens, scenes, layers, options))
         maps = as_maps(fit)
-    results, code = study.study(
+    measured = study(
         options, "depth_lens", lens, lambda part: measure(lens, part, layers, maps, options), fit
     )
-    conclude(results, options)
-    for sample in [s for s in study.samples_of(options) if f"{s.task}/{s.id}" in results.sample][
-        : options.sheets
-    ]:
-        name = f"sheet-{sample.task}-{sample.id}"
-        draw(
-            study.once(
-                options, name, lens, [sample], lambda s=sample: sheet(lens, s, layers, maps, options), fit
-            ),
-            options.out / sample.task / sample.id,
+    conclude(measured, options)
+    shown = [s for s in draw_samples(options, lens) if label(s) in measured.results.sample]
+    for sample in shown[: options.sheets]:
+        read = once(
+            options,
+            f"sheet-{file_name(sample.task)}-{file_name(sample.id)}",
+            lens,
+            [sample],
+            lambda sample=sample: sheet(lens, sample, layers, maps, options),
+            fit,
         )
-    return code
+        draw(read, folder_of(options.out, sample))
+    return measured.exit_code
 
 
 def watched(batch: Batch, layers: list[int]) -> list[tuple[str, str, int]]:
@@ -187,10 +198,11 @@ def measure(
     lens: dl.Lens, samples: list[dl.Sample], layers: list[int], maps: Maps, options: Options
 ) -> xr.Dataset:
     """Read out every layer at the chosen steps: scores, and the distance to the final x0."""
-    batch = lens.batch(study.pairs_of(samples, options), options.steps, options.cfg_scale, options.at_once)
-    steps = report.choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
+    pairs = pairs_of(samples, options)
+    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    steps = choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
     read, ended = read_all(batch, layers, steps, maps, options)
-    judged = study.outcomes(batch, torch.stack(list(read.values())), ended)
+    judged = outcomes(batch, torch.stack(list(read.values())), ended)
     kinds = list(dict.fromkeys(kind for _, kind, _ in read))
     coords = {"step": steps, "readout": np.array(kinds, np.dtypes.StringDType()), "layer": layers}
     data = xr.Dataset(
@@ -200,7 +212,7 @@ def measure(
         },
         {**coords, "sigma": ("step", [batch.sigmas[s] for s in steps])},
     )
-    return study.by_sample(data, samples, options)
+    return by_sample(data, pairs)
 
 
 LABELS = {
@@ -210,36 +222,35 @@ LABELS = {
 }
 
 
-def conclude(results: xr.Dataset, options: Options) -> None:
+def conclude(measured: Measured, options: Options) -> None:
     """Summarise per (layer, step), the gain of tuning, draw, save."""
+    results = measured.results
     summary = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
     for name in [n for n in ("solved", "score", "distance") if n in results]:
         values = results[name].astype(float)
-        means = analysis.mean(values, bounds=study.BOUNDS.get(name))
-        summary[name] = {
-            str(r): study.headline(means.sel(readout=r, drop=True)) for r in results.readout.values
-        }
+        means = analysis.mean(values, bounds=BOUNDS.get(name))
+        summary[name] = {str(r): headline(means.sel(readout=r, drop=True)) for r in results.readout.values}
         if results.sizes["readout"] > 1:
             gain = analysis.effect(
                 values.sel(readout="tuned", drop=True),
                 values.sel(readout="plain", drop=True),
-                bounds=study.BOUNDS.get(name),
+                bounds=BOUNDS.get(name),
                 along=["layer", "step"],
             )
-            summary[f"tuned minus plain, {name}"] = study.headline(gain)
-        title = f"Read out of every layer · {options.task}, {results.sizes['sample']} samples"
+            summary[f"tuned minus plain, {name}"] = headline(gain)
+        title = f"Read out of every layer · {options.source}, {results.sizes['sample']} samples"
         figure = plot.heatmap(
             means["mean"].transpose("readout", "layer", "step"), value_label=LABELS[name], title=title
         )
         plot.save(figure, options.out / f"{name}.png")
-    study.finish(options, summary, means.attrs)
+    write_summary(options, summary, measured.left_out, means.attrs)
 
 
 def sheet(lens: dl.Lens, sample: dl.Sample, layers: list[int], maps: Maps, options: Options) -> xr.Dataset:
     """Decode what is read out of every layer of one run: its last `frame`, and whether it is `solved`."""
-    pair = sample, study.noise_seeds(sample, options)[0]
+    pair = sample, noise_seeds(sample, options)[0]
     batch = lens.batch([pair], options.steps, options.cfg_scale, options.at_once)
-    steps = report.choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
+    steps = choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
     read, _ = read_all(batch, layers, steps, maps, options)
     frames, solved = {}, {}
     for place, x0 in read.items():

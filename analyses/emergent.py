@@ -28,7 +28,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tyro
@@ -37,54 +37,63 @@ import xarray as xr
 import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.experiments import probes as probing
-from dit_lens.experiments import study
 from dit_lens.experiments.clean_runs import clean_runs
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import BOUNDS, by_sample, headline
+from dit_lens.experiments.samples import pairs_of, training_samples
+from dit_lens.experiments.study import Measured, once, study
+from dit_lens.experiments.summary import write_summary
 from dit_lens.tasks import explore
 from dit_lens.tasks.permanence import lanes, permanence
 
 
 @dataclass
-class Options(study.Options):
+class Options(StudyOptions):
     """Read x0 at every step."""
 
     probe_scenes: int = 128
-    """Training scenes that the probes are fitted on; 0 leaves them out."""
+    """Training scenes that the probes are fitted on. 0 leaves them out."""
     clean: Path = Path("runs/clean.zarr")
-    """Store of the clean runs; what it holds is not made again."""
+    """Store of the clean runs. What it holds is not made again."""
     out: Path = Path("runs/emergent")
+
+    AROUND: ClassVar[tuple[str, ...]] = ("clean",)
+
+    @property
+    def questions(self) -> list[probing.Question]:
+        """What probes are asked on the task."""
+        return probing.ask(self.task) if self.draws_scenes else []
 
 
 def main(options: Options) -> int:
     """Read every clean run, fit the probes, draw, save."""
-    lens = options.open()
-    probes = fit_probes(lens, options) if probing.ask(options.task) and options.probe_scenes else None
-    results, code = study.study(
-        options, "emergent", lens, lambda part: measure(lens, part, probes, options), probes
-    )
-    conclude(results, options)
-    return code
+    lens = options.load()
+    probes = fit_probes(lens, options) if options.questions and options.probe_scenes else None
+    measured = study(options, "emergent", lens, lambda part: measure(lens, part, probes, options), probes)
+    conclude(measured, options)
+    return measured.exit_code
 
 
 def fit_probes(lens: dl.Lens, options: Options) -> xr.Dataset:
     """Fit probes on training scenes, or read those that an earlier command fitted."""
-    questions = probing.ask(options.task)
+    questions = options.questions
     if questions[0].folds > 1:  # too few scenes to keep some for testing: the probes are fitted by fold
         scenes = [dl.tasks.make(options.task, i) for i in range(options.probe_scenes)]
     else:
-        scenes = study.training_samples(options, options.probe_scenes)
+        scenes = training_samples(options, options.probe_scenes)
 
     def fit() -> xr.Dataset:
         pairs = [(s, i) for i, s in enumerate(scenes)]
         return probing.fit(lens.batch(pairs, options.steps, options.cfg_scale, options.at_once), questions)
 
-    return study.once(options, "probes", lens, scenes, fit)
+    return once(options, "probes", lens, scenes, fit)
 
 
 def measure(
     lens: dl.Lens, samples: list[dl.Sample], probes: xr.Dataset | None, options: Options
 ) -> xr.Dataset:
     """Read x0 of every step of every run."""
-    pairs = study.pairs_of(samples, options)
+    pairs = pairs_of(samples, options)
     runs = clean_runs(lens, pairs, options.clean, options.steps, options.cfg_scale, options.at_once)
     found: dict[str, list[Any]] = {}
     for (sample, _), run in zip(pairs, runs, strict=True):
@@ -101,8 +110,8 @@ def measure(
     )
     if probes is not None:
         batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
-        data = data.merge(probing.named(batch, probing.ask(options.task), probes))
-    data = study.by_sample(data, samples, options)
+        data = data.merge(probing.named(batch, options.questions, probes))
+    data = by_sample(data, pairs)
     for name, floor in floors(lens, samples, [n for n in FLOORED if n in data]).items():
         data[f"{name}_floor"] = ("sample", floor)
     return data
@@ -155,24 +164,25 @@ def floors(lens: dl.Lens, samples: list[dl.Sample], names: list[str]) -> dict[st
 # ---- what it comes to
 
 
-def conclude(results: xr.Dataset, options: Options) -> None:
+def conclude(measured: Measured, options: Options) -> None:
     """Summarise, draw, save."""
+    results = measured.results
     summary: dict[str, Any] = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
     first, last = (results.isel(step=i, drop=True) for i in (0, -1))
     for name in [n for n in LABELS if n in results]:
-        bounds = study.BOUNDS.get(name)
+        bounds = BOUNDS.get(name)
         means = analysis.mean(results[name].astype(float), bounds=bounds, along="step")
-        summary[f"{name} by step"] = study.headline(means)
+        summary[f"{name} by step"] = headline(means)
         change = analysis.effect(last[name].astype(float), first[name].astype(float), bounds=bounds)
-        summary[f"{name} at the last step minus at the first"] = study.headline(change)
+        summary[f"{name} at the last step minus at the first"] = headline(change)
         floor = None
         if f"{name}_floor" in results:
             floor = analysis.mean(results[f"{name}_floor"])
-            summary[f"{name} of the ground truth"] = study.headline(floor)
+            summary[f"{name} of the ground truth"] = headline(floor)
             every = results[f"{name}_floor"].expand_dims(seed=results.seed)
             above = analysis.effect(last[name].astype(float), every.transpose("sample", "seed"))
-            summary[f"{name} at the last step minus of the ground truth"] = study.headline(above)
-        title = f"{LABELS[name]} · {options.task}"
+            summary[f"{name} at the last step minus of the ground truth"] = headline(above)
+        title = f"{LABELS[name]} · {options.source}"
         figure = plot.curves(
             means,
             "step",
@@ -186,12 +196,12 @@ def conclude(results: xr.Dataset, options: Options) -> None:
         summary |= turns(results, options)
     if "candidates" in results:
         several = results.candidates.isel(step=0) > 1
-        summary["several answers at step 0"] = study.headline(analysis.mean(several.astype(float)))
-    for question in probing.ask(options.task):
+        summary["several answers at step 0"] = headline(analysis.mean(several.astype(float)))
+    for question in options.questions:
         if f"{question.name}_hit" in results:
             summary[f"probe of the {question.name}"] = probe_by_step(results, question.name, options)
             summary[f"perception before action, {question.name}"] = perception(results, question.name)
-    study.finish(options, summary, means.attrs)
+    write_summary(options, summary, measured.left_out, means.attrs)
 
 
 def turns(results: xr.Dataset, options: Options) -> dict[str, Any]:
@@ -203,7 +213,7 @@ def turns(results: xr.Dataset, options: Options) -> dict[str, Any]:
     )  # steps, answers and turns are counts: 0 and 1 are not all they can be
     bounds = {"ever_right": (0.0, 1.0), "self_corrected": (0.0, 1.0)}
     return {
-        str(name): study.headline(
+        str(name): headline(
             analysis.mean(data[name].astype(float), bounds=bounds.get(str(name), (0.0, most)))
         )
         for data in (held, turned)
@@ -222,7 +232,7 @@ def probe_by_step(results: xr.Dataset, name: str, options: Options) -> dict[str,
         means,
         "step",
         value_label="runs in which it is right (share)",
-        title=f"Linear probe of the {name}, middle layer · {options.task}",
+        title=f"Linear probe of the {name}, middle layer · {options.source}",
         reference=common,
         reference_label="most common answer",
         limits=(0, 1.02),
@@ -230,9 +240,9 @@ def probe_by_step(results: xr.Dataset, name: str, options: Options) -> dict[str,
     plot.save(figure, options.out / f"probe_{name}_by_step.png")
     gain = analysis.effect(*both, along="step")
     return {
-        **study.headline(means),
-        "most common answer": study.headline(common),
-        "fitted minus shuffled labels": study.headline(gain),
+        **headline(means),
+        "most common answer": headline(common),
+        "fitted minus shuffled labels": headline(gain),
     }
 
 
@@ -264,11 +274,9 @@ def perception(results: xr.Dataset, name: str) -> dict[str, Any]:
         "answer": "x0 holds the answer from step",
     }
     return out | {
-        **{said[kind]: study.headline(analysis.mean(found, bounds=limits)) for kind, found in steps.items()},
-        "x0 leans minus probe names": study.headline(
-            analysis.effect(steps["x0"], steps["probe"], bounds=limits)
-        ),
-        "x0 holds the answer minus probe names": study.headline(
+        **{said[kind]: headline(analysis.mean(found, bounds=limits)) for kind, found in steps.items()},
+        "x0 leans minus probe names": headline(analysis.effect(steps["x0"], steps["probe"], bounds=limits)),
+        "x0 holds the answer minus probe names": headline(
             analysis.effect(steps["answer"], steps["probe"], bounds=limits)
         ),
     }

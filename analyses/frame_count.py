@@ -22,21 +22,24 @@ import xarray as xr
 from tqdm import tqdm
 
 import dit_lens as dl
-from dit_lens.experiments import study
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import by_sample, outcomes
+from dit_lens.experiments.samples import draw, pairs_of
+from dit_lens.experiments.study import compare, study
 
 
 @dataclass
-class Options(study.Options):
+class Options(StudyOptions):
     """Vary the number of frames."""
 
     counts: tuple[int, ...] = (5, 9, 13, 17, 25)
-    """Numbers of frames; a model rounds them to what it takes (4k + 1 for Wan), and the results say to what."""
+    """Numbers of frames. A model rounds them to what it takes (4k + 1 for Wan); the results say to what."""
     out: Path = Path("runs/frame_count")
 
     @property
     def title(self) -> str:
         """Of the figures."""
-        return f"Number of frames · {self.task}"
+        return f"Number of frames · {self.source}"
 
 
 NOISE = "scenes are paired between numbers of frames; the initial noise is not: noise of another length is other noise"
@@ -44,16 +47,16 @@ NOISE = "scenes are paired between numbers of frames; the initial noise is not: 
 
 def main(options: Options) -> int:
     """Generate with every number of frames, compare, draw, save."""
-    lens = options.open()
-    first = study.samples_of(options)[0]
-    if first.scorer is None:
+    lens = options.load()
+    first = next(iter(draw(options, lens)), None)
+    if first is None or first.scorer is None:
         raise dl.TaskError("frame_count compares scores, and these samples have no scorer: use a --task.")
     made = true_counts(lens, first, options.counts)
     options = replace(options, counts=tuple(made))
-    results, code = study.study(options, "frame_count", lens, lambda part: measure(lens, part, options))
+    measured = study(options, "frame_count", lens, lambda part: measure(lens, part, options))
     more = {"noise": NOISE, "frames made, by frames asked for": made}
-    study.compare(results, "frames", options.title, options, more)
-    return code
+    compare(measured, "frames", options.title, options, more)
+    return measured.exit_code
 
 
 def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict[int, list[int]]:
@@ -75,13 +78,13 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     for count in tqdm(options.counts, desc="number of frames", leave=False):
         # The same scene, prompt and first frame; only the length is another.
         longer = [replace(sample, num_frames=count) for sample in samples]
-        batch = lens.batch(study.pairs_of(longer, options), options.steps, options.cfg_scale, options.at_once)
+        batch = lens.batch(pairs_of(longer, options), options.steps, options.cfg_scale, options.at_once)
         x = batch.noise
         for step in range(batch.steps):
             x = batch.step(step, x).latents
-        found.append(study.outcomes(batch, x[None], x).isel(arm=0).drop_vars("distance"))
+        found.append(outcomes(batch, x[None], x).isel(arm=0).drop_vars("distance"))
     every = xr.concat(found, xr.Variable("frames", list(options.counts)))
-    return study.by_sample(every, samples, options)
+    return by_sample(every, pairs_of(samples, options))
 
 
 if __name__ == "__main__":

@@ -39,9 +39,13 @@ from dit_lens import analysis, plot
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.stepped import Stepped
 from dit_lens.errors import TaskError
-from dit_lens.experiments import pictures as report
-from dit_lens.experiments import study
-from dit_lens.experiments.sweep import Arm, sweep
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import by_sample, headline
+from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.study import Measured, study
+from dit_lens.experiments.summary import write_summary
+from dit_lens.experiments.sweep import Arm, run_arms
 from dit_lens.plan.plan import Placed
 
 KINDS = ("disc", "square")
@@ -52,29 +56,30 @@ OWN, ANOTHER = "own states", "another layer's states"
 
 
 @dataclass
-class Options(study.Options):
+class Options(StudyOptions):
     """Swap states between two prompts."""
 
     task: str = "circle"
+    """The task: circle alone has two prompts on one scene."""
     cfg_scale: float | None = 3.0
-    """Over 1, so that there are two branches, and swapping one is not swapping both."""
+    """Guidance scale. Over 1 there are two branches, and swapping one is not swapping both."""
     layers: str = "all"
-    """Layers to swap: all, auto (5 of them), or such as 0,4,9."""
+    """Layers to swap: all, auto (5 of them), or a list such as 0,4,9."""
     map_steps: str = "auto"
-    """Steps that are swapped alone: all, auto (5 of them), or such as 0-9."""
+    """Steps that are swapped alone: all, auto (5 of them), or a list such as 0-9."""
     orders: int = 3
-    """Random orders of the layers for the control with another layer's states, drawn by --seed."""
+    """Random orders of the layers for the control with another layer's states, drawn by --draw."""
     out: Path = Path("runs/layer_swap")
 
 
 def main(options: Options) -> int:
     """Run all swaps on every scene, count flips, draw, save."""
-    if options.task != "circle":
-        raise TaskError(f"--task {options.task}: a swap needs two prompts on one scene; circle has them.")
-    lens = options.open()
-    results, code = study.study(options, "layer_swap", lens, lambda part: measure(lens, part, options))
-    conclude(results, options)
-    return code
+    if not options.draws_scenes or options.task != "circle":
+        raise TaskError(f"--task {options.source}: a swap needs two prompts on one scene; circle has them.")
+    lens = options.load()
+    measured = study(options, "layer_swap", lens, lambda part: measure(lens, part, options))
+    conclude(measured, options)
+    return measured.exit_code
 
 
 def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Dataset:
@@ -82,17 +87,15 @@ def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Data
     both = {
         s.id: [dl.tasks.circle(int(s.id), kind=k, num_frames=s.num_frames) for k in KINDS] for s in scenes
     }
+    pairs = pairs_of(scenes, options)
     # Rows of one scene and seed: A, B, and both again under another noise seed.
     rows = [
-        (one, seed + extra)
-        for scene, seed in study.pairs_of(scenes, options)
-        for extra in (0, OTHER_SEED)
-        for one in both[scene.id]
+        (one, seed + extra) for scene, seed in pairs for extra in (0, OTHER_SEED) for one in both[scene.id]
     ]
     batch = lens.batch(rows, options.steps, options.cfg_scale, options.at_once)
-    layers = report.choose(options.layers, lens.layers, "layers")
-    steps = report.choose(options.map_steps, batch.steps, "map-steps")
-    orders = derangements(layers, options.orders, options.seed)
+    layers = choose(options.layers, lens.layers, "layers")
+    steps = choose(options.map_steps, batch.steps, "map-steps")
+    orders = derangements(layers, options.orders, options.draw)
     parts = []
     for i, layer in enumerate(layers):
         swaps = swaps_of(layer, [order[i] for order in orders], steps, batch.steps)
@@ -103,7 +106,7 @@ def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Data
     data = xr.concat(
         parts, xr.Variable("layer", layers), data_vars=by_layer, coords="minimal", compat="override"
     )
-    return study.by_sample(table(data, names, steps, orders), scenes, options)
+    return by_sample(table(data, names, steps, orders), pairs)
 
 
 def derangements(layers: Sequence[int], count: int, seed: int) -> list[list[int]]:
@@ -165,7 +168,7 @@ def swap(batch: Batch, layer: int, swaps: Sequence[Swap]) -> tuple[Tensor, Tenso
 
     watch = [("block", b, n) for b in batch.layout.branches for n in sorted({f for _, _, (f, _) in swaps})]
     arms = [arm(source, from_layer, where) for _, source, (from_layer, where) in swaps]
-    return sweep(batch, arms, watch, progress=f"swap layer {layer}", clean_first=hold)
+    return run_arms(batch, arms, watch, progress=f"swap layer {layer}", clean_first=hold)
 
 
 def judge(batch: Batch, clean: Tensor, ended: Tensor, swaps: Sequence[Swap]) -> xr.Dataset:
@@ -219,8 +222,9 @@ def table(data: xr.Dataset, names: list[str], steps: list[int], orders: list[lis
     )
 
 
-def conclude(results: xr.Dataset, options: Options) -> None:
+def conclude(measured: Measured, options: Options) -> None:
     """Summarise over the scenes that are solved under both prompts; draw; save."""
+    results = measured.results
     solved = results.right.all(("seed", "direction"))
     chosen = results.isel(sample=solved.values)
     summary = {
@@ -236,11 +240,11 @@ def conclude(results: xr.Dataset, options: Options) -> None:
             "take more --samples, or more --steps"
         )
         print(summary["no flip rates"])
-        return study.finish(options, summary)
+        return write_summary(options, summary, measured.left_out)
     by_arm, one_step, more = rates(chosen)
-    study.finish(options, summary | more, by_arm.attrs)
+    write_summary(options, summary | more, measured.left_out, by_arm.attrs)
     draw(by_arm, one_step, options)
-    for line in study.headline(by_arm.sel(arm="all branches")[["mean", "low", "high"]]):
+    for line in headline(by_arm.sel(arm="all branches")[["mean", "low", "high"]]):
         print(f"layer {line['layer']}: flips {line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}]")
 
 
@@ -252,14 +256,14 @@ def rates(chosen: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, dict[str, Any]]:
     one_step = chosen.flip_one_step.astype(float).mean("direction")
     one_step = analysis.mean(one_step, bounds=(0, 1), along=["layer", "step"])
     summary: dict[str, Any] = {
-        "flips": study.headline(by_arm),
-        "flips by direction, all branches": study.headline(by_direction),
-        "flips, one step": study.headline(one_step),
-        "keeps its own answer": study.headline(analysis.mean(kept, bounds=(0, 1))),
+        "flips": headline(by_arm),
+        "flips by direction, all branches": headline(by_direction),
+        "flips, one step": headline(one_step),
+        "keeps its own answer": headline(analysis.mean(kept, bounds=(0, 1))),
     }
     if chosen.sizes["order"]:
         by_order = chosen.flip_another_layer.astype(float).mean("direction")
-        summary["flips with another layer's states, by order"] = study.headline(
+        summary["flips with another layer's states, by order"] = headline(
             analysis.mean(by_order, bounds=(0, 1))
         )
         summary["layers that the states came from, by order"] = chosen.from_layer.values.tolist()

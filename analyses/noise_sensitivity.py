@@ -39,9 +39,13 @@ import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.engine.batch import Batch
 from dit_lens.errors import TaskError
-from dit_lens.experiments import pictures as report
-from dit_lens.experiments import study
-from dit_lens.experiments.sweep import Now, sweep
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import BOUNDS, arms_as, by_sample, headline, outcomes
+from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.study import Measured, study
+from dit_lens.experiments.summary import write_summary
+from dit_lens.experiments.sweep import Now, run_arms
 from dit_lens.plan.plan import Placed
 
 BUDGETS = ("same scale", "same energy")
@@ -51,29 +55,29 @@ STOPPED = ("up to step", "at step")
 
 
 @dataclass
-class Options(study.Options):
+class Options(StudyOptions):
     """Noise at a step, and noise in a frame."""
 
     scale: float = 1.0
     """Standard deviation of the noise, in units of the clean latents' (which are scaled to about 1)."""
     cka_layers: str = "auto"
-    """Layers whose states are compared: all, auto (5 of them), none, or such as 0,4,9."""
+    """Layers whose states are compared: all, auto (5 of them), none, or a list such as 0,4,9."""
     stops: str = "auto"
-    """Steps after which noise in a frame stops: all, auto (5 of them), none, or such as 0,4,9."""
+    """Steps after which noise in a frame stops: all, auto (5 of them), none, or a list such as 0,4,9."""
     out: Path = Path("runs/noise_sensitivity")
 
 
 def main(options: Options) -> int:
     """Run all arms on every sample, compare, draw, save."""
-    lens = options.open()
-    results, code = study.study(options, "noise_sensitivity", lens, lambda part: measure(lens, part, options))
-    conclude(results, options)
-    return code
+    lens = options.load()
+    measured = study(options, "noise_sensitivity", lens, lambda part: measure(lens, part, options))
+    conclude(measured, options)
+    return measured.exit_code
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run the clean arm, an arm for each step, and arms for each frame: by budget, and by kind and stop."""
-    pairs = study.pairs_of(samples, options)
+    pairs = pairs_of(samples, options)
     batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
     frames, after = batch.noise.shape[2], batch.steps - 1
     if after < 1 or frames < 2:
@@ -81,10 +85,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
             f"{batch.steps} steps, {frames} latent frames: noise after a step needs another step that follows, and "
             "noise in a frame another frame; raise --steps or --num-frames."
         )
-    stops = [] if options.stops == "none" else report.choose(options.stops, after, "stops")
-    layers = (
-        [] if options.cka_layers == "none" else report.choose(options.cka_layers, lens.layers, "cka-layers")
-    )
+    stops = [] if options.stops == "none" else choose(options.stops, after, "stops")
+    layers = [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
     arms = [noise(options.scale, step=s + 1) for s in range(after)]
     # (a) gives every element noise once; (b) gives the elements of one frame noise after each step but the last.
     for scale in (options.scale, options.scale * (frames / after) ** 0.5):
@@ -105,7 +107,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
                 moved[pair, arm, now.step, j] = 1 - analysis.cka_pairs(*values)[0]
 
     watch = [("block", "cond", layer) for layer in layers]
-    clean, ended = sweep(batch, arms, watch, look, "noise")
+    clean, ended = run_arms(batch, arms, watch, look, "noise")
     data = gather(batch, clean, ended, after, stops)
     data["dissimilarity"] = (("pair", "after_step", "step", "layer"), moved)
     data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
@@ -118,7 +120,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         layer=np.array(layers, int),
         sigma=("step", batch.sigmas),
     )
-    return study.by_sample(data, samples, options)
+    return by_sample(data, pairs)
 
 
 def noise(scale: float, **where: Any) -> list[Placed]:
@@ -133,9 +135,9 @@ def gather(batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[i
     healed = ended[after:].clone()
     for arm in range(len(healed)):
         healed[arm, :, :, arm % frames] = clean[:, :, arm % frames]
-    elsewhere = study.outcomes(batch, healed, clean)
+    elsewhere = outcomes(batch, healed, clean)
     elsewhere["distance"] = elsewhere.distance * (frames / (frames - 1)) ** 0.5  # a mean over the others
-    found = study.outcomes(batch, ended, clean)
+    found = outcomes(batch, ended, clean)
     of_frames = xr.merge(
         [found.isel(arm=slice(after, None)), elsewhere.rename({n: f"{n}_elsewhere" for n in elsewhere})]
     )
@@ -149,10 +151,10 @@ def gather(batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[i
         start += count
     return xr.merge(
         [
-            study.arms_as(found, slice(0, after), "after_step", range(after), "step"),
-            study.arms_as(
-                study.outcomes(batch, clean[None], clean), slice(0, 1), "arm", ["clean"], "clean"
-            ).isel(arm=0, drop=True),
+            arms_as(found, slice(0, after), "after_step", range(after), "step"),
+            arms_as(outcomes(batch, clean[None], clean), slice(0, 1), "arm", ["clean"], "clean").isel(
+                arm=0, drop=True
+            ),
             *parts,
         ]
     )
@@ -169,10 +171,11 @@ def unfold(data: xr.Dataset, labels: dict[str, list[Any]]) -> xr.Dataset:
     return xr.Dataset(out, coords)
 
 
-def conclude(results: xr.Dataset, options: Options) -> None:
+def conclude(measured: Measured, options: Options) -> None:
     """Summarise, draw, save."""
+    results = measured.results
     outcome = "score" if "step_score" in results else "distance"
-    limits = study.BOUNDS.get(outcome)
+    limits = BOUNDS.get(outcome)
     baseline = results[f"clean_{outcome}"]
 
     def against(name: str, clean: xr.DataArray = baseline, **how: Any) -> xr.Dataset:
@@ -188,19 +191,17 @@ def conclude(results: xr.Dataset, options: Options) -> None:
         "noise_energy": dict(
             zip(results.kind.values.tolist(), results.noise_energy.values.tolist(), strict=True)
         ),
-        "clean": study.headline(analysis.mean(baseline, bounds=limits)),
-        "effect of noise after a step": study.headline(step),
-        "effect of noise in a frame": study.headline(against(f"frame_{outcome}", along="frame")),
-        "effect of noise in a frame, elsewhere": study.headline(
+        "clean": headline(analysis.mean(baseline, bounds=limits)),
+        "effect of noise after a step": headline(step),
+        "effect of noise in a frame": headline(against(f"frame_{outcome}", along="frame")),
+        "effect of noise in a frame, elsewhere": headline(
             against(f"frame_{outcome}_elsewhere", along="frame")
         ),
-        "distance in all frames, noise after a step": study.headline(analysis.mean(results.step_distance)),
-        "distance elsewhere, noise in a frame": study.headline(
-            analysis.mean(results.frame_distance_elsewhere)
-        ),
+        "distance in all frames, noise after a step": headline(analysis.mean(results.step_distance)),
+        "distance elsewhere, noise in a frame": headline(analysis.mean(results.frame_distance_elsewhere)),
         **contrasts(results, outcome, limits),
     }
-    study.finish(options, summary, step.attrs)
+    write_summary(options, summary, measured.left_out, step.attrs)
     draw(results, outcome, limits, options)
 
 
@@ -221,7 +222,7 @@ def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | N
                 name = f"after a step minus mean over frames{suffix.replace('_', ', ')}, {kind}"
                 other = stopped.sel(stopping=kind, drop=True)
                 found[name] = analysis.effect(there, other, bounds=limits, along="stop")
-    return {name: study.headline(one) for name, one in found.items()}
+    return {name: headline(one) for name, one in found.items()}
 
 
 def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, options: Options) -> None:
@@ -230,7 +231,7 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
 
     def curves(values: xr.DataArray, along: str, name: str, what: str, **how: Any) -> None:
         found = analysis.mean(values, bounds=limits, along=along)
-        title = f"Noise {what} · {options.task}"
+        title = f"Noise {what} · {options.source}"
         figure = plot.curves(found, along, value_label=outcome, title=title, reference=clean, **how)
         plot.save(figure, options.out / f"{outcome}_by_{name}.png")
 
@@ -269,9 +270,7 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
         )
     if results.sizes["layer"]:
         moved = results.dissimilarity.mean(("sample", "seed"))
-        title = (
-            f"How far noise after a step moves the states · {options.task}, {results.sizes['sample']} samples"
-        )
+        title = f"How far noise after a step moves the states · {options.source}, {results.sizes['sample']} samples"
         figure = plot.heatmap(
             moved.transpose("layer", "after_step", "step"),
             value_label="1 − CKA to the clean run",

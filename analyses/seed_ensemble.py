@@ -25,25 +25,29 @@ import xarray as xr
 import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.errors import TaskError
-from dit_lens.experiments import study
-from dit_lens.experiments.sweep import sweep
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import by_sample, headline, outcomes
+from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.study import Measured, study
+from dit_lens.experiments.summary import write_summary
+from dit_lens.experiments.sweep import run_arms
 from dit_lens.plan.plan import Placed
 
 RIVALS = ("single run", "majority vote", "best of K (oracle)")
 
 
 @dataclass
-class Options(study.Options):
+class Options(StudyOptions):
     """Average states over seeds."""
 
     seeds: int = 0
-    """Noise seeds a sample: 0 takes as many as the largest of --ks; another number than that is refused."""
+    """Noise seeds of each sample: 0 takes as many as the largest of --ks. Any other number is refused."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 8)
-    """Sizes of the ensemble; one of K takes the first K seeds of a sample."""
+    """Sizes of the ensemble. One of size K takes the first K seeds of a sample."""
     layers: str = "middle"
-    """Layers that are averaged: first, middle or last (third), all three of them (each), or such as 3-6."""
+    """Layers that are averaged: first, middle or last (a third of them), each (all three thirds), or a list such as 3-6."""
     at_steps: str = "0"
-    """Steps at which they are, such as 0 or 0-4."""
+    """Steps at which they are averaged, such as 0 or 0-4."""
     out: Path = Path("runs/seed_ensemble")
 
 
@@ -57,10 +61,10 @@ def main(options: Options) -> int:
             "leave --seeds out, or change --ks."
         )
     options = replace(options, seeds=max(options.ks))
-    lens = options.open()
-    results, code = study.study(options, "seed_ensemble", lens, lambda part: measure(lens, part, options))
-    conclude(results, options)
-    return code
+    lens = options.load()
+    measured = study(options, "seed_ensemble", lens, lambda part: measure(lens, part, options))
+    conclude(measured, options)
+    return measured.exit_code
 
 
 def ranges(text: str, layers: int) -> dict[str, str]:
@@ -74,7 +78,8 @@ def ranges(text: str, layers: int) -> dict[str, str]:
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run the ensembles, and judge what came out, and the single runs."""
-    batch = lens.batch(study.pairs_of(samples, options), options.steps, options.cfg_scale, options.at_once)
+    pairs = pairs_of(samples, options)
+    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
     chosen = ranges(options.layers, lens.layers)
     edits = [
         Placed(dl.mean_over_seeds(), dl.at(layer=text, step=options.at_steps)) for text in chosen.values()
@@ -84,11 +89,11 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         for edit in edits
         for k in options.ks
     ]
-    clean, ended = sweep(batch, arms, progress="ensembles")
-    alone = study.by_sample(study.outcomes(batch, clean[None], clean).isel(arm=0), samples, options)
+    clean, ended = run_arms(batch, arms, progress="ensembles")
+    alone = by_sample(outcomes(batch, clean[None], clean).isel(arm=0), pairs)
     if "answer" not in alone:
         raise TaskError("An ensemble is judged by a scorer: the samples of this task have none.")
-    found = study.by_sample(study.outcomes(batch, ended, clean), samples, options)
+    found = by_sample(outcomes(batch, ended, clean), pairs)
     labels = (("layers", list(chosen)), ("k", list(options.ks)))
     out = {}
     for name in ("solved", "score"):
@@ -121,22 +126,23 @@ def rival(alone: xr.Dataset, name: str, k: int, how: str) -> np.ndarray:
     return np.array(picked)
 
 
-def conclude(results: xr.Dataset, options: Options) -> None:
+def conclude(measured: Measured, options: Options) -> None:
     """Compare the ensemble with every rival, paired; draw; save."""
+    results = measured.results
     summary = {"samples": results.sizes["sample"], "steps averaged": options.at_steps}
     for name in ("solved", "score"):
-        summary[f"ensemble, {name}"] = study.headline(analysis.mean(results[name], bounds=(0, 1)))
-        summary[f"rivals, {name}"] = study.headline(analysis.mean(results[f"rival_{name}"], bounds=(0, 1)))
+        summary[f"ensemble, {name}"] = headline(analysis.mean(results[name], bounds=(0, 1)))
+        summary[f"rivals, {name}"] = headline(analysis.mean(results[f"rival_{name}"], bounds=(0, 1)))
         for how in RIVALS:
             other = results[f"rival_{name}"].sel(rival=how, drop=True)
             found = analysis.effect(results[name], other, bounds=(0, 1), along=["layers", "k"])
-            summary[f"ensemble minus {how}, {name}"] = study.headline(found)
-    study.finish(options, summary, found.attrs)
+            summary[f"ensemble minus {how}, {name}"] = headline(found)
+    write_summary(options, summary, measured.left_out, found.attrs)
     ours = results.solved.assign_coords(layers=[f"ensemble, {n}" for n in results.layers.values]).rename(
         layers="arm"
     )
     both = xr.concat([ours, results.rival_solved.rename(rival="arm").rename("solved")], "arm")
-    title = f"Averaging states over K seeds at step {options.at_steps} · {options.task}"
+    title = f"Averaging states over K seeds at step {options.at_steps} · {options.source}"
     figure = plot.curves(
         analysis.mean(both, bounds=(0, 1)), "k", value_label="solved (share)", title=title, marks=True
     )

@@ -22,12 +22,15 @@ from tqdm import tqdm
 
 import dit_lens as dl
 from dit_lens import analysis, plot
-from dit_lens.experiments import study
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import by_sample, headline, outcomes
+from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.study import compare, study
 from dit_lens.tasks import explore
 
 
 @dataclass
-class Options(study.Options):
+class Options(StudyOptions):
     """Vary the number of steps."""
 
     counts: tuple[int, ...] = (1, 2, 4, 8, 12, 20, 40)
@@ -37,19 +40,17 @@ class Options(study.Options):
 
 def main(options: Options) -> int:
     """Generate with every number of steps, compare, draw, save."""
-    lens = options.open()
-    results, code = study.study(options, "step_count", lens, lambda part: measure(lens, part, options))
-    lengths = by_length(results, options) if "length" in results else {}
-    study.compare(results, "steps", f"Number of steps · {options.task}", options, lengths)
-    return code
+    lens = options.load()
+    measured = study(options, "step_count", lens, lambda part: measure(lens, part, options))
+    lengths = by_length(measured.results, options) if "length" in measured.results else {}
+    compare(measured, "steps", f"Number of steps · {options.source}", options, lengths)
+    return measured.exit_code
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Judge the video of every number of steps; the distance is to that of the most."""
-    batches = {
-        n: lens.batch(study.pairs_of(samples, options), n, options.cfg_scale, options.at_once)
-        for n in options.counts
-    }
+    pairs = pairs_of(samples, options)
+    batches = {n: lens.batch(pairs, n, options.cfg_scale, options.at_once) for n in options.counts}
     ended = {}
     for n, batch in tqdm(batches.items(), desc="number of steps", leave=False):
         x = batch.noise
@@ -57,8 +58,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
             x = batch.step(step, x).latents
         ended[n] = x
     most = max(options.counts)
-    found = study.outcomes(batches[most], torch.stack(list(ended.values())), ended[most])
-    data = study.by_sample(found.rename(arm="steps").assign_coords(steps=list(ended)), samples, options)
+    found = outcomes(batches[most], torch.stack(list(ended.values())), ended[most])
+    data = by_sample(found.rename(arm="steps").assign_coords(steps=list(ended)), pairs)
     lengths = [explore.path_length(sample) for sample in samples]
     return data if None in lengths else data.assign(length=("sample", lengths))
 
@@ -97,7 +98,7 @@ def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:
         drawn.assign_attrs(n_samples=sum(p.sizes["sample"] for p in parts.values())),
         "steps",
         value_label="solved (share)",
-        title=f"Number of steps, by the length of the right path · {options.task}",
+        title=f"Number of steps, by the length of the right path · {options.source}",
         marks=True,
         limits=(-0.03, 1.03),
     )
@@ -107,8 +108,8 @@ def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:
         "solved by path length": {
             name: {
                 "n": part.sizes["sample"],
-                "by steps": study.headline(means[name]),
-                f"{max(options.counts)} steps minus {min(options.counts)}": study.headline(
+                "by steps": headline(means[name]),
+                f"{max(options.counts)} steps minus {min(options.counts)}": headline(
                     analysis.effect(part.isel(steps=many, drop=True), part.isel(steps=few, drop=True))
                 ),
             }

@@ -20,31 +20,37 @@ import tyro
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens.experiments import harness as experiment
-from dit_lens.experiments import pictures as report
+from dit_lens.experiments.cache import save
+from dit_lens.experiments.options import PictureOptions
+from dit_lens.experiments.pictures import choose, held
+from dit_lens.experiments.samples import draw
+from dit_lens.experiments.study import each_sample
+from dit_lens.experiments.summary import write_summary
 
 
 @dataclass
-class Options(experiment.Options):
+class Options(PictureOptions):
     """Map the tokens of layers and steps."""
 
     vis_steps: str = "auto"
+    """Steps to draw: all, auto (5 of them), or a list such as 0-19,45-49."""
+    layers: str = "auto"
+    """Layers to draw: all, auto (4 of them), or a list such as 2,5,9."""
     branch: str = "cond"
-    """Guidance branch to look at."""
+    """Guidance branch to draw."""
     out: Path = Path("runs/token_maps")
 
 
 def main(options: Options) -> int:
     """Record energy everywhere and full states where asked for; draw; save."""
-    lens = options.open()
+    lens = options.load()
     options.out.mkdir(parents=True, exist_ok=True)
-    steps = report.choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
-    layers = report.choose(options.layers, lens.layers, "layers", auto=4)
+    steps = choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
+    layers = choose(options.layers, lens.layers, "layers", auto=4)
     record = [dl.energy, (dl.hidden, dl.at(step=steps, layer=layers, branch=options.branch))]
-    first = next(iter(experiment.samples(options)), None)
+    first = next(iter(draw(options, lens)), None)
     if first is not None:
-        adapted = first.with_(**options.changes)
-        print(lens.estimate(record, adapted, options.steps, cfg_scale=options.cfg_scale))
+        print(lens.estimate(record, first, options.steps, cfg_scale=options.cfg_scale))
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
         run = lens.run(
@@ -55,20 +61,20 @@ def main(options: Options) -> int:
             cfg_scale=options.cfg_scale,
             store=options.out / "store.zarr",
         )
-        report.held(run, folder, steps, layers, options.branch)
+        held(run, folder, steps, layers, options.branch)
         mean = run["energy"].sel(branch=options.branch).mean(("frame", "y", "x"))
         return {"energy": mean.values.tolist()}
 
-    found, left_out = experiment.each_sample(options, "token_maps", lens, analyse)
+    found, left_out = each_sample(options, "token_maps", lens, analyse)
     if found:
         dims = ("sample", "step", "layer")
         about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}
         coords = {"sample": np.array([f"{f['task']}/{f['id']}" for f in found], np.dtypes.StringDType())}
         results = xr.Dataset({"energy": (dims, [f["energy"] for f in found], about)}, coords)
-        results.to_zarr(options.out / "results.zarr", mode="w", consolidated=False)
+        save(results, options.out / "results.zarr")
         mean = results.energy.mean(("sample", "step")).values.tolist()
         summary = {"n": len(found), "mean_energy_by_layer": mean}
-        experiment.write_summary(options.out, summary, options.asked, left_out)
+        write_summary(options, summary, left_out)
     print(f"see {options.out}/*/*/")
     return int(bool(left_out))
 

@@ -4,7 +4,7 @@
 
 Arms: all those of `analyses/noise_sensitivity.py` (a step each, and a frame each at two scales), on 6x6 mazes.
 Naive: for every sample and arm, one run of the bare pipeline; that leaves the edits out, so it is the least that
-the naive form takes. Then the same by `lens.run` with the edits, on one sample, and `sweep`.
+the naive form takes. Then the same by `lens.run` with the edits, on one sample, and `run_arms`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 import tyro
 
 import dit_lens as dl
-from dit_lens.experiments import study
-from dit_lens.experiments.sweep import sweep
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.samples import draw
+from dit_lens.experiments.sweep import run_arms
 from dit_lens.plan.plan import Placed
 
 
@@ -55,7 +56,7 @@ def timed(work: Callable[[], Any]) -> float:
 def main(options: Options) -> None:
     """Time the three forms; print seconds a sample, and ratios."""
     lens = dl.load("organism")
-    samples = study.samples_of(study.Options(samples=options.samples))
+    samples = list(draw(StudyOptions(samples=options.samples)))
     batch = lens.batch([(s, i) for i, s in enumerate(samples)], steps=options.steps)
     arms = noise_arms(options.steps, batch.noise.shape[2])
     quiet = {"progress_bar_cmd": lambda steps: steps}
@@ -67,7 +68,7 @@ def main(options: Options) -> None:
             lens.run(samples[0], 0, edit=[(e.function, e.place) for e in edits], steps=options.steps)
 
     seconds = {
-        "sweep": timed(lambda: sweep(batch, arms)) / options.samples,
+        "sweep": timed(lambda: run_arms(batch, arms)) / options.samples,
         "bare pipeline, a run an arm": timed(lambda: lens.pipe(**bare)) * (1 + len(arms)),
         "lens.run, a run an arm": timed(single),
     }

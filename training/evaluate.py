@@ -24,7 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from dit_lens import tasks
-from dit_lens.experiments.harness import rate
+from dit_lens.experiments.summary import rate
 from dit_lens.families.diffsynth.wan import arguments
 from dit_lens.models import organism
 from dit_lens.tasks.canvas import EVAL_SEED

@@ -169,6 +169,51 @@ class Lens:
 
         return Capture(self.specimen, Plan.of(record, edit), sigmas, **options)
 
+    def sweep(
+        self,
+        pairs: Sequence[tuple[Sample, int]],
+        arms: Mapping[str, RecordEntries],
+        *,
+        steps: int | None = None,
+        cfg_scale: float | None = None,
+        at_once: int = 64,
+        progress: bool = False,
+        **arguments: Any,
+    ) -> xr.Dataset:
+        """Run every (sample, noise seed) clean and under every arm, and judge what comes out.
+
+            found = lens.sweep(
+                [(sample, seed) for sample in samples for seed in range(4)],
+                arms={f"no layer {n}": [(dl.zero(), dl.at(site="self_attn", layer=n))] for n in range(lens.layers)},
+            )
+            found.solved.mean(("sample", "seed"))
+
+        Rows go through the model together, and an arm is the clean run up to its first edit. So a row equals
+        `lens.run(sample, seed, edit=...)` within float tolerance, not bit for bit. Edits over seeds
+        (`dl.mean_over_seeds()`) see the noise seeds of one sample together.
+
+        Args:
+            pairs: samples with noise seeds, as many seeds for each sample.
+            arms: edits by the name of the arm, each as in `run(edit=...)`: functions, or (function, place) pairs.
+            steps: scheduler steps. Default: the family's.
+            cfg_scale: guidance scale. Default: the family's. 1 runs the conditional branch alone.
+            at_once: rows that go through the model in one forward, at most.
+            progress: show a progress bar.
+            **arguments: any other keyword of the pipeline's own call.
+
+        Returns:
+            On [arm, sample, seed]: `solved`, `score` and `answer`, where the samples have a scorer; `distance`, the root of
+            the mean squared distance of the last video latents to those of the clean run. The first arm is `clean`,
+            samples are called `task/id`, and `noise_seed` [sample, seed] says what each seed is.
+
+        Raises:
+            PlanError: an edit cannot be carried out, the family does not say how to batch, or the pairs fit into no table.
+        """
+        from dit_lens.experiments.sweep import sweep
+
+        options: dict[str, Any] = {"steps": steps, "cfg_scale": cfg_scale, "at_once": at_once}
+        return sweep(self, pairs, arms, progress=progress, **options, **arguments)
+
     def decode(self, latents: xr.DataArray | Tensor) -> np.ndarray:
         """Decode latents to frames, or to sound.
 

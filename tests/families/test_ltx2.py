@@ -14,7 +14,7 @@ from PIL import Image
 
 import dit_lens as dl
 from dit_lens.experiments.clean_runs import clean_runs
-from dit_lens.experiments.sweep import sweep
+from dit_lens.experiments.sweep import run_arms
 from dit_lens.families.diffsynth.ltx2 import LTX2, SITES
 from dit_lens.families.latents import apart
 from dit_lens.plan.plan import Placed
@@ -617,7 +617,7 @@ def test_a_sweep_and_an_edit_over_seeds_take_the_sound_along(lens):
     batch = lens.batch([(SAMPLE, 0), (SAMPLE, 1)], steps=2)
     noise = [Placed(dl.add_noise(scale=1.0), dl.at(site="latents", step=1))]
     mean = [Placed(dl.mean_over_seeds(), dl.at(layer=1, step=1))]
-    _, ended = sweep(batch, [noise, mean])
+    _, ended = run_arms(batch, [noise, mean])
     for pair in range(2):
         run = lens.run(SAMPLE, pair, steps=2, edit=[(noise[0].function, noise[0].place)])
         assert np.array_equal(batch.decode(ended[0, pair][None])[0], run.video)

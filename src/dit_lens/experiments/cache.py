@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
 
@@ -34,15 +32,3 @@ def save(data: xr.Dataset, folder: Path) -> None:
     data.drop_encoding().to_zarr(part, mode="w", consolidated=False)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
-
-
-def hash_code(made_by: Callable[..., Any]) -> str:
-    """Hash the library's sources and those of a script: what other code made is made again.
-
-    Args:
-        made_by: a function of the script's.
-    """
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    script = Path(made_by.__code__.co_filename)
-    texts = [p.read_bytes() for p in (*files, script) if p.is_file()]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()

@@ -2,34 +2,96 @@
 
 An arm is a set of edits. Up to its first edit an arm *is* the clean run, so it joins there: a sweep over the
 step of a perturbation costs half of what whole runs cost.
+
+`sweep` is `lens.sweep`: pairs and named arms to a table of outcomes. `run_arms` is what it, and the scripts in `analyses/`,
+stand on: latents of every arm, and a look at the states on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
 from dit_lens.engine.batch import Batch, parts
-from dit_lens.engine.stepped import Stepped
-from dit_lens.engine.visitor import Place
-from dit_lens.plan.plan import Placed
+from dit_lens.errors import PlanError
+from dit_lens.experiments.outcomes import by_sample, outcomes
+from dit_lens.experiments.samples import Pair, by_shape, label, numbers, together
+from dit_lens.plan.plan import Entry, Placed, Plan
+from dit_lens.tasks.sample import Sample
+
+if TYPE_CHECKING:
+    from dit_lens.engine.stepped import Stepped
+    from dit_lens.engine.visitor import Place
+    from dit_lens.lens import Lens
+
+CLEAN = "clean"
+"""Name of the arm without edits."""
 
 Arm = Sequence[Placed] | Callable[[int], Sequence[Placed]]
 """Edits of an arm: the same for every pair, or by the pair's number; a pair without any stays clean."""
 
 
+def sweep(
+    lens: Lens,
+    pairs: Sequence[Pair],
+    arms: Mapping[str, Iterable[Entry] | Entry],
+    *,
+    steps: int | None = None,
+    cfg_scale: float | None = None,
+    at_once: int = 64,
+    progress: bool = False,
+    **arguments: Any,
+) -> xr.Dataset:
+    """Run every (sample, noise seed) clean and under every arm, and judge what comes out; see `Lens.sweep`."""
+    gathered = together(pairs)
+    _check_scorers([sample for sample, _ in gathered])
+    if CLEAN in arms:
+        raise PlanError(f"arms: {CLEAN!r} is the name of the arm without edits; give yours another.")
+    edits = {name: Plan.of((), entries).edits for name, entries in arms.items()}
+    seeds = {label(sample): noise for sample, noise in gathered}
+    tables = []
+    for same in by_shape([sample for sample, _ in gathered]):
+        rows = [(sample, seed) for sample in same for seed in seeds[label(sample)]]
+        batch = lens.batch(rows, steps, cfg_scale, at_once, **arguments)
+        clean, ended = run_arms(batch, list(edits.values()), progress="arms" if progress else None)
+        judged = outcomes(batch, torch.cat([clean[None], ended]), clean)
+        tables.append(by_sample(judged, rows))
+    text = np.dtypes.StringDType()
+    table = xr.concat(tables, "sample", data_vars="all", coords="minimal", compat="override", join="exact")
+    table = table.sel(sample=list(seeds)).transpose("arm", "sample", "seed")
+    placed = ["", *("; ".join(map(str, e)) for e in edits.values())]
+    labels = {"arm": np.array([CLEAN, *edits], text), "edits": ("arm", np.array(placed, text))}
+    table = table.assign_coords(labels)
+    table.attrs = {"steps": batch.steps, "cfg_scale": float(batch.cfg_scale)}
+    return table
+
+
+def _check_scorers(samples: Sequence[Sample]) -> None:
+    """Refuse samples of which only some can be judged: a table holds a number for each."""
+    with_scorer = [label(s) for s in samples if s.scorer is not None]
+    without = [label(s) for s in samples if s.scorer is None]
+    if with_scorer and without:
+        raise PlanError(
+            f"{with_scorer[0]} has a scorer and {without[0]} has none: sweep them apart, or give one with "
+            "sample.with_(scorer=f)."
+        )
+
+
 @dataclass
 class Now:
-    """What a sweep has at one step, of the rows of one forward.
+    """What `run_arms` has at one step: the clean rows, and the edited rows of one forward.
 
     Attributes:
-        step: which.
-        clean: the clean rows, one a pair.
-        rows: (arm, pair) of rows that have left the clean run: as many as go through the model at once.
+        step: number of the step.
+        clean: the clean rows, one for each pair.
+        rows: (arm, pair) of each edited row: of those that have left the clean run, as many as go through the model at once.
         edited: those rows.
     """
 
@@ -39,7 +101,7 @@ class Now:
     edited: Stepped
 
 
-def sweep(
+def run_arms(
     batch: Batch,
     arms: Sequence[Arm],
     watch: Sequence[Place] = (),
@@ -57,7 +119,7 @@ def sweep(
         watch: states that `look` and `clean_first` want, by (site, branch, layer). They are held for the clean rows
             and for the rows of one forward, at one step: never for all arms.
         look: called after every forward of edited rows.
-        progress: name of a progress bar over the steps; none unless given.
+        progress: name of a progress bar over the steps. Default: no bar.
         clean_first: called at every step with the clean rows, before an edited row takes it: for edits that put in
             what a clean run holds at that step.
 
@@ -98,20 +160,20 @@ def _step(
     look: Callable[[Now], None] | None,
 ) -> Iterator[Tensor]:
     """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
-    samples = _samples(batch)
-    groups = [a * len(samples) + samples[p] for a, p in rows]
+    sample_of = numbers(batch.pairs)
+    groups = [a * len(batch.pairs) + sample_of[p] for a, p in rows]
     for part in parts(groups, batch.at_once):
-        members = rows[part]
+        here = rows[part]
         out = batch.step(
             step,
             edited[part],
-            [p for _, p in members],
-            [edits[a][p] for a, p in members],
+            [p for _, p in here],
+            [edits[a][p] for a, p in here],
             watch if look is not None else (),
             groups[part],
         )
         if look is not None:
-            look(Now(step, clean, members, out))
+            look(Now(step, clean, here, out))
         yield out.latents
 
 
@@ -120,9 +182,4 @@ def _begin(batch: Batch, edits: Sequence[Placed]) -> int | None:
     return min((min(batch.binding(edit).steps) for edit in edits), default=None)
 
 
-def _samples(batch: Batch) -> list[int]:
-    """Number the pairs by their sample."""
-    numbers = [0]
-    for (before, _), (sample, _) in zip(batch.pairs, batch.pairs[1:], strict=False):
-        numbers.append(numbers[-1] + (sample is not before))
-    return numbers
+__all__ = ["Arm", "Now", "run_arms", "sweep"]

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import tyro
 
 if TYPE_CHECKING:
     from dit_lens.lens import Lens
+
+T = TypeVar("T")
+
+Unset = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
+"""An option that need not be given. Its help says what happens then, so the parser adds no "(default: None)"."""
 
 
 @dataclass
@@ -15,23 +22,23 @@ class ModelOptions:
     """Which model, with which LoRA, and where it runs; see `dit_lens.models.load`."""
 
     model: str = "organism"
-    """Which model: organism, wan2.2, ltx2.3, ... (docs/models.md), diffusers:REPOSITORY, or FILE.py:FUNCTION."""
-    model_root: Path | None = None
-    """Folder of repositories, as the hubs name them; DiffSynth downloads where none is given."""
-    lora: str | None = None
-    """LoRA file, for a model with one DiT; or "vbvr", for wan2.2, wan2.1 and ltx2.3."""
-    high_noise_lora: Path | None = None
-    """LoRA file for the high-noise DiT of a model with two."""
-    low_noise_lora: Path | None = None
-    """LoRA file for the low-noise DiT."""
+    """The model: organism, wan2.2, ltx2.3, ... (docs/models.md), diffusers:REPOSITORY, or FILE.py:FUNCTION."""
+    model_root: Unset[Path] = None
+    """Folder of repositories, as the hubs name them. Default: DiffSynth downloads what it needs."""
+    lora: Unset[str] = None
+    """LoRA file, for a model with one DiT; or "vbvr", for wan2.2, wan2.1 and ltx2.3. Default: none."""
+    high_noise_lora: Unset[Path] = None
+    """LoRA file for the high-noise DiT of a model with two. Default: none."""
+    low_noise_lora: Unset[Path] = None
+    """LoRA file for the low-noise DiT of a model with two. Default: none."""
     lora_alpha: float = 1.0
     """Factor of the LoRAs."""
-    device: str | None = None
-    """Where to run; cuda where there is one, unless given."""
-    dtype: str | None = None
-    """float32, float16 or bfloat16; the model's own unless given."""
-    vram_limit: float | None = None
-    """GiB of the device's memory to use; more stays in the host's."""
+    device: Unset[str] = None
+    """Where the model runs, such as cpu or cuda:1. Default: cuda where there is one, else cpu."""
+    dtype: Unset[str] = None
+    """Number type of the weights: float32, float16 or bfloat16. Default: the model's own."""
+    vram_limit: Unset[float] = None
+    """GiB of the device's memory that the weights may take; the rest stays in the host's. Default: no limit."""
 
     def load(self) -> Lens:
         """Load the model."""

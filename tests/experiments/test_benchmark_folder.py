@@ -17,7 +17,7 @@ from dit_lens.models.options import ModelOptions
 from dit_lens.plot import write_video
 
 pytestmark = pytest.mark.slow
-SCRIPTS = Path(__file__).parents[1] / "analyses"
+SCRIPTS = Path(__file__).parents[2] / "analyses"
 IN, OUT = "In-Domain_50", "Out-of-Domain_50"
 SORT, MAZE = "G-3_stable_sort_data-generator", "O-39_maze_data-generator"
 
@@ -92,16 +92,16 @@ def test_x0_of_a_benchmark_is_laid_out_by_split_task_and_sample_and_gone_on_with
 
 
 def test_one_sample_that_fails_ends_no_run_and_the_exit_code_says_so(bench, tmp_path, monkeypatch, organism):
-    from dit_lens.experiments import pictures as report
+    from dit_lens.experiments import pictures
 
-    believed = report.believed
+    believed = pictures.believed
 
     def fails(run, decode, sample, folder):
         if sample.task.startswith(OUT) and sample.id == "00000":
             raise dl.DitLensError("the disk is full")
         return believed(run, decode, sample, folder)
 
-    monkeypatch.setattr(report, "believed", fails)
+    monkeypatch.setattr(pictures, "believed", fails)
     given = {"eval_root": bench, "tasks": "O-39", "out": tmp_path / "out", "steps": 2, "cfg_scale": 1.0}
     assert run("decode_steps", monkeypatch, organism, **given) == 1
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -109,7 +109,7 @@ def test_one_sample_that_fails_ends_no_run_and_the_exit_code_says_so(bench, tmp_
 
 
 def test_token_maps_of_a_benchmark_take_samples_of_several_sizes(bench, tmp_path, monkeypatch, organism):
-    given = {"eval_root": bench, "tasks": "O-39", "max_samples": 2, "out": tmp_path / "out", "steps": 2}
+    given = {"eval_root": bench, "tasks": "O-39", "samples": 2, "out": tmp_path / "out", "steps": 2}
     options = {**given, "layers": "4", "vis_steps": "1", "cfg_scale": 1.0}
     assert run("token_maps", monkeypatch, organism, **options) == 0
     assert (tmp_path / "out" / IN / MAZE / "00000" / "energy_vs_step.png").stat().st_size > 500
@@ -158,10 +158,11 @@ def test_what_a_benchmark_cannot_give_is_refused(bench, tmp_path, monkeypatch, o
     with pytest.raises(dl.TaskError, match="no scorer"):
         run("frame_count", monkeypatch, organism, eval_root=bench, tasks="O-39", out=tmp_path)
     with pytest.raises(dl.TaskError, match="at least 2"):
-        run("step_count", monkeypatch, organism, eval_root=bench, tasks="O-39", max_samples=1, out=tmp_path)
+        run("step_count", monkeypatch, organism, eval_root=bench, tasks="O-39", samples=1, out=tmp_path)
     with pytest.raises(dl.TaskError, match="come from one of them"):
         run("decode_steps", monkeypatch, organism, eval_root=bench, image=Path("a.png"), out=tmp_path)
     with pytest.raises(dl.TaskError, match="go with --eval-root"):
         run("decode_steps", monkeypatch, organism, tasks="O-39", out=tmp_path)
-    with pytest.raises(dl.TaskError, match="there is --samples"):
-        run("step_count", monkeypatch, organism, max_samples=3, out=tmp_path)
+    picture = bench / IN / MAZE / "00000" / "first_frame.png"
+    with pytest.raises(dl.TaskError, match="at least 2"):
+        run("step_count", monkeypatch, organism, image=picture, prompt="go", out=tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import xarray as xr
 
-from dit_lens.experiments.cache import hash_code, kept
+from dit_lens.experiments.cache import kept
 
 
 def test_it_is_made_once_for_each_key(tmp_path):
@@ -29,14 +29,3 @@ def test_what_was_not_finished_is_not_there(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="no space"):
             kept(tmp_path / "fit", "k", lambda: xr.Dataset({"x": 1}))
     assert int(kept(tmp_path / "fit", "k", lambda: xr.Dataset({"x": 2})).x) == 2
-
-
-def test_another_script_makes_another_hash(tmp_path):
-    scripts = []
-    for number in (1, 2):
-        path = tmp_path / f"script{number}.py"
-        path.write_text(f"def measure():\n    return {number}\n")
-        names = {}
-        exec(compile(path.read_text(), str(path), "exec"), names)
-        scripts.append(names["measure"])
-    assert hash_code(scripts[0]) != hash_code(scripts[1]) == hash_code(scripts[1])

@@ -12,13 +12,15 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens.engine.batch import Batch
-from dit_lens.experiments import study
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.samples import draw
+from dit_lens.experiments.study import Measured
 from dit_lens.models.options import ModelOptions
 from dit_lens.plan.plan import Placed
 from dit_lens.tasks import explore
 
 pytestmark = pytest.mark.slow
-SCRIPTS = Path(__file__).parents[1] / "analyses"
+SCRIPTS = Path(__file__).parents[2] / "analyses"
 SMALL = {"samples": 4, "block": 2, "steps": 4}
 STUDIES = {
     "noise_sensitivity": {"task": "circle", "cka_layers": "0,9", "stops": "0,2"},
@@ -97,7 +99,7 @@ def test_the_papers_pictures_are_there_and_are_not_made_twice(
 ):
     module = script(name)
     monkeypatch.setattr(ModelOptions, "load", lambda _: organism)
-    given = module.Options(task="circle", steps=4, max_samples=2, out=tmp_path, **options)
+    given = module.Options(task="circle", steps=4, samples=2, out=tmp_path, **options)
     assert module.main(given) == 0
     for sample in ("1000000", "1000001"):
         for picture in pictures:
@@ -127,10 +129,10 @@ def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, m
     # Up to step 0 is at step 0; at step 2 the last step alone is left, and 4 frames' energy is in one.
     up, at = (noisy.stopped_distance.sel(stopping=k, drop=True) for k in ("up to step", "at step"))
     assert (up.sel(stop=0) == at.sel(stop=0)).all() and not np.allclose(up.sel(stop=2), at.sel(stop=2))
-    one = study.samples_of(study.Options(task="circle", samples=2))[0]
+    one = next(iter(draw(StudyOptions(task="circle", samples=2))))
     batch = organism.batch([(one, int(noisy.noise_seed[0, 0]))], steps=4)
     hit = Placed(dl.add_noise(scale=0.7 * 2), dl.at(site="latents", frame=1, step=3))
-    clean, ended = module.sweep(batch, [[hit]])
+    clean, ended = module.run_arms(batch, [[hit]])
     away = [0, 2, 3]
     for part, name in ((slice(None), "stopped_distance"), (away, "stopped_distance_elsewhere")):
         expected = (ended[0] - clean)[:, :, part].square().mean().sqrt()
@@ -143,10 +145,8 @@ def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, m
 
 def test_what_happens_in_the_frame_that_was_hit_is_not_counted_elsewhere(organism):
     module = script("noise_sensitivity")
-    batch = organism.batch(
-        [(s, 0) for s in study.samples_of(study.Options(task="circle", samples=2))], steps=2
-    )
-    clean, _ = module.sweep(batch, [])
+    batch = organism.batch([(s, 0) for s in draw(StudyOptions(task="circle", samples=2))], steps=2)
+    clean, _ = module.run_arms(batch, [])
     arms = 1 + 4 * 2 + 4 * 2  # a step; two budgets; two kinds that stop after step 0
     ended = clean.repeat(arms, 1, 1, 1, 1, 1)
     for arm in range(1, arms):
@@ -269,7 +269,7 @@ def test_swaps_on_scenes_that_are_not_solved_say_so_and_end_well(tmp_path, monke
     module = script("layer_swap")
     assert float(results.own_change.max()) < 1e-4 and results.sizes["order"] == 0
     none = results.assign(right=results.right & False)
-    module.conclude(none, module.Options(samples=2, out=tmp_path))
+    module.conclude(Measured(none, {}), module.Options(samples=2, out=tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["no flip rates"].startswith("0 of 2 scenes are solved under both prompts")
     assert "flips" not in summary
@@ -301,7 +301,7 @@ def test_mass_off_the_path_has_its_change_and_the_floor_of_the_ground_truth(tmp_
     change = summary["off_path at the last step minus at the first"]
     assert change["effect"] == pytest.approx(float((off.isel(step=-1) - off.isel(step=0)).mean()))
     assert change["low"] <= change["effect"] <= change["high"]
-    samples = study.samples_of(study.Options(samples=4))
+    samples = draw(StudyOptions(samples=4))
     bare = [explore.off_path(s, s.truth) for s in samples]
     floor = results.off_path_floor.values
     assert (floor >= 0).all() and (floor < 0.5).all() and not np.allclose(floor, bare)  # the codec adds to it
@@ -338,7 +338,7 @@ def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, o
         go("seed_ensemble", tmp_path, monkeypatch, organism, ks=(0, 3))
     with pytest.raises(dl.TaskError, match=r"--seeds 2: the largest of --ks .* takes 3 seeds"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, seeds=2)
-    assert study.samples_of(study.Options(task="maze", samples=2))[0].id == "1000000"
+    assert next(iter(draw(StudyOptions(task="maze", samples=2)))).id == "1000000"
 
 
 def test_numbers_of_frames_are_those_that_are_made_and_each_is_made_once(
@@ -367,7 +367,7 @@ def test_results_by_path_length_have_n_and_intervals_and_cut_samples_without_ove
     results = go(
         "step_count", tmp_path, monkeypatch, organism, task="maze", counts=(1, 4), samples=8, block=8
     )
-    lengths = {s.id: explore.path_length(s) for s in study.samples_of(study.Options(samples=8))}
+    lengths = {s.id: explore.path_length(s) for s in draw(StudyOptions(samples=8))}
     assert results.length.values.tolist() == list(lengths.values())
     found = json.loads((tmp_path / "summary.json").read_text())["solved by path length"]
     inside = steps.bins(results.length)

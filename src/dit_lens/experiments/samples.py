@@ -1,0 +1,231 @@
+"""The samples of a command, the scenes that something is fitted on, their noise seeds, and their folders."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_lens import tasks
+from dit_lens.errors import PlanError, TaskError
+from dit_lens.experiments.options import Options, StudyOptions
+from dit_lens.tasks.sample import Sample
+from dit_lens.tasks.vbvr import Bench
+from dit_lens.tasks.vbvr.files import read_image
+
+if TYPE_CHECKING:
+    from dit_lens.lens import Lens
+
+Pair = tuple[Sample, int]
+"""A sample and a noise seed."""
+
+TAKEN = ("blocks", "kept")
+"""Folders in `--out` that hold other things than a task's samples."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The samples of a command; those of a benchmark are read when their turn comes.
+
+    Attributes:
+        source: the samples as they are.
+        changes: fields that are replaced in each.
+    """
+
+    source: Sequence[Sample] | Bench
+    changes: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield the samples; those of a benchmark that cannot be read are left out."""
+        return (sample.with_(**self.changes) for sample in self.source)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The samples that could not be read so far, or that a benchmark's manifest names in vain, with the reason."""
+        if not isinstance(self.source, Bench):
+            return {}
+        summary = self.source.summary()
+        missing = {"/".join(known): "named in the manifest, but not there" for known in summary.missing}
+        return {skipped.entry.label: skipped.reason for skipped in summary.skipped} | missing
+
+
+def draw(options: Options, lens: Lens | None = None) -> Drawn:
+    """Return the samples that the options ask for: scenes of a task, one picture, or those of a benchmark.
+
+    Args:
+        options: of the script.
+        lens: the model that they are for; lengths and sizes of a benchmark are rounded up to what it takes.
+
+    Raises:
+        TaskError: no such task, picture or benchmark; or options that contradict each other.
+    """
+    _refuse_contradictions(options)
+    if options.eval_root is not None:
+        frames, size = (1, 1) if lens is None else lens.family.anatomy.multiples
+        bench = Bench(
+            options.eval_root,
+            options.split,
+            options.tasks,
+            options.samples,
+            frames_multiple=frames,
+            size_multiple=size,
+        )
+        return Drawn(bench, options.changes)
+    if options.image is not None:
+        assert options.prompt is not None
+        sample = Sample(
+            prompt=options.prompt,
+            image=read_image(options.image),
+            task="image",
+            id=options.image.stem,
+            **_frames(options),
+        )
+        return Drawn([sample], options.changes)
+    return Drawn(_scenes(options), options.changes)
+
+
+def _refuse_contradictions(options: Options) -> None:
+    if options.eval_root is not None and (options.image is not None or options.prompt is not None):
+        raise TaskError("--eval-root and --image: the samples come from one of them.")
+    if options.eval_root is None and (options.split or options.tasks):
+        raise TaskError("--split and --tasks go with --eval-root.")
+    if options.image is None and options.prompt is not None:
+        raise TaskError("--prompt goes with --image; the prompt of a task is its own.")
+    if options.image is not None and options.prompt is None:
+        raise TaskError("--image goes with --prompt.")
+    if options.image is not None and not options.image.is_file():
+        raise TaskError(f"--image {options.image}: there is no such file.")
+    if options.samples is not None and options.samples < 1:
+        raise TaskError(f"--samples {options.samples}: give at least 1.")
+    if options.image is not None and options.samples not in (None, 1):
+        raise TaskError(f"--samples {options.samples}: --image is one sample.")
+
+
+def _frames(options: Options) -> dict[str, Any]:
+    return {} if options.num_frames is None else {"num_frames": options.num_frames}
+
+
+def _scenes(options: Options) -> list[Sample]:
+    """Draw scenes of a task, none of them twice: equal scenes are no independent samples."""
+    scenes: dict[Any, Sample] = {}
+    for i in range(20 * options.scene_count + 100):
+        sample = tasks.make(options.task, options.scene + i, **_frames(options))
+        picture = None if sample.image is None else sample.image.tobytes()
+        scenes.setdefault((picture, sample.prompt), sample)
+        if len(scenes) == options.scene_count:
+            return list(scenes.values())
+    raise TaskError(
+        f"--task {options.task} --samples {options.scene_count}: it has so few scenes that only {len(scenes)} are there; "
+        f"ask for --samples {len(scenes)}, and for more noise seeds (--seeds)."
+    )
+
+
+def training_samples(options: Options, count: int) -> list[Sample]:
+    """Return samples to fit probes and maps on: of training seeds, and of no scene that is evaluated.
+
+    Boards with few layouts (circle, choose, pattern) repeat some of them on both sides of the split.
+
+    Raises:
+        TaskError: the samples are no scenes of a task, or the task has too few layouts.
+    """
+    if not options.draws_scenes:
+        raise TaskError("--eval-root and --image: there are no scenes to fit anything on.")
+    evaluated = {(s.image.tobytes(), s.prompt) for s in _scenes(options) if s.image is not None}
+    scenes: list[Sample] = []
+    for seed in range(20 * count + 100):
+        sample = tasks.make(options.task, seed, **_frames(options))
+        if len(scenes) == count:
+            break
+        if sample.image is None or (sample.image.tobytes(), sample.prompt) not in evaluated:
+            scenes.append(sample.with_(**options.changes))
+    if len(scenes) < count:
+        raise TaskError(
+            f"--task {options.task}: it has so few scenes that only {len(scenes)} of {count} to fit on are none of the "
+            f"{options.scene_count} that are evaluated; ask for fewer of both."
+        )
+    return scenes
+
+
+def noise_seeds(sample: Sample, options: StudyOptions) -> list[int]:
+    """Return the noise seeds of a sample: none that another sample has, so that samples are independent."""
+    first = zlib.crc32(f"{options.draw}/{sample.task}/{sample.id}".encode()) % (1 << 31)
+    return [first + k for k in range(options.seeds)]
+
+
+def pairs_of(samples: Sequence[Sample], options: StudyOptions) -> list[Pair]:
+    """Return every (sample, noise seed), the seeds of a sample side by side."""
+    return [(sample, seed) for sample in samples for seed in noise_seeds(sample, options)]
+
+
+def label(sample: Sample) -> str:
+    """Return `task/id`: what results call a sample."""
+    return f"{sample.task}/{sample.id}"
+
+
+def numbers(pairs: Sequence[Pair]) -> list[int]:
+    """Number the pairs by their sample; the pairs of a sample stand side by side."""
+    counted: list[int] = []
+    for n, (sample, _) in enumerate(pairs):
+        counted.append(0 if n == 0 else counted[-1] + (sample is not pairs[n - 1][0]))
+    return counted
+
+
+def by_shape(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Sort samples by their size and number of frames: those of one shape go through the model together."""
+    shapes: dict[object, list[Sample]] = {}
+    for sample in samples:
+        shapes.setdefault((sample.size, sample.num_frames), []).append(sample)
+    return list(shapes.values())
+
+
+def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
+    """Gather the noise seeds of every sample, in the order in which samples first come.
+
+    Raises:
+        PlanError: no pairs, a pair that comes twice, two samples of one label, or samples with several numbers of seeds.
+    """
+    gathered: dict[str, tuple[Sample, list[int]]] = {}
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Sample)):
+            raise PlanError(f"pairs hold {pair!r}: give (sample, noise seed), such as (dl.tasks.maze(7), 0).")
+        sample, seed = pair[0], int(pair[1])
+        first, seeds = gathered.setdefault(label(sample), (sample, []))
+        if first is not sample and first != sample:
+            raise PlanError(
+                f"Two samples are called {label(sample)}: tell them apart with sample.with_(id=...)."
+            )
+        if seed in seeds:
+            raise PlanError(f"{label(sample)} with noise seed {seed} comes twice: give every pair once.")
+        seeds.append(seed)
+    counts = {name: len(seeds) for name, (_, seeds) in gathered.items()}
+    if len(set(counts.values())) != 1:
+        raise PlanError(f"Samples have as many noise seeds as each other; these have {counts or 'none'}.")
+    return list(gathered.values())
+
+
+def folder_of(out: Path, sample: Sample) -> Path:
+    """Return the folder of a sample's pictures: `OUT/TASK/ID`, of VBVR-Bench `OUT/SPLIT/TASK/ID`. Always inside `out`."""
+    parts = [file_name(part) for part in sample.task.split("/")]
+    if parts[0] in TAKEN:
+        parts[0] = f"task-{parts[0]}"
+    return out.joinpath(*parts, file_name(sample.id))
+
+
+def file_name(text: str) -> str:
+    """Return a name for a file or folder: the text where it is one, else its safe part and a hash, so that no two texts meet."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in text)[:60]
+    if safe == text and safe:
+        return text
+    return f"{safe}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+__all__ = [
+    *("Drawn", "Pair", "by_shape", "draw", "file_name", "folder_of", "label", "noise_seeds", "numbers"),
+    *("pairs_of", "together", "training_samples"),
+]

@@ -1,0 +1,45 @@
+"""What comes of runs, as tables by arm, sample and seed."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import dit_lens as dl
+from dit_lens import tasks
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import by_sample, outcomes
+from dit_lens.experiments.samples import pairs_of
+
+
+def test_outcomes_are_the_scorers_words_and_the_distance(lens):
+    samples = [tasks.circle(1_000_000), tasks.circle(1_000_001)]
+    pairs = pairs_of(samples, StudyOptions(seeds=2))
+    batch = lens.batch(pairs, steps=2)
+    truth = torch.cat(
+        [
+            lens.pipe.vae.encode(torch.from_numpy(s.truth).permute(3, 0, 1, 2)[None] / 127.5 - 1)
+            for s in samples
+            for _ in range(2)
+        ]
+    )
+    found = outcomes(batch, torch.stack([truth, truth + 0.5]), truth)
+    assert np.allclose(found.distance[0], 0) and np.allclose(found.distance[1], 0.5)
+    scores = [
+        [s.score(batch.decode(x[None])[0]) for (s, _), x in zip(batch.pairs, arm, strict=True)]
+        for arm in (truth, truth + 0.5)
+    ]
+    assert found.answer.values.tolist() == [[s.answer for s in row] for row in scores]
+    table = by_sample(found, pairs)
+    assert table.score.dims == ("arm", "sample", "seed") and table.noise_seed.shape == (2, 2)
+    assert table.noise_seed.values.ravel().tolist() == [seed for _, seed in pairs]
+    assert table.answer.sel(sample="circle/1000001", seed=1).values.tolist() == [
+        row[3].answer for row in scores
+    ]
+
+
+def test_samples_with_several_numbers_of_seeds_fit_into_no_table():
+    one, two = tasks.circle(1_000_000), tasks.circle(1_000_001)
+    data = xr.Dataset({"x": ("pair", [1.0, 2.0, 3.0, 4.0])})
+    with pytest.raises(dl.PlanError, match="several numbers of noise seeds"):
+        by_sample(data, [(one, 0), (one, 1), (one, 2), (two, 0)])
