@@ -16,7 +16,7 @@ def test_clean_runs_are_single_runs_and_are_made_once(lens, sample, tmp_path, mo
         for name in ("x0", "latents"):
             assert np.allclose(run[name].values, single[name].values, rtol=0, atol=1e-4)
         assert np.abs(run.video.astype(int) - single.video).max() <= 1
-        assert run.attrs["manifest"]["identity"]["body"] == "batch"
+        assert run.attrs["manifest"]["identity"]["loop"] == "batch"
     monkeypatch.setattr(type(lens), "batch", None)  # nothing is computed again
     assert [r.path for r in clean_runs(lens, pairs, tmp_path, steps=3)] == [r.path for r in runs]
 

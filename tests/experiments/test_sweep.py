@@ -180,7 +180,8 @@ def test_what_a_sweep_cannot_do_is_refused_before_it_runs(lens, sample, monkeypa
     from dit_lens.engine.batch import Batch
 
     scored = dl.tasks.circle(7)
-    monkeypatch.setattr(Batch, "step", None)
+    lens.batch([(sample, 0)], steps=2)  # the loop is compared with the pipeline's, once
+    monkeypatch.setattr(Batch, "advance", None)
     for pairs, arms, says in (
         ([(sample, 0)], {"clean": [dl.zero()]}, "arm without edits"),
         ([(sample, 0), (scored, 0)], {}, "circle/7 has a scorer and custom/0 has none"),
