@@ -183,6 +183,7 @@ class Lens:
                 part.layout,
                 self.family.sizes(self.pipe, sample, job.keywords, part.layout.stage),
                 self.dtype,
+                samples=1 if isinstance(sample.prompt, str) else len(sample.prompt),
             ).lines
         ]
         return Estimate(tuple(lines))

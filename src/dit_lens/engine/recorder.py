@@ -7,22 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.errors import CaptureError
+from dit_lens.engine.number_types import fill_of, kept_type, to_codes
+from dit_lens.errors import CaptureError, StoreError
 from dit_lens.plan.binding import Slot
 from dit_lens.plan.places import GRID_DIMS, Spot, grid_dim
 from dit_lens.plan.plan import Layout, Placed
 from dit_lens.store import RunWriter, Variable
-
-
-def to_codes(values: Tensor) -> np.ndarray:
-    """Return a CPU tensor as numpy, bfloat16 as its codes (uint16)."""
-    if values.dtype == torch.bfloat16:
-        return values.contiguous().view(torch.uint16).numpy()
-    return values.numpy()
 
 
 @dataclass
@@ -32,23 +25,22 @@ class Sink:
     Attributes:
         variable: the array in the store.
         shape: of every value.
-        dtype: of every value, where it is kept without loss; None where it becomes float32.
+        dtype: in which every value is kept.
         is_state: whether each value is a unit of its own.
-        buffer: what was gathered of the running step, on the model's device; NaN where nothing was asked for.
+        buffer: what was gathered of the running step, on the model's device; `fill_of` where nothing was asked for.
     """
 
     variable: Variable
     shape: torch.Size
-    dtype: torch.dtype | None
+    dtype: torch.dtype
     is_state: bool
     buffer: Tensor | None = None
 
     def gather(self, index: tuple[int, ...], value: Tensor) -> None:
         """Put a copy of a value in its place in the running step: the model may write over its own memory."""
         if self.buffer is None:
-            dtype = self.dtype or torch.float32
-            fill = torch.nan if dtype.is_floating_point else 0
-            self.buffer = torch.full(self.variable.unit_shape, fill, dtype=dtype, device=value.device)
+            fill = fill_of(self.dtype)
+            self.buffer = torch.full(self.variable.unit_shape, fill, dtype=self.dtype, device=value.device)
         self.buffer[index].copy_(value)
 
 
@@ -90,16 +82,14 @@ class Recorder:
             value: what it returned.
 
         Raises:
-            CaptureError: it is not a tensor, or not of the dimensions that the record declares.
+            CaptureError: it is not a tensor with values, not of the dimensions that the record declares, or of another
+                shape or type than before.
         """
+        value = _with_values(slot, spot, value)
         sink = self._sinks.get(slot) or self._open(slot, spot, read, value)
-        if (
-            not isinstance(value, Tensor)
-            or value.shape != sink.shape
-            or (sink.dtype or value.dtype) != value.dtype
-        ):
+        if value.shape != sink.shape or kept_type(value.dtype, slot.placed.is_whole) != sink.dtype:
             raise self._changed(slot, spot, sink, value)
-        value = value.detach()
+        value = value.to(sink.dtype)
         index: tuple[int, ...] = ()
         if spot.branch is not None and spot.layer is not None:
             index = (self.layout.branches.index(spot.branch), spot.layer)
@@ -131,10 +121,10 @@ class Recorder:
 
     # ---- what a record writes
 
-    def _open(self, slot: Slot, spot: Spot, read: Tensor, value: Any) -> Sink:
+    def _open(self, slot: Slot, spot: Spot, read: Tensor, value: Tensor) -> Sink:
         """Check a record's first value, and declare its array."""
         record, dims = slot.placed, slot.placed.kept
-        if not isinstance(value, Tensor) or value.ndim != len(dims):
+        if value.ndim != len(dims):
             raise CaptureError(
                 f"record {record.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
                 "return a tensor of those."
@@ -147,20 +137,28 @@ class Recorder:
                     f"record {record.name} at {spot} returned {dim}={size}, but there are {grid[dim]} there: "
                     f"keep {dim} whole, or declare another dimension with @dl.keeps."
                 )
-        dtype = value.dtype if record.is_lossless else None
-        sink = Sink(self._variable(slot, value, dtype), value.shape, dtype, record.is_state)
-        self.writer.declare(sink.variable, self._asked(slot))
+        dtype = kept_type(value.dtype, record.is_whole)
+        if dtype is None or 0 in value.shape:
+            raise CaptureError(
+                f"record {record.name} at {spot} returned {_named(value)}, which a store cannot hold: return at least one "
+                "value, of a float, complex, integer or bool type."
+            )
+        try:
+            sink = Sink(self._variable(slot, value, dtype), value.shape, dtype, record.is_state)
+            self.writer.declare(sink.variable, self._asked(slot))
+        except StoreError as error:
+            raise CaptureError(f"record {record.name} at {spot}: {error}") from error
         self._sinks[slot] = sink
         return sink
 
-    def _variable(self, slot: Slot, value: Tensor, dtype: torch.dtype | None) -> Variable:
+    def _variable(self, slot: Slot, value: Tensor, dtype: torch.dtype) -> Variable:
         record, layout = slot.placed, self.layout
         sizes = {"step": layout.steps}
         if not record.on_latents:
             sizes |= {"branch": len(layout.branches), "layer": layout.layers}
         if self.samples > 1:
             sizes = {"sample": self.samples, **sizes}
-        stored = str(dtype or torch.float32).removeprefix("torch.")
+        stored = str(dtype).removeprefix("torch.")
         function: Any = record.function
         return Variable(
             name=record.variable,
@@ -181,7 +179,7 @@ class Recorder:
         return {"step": sorted(slot.steps), "branch": branches, "layer": sorted(slot.layers)}
 
     def _changed(self, slot: Slot, spot: Spot, sink: Sink, value: Any) -> CaptureError:
-        before = f"{sink.dtype or ''} {tuple(sink.shape)}".strip()
+        before = f"{sink.dtype} {tuple(sink.shape)}"
         return CaptureError(
             f"record {slot.placed.name} at {spot} returned {_named(value)}, and {before} before: a record returns "
             "one shape and type everywhere; place the two apart, under two names."
@@ -224,6 +222,26 @@ def _elsewhere(record: Placed) -> str:
     if record.variable == record.name:
         return ""
     return f", {record.site}" + ("" if record.stream == "video" else f", {record.stream}")
+
+
+def _with_values(slot: Slot, spot: Spot, value: Any) -> Tensor:
+    """Return what a record returned as a plain tensor: without gradient, its conjugation and signs carried out.
+
+    Raises:
+        CaptureError: it is not a tensor, or one without values of its own.
+    """
+    name = slot.placed.name
+    if not isinstance(value, Tensor):
+        raise CaptureError(
+            f"record {name} at {spot} returned {_named(value)}; it declares the dimensions {slot.placed.kept}: return a "
+            "tensor of those, as torch.as_tensor(...) makes one of a number or an array."
+        )
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        kind = "nested" if value.is_nested else f"{value.layout}, on the device {value.device.type!r}"
+        raise CaptureError(
+            f"record {name} at {spot} returned a tensor that is {kind}: return a dense tensor that holds values."
+        )
+    return value.detach().resolve_conj().resolve_neg()
 
 
 def _named(value: Any) -> str:

@@ -84,12 +84,8 @@ class Job:
 
     def _complete(self, declared: Plan) -> Plan:
         # Where the user asks for latents at some steps, all are written all the same.
-        always = Plan()
-        for stream in self.layout.latents:
-            always = always.with_record(records.latents, at(stream=stream))
-        written = {record.variable for record in always.records}
-        others = tuple(r for r in declared.records if r.variable not in written)
-        return Plan((*others, *always.records), declared.edits)
+        streams = self.layout.latents
+        return declared.completed(Plan.of([(records.latents, at(stream=s)) for s in streams]).records)
 
     def declare(self, plan: Plan) -> None:
         """Take a plan: the first one, and what the body of a trace has added to it.
