@@ -83,12 +83,12 @@ def main(options: Options) -> int:
     for sample in [s for s in study.samples_of(options) if f"{s.task}/{s.id}" in results.sample][
         : options.sheets
     ]:
-        name = f"sheet-{sample.task}-{sample.id}"
+        name = f"sheet-{sample.subfolder.as_posix()}"
         draw(
             study.once(
                 options, name, lens, [sample], lambda s=sample: sheet(lens, s, layers, maps, options), fit
             ),
-            options.out / sample.task / sample.id,
+            options.out / sample.subfolder,
         )
     return code
 

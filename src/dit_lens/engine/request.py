@@ -15,13 +15,14 @@ from torch import Tensor
 from dit_lens import records
 from dit_lens.engine.recorder import Recorder, to_codes
 from dit_lens.engine.session import Call, Latents, Session, Stages
-from dit_lens.errors import PlanError, StoreError
+from dit_lens.errors import StoreError
 from dit_lens.families.family import Seen, Stage
+from dit_lens.plan.arguments import encoding_of, scale_of, seed_of, steps_of
 from dit_lens.plan.places import GRID_DIMS, at, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, run_name, status, versions
 from dit_lens.store.run import Run
-from dit_lens.tasks.sample import Sample
+from dit_lens.tasks.sample import LONGEST_NAME, Sample
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -52,11 +53,10 @@ class Job:
         stage: int = 0,
     ) -> None:
         family = lens.family
+        seed, steps = seed_of(seed), steps_of(steps, family.default_steps)
+        cfg_scale = scale_of(cfg_scale, family.default_cfg)
+        encoding = encoding_of(encoding, str(lens.dtype).removeprefix("torch."))
         self.lens, self.sample, self.seed, self.encoding, self.body = lens, sample, seed, encoding, body
-        steps = family.default_steps if steps is None else steps
-        cfg_scale = family.default_cfg if cfg_scale is None else cfg_scale
-        if steps < 1:
-            raise PlanError(f"steps={steps}: a run has at least one.")
         self.keywords = family.arguments(sample, seed, steps, cfg_scale, arguments)
         family.refuse(lens.pipe, self.keywords)
         self.progress = progress
@@ -145,8 +145,12 @@ class Job:
     def name(self) -> str:
         """Name of the run."""
         stage = f"-stage{self.layout.stage}" if self.layout.stage else ""
-        prefix = f"{self.sample.task}-{self.sample.id}-seed{self.seed}{stage}"
-        return run_name(self.identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in prefix))
+        named = "".join(
+            c if c.isalnum() or c in "-_" else "_" for c in f"{self.sample.task}-{self.sample.id}"
+        )
+        # A file system takes 255 bytes; the hash tells runs apart, the words are for people.
+        shown = named.encode()[:LONGEST_NAME].decode(errors="ignore")
+        return run_name(self.identity, f"{shown}-seed{self.seed}{stage}")
 
     def finished(self) -> Run | None:
         """Return the run where the store holds it complete, with all its stages; the last is what is returned."""

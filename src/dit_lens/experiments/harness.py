@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from dit_lens import tasks
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.models.options import ModelOptions
 from dit_lens.store import versions
+from dit_lens.tasks.image import read_image
 from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.vbvr import Bench
 
@@ -142,7 +142,7 @@ def samples(options: Options) -> Sequence[Sample] | Bench:
         raise TaskError("--image goes with --prompt.")
     if not options.image.is_file():
         raise TaskError(f"--image {options.image}: there is no such file.")
-    image = Image.open(options.image).convert("RGB")
+    image = read_image(options.image)
     return [Sample(prompt=options.prompt, image=image, task="image", id=options.image.stem, **frames)]
 
 
@@ -167,7 +167,7 @@ def each_sample(
     asked = samples(options)
     for sample in tqdm(asked, desc=name, unit="sample"):
         sample = sample.with_(**options.changes)
-        folder = options.out / sample.task / sample.id
+        folder = options.out / sample.subfolder
         done, settings = folder / "done.json", {"script": name, **options.settings}
         what = [settings, lens.identity(), identity(sample)]
         key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
