@@ -96,7 +96,18 @@ class Job:
         for job in self.stages:
             job._declared = plan
             job.plan.check(job.layout)
+            job._check_regions()
         self.plan.check_sources(self.lens.fingerprint)
+
+    def _check_regions(self) -> None:
+        """Refuse edits of cells that the grid will not have: at a late step the model would have run in vain."""
+        if not any(edit.place.region for edit in self.plan.edits):
+            return
+        lens = self.lens
+        sizes = lens.family.sizes(lens.pipe, self.sample, self.keywords, self.layout.stage)
+        tokens = {stream: size.tokens for stream, size in sizes.items()}
+        latents = {f"latent_{stream}": size.latent[1:] for stream, size in sizes.items()}
+        self.plan.check_grids({**tokens, **latents})
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -221,7 +221,8 @@ def _word(name: str, value: object) -> str:
 def _names(name: str, value: str | Iterable[str] | None) -> tuple[str, ...] | None:
     if value is None or (isinstance(value, str) and value == "all"):
         return None
-    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else ()
+    several = isinstance(value, Iterable) and not isinstance(value, Mapping)
+    names = (value,) if isinstance(value, str) else tuple(value) if several else ()
     if not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise PlanError(f"at({name}={value!r}): give a name, a list of names, or 'all'.")
     return tuple(sorted({str(n) for n in names}))  # a set has another order in every process
