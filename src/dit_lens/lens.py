@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit_lens.engine.estimate import Estimate, estimate
 from dit_lens.engine.request import Job
-from dit_lens.errors import PlanError
+from dit_lens.errors import PlanError, needing
 from dit_lens.families.family import Family
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Entry, Plan
@@ -111,7 +111,8 @@ class Lens:
         tr.calls(...)`, and all of nnsight through `lens.nnsight`. After it: `tr.run`. It always runs, also
         where the store holds the same run already: the body's own values are wanted.
         """
-        from dit_lens.engine.trace import open_trace
+        with needing("lens.trace"):
+            from dit_lens.engine.trace import open_trace
 
         return open_trace(self, sample, seed, **options)
 
@@ -217,7 +218,8 @@ class Lens:
     def nnsight(self) -> Any:
         """The pipeline as nnsight sees it: `lens.nnsight.dit.blocks[3].output` in the body of a trace."""
         if self._nnsight is None:
-            from nnsight import NNsight
+            with needing("lens.nnsight"):
+                from nnsight import NNsight
 
             root = self.family.root(self.pipe)
             self.wrapped_before = {
