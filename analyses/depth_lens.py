@@ -45,9 +45,10 @@ from dit_lens.experiments.options import Count, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, by_sample, headline, outcomes
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import draw as draw_samples
-from dit_lens.experiments.samples import file_name, folder_of, label, noise_seeds, pairs_of, training_samples
+from dit_lens.experiments.samples import folder_of, label, noise_seeds, pairs_of, training_samples
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
+from dit_lens.tasks.sample import folder_name
 
 Maps = Mapping[tuple[str, int], tuple[Tensor, Tensor]]
 """Weight [channel, channel] and bias [channel] by (expert, layer)."""
@@ -94,7 +95,7 @@ def main(options: Options) -> int:
     for sample in shown[: options.sheets]:
         read = once(
             options,
-            f"sheet-{file_name(sample.task)}-{file_name(sample.id)}",
+            f"sheet-{folder_name(sample.task)}-{folder_name(sample.id)}",
             lens,
             [sample],
             lambda sample=sample: sheet(lens, sample, layers, maps, options),

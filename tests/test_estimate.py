@@ -13,6 +13,8 @@ from dit_lens.records import keeps
 SMALL = Layout({"video": {"block": "", "q": "self_attn.q"}}, 12, 20, ("cond", "uncond"), ("dit",))
 LATENT, GRID, CHANNELS = (16, 4, 12, 12), (4, 6, 6), 128
 TOKENS = 4 * 6 * 6
+INDEX = 4 * 6 * 16 + 4
+"""Bytes of a shard's index: two numbers for each row of tokens, and a checksum."""
 
 
 def of(record, dtype=torch.float32, layout=SMALL):
@@ -29,7 +31,8 @@ def test_the_states_of_a_14b_model_take_the_1_34_terabytes_that_the_design_state
     plan = Plan.of(dl.hidden)
     sizes = {"video": Sizes((16, 21, 60, 104), (21, 30, 52), 5120)}
     out = estimate(plan, layout, sizes, torch.bfloat16)
-    assert out.bytes == 32_760 * 5_120 * 40 * 50 * 2 * 2
+    values, index = 32_760 * 5_120 * 2, 21 * 30 * 16 + 4
+    assert out.bytes == (values + index) * 40 * 50 * 2 and index < values / 30_000
     assert out.lines[0].units == 40 * 50 * 2
     assert out.memory <= 256 * 2**20
     assert "1.3 TB" in str(out)
@@ -37,21 +40,23 @@ def test_the_states_of_a_14b_model_take_the_1_34_terabytes_that_the_design_state
 
 def test_a_state_is_a_file_for_every_step_branch_and_layer():
     whole = line(dl.hidden)
-    assert (whole.units, whole.bytes) == (20 * 2 * 12, 20 * 2 * 12 * TOKENS * CHANNELS * 4)
+    file = TOKENS * CHANNELS * 4 + INDEX
+    assert (whole.units, whole.bytes) == (20 * 2 * 12, 20 * 2 * 12 * file)
     part = line((dl.hidden, dl.at(step="0-4", layer=[5, 6], branch="cond")))
-    assert (part.units, part.bytes) == (5 * 2, 5 * 2 * TOKENS * CHANNELS * 4)
+    assert (part.units, part.bytes) == (5 * 2, 5 * 2 * file)
 
 
 def test_a_reduced_record_is_a_file_a_step_in_single_precision():
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         out = line(dl.energy, dtype=dtype)
         assert (out.units, out.bytes, out.memory) == (20, 20 * 24 * TOKENS * 4, 24 * TOKENS * 4)
     assert line(dl.channel_mean).bytes == 20 * 24 * CHANNELS * 4
 
 
 def test_states_and_latents_keep_the_number_type_of_the_model():
-    for record in (dl.hidden, dl.x0):
-        assert line(record).bytes == 2 * line(record, dtype=torch.bfloat16).bytes
+    for record, index in ((dl.hidden, 20 * 2 * 12 * INDEX), (dl.x0, 0)):
+        single, half = (line(record, dtype=d).bytes - index for d in (torch.float32, torch.bfloat16))
+        assert single == 2 * half
 
 
 def test_latents_have_a_grid_of_their_own_and_neither_branch_nor_layer():

@@ -272,7 +272,7 @@ REFUSED = [
         ["record energy", "reads the whole grid", "select frame, x afterwards"],
     ),
     (out_of_order, (), ["record out_of_order", "('y', 'frame')", "frame, y, x, channel in this order"]),
-    (doubled, (), ["record doubled", "('frame', 'frame')"]),
+    (doubled, (), ["record doubled", "declares 'frame' twice"]),
     (of_the_library, (), ["record of_the_library", "('layer', 'channel')"]),
     ([energy, (energy, dl.at(layer=3))], (), ["Two records write 'energy'", "merge their places"]),
 ]

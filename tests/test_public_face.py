@@ -18,7 +18,7 @@ import sys
 class NoTorch:
     def find_spec(self, name, *_):
         if name.partition(".")[0] in ("torch", "diffsynth", "nnsight"):
-            raise ImportError(f"no {name} here")
+            raise ModuleNotFoundError(f"no {name} here", name=name)
 sys.meta_path.insert(0, NoTorch())
 """
 
@@ -120,4 +120,4 @@ print(json.dumps([solved, str(plan), names, said]))
     assert solved
     assert plan == "Plan:\n  edit len at(layer=0-4)"
     assert names == ["dit_lens.analysis", "dit_lens.plot", "dit_lens.store", "dit_lens.tasks"]
-    assert said == "no torch here"
+    assert said == 'dl.energy needs torch, which this Python does not have: pip install "dit-lens[trace]"'

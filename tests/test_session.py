@@ -295,7 +295,7 @@ def undeclared(h):
         ({"record": [wrong_dims]}, r"wrong_dims at block\(step=0.*returned torch.float32.*declares"),
         ({"record": [wrong_size]}, r"frame=1, but there are 3"),
         ({"record": [not_a_tensor]}, r"returned float"),
-        ({"record": [changing]}, r"float32 \(2,\), and \(1,\) before"),
+        ({"record": [changing]}, r"float32 \(2,\), and torch.float32 \(1,\) before"),
         ({"record": [dl.energy, (dl.energy, dl.at(layer=1))]}, r"Two records write 'energy'"),
         ({"edit": [dl.add_noise]}, r"call it with its options"),
         ({"edit": [lambda h, at: h[:1]]}, r"edit lambda at block\(step=0.*return the same shape and type"),

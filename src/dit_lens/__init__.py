@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dit_lens.errors import needing
+
 __version__ = "0.1.0"
 
 _FROM = {
@@ -69,7 +71,8 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"dit_lens.{name}")
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        with needing(f"dl.{name}"):
+            return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'dit_lens' has no attribute {name!r}")
 
 

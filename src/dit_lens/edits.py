@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace as replace_fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -166,6 +167,22 @@ def mean_over_seeds(h: Tensor, at: Spot) -> Tensor:
 mean_over_seeds.function.over_seeds = True  # type: ignore[attr-defined]
 
 
+def _require_array(edit: str, option: str, **chosen: Any) -> None:
+    """Refuse what is no array of states, when the edit is made.
+
+    Raises:
+        PlanError: it names the edit and what to give.
+    """
+    value = chosen[option]
+    if hasattr(value, "data_vars") or hasattr(value, "dataset"):
+        said = f"a {type(value).__name__} holds several arrays"
+    elif value is None or isinstance(value, int | float | list | tuple) or hasattr(value, "shape"):
+        return
+    else:
+        said = f"a {type(value).__name__} is no array"
+    raise PlanError(f'{edit}({option}=...): {said}; give one, such as run["hidden"].')
+
+
 def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
     """Look a place up in states that may span step, branch and layer, by their coordinates."""
     picked, dims = source, getattr(source, "dims", ())
@@ -225,6 +242,11 @@ def _values(value: Any) -> Any:
 
     return np.array(value)  # a copy: arrays read from a store may not be writable
 
+
+patch.function.check_options = partial(_require_array, "patch", "source")  # type: ignore[attr-defined]
+replace.function.check_options = partial(_require_array, "replace", "value")  # type: ignore[attr-defined]
+steer.function.check_options = partial(_require_array, "steer", "direction")  # type: ignore[attr-defined]
+ablate.function.check_options = partial(_require_array, "ablate", "reference")  # type: ignore[attr-defined]
 
 __all__ = [
     "Configured",

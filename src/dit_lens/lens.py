@@ -10,6 +10,7 @@ from dit_lens.engine import runner
 from dit_lens.engine.estimate import Estimate, estimate_request
 from dit_lens.engine.request import Request
 from dit_lens.engine.verify import is_due, verify_run
+from dit_lens.errors import needing
 from dit_lens.families.bare import specimen_of_blocks
 from dit_lens.families.decoding import decode
 from dit_lens.families.specimen import Specimen
@@ -125,7 +126,8 @@ class Lens:
         tr.calls(...)`, and all of nnsight through `lens.nnsight`. After it: `tr.run`. It always runs, also
         where the store holds the same run already: the body's own values are wanted.
         """
-        from dit_lens.engine.trace import open_trace
+        with needing("lens.trace"):
+            from dit_lens.engine.trace import open_trace
 
         return open_trace(self.specimen, sample, seed, **options)
 
@@ -293,7 +295,8 @@ class Lens:
     def nnsight(self) -> Any:
         """The pipeline as nnsight sees it: `lens.nnsight.dit.blocks[3].output` in the body of a trace."""
         if self.specimen.envoys is None:
-            from dit_lens.engine.envoys import wrap
+            with needing("lens.nnsight"):
+                from dit_lens.engine.envoys import wrap
 
             self.specimen.envoys = wrap(self.family.anatomy.root(self.pipe))
         return self.specimen.envoys

@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dit_lens.errors import PlanError
+
 Record = Callable[[Tensor], Tensor]
 F = TypeVar("F", bound=Record)
 
@@ -26,11 +28,18 @@ def keeps(*dims: str, site: str | None = None, units: str = "1", long_name: str 
         units: units of its values; "1" for the model's own.
         long_name: what it is, in words.
 
+    Raises:
+        PlanError: a dimension is no name.
+
     Example:
         >>> @keeps("channel", long_name="mean over tokens")
         ... def token_mean(h):
         ...     return h.float().mean((0, 1, 2))
     """
+    if bad := [dim for dim in dims if not isinstance(dim, str)]:
+        raise PlanError(
+            f"keeps({bad[0]!r}): name the dimensions of the result, each on its own, as @dl.keeps('frame', 'y')."
+        )
 
     def declare(function: F) -> F:
         words = long_name or getattr(function, "__name__", type(function).__name__)

@@ -10,13 +10,13 @@ import dit_lens as dl
 from dit_lens.experiments.options import PictureOptions, StudyOptions
 from dit_lens.experiments.samples import (
     draw,
-    file_name,
     folder_of,
     noise_seeds,
     pairs_of,
     together,
     training_samples,
 )
+from dit_lens.tasks.sample import folder_name
 
 
 def test_your_own_image_needs_a_prompt_and_the_other_way_round(tmp_path):
@@ -103,6 +103,10 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sample_has_a_folder_of_its_own_inside_out(tmp_path, name):
     sample = dl.Sample(prompt="go", size=(32, 32))
+    if not name or "\0" in name or "\ud800" in name:
+        with pytest.raises(dl.TaskError, match="task=|id="):
+            sample.with_(task=name)
+        return
     folders = [folder_of(tmp_path, sample.with_(task=name)), folder_of(tmp_path, sample.with_(id=name))]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -114,8 +118,8 @@ def test_every_sample_has_a_folder_of_its_own_inside_out(tmp_path, name):
 
 def test_two_samples_never_share_a_folder_and_plain_names_stay(tmp_path):
     names = [*NAMES, "a_b", "a-b", "a b", "..-", "_"]
-    assert len({file_name(name) for name in names}) == len(names)
-    assert all(len(os.fsencode(file_name(name))) < 255 for name in names)
+    assert len({folder_name(name) for name in names}) == len(names)
+    assert all(len(os.fsencode(folder_name(name))) < 255 for name in names)
     sample = dl.Sample(prompt="go", size=(32, 32), task="In-Domain_50/O-39_maze_data-generator", id="00007")
     assert folder_of(tmp_path, sample) == tmp_path / "In-Domain_50" / "O-39_maze_data-generator" / "00007"
 

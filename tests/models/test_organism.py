@@ -46,3 +46,17 @@ def test_untrained_it_has_the_same_shapes():
     pipe = organism.pipeline(None, dtype=torch.bfloat16)
     assert pipe.dit.patch_embedding.weight.dtype == torch.bfloat16
     assert len(pipe.dit.blocks) == organism.CONFIG["num_layers"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", torch.bfloat16])
+def test_it_runs_in_every_number_type_by_name(dtype):
+    lens = dl.load("organism", dtype=dtype)
+    assert str(lens.dtype).removeprefix("torch.") == str(dtype).removeprefix("torch.")
+    run = lens.run(dl.tasks.maze(seed=1_000_007), steps=2, record=[dl.energy, dl.x0])
+    assert np.isfinite(run["energy"].values).all() and run.video.std() > 1
+    assert np.array_equal(lens.decode(run["x0"].isel(step=-1)), run.video)
+
+
+def test_a_number_type_that_is_none_is_refused():
+    with pytest.raises(dl.PlanError, match=r"dtype='int8': one of float32, float16, bfloat16"):
+        dl.load("organism", dtype="int8")

@@ -34,7 +34,9 @@ def test_without_image_and_size_a_sample_is_refused():
 
 @pytest.mark.parametrize("num_frames", [0, -1])
 def test_a_sample_has_frames(num_frames):
-    with pytest.raises(TaskError, match=f"Sample custom/0: num_frames is {num_frames}; give at least 1"):
+    with pytest.raises(
+        TaskError, match=f"Sample custom/0: num_frames is {num_frames}; give a whole number of at least 1"
+    ):
         Sample("a cat", IMAGE, num_frames)
 
 

@@ -13,9 +13,11 @@ from PIL import Image, ImageFile
 
 from dit_lens.errors import TaskError
 from dit_lens.plot import write_video
+from dit_lens.tasks.files import BrokenFileError
+from dit_lens.tasks.image import read_image
 from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.vbvr import vbvr
-from dit_lens.tasks.vbvr.files import BrokenFileError, count_frames, read_image, read_prompt
+from dit_lens.tasks.vbvr.files import count_frames, read_prompt
 from dit_lens.tasks.vbvr.layout import by_number
 from dit_lens.tasks.vbvr.sample import up
 

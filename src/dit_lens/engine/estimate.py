@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from dit_lens.engine.number_types import kept_type
 from dit_lens.engine.request import Request
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Sizes
@@ -21,7 +23,7 @@ class Line:
     Attributes:
         variable: name of what it writes, with the stage where there are several.
         units: how many files.
-        bytes: in all, before compression.
+        bytes: of its files in all; bfloat16 states before compression.
         memory: held on the device or on its way to the disk at once, at most.
     """
 
@@ -59,25 +61,55 @@ class Estimate:
         )
 
 
-def estimate(plan: Plan, layout: Layout, sizes: Mapping[str, Sizes], dtype: torch.dtype) -> Estimate:
+def estimate(
+    plan: Plan, layout: Layout, sizes: Mapping[str, Sizes], dtype: torch.dtype, samples: int = 1
+) -> Estimate:
     """Estimate a plan on one stage of a run.
+
+    The bytes are those of the files: a small record has one a step, which spans all branches and layers, whatever
+    places were asked for. Places on a sigma range or an expert count with all steps, as it is not known yet which
+    these are. bfloat16 states count two bytes a value, as `encoding="codes"` stores them.
 
     Args:
         plan: checked against the layout.
         layout: coordinates of the stage.
         sizes: of its streams, by name.
         dtype: of the states.
+        samples: rows of a prompt batch.
+
+    Raises:
+        PlanError: a record does not run on shapes alone, or returns what a store cannot hold.
     """
 
     def shape(record: Placed) -> tuple[int, ...]:
         own = sizes[record.stream]
         return (*own.latent[1:], own.latent[0]) if record.on_latents else (*own.tokens, own.channels)
 
-    return Estimate(tuple(_line(record, layout, shape(record), dtype) for record in plan.records))
+    return Estimate(tuple(_line(record, layout, shape(record), dtype, samples) for record in plan.records))
 
 
-def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.dtype) -> Line:
-    # Run on a tensor without storage: only shapes are computed.
+def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.dtype, samples: int) -> Line:
+    result = _on_shapes(record, shape, dtype)
+    number = kept_type(result.dtype, record.is_whole)
+    if number is None:
+        raise PlanError(f"record {record.name} returns {result.dtype}, which a store cannot hold.")
+    one = samples * result.numel() * number.itemsize
+    steps = len(record.steps(layout))
+    name = record.variable + (f", stage {layout.stage}" if layout.stages > 1 else "")
+    if record.is_state:
+        states = len(record.branches(layout)) * len(record.layers(layout))
+        # The index of a shard: two numbers for every row of tokens, and a checksum.
+        rows = samples * math.prod(result.shape[:-2])
+        file = one + 16 * rows + 4
+        # A state leaves at once; the writer's queue is bounded. Rows of a prompt batch wait for one another.
+        memory = min(states * one, 256 << 20) + (one if samples > 1 else 0)
+        return Line(name, steps * states, steps * states * file, memory)
+    file = one * (1 if record.on_latents else len(layout.branches) * layout.layers)
+    return Line(name, steps, steps * file, file)  # gathered for one step
+
+
+def _on_shapes(record: Placed, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Run a record on a tensor without storage: only shapes and types are computed."""
     try:
         result = record.function(torch.empty(shape, dtype=dtype, device="meta"))
     except Exception as error:
@@ -85,23 +117,16 @@ def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.d
             f"record {record.name} does not run on shapes alone ({type(error).__name__}: {error}): it needs values, "
             "as .item() or an if on them does. Leave it out of the estimate."
         ) from error
+    if not isinstance(result, torch.Tensor):
+        raise PlanError(f"record {record.name} returns {type(result).__name__}: return a tensor.")
     if result.ndim != len(record.kept):
         raise PlanError(f"record {record.name} keeps {record.kept} but returns {result.ndim} dimensions.")
-    one = result.numel() * (result.dtype.itemsize if record.is_lossless else 4)
-    steps = len(record.steps(layout))
-    a_step = 1 if record.on_latents else len(record.branches(layout)) * len(record.layers(layout))
-    return Line(
-        record.variable + (f", stage {layout.stage}" if layout.stages > 1 else ""),
-        steps * (a_step if record.is_state else 1),
-        steps * a_step * one,
-        # A state leaves at once; the writer's queue is bounded. Small records are held for one step.
-        min(a_step * one, 256 << 20) if record.is_state else a_step * one,
-    )
+    return result
 
 
 def estimate_request(request: Request) -> Estimate:
     """Estimate all stages of a request."""
-    specimen = request.specimen
+    specimen, prompt = request.specimen, request.sample.prompt
     anatomy = specimen.family.anatomy
     lines = [
         line
@@ -111,6 +136,7 @@ def estimate_request(request: Request) -> Estimate:
             stage.layout,
             anatomy.sizes(specimen.pipe, request.sample, request.keywords, stage.layout.stage),
             specimen.dtype,
+            samples=1 if isinstance(prompt, str) else len(prompt),
         ).lines
     ]
     return Estimate(tuple(lines))

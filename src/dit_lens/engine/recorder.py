@@ -7,22 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.errors import CaptureError
+from dit_lens.engine.number_types import fill_of, kept_type, to_codes
+from dit_lens.errors import CaptureError, StoreError
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.places import GRID_DIMS, Spot, grid_dim
 from dit_lens.plan.plan import Layout, Placed
 from dit_lens.store import RunWriter, Variable
-
-
-def to_codes(values: Tensor) -> np.ndarray:
-    """Return a CPU tensor as numpy, bfloat16 as its codes (uint16)."""
-    if values.dtype == torch.bfloat16:
-        return values.contiguous().view(torch.uint16).numpy()
-    return values.numpy()
 
 
 @dataclass
@@ -32,23 +25,22 @@ class Sink:
     Attributes:
         variable: the array in the store.
         shape: of every value.
-        dtype: of every value, where it is kept without loss; None where it becomes float32.
+        dtype: in which every value is kept.
         is_state: whether each value is a unit of its own.
-        buffer: what was gathered of the running step, on the model's device; NaN where nothing was asked for.
+        buffer: what was gathered of the running step, on the model's device; `fill_of` where nothing was asked for.
     """
 
     variable: Variable
     shape: torch.Size
-    dtype: torch.dtype | None
+    dtype: torch.dtype
     is_state: bool
     buffer: Tensor | None = None
 
     def gather(self, index: tuple[int, ...], value: Tensor) -> None:
         """Put a copy of a value in its place in the running step: the model may write over its own memory."""
         if self.buffer is None:
-            dtype = self.dtype or torch.float32
-            fill = torch.nan if dtype.is_floating_point else 0
-            self.buffer = torch.full(self.variable.unit_shape, fill, dtype=dtype, device=value.device)
+            fill = fill_of(self.dtype)
+            self.buffer = torch.full(self.variable.unit_shape, fill, dtype=self.dtype, device=value.device)
         self.buffer[index].copy_(value)
 
 
@@ -80,26 +72,24 @@ class Recorder:
         self._sinks: dict[Binding, Sink] = {}
         self._arriving: deque[Arriving] = deque()
 
-    def take(self, slot: Binding, spot: Spot, read: Tensor, value: Any) -> None:
+    def take(self, record: Binding, spot: Spot, read: Tensor, value: Any) -> None:
         """Take what a record returned at a spot.
 
         Args:
-            slot: the record.
+            record: what read it.
             spot: where it read.
             read: what it was given, [frame, y, x, channel].
             value: what it returned.
 
         Raises:
-            CaptureError: it is not a tensor, or not of the dimensions that the record declares.
+            CaptureError: it is not a tensor with values, not of the dimensions that the record declares, or of another
+                shape or type than before.
         """
-        sink = self._sinks.get(slot) or self._open(slot, spot, read, value)
-        if (
-            not isinstance(value, Tensor)
-            or value.shape != sink.shape
-            or (sink.dtype or value.dtype) != value.dtype
-        ):
-            raise self._changed(slot, spot, sink, value)
-        value = value.detach()
+        value = _with_values(record, spot, value)
+        sink = self._sinks.get(record) or self._open(record, spot, read, value)
+        if value.shape != sink.shape or kept_type(value.dtype, record.placed.is_whole) != sink.dtype:
+            raise self._changed(record, spot, sink, value)
+        value = value.to(sink.dtype)
         index: tuple[int, ...] = ()
         if spot.branch is not None and spot.layer is not None:
             index = (self.layout.branches.index(spot.branch), spot.layer)
@@ -124,66 +114,74 @@ class Recorder:
 
     def end_run(self, records: Iterable[Binding]) -> None:
         """Say of records placed on some experts which steps those served: known only now."""
-        for slot in records:
-            if slot.placed.place.expert is not None:
-                served = [s for s in sorted(slot.steps) if self.experts[s] in slot.experts]
-                self.writer.set_recorded(slot.placed.variable, self._asked(slot) | {"step": served})
+        for record in records:
+            if record.placed.place.expert is not None:
+                served = [s for s in sorted(record.steps) if self.experts[s] in record.experts]
+                self.writer.set_recorded(record.placed.variable, self._asked(record) | {"step": served})
 
     # ---- what a record writes
 
-    def _open(self, slot: Binding, spot: Spot, read: Tensor, value: Any) -> Sink:
+    def _open(self, record: Binding, spot: Spot, read: Tensor, value: Tensor) -> Sink:
         """Check a record's first value, and declare its array."""
-        record, dims = slot.placed, slot.placed.kept
-        if not isinstance(value, Tensor) or value.ndim != len(dims):
+        placed, dims = record.placed, record.placed.kept
+        if value.ndim != len(dims):
             raise CaptureError(
-                f"record {record.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
+                f"record {placed.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
                 "return a tensor of those."
             )
-        names = [grid_dim(dim, record.site, record.stream) for dim in GRID_DIMS]
+        names = [grid_dim(dim, placed.site, placed.stream) for dim in GRID_DIMS]
         grid = dict(zip(names, read.shape, strict=True))
         for dim, size in zip(dims, value.shape, strict=True):
             if dim in grid and size != grid[dim]:
                 raise CaptureError(
-                    f"record {record.name} at {spot} returned {dim}={size}, but there are {grid[dim]} there: "
+                    f"record {placed.name} at {spot} returned {dim}={size}, but there are {grid[dim]} there: "
                     f"keep {dim} whole, or declare another dimension with @dl.keeps."
                 )
-        dtype = value.dtype if record.is_lossless else None
-        sink = Sink(self._variable(slot, value, dtype), value.shape, dtype, record.is_state)
-        self.writer.declare(sink.variable, self._asked(slot))
-        self._sinks[slot] = sink
+        dtype = kept_type(value.dtype, placed.is_whole)
+        if dtype is None or 0 in value.shape:
+            raise CaptureError(
+                f"record {placed.name} at {spot} returned {_named(value)}, which a store cannot hold: return at least one "
+                "value, of a float, complex, integer or bool type."
+            )
+        try:
+            sink = Sink(self._variable(record, value, dtype), value.shape, dtype, placed.is_state)
+            self.writer.declare(sink.variable, self._asked(record))
+        except StoreError as error:
+            raise CaptureError(f"record {placed.name} at {spot}: {error}") from error
+        self._sinks[record] = sink
         return sink
 
-    def _variable(self, slot: Binding, value: Tensor, dtype: torch.dtype | None) -> Variable:
-        record, layout = slot.placed, self.layout
+    def _variable(self, record: Binding, value: Tensor, dtype: torch.dtype) -> Variable:
+        placed, layout = record.placed, self.layout
         sizes = {"step": layout.steps}
-        if not record.on_latents:
+        if not placed.on_latents:
             sizes |= {"branch": len(layout.branches), "layer": layout.layers}
         if self.samples > 1:
             sizes = {"sample": self.samples, **sizes}
-        stored = str(dtype or torch.float32).removeprefix("torch.")
-        function: Any = record.function
+        stored = str(dtype).removeprefix("torch.")
+        function: Any = placed.function
         return Variable(
-            name=record.variable,
-            dims=(*sizes, *record.kept),
+            name=placed.variable,
+            dims=(*sizes, *placed.kept),
             shape=(*sizes.values(), *value.shape),
             dtype=stored,
-            unit="state" if record.is_state else "step",
+            unit="state" if placed.is_state else "step",
             units=function.units,
-            long_name=function.long_name + _elsewhere(record),
+            long_name=function.long_name + _elsewhere(placed),
             encoding=self.encoding if stored == "bfloat16" else None,  # type: ignore[arg-type]
         )
 
-    def _asked(self, slot: Binding) -> dict[str, list[int]]:
+    def _asked(self, record: Binding) -> dict[str, list[int]]:
         """Return the positions that a record was asked for."""
-        if slot.placed.on_latents:
-            return {"step": sorted(slot.steps)}
-        branches = sorted(self.layout.branches.index(b) for b in slot.branches)
-        return {"step": sorted(slot.steps), "branch": branches, "layer": sorted(slot.layers)}
+        if record.placed.on_latents:
+            return {"step": sorted(record.steps)}
+        branches = sorted(self.layout.branches.index(b) for b in record.branches)
+        return {"step": sorted(record.steps), "branch": branches, "layer": sorted(record.layers)}
 
-    def _changed(self, slot: Binding, spot: Spot, sink: Sink, value: Any) -> CaptureError:
-        before = f"{sink.dtype or ''} {tuple(sink.shape)}".strip()
+    def _changed(self, record: Binding, spot: Spot, sink: Sink, value: Any) -> CaptureError:
+        before = f"{sink.dtype} {tuple(sink.shape)}"
         return CaptureError(
-            f"record {slot.placed.name} at {spot} returned {_named(value)}, and {before} before: a record returns "
+            f"record {record.placed.name} at {spot} returned {_named(value)}, and {before} before: a record returns "
             "one shape and type everywhere; place the two apart, under two names."
         )
 
@@ -224,6 +222,26 @@ def _elsewhere(record: Placed) -> str:
     if record.variable == record.name:
         return ""
     return f", {record.site}" + ("" if record.stream == "video" else f", {record.stream}")
+
+
+def _with_values(record: Binding, spot: Spot, value: Any) -> Tensor:
+    """Return what a record returned as a plain tensor: without gradient, its conjugation and signs carried out.
+
+    Raises:
+        CaptureError: it is not a tensor, or one without values of its own.
+    """
+    name = record.placed.name
+    if not isinstance(value, Tensor):
+        raise CaptureError(
+            f"record {name} at {spot} returned {_named(value)}; it declares the dimensions {record.placed.kept}: return a "
+            "tensor of those, as torch.as_tensor(...) makes one of a number or an array."
+        )
+    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+        kind = "nested" if value.is_nested else f"{value.layout}, on the device {value.device.type!r}"
+        raise CaptureError(
+            f"record {name} at {spot} returned a tensor that is {kind}: return a dense tensor that holds values."
+        )
+    return value.detach().resolve_conj().resolve_neg()
 
 
 def _named(value: Any) -> str:

@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from dit_lens import records
-from dit_lens.engine.recorder import to_codes
-from dit_lens.errors import PlanError
+from dit_lens.engine.number_types import to_codes
 from dit_lens.families.call import Stage
 from dit_lens.families.specimen import Specimen
+from dit_lens.plan.arguments import encoding_of, scale_of, seed_of, steps_of
 from dit_lens.plan.places import at
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import run_name, versions
-from dit_lens.tasks.sample import Sample
+from dit_lens.tasks.sample import LONGEST_NAME, Sample
 
 
 class Request:
@@ -61,12 +61,11 @@ class Request:
         body: str | None = None,
     ) -> None:
         calling = specimen.family.call
-        self.specimen, self.sample, self.seed, self.encoding = specimen, sample, seed, encoding
+        self.specimen, self.sample, self.seed = specimen, sample, seed_of(seed)
+        self.encoding = encoding_of(encoding, str(specimen.dtype).removeprefix("torch."))
         self.loop, self.body = loop, body
-        self.steps = calling.default_steps if steps is None else steps
-        self.cfg_scale = calling.default_cfg if cfg_scale is None else cfg_scale
-        if self.steps < 1:
-            raise PlanError(f"steps={steps}: a run has at least one.")
+        self.steps = steps_of(steps, calling.default_steps)
+        self.cfg_scale = scale_of(cfg_scale, calling.default_cfg)
         self.arguments = dict(arguments or {})
         self.keywords = self.fresh_keywords()
         calling.refuse(specimen.pipe, self.keywords)
@@ -88,7 +87,7 @@ class Request:
         """
         self.plan = plan
         for stage in self.stages:
-            stage.plan.check(stage.layout, over_seeds=self.loop == "batch")
+            stage.check(over_seeds=self.loop == "batch")
         plan.check_sources(self.specimen.fingerprint)
 
     @property
@@ -116,8 +115,10 @@ class Request:
     @property
     def label(self) -> str:
         """Sample and seed, as the names of its runs begin."""
-        text = f"{self.sample.task}-{self.sample.id}-seed{self.seed}"
-        return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
+        text = f"{self.sample.task}-{self.sample.id}"
+        words = "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
+        # A file system takes 255 bytes. The hash tells runs apart, the words are for people.
+        return f"{words.encode()[:LONGEST_NAME].decode(errors='ignore')}-seed{self.seed}"
 
 
 class StageRequest:
@@ -148,12 +149,29 @@ class StageRequest:
 
     def complete(self, plan: Plan) -> Plan:
         """Return a plan with x_s at every step. Where it has x_s at some steps, all are written all the same."""
-        always = Plan()
-        for stream in self.layout.latents:
-            always = always.with_record(records.latents, at(stream=stream))
-        written = {record.variable for record in always.records}
-        others = tuple(r for r in plan.records if r.variable not in written)
-        return Plan((*others, *always.records), plan.edits)
+        always = Plan.of([(records.latents, at(stream=stream)) for stream in self.layout.latents])
+        return plan.completed(always.records)
+
+    def check(self, over_seeds: bool) -> None:
+        """Refuse what cannot be carried out in this stage.
+
+        Args:
+            over_seeds: whether several seeds are seen together, as in a batch.
+
+        Raises:
+            PlanError: the first such thing, with its remedy.
+        """
+        plan, request = self.plan, self.request
+        plan.check(self.layout, over_seeds)
+        if not any(edit.place.region for edit in plan.edits):
+            return
+        # Cells that the grid will not have: at a late step the model would have run in vain.
+        specimen = request.specimen
+        anatomy = specimen.family.anatomy
+        sizes = anatomy.sizes(specimen.pipe, request.sample, request.keywords, self.layout.stage)
+        tokens = {stream: size.tokens for stream, size in sizes.items()}
+        latents = {f"latent_{stream}": size.latent[1:] for stream, size in sizes.items()}
+        plan.check_grids({**tokens, **latents})
 
     @property
     def identity(self) -> dict[str, Any]:

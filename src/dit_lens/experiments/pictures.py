@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dit_lens import analysis, plot
+from dit_lens.errors import PlanError
 from dit_lens.plan.places import parse_selector, positions
 from dit_lens.tasks.sample import Sample
 
@@ -31,15 +32,18 @@ def choose(text: str, count: int, name: str, auto: int = 5) -> list[int]:
     Args:
         text: "all", "0-19,45-49", or "auto" for a few, evenly spread.
         count: how many there are.
-        name: of the coordinate, for errors.
+        name: of the option, without its dashes.
         auto: how many "auto" gives.
 
     Raises:
-        PlanError: it cannot be read, or selects what is not there.
+        PlanError: it cannot be read, or selects what is not there; it names the option.
     """
     if text == "auto":
         return sorted({int(i) for i in np.linspace(0, count - 1, min(auto, count)).round()})
-    return list(positions(name, parse_selector(name, text), count))
+    try:
+        return list(positions(name, parse_selector(name, text), count))
+    except PlanError as error:
+        raise PlanError(f"--{name} {text}: {error}") from None
 
 
 def believed(

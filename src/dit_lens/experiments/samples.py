@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from dit_lens import tasks
 from dit_lens.errors import PlanError, TaskError
 from dit_lens.experiments.options import Options, StudyOptions
+from dit_lens.tasks.image import read_image
 from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.vbvr import Bench
-from dit_lens.tasks.vbvr.files import read_image
 
 if TYPE_CHECKING:
     from dit_lens.lens import Lens
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 Pair = tuple[Sample, int]
 """A sample and a noise seed."""
 
-TAKEN = ("blocks", "kept")
-"""Folders in `--out` that hold other things than a task's samples."""
+TAKEN = ("blocks", "kept", "store.zarr", "clean.zarr", "results.zarr", "summary.json", "manifest.json")
+"""What stands in `--out` beside the samples of tasks."""
 
 
 @dataclass(frozen=True)
@@ -211,21 +210,11 @@ def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
 
 def folder_of(out: Path, sample: Sample) -> Path:
     """Return the folder of a sample's pictures: `OUT/TASK/ID`, of VBVR-Bench `OUT/SPLIT/TASK/ID`. Always inside `out`."""
-    parts = [file_name(part) for part in sample.task.split("/")]
-    if parts[0] in TAKEN:
-        parts[0] = f"task-{parts[0]}"
-    return out.joinpath(*parts, file_name(sample.id))
-
-
-def file_name(text: str) -> str:
-    """Return a name for a file or folder: the text where it is one, else its safe part and a hash, so that no two texts meet."""
-    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in text)[:60]
-    if safe == text and safe:
-        return text
-    return f"{safe}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    first, *rest = sample.subfolder.parts
+    return out.joinpath(f"task-{first}" if first in TAKEN else first, *rest)
 
 
 __all__ = [
-    *("Drawn", "Pair", "by_shape", "draw", "file_name", "folder_of", "label", "noise_seeds", "numbers"),
+    *("Drawn", "Pair", "by_shape", "draw", "folder_of", "label", "noise_seeds", "numbers"),
     *("pairs_of", "together", "training_samples"),
 ]

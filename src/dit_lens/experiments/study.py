@@ -23,9 +23,9 @@ from dit_lens.experiments import keys
 from dit_lens.experiments.cache import kept, save
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
-from dit_lens.experiments.samples import by_shape, draw, file_name, folder_of, label
+from dit_lens.experiments.samples import by_shape, draw, folder_of, label
 from dit_lens.experiments.summary import report_failure, to_json, write_summary
-from dit_lens.tasks.sample import Sample
+from dit_lens.tasks.sample import Sample, folder_name
 
 if TYPE_CHECKING:
     from dit_lens.lens import Lens
@@ -120,7 +120,7 @@ class _Blocks:
     def get(self, part: list[Sample]) -> list[xr.Dataset]:
         """Measure one block, or read it; where it fails, its samples one by one."""
         first = label(part[0])
-        stem = self.folder / file_name(first.replace("/", "-"))
+        stem = self.folder / folder_name(first.replace("/", "-"))
         try:
             return [kept(stem, keys.key(self.made_by, part)[:12], lambda: self.measure(part))]
         except Exception as error:
@@ -165,7 +165,7 @@ def once(
         What was made; `attrs["key"]` tells it from what other settings, models or code make.
     """
     key = keys.key(keys.maker(name, options, lens, make, using), samples)[:12]
-    return kept(options.out / "kept" / file_name(name), key, make).assign_attrs(key=key)
+    return kept(options.out / "kept" / folder_name(name), key, make).assign_attrs(key=key)
 
 
 def each_sample(

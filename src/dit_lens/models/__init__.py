@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.errors import ModelError, PlanError
+from dit_lens.errors import ModelError, PlanError, needing
 from dit_lens.models import catalog, files
 from dit_lens.models import lora as loras
 from dit_lens.models.catalog import NAMES, Model, Part
@@ -57,12 +57,14 @@ def load(
     given = {"lora": lora, "high_noise_lora": high_noise_lora, "low_noise_lora": low_noise_lora}
     options = {"model_root": model_root, "vram_limit": vram_limit, "offload": offload, **given}
     if name == "organism":
-        return _organism(device, dtype, [k for k, v in options.items() if v is not None])
+        with needing('dl.load("organism")'):
+            return _organism(device, dtype, [k for k, v in options.items() if v is not None])
     if ":" in name:
         from dit_lens.models import custom
 
         more = [k for k, v in options.items() if v is not None] + ["lora_alpha"] * (lora_alpha != 1)
-        return custom.load(name, device, dtype, more)
+        with needing(f"dl.load({name!r})"):
+            return custom.load(name, device, dtype, more)
     model = catalog.find(name)
     root = None if model_root is None else Path(model_root)
     adapters = _adapters(name, model, root, given)
@@ -106,12 +108,19 @@ def _organism(device: str | None, dtype: Any, options: list[str]) -> Lens:
 
 def _check_packages(name: str, model: Model) -> None:
     """Raise ModelError where a package that the model needs is not installed; none is imported."""
-    missing = [p for p in ("torch", "diffsynth", *model.needs) if importlib.util.find_spec(p) is None]
+    missing = [p for p in ("torch", "diffsynth", *model.needs) if not _is_installed(p)]
     if missing:
         raise ModelError(
             f"{name} needs {', '.join(missing)}, which this Python does not have: "
             f'pip install "dit-lens[trace]" {" ".join(model.needs)}'.rstrip()
         )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
 
 
 def _adapters(

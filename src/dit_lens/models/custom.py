@@ -40,8 +40,6 @@ def load(name: str, device: str | None, dtype: Any, options: list[str]) -> Lens:
 
 
 def _pipeline(source: str, device: str | None, dtype: Any) -> Lens:
-    if importlib.util.find_spec("diffusers") is None:
-        raise ModelError(f'{PREFIX}{source} needs diffusers: pip install "dit-lens[diffusers]".')
     from diffusers import DiffusionPipeline
 
     from dit_lens.lens import Lens
@@ -73,6 +71,8 @@ def _module(place: str) -> Any:
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
+            if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+                raise  # it is there, and imports what is not
             raise ModelError(
                 f"--model {place}:...: {error}; give a file, such as my_model.py:make."
             ) from error

@@ -103,13 +103,26 @@ def header(file: Path) -> dict[str, dict]:
     Raises:
         ValueError: it is not a safetensors file.
     """
+    return {name: entry for name, entry in _head(file).items() if name != "__metadata__"}
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """Return what its writer says of a safetensors file, beside the tensors.
+
+    Raises:
+        ValueError: it is not a safetensors file.
+    """
+    return dict(_head(file).get("__metadata__", {}))
+
+
+def _head(file: Path) -> dict[str, dict]:
     size = _header_size(file)
     if not 0 < size <= file.stat().st_size - 8:
         raise ValueError(f"{file} is not a safetensors file")
     with file.open("rb") as f:
         f.seek(8)
-        entries = json.loads(f.read(size))
-    return {name: entry for name, entry in entries.items() if name != "__metadata__"}
+        head: dict[str, dict] = json.loads(f.read(size))
+    return head
 
 
 def _commands(root: Path, parts: Sequence[Part]) -> list[str]:

@@ -56,7 +56,8 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
     as `f.function`.
 
     Raises:
-        PlanError: (the maker) an option that the function does not have, or one that is missing.
+        PlanError: (the maker) an option that the function does not have, one that is missing, or one that the function's
+            attribute `check_options`, where it has one, refuses.
     """
     signature = inspect.signature(function)
     named = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -72,7 +73,10 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
                 f"{function.__name__}() takes the options {[p.name for p in named]}; "
                 f"unknown: {sorted(unknown)}, missing: {sorted(missing)}."
             )
-        return Configured(function, {p.name: given.get(p.name, p.default) for p in named})
+        chosen = {p.name: given.get(p.name, p.default) for p in named}
+        if check := getattr(function, "check_options", None):
+            check(**chosen)
+        return Configured(function, chosen)
 
     make.function = function  # type: ignore[attr-defined]
     make.is_maker = True  # type: ignore[attr-defined]

@@ -10,7 +10,8 @@ from typing import Any
 
 from dit_lens.errors import PlanError
 from dit_lens.plan.functions import Configured, describe, restore
-from dit_lens.plan.places import DIMS, GRID_DIMS, GRID_SITES, At, Spot, at, grid_dim, positions
+from dit_lens.plan.names import dims_problem, units_problem, variable_problem
+from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, at, grid_dim, positions
 
 Entry = Callable[..., Any] | tuple[Callable[..., Any], At]
 
@@ -93,11 +94,6 @@ class Placed:
         """Whether a record keeps the full states of blocks, each a unit of its own in the store."""
         return not self.on_latents and self.is_whole
 
-    @property
-    def is_lossless(self) -> bool:
-        """Whether what a record returns is kept in the model's own number type; float32 otherwise."""
-        return self.is_whole
-
     def steps(self, layout: Layout) -> tuple[int, ...]:
         """Return the selected steps, sigma and expert aside."""
         return positions("step", self.place.step, layout.steps)
@@ -168,9 +164,9 @@ class Placed:
                         f"{what}: this run has no {field} {name!r}, only {', '.join(there)}{hint}."
                     )
         if kind == "record":
-            self._check_record(what)
+            self._check_record(what, layout)
 
-    def _check_record(self, what: str) -> None:
+    def _check_record(self, what: str, layout: Layout) -> None:
         dims = getattr(self.function, "dims", None)
         if dims is None:
             raise PlanError(
@@ -180,11 +176,29 @@ class Placed:
             raise PlanError(
                 f"{what}: a record reads the whole grid; select {', '.join(self.place.region)} afterwards."
             )
-        known = [d for d in dims if d in DIMS]
-        if any(d in DIMS[:5] for d in dims) or known != sorted(set(known), key=DIMS.index):
-            raise PlanError(
-                f"{what}: it declares {dims}; keep some of frame, y, x, channel in this order, or others."
-            )
+        units = getattr(self.function, "units", "1")
+        problem = (
+            dims_problem(tuple(dims), tuple(layout.sites))
+            or variable_problem(self.variable, tuple(layout.sites))
+            or units_problem(str(units))
+        )
+        if problem:
+            raise PlanError(f"{what}: {problem}.")
+
+    def check_grid(self, kind: str, grid: tuple[int, int, int]) -> None:
+        """Refuse a region that is not on the grid at the site.
+
+        Args:
+            kind: `record` or `edit`, for messages.
+            grid: (frame, y, x) of the value at the site.
+
+        Raises:
+            PlanError: a position is not there, or the mask is of another grid.
+        """
+        try:
+            self.place.inside(grid)
+        except PlanError as error:
+            raise PlanError(f"{kind} {self.name} {self.place}: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -242,11 +256,50 @@ class Plan:
             for item in items:
                 item.check(layout, kind)
         names = [r.variable for r in self.records]
-        for name in names:
-            if names.count(name) > 1:
+        for record in self.records:
+            if names.count(record.variable) > 1:
                 raise PlanError(
-                    f"Two records write {name!r}: merge their places, or give one function another name."
+                    f"Two records write {record.variable!r}: merge their places, or give one function another name."
                 )
+            if problem := dims_problem(tuple(record.function.dims), (), names):  # type: ignore[attr-defined]
+                raise PlanError(f"record {record}: {problem}.")
+
+    def completed(self, always: Iterable[Placed]) -> Plan:
+        """Return the plan with records that every run writes, after its own and in place of the same ones.
+
+        Args:
+            always: the records, such as x_s at every step.
+
+        Raises:
+            PlanError: another function writes an array of the same name.
+        """
+        always = tuple(always)
+        needed = {record.variable: record for record in always}
+        others = []
+        for record in self.records:
+            same = needed.get(record.variable)
+            if same is None:
+                others.append(record)
+            elif describe(record.function) != describe(same.function):
+                raise PlanError(
+                    f"record {record}: every run writes {record.variable!r} itself; give the function another name."
+                )
+        return Plan((*others, *always), self.edits)
+
+    def check_grids(self, grids: Mapping[str, tuple[int, int, int]]) -> None:
+        """Refuse regions that are not on the grid at their site.
+
+        Args:
+            grids: (frame, y, x) by name of the stream, of its tokens; `latent_STREAM` of its latents. A grid that is
+                not known is left out.
+
+        Raises:
+            PlanError: the first such region.
+        """
+        for edit in self.edits:
+            grid = grids.get(f"latent_{edit.stream}" if edit.on_latents else edit.stream)
+            if grid is not None and edit.place.region:
+                edit.check_grid("edit", grid)
 
     def check_sources(self, fingerprint: Callable[[], str]) -> None:
         """Refuse edits with states that another model held: they mean nothing in this one.
@@ -300,6 +353,8 @@ class Plan:
 def _placed(entries: Iterable[Entry] | Entry) -> Iterable[Placed]:
     if callable(entries) or (isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[1], At)):
         entries = [entries]  # one entry alone
+    if not isinstance(entries, Iterable):
+        raise PlanError(f"{entries!r}: give a function, a pair (function, dl.at(...)), or a list of these.")
     for entry in entries:
         if isinstance(entry, tuple):
             if len(entry) != 2 or not isinstance(entry[1], At):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -49,6 +50,8 @@ def depth_sheet(
     Raises:
         DitLensError: frames are not 8-bit RGB on [layer, step, ...], or another argument does not match them.
     """
+    if isinstance(frames, xr.Dataset | Mapping):
+        raise DitLensError(f"depth_sheet: frames are an array; this is {type(frames).__name__}.")
     pictures = np.asarray(frames)
     if pictures.ndim != 5 or not pictures.size:
         raise DitLensError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dit_lens.analysis.pca import to_rgb
 from dit_lens.errors import DitLensError
-from dit_lens.plot.inputs import ENERGY_LABEL, labels_of, limits, select, titled
+from dit_lens.plot.inputs import ENERGY_LABEL, labels_of, limits, require_labelled, select, titled
 from dit_lens.plot.style import colourbar, image_panels, styled, token_axes
 
 LOG_RANGE = 30.0
@@ -51,7 +51,7 @@ def pca_frames(maps: xr.DataArray, title: str | None = None) -> Figure:
     Raises:
         DitLensError: there are other dimensions, or the state was not recorded.
     """
-    rgb = _as_rgb(maps)
+    rgb = _as_rgb(maps, "pca_frames")
     rgb = select(rgb, ["frame", "y", "x", "rgb"], "pca_frames")
     figure, axes = _panels(rgb, "frame", titled("PCA: components 0, 1, 2 as red, green, blue", rgb, title))
     for ax, colours in zip(axes, rgb.to_numpy(), strict=True):
@@ -77,8 +77,9 @@ def layer_grid(
     Raises:
         DitLensError: there are other dimensions, no such frame, or a layer was not recorded.
     """
+    require_labelled(maps, "layer_grid")
     colours = "rgb" in maps.dims or "component" in maps.dims
-    maps = _as_rgb(maps) if colours else maps
+    maps = _as_rgb(maps, "layer_grid") if colours else maps
     maps = select(maps, ["layer", "frame", "y", "x", *(["rgb"] if colours else [])], "layer_grid")
     where = "mean over frames" if frame is None else f"frame {frame}"
     what = "PCA colours" if colours else "Energy per token"
@@ -115,8 +116,9 @@ def _frame(maps: xr.DataArray, frame: int) -> xr.DataArray:
     return maps.isel(frame=labels.index(frame))
 
 
-def _as_rgb(maps: xr.DataArray) -> xr.DataArray:
+def _as_rgb(maps: xr.DataArray, caller: str) -> xr.DataArray:
     """Return colours, scaling components on themselves."""
+    require_labelled(maps, caller)
     return to_rgb(maps) if "component" in maps.dims else maps
 
 

@@ -16,12 +16,35 @@ from numpy.typing import NDArray
 
 from dit_lens.analysis.states import name_of, not_recorded, require_dims, shape_of
 from dit_lens.errors import DitLensError
-from dit_lens.plot.inputs import axis_label, centre_of, counted, labels_of, whereabouts
+from dit_lens.plot.inputs import (
+    axis_label,
+    centre_of,
+    counted,
+    labels_of,
+    require_few,
+    require_labelled,
+    whereabouts,
+)
 from dit_lens.plot.inputs import limits as range_of
-from dit_lens.plot.style import INK, best_columns, colourbar, index_ticks, new_figure, signed_colours, styled
+from dit_lens.plot.style import (
+    INK,
+    MOST_PANELS,
+    best_columns,
+    colourbar,
+    index_ticks,
+    new_figure,
+    signed_colours,
+    styled,
+)
 
 MOST_NUMBERS = 60
 """In more cells than this the numbers would be too small, or the figure too large."""
+
+MOST_WRITTEN = 5000
+"""Cells into which numbers are written where the user asks for it."""
+
+MOST_CELLS = 4_000_000
+"""More than a screen has pixels."""
 
 BLANK: dict[str, Any] = {"facecolor": "#f2f2f2", "edgecolor": "#bdbdbd", "hatch": "////", "linewidth": 0}
 """How a cell that was not measured looks."""
@@ -56,9 +79,14 @@ def heatmap(
     Raises:
         DitLensError: there are too many or too few dimensions, or nothing was measured.
     """
+    require_labelled(values, "heatmap", xr.DataArray, xr.Dataset)
     array, dots, facts = _unpack(values)
     stack = array.to_numpy().reshape(-1, *array.shape[-2:]).astype(float)
+    require_few(len(stack), MOST_PANELS, "panels", "heatmap")
+    require_few(array.size, MOST_CELLS, "cells", "heatmap")
     numbers = array.size <= MOST_NUMBERS if annotate is None else annotate
+    if numbers:
+        require_few(array.size, MOST_WRITTEN, "numbers to write", "heatmap")
     figure, axes, size = _panels(stack, numbers, title)
     low, high = limits or _limits(stack, diverging)
     for ax, name, matrix, marks in zip(axes, _names(array), stack, dots.reshape(stack.shape), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,73 @@ ENERGY_LABEL = "energy of a token\n(L2 over channels, dimensionless)"
 TEMPORAL_LABEL = "temporal energy of a frame\n(L2 over tokens and channels, dimensionless)"
 
 DIM_WORDS = {"step": "denoising step", "frame": "latent frame"}
+
+
+MOST_LINES = 1000
+"""Curves in one figure; more take minutes, and nobody could tell them apart."""
+MOST_STEPS = 10_000
+"""Positions along a row of marks or bars."""
+
+
+def require_labelled(array: object, caller: str, *kinds: type) -> None:
+    """Refuse what has no names for its dimensions, before anything is computed of it.
+
+    Args:
+        array: what the user passed.
+        caller: the plot's name.
+        kinds: what it takes; a DataArray by default.
+
+    Raises:
+        DitLensError: it is of another kind, or does not hold real numbers.
+    """
+    kinds = kinds or (xr.DataArray,)
+    if not isinstance(array, kinds):
+        shape = f" of shape {list(array.shape)}" if hasattr(array, "shape") else ""
+        raise DitLensError(
+            f"{caller}: it takes an xarray {' or '.join(k.__name__ for k in kinds)}, whose dimensions have names, as "
+            f'run["energy"] and the analyses return; this is {type(array).__name__}{shape}.'
+        )
+    if isinstance(array, xr.DataArray) and array.dtype.kind not in "fiub":
+        raise DitLensError(
+            f"{caller}: {name_of(array)} holds {array.dtype}, which cannot be drawn: give real numbers."
+        )
+
+
+def require_few(count: int, most: int, what: str, caller: str) -> None:
+    """Refuse a figure that would take minutes or gigabytes.
+
+    Raises:
+        DitLensError: there are more than `most` of something.
+    """
+    if count > most:
+        raise DitLensError(
+            f"{caller}: {count:,} {what} are too many for one figure: select at most {most:,}."
+        )
+
+
+def one_row(values: object, name: str, caller: str) -> NDArray[np.float64]:
+    """Return numbers along one dimension: one a step, for example.
+
+    Args:
+        values: anything that numpy takes; dimensions of length 1 are dropped from a DataArray.
+        name: of the argument.
+        caller: the plot's name.
+
+    Raises:
+        DitLensError: there are other dimensions, too many numbers, or something that is none.
+    """
+    array = values.squeeze() if isinstance(values, xr.DataArray) and values.ndim > 1 else values
+    if isinstance(array, xr.Dataset | str | Mapping) or not isinstance(array, Iterable):
+        raise DitLensError(f"{caller}: {name} is one number a step, [step]; this is {type(array).__name__}.")
+    shape = tuple(getattr(array, "shape", ())) or np.shape(np.asarray(array, dtype=object))
+    if len(shape) != 1:
+        dims = shape_of(values) if isinstance(values, xr.DataArray) else list(shape)
+        raise DitLensError(f"{caller}: {name} is one number a step, [step]; this has {dims}.")
+    require_few(shape[0], MOST_STEPS, name, caller)
+    try:
+        return np.asarray(array, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DitLensError(f"{caller}: {name} are no numbers ({error}).") from error
 
 
 def select(
@@ -32,6 +99,7 @@ def select(
         DitLensError: a dimension is missing or left over (the message says how to select), or a state was not
             recorded.
     """
+    require_labelled(array, caller)
     require_dims(array, dims, caller)
     allowed = {*dims, *optional}
     array = array.squeeze([d for d in array.dims if d not in allowed and array.sizes[d] == 1])
@@ -45,6 +113,8 @@ def select(
             f"{caller}: {name_of(array)} has {shape_of(array)}, too much for one picture: "
             f"select{keep}, e.g. .sel({values})."
         )
+    for dim in spare:
+        require_few(array.sizes[dim], MOST_LINES, f"positions along {dim}", caller)
     return require_recorded(array.transpose(*spare, *dims), caller)
 
 
@@ -89,6 +159,7 @@ def centre_of(summary: xr.Dataset, caller: str) -> str:
     Raises:
         DitLensError: it has neither or both, or lacks `low`, `high`, or the attributes that say what these are.
     """
+    require_labelled(summary, caller, xr.Dataset)
     centres = [name for name in ("mean", "effect") if name in summary]
     if len(centres) != 1 or not {"low", "high"} <= set(summary.data_vars):
         raise DitLensError(

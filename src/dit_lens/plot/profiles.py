@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from dit_lens.analysis.energy import energy_by_layer, energy_by_step
-from dit_lens.analysis.states import GRID
+from dit_lens.analysis.states import GRID, require_dims, token_dims
 from dit_lens.errors import DitLensError
 from dit_lens.plot.frames import LOG_RANGE
-from dit_lens.plot.inputs import ENERGY_LABEL, labels_of, select, titled
+from dit_lens.plot.inputs import ENERGY_LABEL, labels_of, require_labelled, select, titled
 from dit_lens.plot.lines import curve_axes, line_colours, name_lines, sigma_axis
 from dit_lens.plot.style import MUTED, new_figure, styled
 
@@ -33,7 +35,7 @@ def energy_across_layers(
     Raises:
         DitLensError: there are too many dimensions, or a state was not recorded.
     """
-    summary = energy if isinstance(energy, xr.Dataset) else energy_by_layer(energy)
+    summary = _summary(energy, "layer", energy_by_layer, "energy_across_layers")
     return _profile(summary, "layer", log, ("Energy across layers", title), "energy_across_layers")
 
 
@@ -52,8 +54,23 @@ def energy_vs_step(
     Raises:
         DitLensError: there are too many dimensions, or a state was not recorded.
     """
-    summary = energy if isinstance(energy, xr.Dataset) else energy_by_step(energy)
+    summary = _summary(energy, "step", energy_by_step, "energy_vs_step")
     return _profile(summary, "step", log, ("Energy along the steps", title), "energy_vs_step")
+
+
+def _summary(
+    energy: xr.DataArray | xr.Dataset,
+    along: str,
+    summarise: Callable[[xr.DataArray], xr.Dataset],
+    caller: str,
+) -> xr.Dataset:
+    """Return the mean over tokens and the band, computed where it is not given."""
+    require_labelled(energy, caller, xr.DataArray, xr.Dataset)
+    if isinstance(energy, xr.Dataset):
+        return energy
+    require_dims(energy, [along], caller)
+    token_dims(energy, caller)
+    return summarise(energy)
 
 
 def _profile(

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from dit_lens.errors import DitLensError
+from dit_lens.plot.inputs import one_row
 from dit_lens.plot.lines import curve_axes
 from dit_lens.plot.style import BLUE, OKABE_ITO, SKY, new_figure, styled
 
@@ -24,24 +25,24 @@ def schedule(
     """Draw a noise schedule: σ, the timestep that the model is told, and the noise removed, by step.
 
     Args:
-        sigmas: [step], noise levels in [0, 1], falling.
+        sigmas: [step], noise levels in [0, 1], falling, such as `run["x0"].sigma`.
         timesteps: [step], in the model's unit (1000 σ for Wan); left out where not given.
         experts: which expert served each step, to colour the steps by.
         final_sigma: noise level after the last step.
         title: of the figure.
 
     Raises:
-        DitLensError: the lengths differ, or a noise level is not finite.
+        DitLensError: there are other dimensions, the lengths differ, or a noise level is not finite.
     """
-    sigma = np.asarray(sigmas, dtype=float).ravel()
-    time = None if timesteps is None else np.asarray(timesteps, dtype=float).ravel()
+    sigma = one_row(sigmas, "sigmas", "schedule")
+    time = None if timesteps is None else one_row(timesteps, "timesteps", "schedule")
     for name, values in (("timesteps", time), ("experts", experts)):
         if values is not None and len(values) != len(sigma):
             raise DitLensError(f"schedule: there are {len(sigma)} sigmas but {len(values)} {name}.")
     if len(sigma) == 0 or not np.isfinite(sigma).all():
         raise DitLensError("schedule: sigmas must be finite numbers, one per step; was the run recorded?")
     steps = np.arange(len(sigma))
-    served = list(experts) if experts is not None else [""] * len(sigma)
+    served = [str(name) for name in experts] if experts is not None else [""] * len(sigma)
     removed = sigma - np.append(sigma[1:], final_sigma)
     panels = [(sigma, "noise level σ (fraction of noise)")]
     panels += [] if time is None else [(time, "timestep (as the model is told)")]

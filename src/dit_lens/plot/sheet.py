@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dit_lens.errors import DitLensError
-from dit_lens.plot.inputs import spread
+from dit_lens.plot.inputs import require_few, spread
 from dit_lens.plot.style import BLUE, DPI, VERMILLION, new_figure, styled, wrapped
-from dit_lens.plot.video import as_video
+from dit_lens.plot.video import as_video, require_frames
 
 SHEET_PIXELS = (1600, 2200)
 """Width that the pictures of a row share, and height that the rows share, as far as `CELL_PIXELS` allows."""
 CELL_PIXELS = (56, 260)
 """Smallest and largest width of one picture."""
 GAP = 6
+MOST_PICTURES = 5000
+"""Of the smallest size, a sheet of them has 16 million pixels."""
 
 
 @styled
@@ -51,6 +53,12 @@ def contact_sheet(
     Raises:
         DitLensError: there is nothing to show, the videos differ in shape, or labels do not match them.
     """
+    if isinstance(videos, str | Mapping) or not isinstance(videos, Iterable):
+        raise DitLensError(
+            f"contact_sheet: videos are a sequence of videos; this is {type(videos).__name__}."
+        )
+    if hasattr(videos, "shape"):
+        require_frames(tuple(videos.shape), 5, "contact_sheet")
     rows = [as_video(v, "contact_sheet") for v in videos]
     if not rows or any(r.shape != rows[0].shape for r in rows):
         found = ", ".join(sorted({str(r.shape) for r in rows})) or "none"
@@ -72,6 +80,7 @@ def contact_sheet(
         if len(values) != count:
             raise DitLensError(f"contact_sheet: {what} has {len(values)} entries for {count}.")
     chosen = spread(length, most_columns)
+    require_few(len(rows) * len(chosen), MOST_PICTURES, "pictures", "contact_sheet")
     pictures = [[_fit(row[i], len(rows), len(chosen)) for i in chosen] for row in rows]
     return _compose(pictures, lines, [names[i] for i in chosen], title, notes, marks)
 

@@ -14,9 +14,20 @@ from numpy.typing import NDArray
 from dit_lens.analysis.states import require_dims
 from dit_lens.analysis.statistics import mean
 from dit_lens.errors import DitLensError
-from dit_lens.plot.inputs import axis_label, counted, labels_of, select
+from dit_lens.plot.inputs import (
+    axis_label,
+    counted,
+    labels_of,
+    one_row,
+    require_few,
+    require_labelled,
+    select,
+)
 from dit_lens.plot.lines import curve_axes, sigma_axis, smallest_gap
 from dit_lens.plot.style import MUTED, SKY, VERMILLION, new_figure, styled
+
+MOST_PARTS = 60
+"""Panels in one figure."""
 
 DRAWS = 4000
 """Bootstrap draws of the band: enough for a line's width in the picture."""
@@ -43,15 +54,22 @@ def commitment_steps(
     Raises:
         DitLensError: there are other dimensions, a value is NaN, or it is none of the steps.
     """
+    require_labelled(commitment, "commitment_steps", xr.DataArray, xr.Dataset)
+    if isinstance(commitment, xr.Dataset) and "commitment" not in commitment:
+        raise DitLensError(
+            f"commitment_steps: a Dataset needs commitment; this one has {', '.join(map(str, commitment)) or 'nothing'}."
+        )
     array = commitment["commitment"] if isinstance(commitment, xr.Dataset) else commitment
-    panels = [
-        (name, select(part, ["sample"], "commitment_steps", ["seed"])) for name, part in _parts(array, by)
-    ]
+    parts = _parts(array, by)
+    require_few(len(parts), MOST_PARTS, f"panels by {by}", "commitment_steps")
+    panels = [(name, select(part, ["sample"], "commitment_steps", ["seed"])) for name, part in parts]
     if steps is None:
         steps = range(int(max(part.max() for _, part in panels)) + 1)
     if isinstance(steps, xr.DataArray):
+        require_labelled(steps, "commitment_steps")
         require_dims(steps, ["step"], "commitment_steps")
     else:
+        one_row(list(steps), "steps", "commitment_steps")
         steps = xr.DataArray(list(steps), dims="step", coords={"step": list(steps)})
     columns = min(3, len(panels))
     rows = ceil(len(panels) / columns)

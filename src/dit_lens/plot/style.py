@@ -21,6 +21,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from dit_lens.errors import DitLensError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -31,6 +33,9 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 OKABE_ITO = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 """Okabe & Ito (2008), strongest first; yellow is left out, as a line of it cannot be seen on white."""
+
+MOST_PANELS = 400
+"""Small pictures in one figure; more take minutes."""
 
 INK, MUTED, FAINT = "#222222", "#666666", "#d9d9d9"
 
@@ -101,7 +106,14 @@ def image_panels(
         aspect: width of an image divided by its height.
         title: of the figure.
         columns: panels in a row; by default what suits a page.
+
+    Raises:
+        DitLensError: there are more than `MOST_PANELS`.
     """
+    if count > MOST_PANELS:
+        raise DitLensError(
+            f"{count:,} pictures are too many for one figure: select at most {MOST_PANELS}, e.g. by .isel(frame=slice(8))."
+        )
     columns = columns or best_columns(count, aspect)
     rows = ceil(count / columns)
     panel = min(1.9, max(1.35, 11 / columns))

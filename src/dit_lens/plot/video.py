@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -35,6 +35,10 @@ def as_video(frames: Sequence[Any] | NDArray[np.uint8], caller: str = "as_video"
     Raises:
         DitLensError: there are no frames, they differ in size, or they are not 8-bit RGB.
     """
+    if isinstance(frames, str | Mapping) or not isinstance(frames, Iterable):
+        raise DitLensError(f"{caller}: frames are a sequence of pictures; this is {type(frames).__name__}.")
+    if hasattr(frames, "shape"):
+        require_frames(tuple(frames.shape), 4, caller)
     images = [np.asarray(f.convert("RGB") if hasattr(f, "convert") else f) for f in frames]
     shapes = sorted({i.shape for i in images})
     if (
@@ -48,6 +52,20 @@ def as_video(frames: Sequence[Any] | NDArray[np.uint8], caller: str = "as_video"
             f"{caller}: frames must be uint8 [height, width, rgb], all of one size; found {kinds}."
         )
     return np.stack(images)
+
+
+def require_frames(shape: tuple[int, ...], ndim: int, caller: str) -> None:
+    """Refuse an array that is no video, before it is gone through.
+
+    Raises:
+        DitLensError: it has another number of dimensions, or no red, green and blue at the end.
+    """
+    words = ["row", "time", "height", "width", "rgb"][-ndim:]
+    if len(shape) != ndim or shape[-1] != 3:
+        raise DitLensError(
+            f"{caller}: frames are uint8 [{', '.join(words)}]; this array has the shape {list(shape)}. Latents are decoded "
+            "first, by lens.decode."
+        )
 
 
 def write_video(

@@ -80,7 +80,7 @@ def survey(values: np.ndarray, bfloat16: bool) -> tuple[int, int, int]:
                 special = part[(part & _EXPONENT) == _EXPONENT]
                 nans = int(np.count_nonzero(special & _MANTISSA))
                 nan, inf = nan + nans, inf + special.size - nans
-        elif part.dtype.kind == "f" and not np.isfinite(part).all():
+        elif part.dtype.kind in "fc" and not np.isfinite(part).all():
             nan += int(np.isnan(part).sum())
             inf += int(np.isinf(part).sum())
     return crc, nan, inf

@@ -6,7 +6,6 @@ Nothing here touches a disk. `docs/store-layout.md` is the same in prose, and no
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from dit_lens.errors import StoreError
+from dit_lens.plan.names import folder_problem, units_problem
 from dit_lens.plan.places import DIMS
 
 LAYOUT_VERSION = 1
@@ -26,12 +26,10 @@ Encoding = Literal["raw", "float32", "codes", "float16"]
 
 _UNIT_DIMS = {"state": STATE_DIMS, "step": ("step",), "run": ()}
 _PLAIN_DTYPES = (
-    *("float16", "float32", "float64", "bool"),
+    *("float16", "float32", "float64", "complex64", "complex128", "bool"),
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
 _BF16_STORED = {"float32": "float32", "codes": "uint16", "float16": "float16"}
-# xarray decodes a variable with one of these units as a time difference, without being asked.
-_TIME_UNITS = ("days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds")
 _BLOSC_LIMIT = 2**31 - 1
 
 
@@ -43,7 +41,7 @@ class Variable:
         name: Name of the array in its run, e.g. `energy` or `hidden_self_attn`.
         dims: Dimension names; those of `dit_lens.plan.places.DIMS` stand in that order.
         shape: Full sizes, one per dimension; also `step`, `branch` and `layer` are those of the whole run.
-        dtype: The logical number type: `bfloat16`, or the name of a plain numpy float, integer or bool.
+        dtype: The logical number type: `bfloat16`, or the name of a plain numpy float, complex, integer or bool.
         unit: What is written at once: a `state` (one step, branch, layer), all of a `step`, or of the `run`.
         units: Physical units, as xarray expects them; "1" where there are none.
         long_name: What a plot's axis says.
@@ -78,11 +76,7 @@ class Variable:
             raise StoreError(f"variable {self.name!r}: {problem}")
 
     def _name_problem(self) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
-            return "its name is a folder's name: use letters, digits, '_', '-' and '.'"
-        if self.units in _TIME_UNITS:
-            return f"xarray turns units={self.units!r} into time differences; use a symbol, such as 's'"
-        return ""
+        return folder_problem(self.name) or units_problem(self.units)
 
     def _dims_problem(self) -> str:
         known = [dim for dim in self.dims if dim in DIMS]

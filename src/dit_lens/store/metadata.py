@@ -35,7 +35,7 @@ def zarr_array(
     attrs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the `zarr.json` of one array whose chunks lie flat in its folder, as `c.0.0`."""
-    fills: dict[str, Any] = {"f": "NaN", "s": "", "b": False}
+    fills: dict[str, Any] = {"f": "NaN", "c": ["NaN", "NaN"], "s": "", "b": False}
     return {
         "zarr_format": 3,
         "node_type": "array",

@@ -42,9 +42,10 @@ def load_run(path: Path | str) -> tuple[dict[str, Variable], dict, journal.Ledge
 def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
     """Open one run, lazily.
 
-    Floats that are not committed read as NaN; bfloat16 codes read as float32; nothing is cached (`.load()`
-    does). The dataset shows the run as it is now: open it again to see what a writer has added. Every
-    variable carries the model that it is of, as the attribute `model_fingerprint`, where the manifest says.
+    Floats that are not there read as NaN; integers have none, so select what their attribute `recorded` names, as `Run`
+    does. bfloat16 codes read as float32; nothing is cached (`.load()` does). The dataset shows the run as it is now: open
+    it again to see what a writer has added. Every variable carries the model that it is of, as the attribute
+    `model_fingerprint`, where the manifest says.
 
     Args:
         path: The run's folder, e.g. `runs/maze.zarr/maze-0123456789`.
@@ -54,8 +55,8 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
         Its variables with their coordinates; `attrs` hold `status`, `manifest` and the rest.
 
     Raises:
-        StoreError: If `path` holds no run of a known layout. Reading raises it for an integer that is not
-            committed, and for a file that is not what the journal says.
+        StoreError: If `path` holds no run of a known layout. Reading raises it for an integer that was not asked
+            for or is not committed, and for a file that is not what the journal says.
     """
     variables, group, ledger = load_run(path)
     dataset = xr.open_zarr(path, chunks=None, consolidated=True)
@@ -64,7 +65,9 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
     model = _fingerprint(group["attributes"].get("manifest"))
     for name, variable in variables.items():
         committed = {key: entry for (owner, key), entry in ledger.units.items() if owner == name}
-        lazy = indexing.LazilyIndexedArray(UnitArray(os.path.join(path, name), variable, committed, keep))
+        recorded = dataset[name].attrs.get("recorded")
+        units = UnitArray(os.path.join(path, name), variable, committed, keep, recorded)
+        lazy = indexing.LazilyIndexedArray(units)
         dataset[name] = xr.Variable(variable.dims, lazy, dataset[name].attrs | model)
     return dataset
 

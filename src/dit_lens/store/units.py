@@ -15,7 +15,7 @@ from xarray.core import indexing
 from dit_lens.errors import StoreError
 from dit_lens.store.bfloat16 import widen_into
 from dit_lens.store.journal import Entry
-from dit_lens.store.layout import Variable
+from dit_lens.store.layout import STATE_DIMS, Variable
 from dit_lens.store.shard import decompress, read_compressed
 
 Key = tuple[int | slice | np.ndarray, ...]
@@ -30,6 +30,8 @@ class UnitArray(BackendArray):
         variable: What it holds.
         committed: The committed units, by position on the variable's `unit_dims`.
         keep: Whatever holds the folder in being: it lives as long as this array.
+        recorded: The attribute `recorded`: the positions that were asked for. Where a number type has no NaN, no other
+            position can be read.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class UnitArray(BackendArray):
         variable: Variable,
         committed: Mapping[tuple[int, ...], Entry],
         keep: object = None,
+        recorded: Any = None,
     ) -> None:
         self.folder, self.variable, self.committed, self._keep = folder, variable, committed, keep
+        self.recorded = recorded
         self.shape = variable.shape
         self.codes = variable.encoding == "codes"
         self.dtype = np.dtype("float32") if self.codes else variable.stored_dtype
@@ -54,7 +58,7 @@ class UnitArray(BackendArray):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out what it keeps in being when it is pickled: that belongs to this process."""
-        return type(self), (self.folder, self.variable, self.committed)
+        return type(self), (self.folder, self.variable, self.committed, None, self.recorded)
 
     def _read(self, key: Key) -> np.ndarray:
         variable = self.variable
@@ -83,9 +87,12 @@ class UnitArray(BackendArray):
 
     def _read_unit(self, unit: tuple[int, ...], inside: Key, out: np.ndarray) -> None:
         entry = self.committed.get(unit)
+        has_nan = out.dtype.kind in "fc"
         if entry is not None:
+            if not has_nan:
+                self._require_recorded(unit, inside)
             load_unit(self.folder, self.variable, unit, entry, inside, out)
-        elif out.dtype.kind == "f":
+        elif has_nan:
             out[...] = np.nan
         else:
             at = dict(zip(self.variable.unit_dims, unit, strict=True)) or "all"
@@ -93,6 +100,31 @@ class UnitArray(BackendArray):
                 f"{self.folder} at {at} is not committed, and {self.dtype} has no NaN to say so; select what "
                 "status(run).missing does not name, or drop the variable"
             )
+
+    def _require_recorded(self, unit: tuple[int, ...], inside: Key) -> None:
+        """Refuse to read places of a unit that were not asked for: what stands there is no value.
+
+        Raises:
+            StoreError: It names one of them.
+        """
+        variable = self.variable
+        dims = [d for d in STATE_DIMS if d in variable.dims and d not in variable.unit_dims]
+        if self.recorded is None or not dims:
+            return
+        here = dict(zip(variable.unit_dims, unit, strict=True))
+        chosen = [
+            _positions(inside[axis], variable.shape[axis])
+            for axis, dim in enumerate(variable.dims)
+            if dim in dims
+        ]
+        parts = self.recorded if isinstance(self.recorded, list) else [self.recorded]
+        for place in product(*chosen):
+            at = here | {dim: int(n) for dim, n in zip(dims, place, strict=True)}
+            if not any(all(n in part.get(dim, (n,)) for dim, n in at.items()) for part in parts):
+                raise StoreError(
+                    f"{self.folder} at {at} was not recorded, and {self.dtype} has no NaN to say so; read "
+                    f"Run(path)[{variable.name!r}], or select the positions of its attribute 'recorded' by isel"
+                )
 
 
 def load_unit(

@@ -5,8 +5,10 @@ A `Sample` is frozen data. It knows nothing of any model: it runs on the organis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dit_lens.errors import TaskError
+from dit_lens.plan.arguments import whole_number
+from dit_lens.tasks.image import as_rgb
+
+LONGEST_NAME = 100
+"""Bytes of a folder's name; file systems take 255."""
 
 Frames = NDArray[np.uint8]
 """A video: [time, height, width, rgb], 0-255."""
@@ -41,7 +48,8 @@ class Sample:
 
     Attributes:
         prompt: what the model is asked; a tuple of prompts is a batch that shares everything else.
-        image: first frame, a `PIL.Image` in RGB, or None for text-to-video.
+        image: first frame: a picture of any mode, an array or a file (see `image.as_rgb`); kept as a `PIL.Image` in RGB.
+            None for text-to-video.
         num_frames: frames to generate, the first included.
         negative_prompt: prompt of the unconditional branch.
         size: (height, width) in pixels; from the image unless given.
@@ -62,17 +70,48 @@ class Sample:
     scorer: Callable[[Frames], Score] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1:
+        self._settle_words()
+        what = f"Sample {self.task}/{self.id}"
+        image = None if self.image is None else as_rgb(self.image, what)
+        object.__setattr__(self, "image", image)
+        frames = whole_number(self.num_frames)
+        if frames is None or frames < 1:
+            raise TaskError(f"{what}: num_frames is {self.num_frames!r}; give a whole number of at least 1.")
+        object.__setattr__(self, "num_frames", frames)
+        if self.size is None and image is None:
+            raise TaskError(f"{what} has neither an image nor a size: pass size=(height, width).")
+        size = (image.height, image.width) if self.size is None and image is not None else self.size
+        object.__setattr__(self, "size", _settle_size(size, what))
+
+    def _settle_words(self) -> None:
+        """Check the texts: what cannot be written into a file cannot name a run."""
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not isinstance(prompts, list | tuple) or not prompts:
             raise TaskError(
-                f"Sample {self.task}/{self.id}: num_frames is {self.num_frames}; give at least 1."
+                f"prompt={self.prompt!r}: give a text, or a tuple of at least one for a batch of prompts."
             )
-        if self.size is None:
-            if self.image is None:
+        if not isinstance(self.prompt, str):
+            object.__setattr__(self, "prompt", tuple(prompts))
+        texts = {"task": self.task, "id": self.id, "negative_prompt": self.negative_prompt}
+        for name, text in [*texts.items(), *(("prompt", text) for text in prompts)]:
+            if not isinstance(text, str):
+                raise TaskError(f"{name}={text!r}: give a text.")
+            if any("\ud800" <= c <= "\udfff" for c in text):
                 raise TaskError(
-                    f"Sample {self.task}/{self.id} has neither an image nor a size: "
-                    "pass size=(height, width)."
+                    f"{name}={text[:60]!r} holds half of a surrogate pair, which is no character: decode the text anew, as "
+                    "bytes.decode('utf-8', 'replace') does."
                 )
-            object.__setattr__(self, "size", (self.image.height, self.image.width))
+        for name in ("task", "id"):
+            if not texts[name].strip() or "\0" in texts[name]:
+                raise TaskError(f"{name}={texts[name]!r}: give a name of at least one visible character.")
+
+    @property
+    def subfolder(self) -> Path:
+        """Where what is made of the sample goes: `TASK/ID`, relative, and inside whatever folder it is put into.
+
+        Parts that no folder can be called are spelt otherwise, and end in a hash of their own name.
+        """
+        return Path(*(folder_name(part) for part in (*self.task.split("/"), self.id)))
 
     @property
     def height(self) -> int:
@@ -113,6 +152,39 @@ class Sample:
         if image is not None and old is not None and self.size == (old.height, old.width):
             changes = {"size": None, **changes}
         return replace(self, **changes)
+
+
+def _settle_size(size: Any, what: str) -> tuple[int, int]:
+    """Return a size as two Python ints.
+
+    Raises:
+        TaskError: it is not (height, width) in pixels.
+    """
+    sides = (
+        [whole_number(n) for n in size] if isinstance(size, Iterable) and not isinstance(size, str) else []
+    )
+    if len(sides) != 2 or sides[0] is None or sides[1] is None or min(sides[0], sides[1]) < 1:
+        raise TaskError(f"{what}: size is {size!r}; give (height, width) in whole pixels.")
+    return sides[0], sides[1]
+
+
+def folder_name(text: str) -> str:
+    """Return a text as the name of one folder, on every system; two texts never share a name.
+
+    Letters, digits, and most marks stay. A text that is changed or cut gets a hash at its end.
+
+    Example:
+        >>> folder_name("00007"), folder_name("..")
+        ('00007', '_-5ec1f7e7')
+    """
+    plain = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in text)
+    plain = plain.strip(" .") or "_"
+    cut = plain.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return (
+        cut
+        if cut == text
+        else f"{cut}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    )
 
 
 def as_frames(video: Any) -> Frames:

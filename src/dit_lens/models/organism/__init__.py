@@ -43,13 +43,14 @@ def pipeline(weights: Path | str | None = WEIGHTS, device: str = "cpu", dtype: A
     Args:
         weights: a file made by `training/train.py`; None leaves everything untrained.
         device: where to run.
-        dtype: a torch dtype; float32 unless given (bfloat16 is very slow on CPUs).
+        dtype: a torch dtype or its name. Default: float32 (bfloat16 is very slow on CPUs).
 
     Returns:
         DiffSynth's `WanVideoPipeline`.
 
     Raises:
         DitLensError: the file of weights is missing.
+        PlanError: there is no such dtype.
     """
     import torch
 
@@ -57,10 +58,11 @@ def pipeline(weights: Path | str | None = WEIGHTS, device: str = "cpu", dtype: A
         from diffsynth.models.wan_video_dit import WanModel
         from diffsynth.pipelines.wan_video import WanVideoPipeline
 
+    from dit_lens.models import loading
     from dit_lens.models.codec import LinearCodec
     from dit_lens.models.text import TextEncoder, Tokenizer
 
-    dtype = dtype or torch.float32
+    dtype = torch.float32 if dtype is None else loading.number_type(dtype)
     pipe = WanVideoPipeline(device=device, torch_dtype=dtype)
     pipe.tokenizer = Tokenizer()
     pipe.text_encoder = TextEncoder(TEXT_CHANNELS)

@@ -7,9 +7,9 @@ is somebody else's package, and runs in a process of its own.
 
 from __future__ import annotations
 
+from dit_lens.tasks.files import BrokenFileError
 from dit_lens.tasks.vbvr.bench import Bench, Skipped, Summary
 from dit_lens.tasks.vbvr.evaluate import score
-from dit_lens.tasks.vbvr.files import BrokenFileError
 from dit_lens.tasks.vbvr.join import join
 from dit_lens.tasks.vbvr.layout import Entry
 from dit_lens.tasks.vbvr.sample import VbvrSample

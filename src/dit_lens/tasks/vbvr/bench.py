@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from dit_lens.errors import TaskError
+from dit_lens.tasks.files import BrokenFileError
 from dit_lens.tasks.vbvr import layout
 from dit_lens.tasks.vbvr.evaluate import score
-from dit_lens.tasks.vbvr.files import BrokenFileError
 from dit_lens.tasks.vbvr.join import join
 from dit_lens.tasks.vbvr.layout import Entry
 from dit_lens.tasks.vbvr.manifest import Known, read_manifest

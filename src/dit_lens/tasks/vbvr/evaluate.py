@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.vbvr.files import FILES, check, read_prompt
+from dit_lens.tasks.files import check
+from dit_lens.tasks.vbvr.files import FILES, read_prompt
 from dit_lens.tasks.vbvr.layout import by_number
 from dit_lens.tasks.vbvr.scores import Scored, as_dataset, scored
 

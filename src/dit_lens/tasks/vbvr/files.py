@@ -1,8 +1,8 @@
-"""The files of one sample, each read whole or refused with a reason: picture, prompt, length of the video.
+"""The files of one sample, each read whole or refused with a reason: prompt, length of the video.
 
 A benchmark folder is copied, synchronised and unpacked many times over; a file that arrived in part must not
 become a sample that only looks strange. What is wrong with a file is a `BrokenFileError`: a `TaskError` that also
-knows its kind, so that a summary can count.
+knows its kind, so that a summary can count. Pictures are read by `dit_lens.tasks.image`.
 """
 
 from __future__ import annotations
@@ -10,49 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageFile, ImageOps
-
-from dit_lens.errors import TaskError
+from dit_lens.tasks.files import BrokenFileError, check
 
 FILES = ("prompt.txt", "first_frame.png", "final_frame.png", "ground_truth.mp4")
 """What the folder of a sample holds. The final frame is not shown to a model, but the evaluator judges by it."""
-
-LFS = b"version https://git-lfs.github.com/spec/"
-AGAIN = "Copy or download it again."
-PULL = "Run `git lfs pull` in the benchmark, or get it with `hf download Video-Reason/VBVR-Bench-Data --repo-type dataset`."
-
-
-class BrokenFileError(TaskError):
-    """A file of a sample that cannot be used.
-
-    Attributes:
-        path: the file.
-        kind: what is wrong, in a few words that are the same for all files so broken.
-    """
-
-    def __init__(self, path: Path, kind: str, detail: str = "", remedy: str = AGAIN) -> None:
-        self.path, self.kind = path, kind
-        super().__init__(f"{path}: {kind}{f' ({detail})' if detail else ''}. {remedy}")
-
-
-def check(path: Path) -> None:
-    """Refuse a file that is missing, empty, or a git-LFS pointer.
-
-    Raises:
-        BrokenFileError: it is one of these, or cannot be read.
-    """
-    if not path.is_file():
-        raise BrokenFileError(path, "missing file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(LFS))
-    except OSError as error:
-        raise BrokenFileError(path, "unreadable file", str(error), "Check its permissions.") from error
-    if not head:
-        raise BrokenFileError(path, "empty file")
-    if head == LFS:
-        raise BrokenFileError(path, "git-LFS pointer", "the file itself was not fetched", PULL)
 
 
 def read_prompt(path: Path) -> str:
@@ -73,66 +34,6 @@ def read_prompt(path: Path) -> str:
     if not text:
         raise BrokenFileError(path, "empty prompt")
     return text
-
-
-def read_image(path: Path) -> Image.Image:
-    """Return a picture as 8-bit RGB: turned as its EXIF says, on white where it is transparent.
-
-    16-bit grey is divided by 257 and rounded. 16-bit colour is cut to its high byte by PIL as it reads, which
-    is at most one level off.
-
-    Raises:
-        BrokenFileError: no picture, or not all of it.
-    """
-    check(path)
-    try:
-        with Image.open(path) as file:
-            file.verify()  # also what comes after the pixels: a file cut there is still not all here
-        with Image.open(path) as file:
-            _load_whole(file)
-            turned = ImageOps.exif_transpose(file)
-            return _to_rgb(turned)
-    except (
-        Exception
-    ) as error:  # a decoder given damaged bytes raises anything: SyntaxError, struct.error, ...
-        kind = "truncated image" if _is_image(path) else "not an image"
-        raise BrokenFileError(path, kind, f"{type(error).__name__}: {error}") from error
-
-
-def _load_whole(file: ImageFile.ImageFile) -> None:
-    """Load all pixels, also where someone told PIL to fill up truncated files with grey."""
-    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        file.load()
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        Image.open(path).close()
-    except Exception:
-        return False
-    return True
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # PIL's own conversion would clip all above 255 to white
-        return _from_16_bit(image)
-    if image.has_transparency_data:  # an alpha channel, or one palette entry or colour that is transparent
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    out = image.convert("RGB")
-    out.info = {}  # or two pictures of equal pixels would compare as different
-    return out
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    grey = ((values + 128) // 257).clip(0, 255).astype(np.uint8)
-    if "transparency" in image.info:
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey).convert("RGB")
 
 
 def count_frames(path: Path) -> int:

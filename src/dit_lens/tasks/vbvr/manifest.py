@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.vbvr.files import check
+from dit_lens.tasks.files import check
 
 NAME = "VBVR-Bench.json"
 PATHS = ("first_frame_path", "final_frame_path", "prompt_path", "ground_truth_video_path")

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dit_lens.errors import TaskError
+from dit_lens.tasks.files import check
+from dit_lens.tasks.image import read_image
 from dit_lens.tasks.sample import Frames, Sample
-from dit_lens.tasks.vbvr.files import check, count_frames, read_image, read_prompt
+from dit_lens.tasks.vbvr.files import count_frames, read_prompt
 from dit_lens.tasks.vbvr.layout import Entry
 
 
