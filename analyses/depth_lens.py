@@ -40,14 +40,16 @@ import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.analysis.affine import AffineFit
 from dit_lens.engine.batch import Batch
+from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.stepped import Stepped
 from dit_lens.experiments.options import Count, StudyOptions
-from dit_lens.experiments.outcomes import BOUNDS, by_sample, headline, outcomes
+from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import draw as draw_samples
-from dit_lens.experiments.samples import folder_of, label, noise_seeds, pairs_of, training_samples
+from dit_lens.experiments.samples import folder_of, noise_seeds, pairs_of, training_samples
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
+from dit_lens.tasks.pairs import label
 from dit_lens.tasks.sample import folder_name
 
 Maps = Mapping[tuple[str, int], tuple[Tensor, Tensor]]

@@ -36,10 +36,11 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import analysis, plot
+from dit_lens.engine.outcomes import by_sample
 from dit_lens.experiments import probes as probing
 from dit_lens.experiments.clean_runs import clean_runs
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import BOUNDS, by_sample, headline
+from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.samples import pairs_of, training_samples
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary

@@ -22,8 +22,8 @@ import xarray as xr
 from tqdm import tqdm
 
 import dit_lens as dl
+from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import by_sample, outcomes
 from dit_lens.experiments.samples import draw, pairs_of
 from dit_lens.experiments.study import compare, study
 

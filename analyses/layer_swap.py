@@ -37,15 +37,16 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.engine.batch import Batch
+from dit_lens.engine.outcomes import by_sample
 from dit_lens.engine.stepped import Stepped
+from dit_lens.engine.sweep import Arm, run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import by_sample, headline
+from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import pairs_of
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
-from dit_lens.experiments.sweep import Arm, run_arms
 from dit_lens.plan.plan import Placed
 
 KINDS = ("disc", "square")

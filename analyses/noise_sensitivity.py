@@ -38,14 +38,15 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.engine.batch import Batch
+from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.engine.sweep import Now, run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import BOUNDS, arms_as, by_sample, headline, outcomes
+from dit_lens.experiments.outcomes import BOUNDS, arms_as, headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import pairs_of
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
-from dit_lens.experiments.sweep import Now, run_arms
 from dit_lens.plan.plan import Placed
 
 BUDGETS = ("same scale", "same energy")

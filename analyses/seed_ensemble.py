@@ -24,13 +24,14 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import analysis, plot
+from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.engine.sweep import run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import by_sample, headline, outcomes
+from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.samples import pairs_of
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
-from dit_lens.experiments.sweep import run_arms
 from dit_lens.plan.plan import Placed
 
 RIVALS = ("single run", "majority vote", "best of K (oracle)")

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 import dit_lens as dl
 from dit_lens import analysis, plot
+from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import by_sample, headline, outcomes
+from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.samples import pairs_of
 from dit_lens.experiments.study import compare, study
 from dit_lens.tasks import explore

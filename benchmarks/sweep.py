@@ -20,9 +20,9 @@ from typing import Any
 import tyro
 
 import dit_lens as dl
+from dit_lens.engine.sweep import run_arms
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.samples import draw
-from dit_lens.experiments.sweep import run_arms
 from dit_lens.plan.plan import Placed
 
 

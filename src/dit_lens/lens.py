@@ -179,6 +179,9 @@ class Lens:
         steps: int | None = None,
         cfg_scale: float | None = None,
         at_once: int = 64,
+        record: RecordEntries = (),
+        store: str | Path | None = None,
+        encoding: str | None = None,
         progress: bool = False,
         **arguments: Any,
     ) -> xr.Dataset:
@@ -200,6 +203,9 @@ class Lens:
             steps: scheduler steps. Default: the family's.
             cfg_scale: guidance scale. Default: the family's. 1 runs the conditional branch alone.
             at_once: rows that go through the model in one forward, at most.
+            record: what every run records, as in `run`; goes with `store`.
+            store: folder of runs, into which the run of every arm and pair is written. Default: none is written.
+            encoding: how bfloat16 states are stored, as in `run`.
             progress: show a progress bar.
             **arguments: any other keyword of the pipeline's own call.
 
@@ -211,10 +217,21 @@ class Lens:
         Raises:
             PlanError: an edit cannot be carried out, the family does not say how to batch, or the pairs fit into no table.
         """
-        from dit_lens.experiments.sweep import sweep
+        from dit_lens.engine.sweep import sweep
 
-        options: dict[str, Any] = {"steps": steps, "cfg_scale": cfg_scale, "at_once": at_once}
-        return sweep(self, pairs, arms, progress=progress, **options, **arguments)
+        return sweep(
+            self.specimen,
+            pairs,
+            arms,
+            steps=steps,
+            cfg_scale=cfg_scale,
+            at_once=at_once,
+            record=record,
+            store=store,
+            encoding=encoding,
+            progress=progress,
+            **arguments,
+        )
 
     def decode(self, latents: xr.DataArray | Tensor) -> np.ndarray:
         """Decode latents to frames, or to sound.

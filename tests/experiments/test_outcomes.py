@@ -7,8 +7,8 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import tasks
+from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import by_sample, outcomes
 from dit_lens.experiments.samples import pairs_of
 
 

@@ -8,14 +8,8 @@ from PIL import Image
 
 import dit_lens as dl
 from dit_lens.experiments.options import PictureOptions, StudyOptions
-from dit_lens.experiments.samples import (
-    draw,
-    folder_of,
-    noise_seeds,
-    pairs_of,
-    together,
-    training_samples,
-)
+from dit_lens.experiments.samples import draw, folder_of, noise_seeds, pairs_of, training_samples
+from dit_lens.tasks.pairs import together
 from dit_lens.tasks.sample import folder_name
 
 
@@ -104,7 +98,7 @@ NAMES = [
 def test_every_sample_has_a_folder_of_its_own_inside_out(tmp_path, name):
     sample = dl.Sample(prompt="go", size=(32, 32))
     if not name or "\0" in name or "\ud800" in name:
-        with pytest.raises(dl.TaskError, match="task=|id="):
+        with pytest.raises(dl.TaskError, match=r"task=|id="):
             sample.with_(task=name)
         return
     folders = [folder_of(tmp_path, sample.with_(task=name)), folder_of(tmp_path, sample.with_(id=name))]

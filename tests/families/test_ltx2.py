@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import dit_lens as dl
+from dit_lens.engine.sweep import run_arms
 from dit_lens.experiments.clean_runs import clean_runs
-from dit_lens.experiments.sweep import run_arms
 from dit_lens.families.diffsynth.ltx2 import LTX2, SITES
 from dit_lens.families.latents import apart
 from dit_lens.plan.plan import Placed

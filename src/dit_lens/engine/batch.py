@@ -68,6 +68,7 @@ class Batch:
     Attributes:
         noise: what step 0 starts from, [row, channel, frame, y, x].
         requests: what each pair is asked for.
+        arguments: other keywords of the pipeline's call.
         layout: coordinates of a run.
         sigmas: noise level of each step.
         timesteps: what the model is told at each step.
@@ -94,6 +95,7 @@ class Batch:
         **arguments: Any,
     ) -> None:
         self.specimen, self.pairs, self.verify = specimen, list(pairs), verify
+        self.arguments = arguments
         self.batching = _batching(specimen, self.pairs, at_once)
         plan = Plan.of(record, edit)
         self.requests = [

@@ -79,7 +79,7 @@ def _make(
                 **batch.requests[n].stages[0].manifest,
                 "batch": {"row": part.index(n), "rows": together},
             }
-            writers[n] = opened.enter_context(_writer(paths[n], manifest, coords, scratch is None))
+            writers[n] = opened.enter_context(open_writer(paths[n], manifest, coords, scratch is None))
         recorders = {
             n: Recorder(batch.layout, 1, writer, batch.requests[n].encoding) for n, writer in writers.items()
         }
@@ -95,7 +95,7 @@ def _make(
     return [Run(paths[n], scratch) for n in missing]
 
 
-def _writer(path: Path, manifest: dict[str, Any], coords: dict[str, Any], durable: bool) -> RunWriter:
+def open_writer(path: Path, manifest: dict[str, Any], coords: dict[str, Any], durable: bool) -> RunWriter:
     """Open a run to write it from the start: what an interrupted batch left of it may have had other rows beside it."""
     writer = RunWriter(path.parent, path.name, manifest, coords, durable=durable)
     if not writer.committed_steps:

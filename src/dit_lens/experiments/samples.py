@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_lens import tasks
-from dit_lens.errors import PlanError, TaskError
+from dit_lens.errors import TaskError
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.tasks.image import read_image
+from dit_lens.tasks.pairs import Pair
 from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.vbvr import Bench
 
 if TYPE_CHECKING:
     from dit_lens.lens import Lens
-
-Pair = tuple[Sample, int]
-"""A sample and a noise seed."""
 
 TAKEN = ("blocks", "kept", "store.zarr", "clean.zarr", "results.zarr", "summary.json", "manifest.json")
 """What stands in `--out` beside the samples of tasks."""
@@ -162,59 +160,10 @@ def pairs_of(samples: Sequence[Sample], options: StudyOptions) -> list[Pair]:
     return [(sample, seed) for sample in samples for seed in noise_seeds(sample, options)]
 
 
-def label(sample: Sample) -> str:
-    """Return `task/id`: what results call a sample."""
-    return f"{sample.task}/{sample.id}"
-
-
-def numbers(pairs: Sequence[Pair]) -> list[int]:
-    """Number the pairs by their sample; the pairs of a sample stand side by side."""
-    counted: list[int] = []
-    for n, (sample, _) in enumerate(pairs):
-        counted.append(0 if n == 0 else counted[-1] + (sample is not pairs[n - 1][0]))
-    return counted
-
-
-def by_shape(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Sort samples by their size and number of frames: those of one shape go through the model together."""
-    shapes: dict[object, list[Sample]] = {}
-    for sample in samples:
-        shapes.setdefault((sample.size, sample.num_frames), []).append(sample)
-    return list(shapes.values())
-
-
-def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
-    """Gather the noise seeds of every sample, in the order in which samples first come.
-
-    Raises:
-        PlanError: no pairs, a pair that comes twice, two samples of one label, or samples with several numbers of seeds.
-    """
-    gathered: dict[str, tuple[Sample, list[int]]] = {}
-    for pair in pairs:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Sample)):
-            raise PlanError(f"pairs hold {pair!r}: give (sample, noise seed), such as (dl.tasks.maze(7), 0).")
-        sample, seed = pair[0], int(pair[1])
-        first, seeds = gathered.setdefault(label(sample), (sample, []))
-        if first is not sample and first != sample:
-            raise PlanError(
-                f"Two samples are called {label(sample)}: tell them apart with sample.with_(id=...)."
-            )
-        if seed in seeds:
-            raise PlanError(f"{label(sample)} with noise seed {seed} comes twice: give every pair once.")
-        seeds.append(seed)
-    counts = {name: len(seeds) for name, (_, seeds) in gathered.items()}
-    if len(set(counts.values())) != 1:
-        raise PlanError(f"Samples have as many noise seeds as each other; these have {counts or 'none'}.")
-    return list(gathered.values())
-
-
 def folder_of(out: Path, sample: Sample) -> Path:
     """Return the folder of a sample's pictures: `OUT/TASK/ID`, of VBVR-Bench `OUT/SPLIT/TASK/ID`. Always inside `out`."""
     first, *rest = sample.subfolder.parts
     return out.joinpath(f"task-{first}" if first in TAKEN else first, *rest)
 
 
-__all__ = [
-    *("Drawn", "Pair", "by_shape", "draw", "folder_of", "label", "noise_seeds", "numbers"),
-    *("pairs_of", "together", "training_samples"),
-]
+__all__ = ["Drawn", "draw", "folder_of", "noise_seeds", "pairs_of", "training_samples"]

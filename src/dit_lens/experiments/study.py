@@ -23,8 +23,9 @@ from dit_lens.experiments import keys
 from dit_lens.experiments.cache import kept, save
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
-from dit_lens.experiments.samples import by_shape, draw, folder_of, label
+from dit_lens.experiments.samples import draw, folder_of
 from dit_lens.experiments.summary import report_failure, to_json, write_summary
+from dit_lens.tasks.pairs import by_shape, label
 from dit_lens.tasks.sample import Sample, folder_name
 
 if TYPE_CHECKING:

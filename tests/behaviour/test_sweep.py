@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.experiments.sweep import run_arms
+from dit_lens.engine.sweep import run_arms
 from dit_lens.plan.plan import Placed
 
 CLOSE = {"rtol": 0, "atol": 2e-5}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +20,19 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from dit_lens.engine.arm_runs import ArmRuns
 from dit_lens.engine.batch import Batch, parts
+from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.engine.rows import Row
 from dit_lens.errors import PlanError
-from dit_lens.experiments.outcomes import by_sample, outcomes
-from dit_lens.experiments.samples import Pair, by_shape, label, numbers, together
 from dit_lens.plan.plan import Entry, Placed, Plan
+from dit_lens.tasks.pairs import Pair, by_shape, label, numbers, together
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
     from dit_lens.engine.stepped import Stepped
     from dit_lens.engine.visitor import Place
-    from dit_lens.lens import Lens
+    from dit_lens.families.specimen import Specimen
 
 CLEAN = "clean"
 """Name of the arm without edits."""
@@ -39,13 +42,16 @@ Arm = Sequence[Placed] | Callable[[int], Sequence[Placed]]
 
 
 def sweep(
-    lens: Lens,
+    specimen: Specimen,
     pairs: Sequence[Pair],
     arms: Mapping[str, Iterable[Entry] | Entry],
     *,
     steps: int | None = None,
     cfg_scale: float | None = None,
     at_once: int = 64,
+    record: Iterable[Entry] | Entry = (),
+    store: Path | str | None = None,
+    encoding: str | None = None,
     progress: bool = False,
     **arguments: Any,
 ) -> xr.Dataset:
@@ -55,12 +61,24 @@ def sweep(
     if CLEAN in arms:
         raise PlanError(f"arms: {CLEAN!r} is the name of the arm without edits; give yours another.")
     edits = {name: Plan.of((), entries).edits for name, entries in arms.items()}
+    plans = dict[int | None, Plan](enumerate(Plan.of(record, entries) for entries in arms.values()))
+    plans[None] = Plan.of(record)
+    if store is None and plans[None].records:
+        raise PlanError(
+            "record=... in a sweep goes with store=..., the folder that its runs are written into."
+        )
     seeds = {label(sample): noise for sample, noise in gathered}
     tables = []
     for same in by_shape([sample for sample, _ in gathered]):
         rows = [(sample, seed) for sample in same for seed in seeds[label(sample)]]
-        batch = lens.batch(rows, steps, cfg_scale, at_once, **arguments)
-        clean, ended = run_arms(batch, list(edits.values()), progress="arms" if progress else None)
+        batch = Batch(specimen, rows, steps, cfg_scale, at_once, **arguments)
+        shown = "arms" if progress else None
+        if store is None:
+            clean, ended = run_arms(batch, list(edits.values()), progress=shown)
+        else:
+            with ArmRuns(batch, plans, store, encoding) as runs:
+                clean, ended = run_arms(batch, list(edits.values()), progress=shown, runs=runs)
+                runs.close(clean, ended)
         judged = outcomes(batch, torch.cat([clean[None], ended]), clean)
         tables.append(by_sample(judged, rows))
     text = np.dtypes.StringDType()
@@ -108,6 +126,7 @@ def run_arms(
     look: Callable[[Now], None] | None = None,
     progress: str | None = None,
     clean_first: Callable[[int, Stepped], None] | None = None,
+    runs: ArmRuns | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run every pair of a batch clean and under every arm.
 
@@ -122,6 +141,7 @@ def run_arms(
         progress: name of a progress bar over the steps. Default: no bar.
         clean_first: called at every step with the clean rows, before an edited row takes it: for edits that put in
             what a clean run holds at that step.
+        runs: where the runs of all arms are written.
 
     Returns:
         The last latents of the clean runs, [pair, channel, frame, y, x], and of the arms, [arm, pair, ...].
@@ -138,10 +158,20 @@ def run_arms(
         rows, edited = rows + new, torch.cat([edited, clean[[p for _, p in new]]])
         order = sorted(range(len(rows)), key=rows.__getitem__)  # the pairs of a sample side by side
         rows, edited = [rows[i] for i in order], edited[order]
-        now = batch.step(step, clean, watch=watch)
+        left = set(rows)
+        following = [[a for a in range(len(arms)) if (a, p) not in left] for p in pairs]
+        members = [
+            Row(
+                batch.pairs[p][1],
+                records=() if runs is None else runs.records,
+                recorders=[] if runs is None else runs.recorders((None, p), *((a, p) for a in following[p])),
+            )
+            for p in pairs
+        ]
+        now = batch.advance(step, clean, pairs, members, watch)
         if clean_first is not None:
             clean_first(step, now)
-        edited = torch.cat([edited[:0], *_step(batch, step, now, edited, rows, edits, watch, look)])
+        edited = torch.cat([edited[:0], *_step(batch, step, now, edited, rows, edits, watch, look, runs)])
         clean = now.latents
     ended = clean.repeat(len(arms), *[1] * clean.ndim) if arms else clean[None][:0]
     for (arm, pair), latents in zip(rows, edited, strict=True):
@@ -158,22 +188,26 @@ def _step(
     edits: Sequence[Sequence[Sequence[Placed]]],
     watch: Sequence[Place],
     look: Callable[[Now], None] | None,
+    runs: ArmRuns | None,
 ) -> Iterator[Tensor]:
     """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
     sample_of = numbers(batch.pairs)
     groups = [a * len(batch.pairs) + sample_of[p] for a, p in rows]
     for part in parts(groups, batch.at_once):
-        here = rows[part]
-        out = batch.step(
-            step,
-            edited[part],
-            [p for _, p in here],
-            [edits[a][p] for a, p in here],
-            watch if look is not None else (),
-            groups[part],
-        )
+        members = [
+            Row(
+                batch.pairs[p][1],
+                [batch.binding(edit) for edit in edits[a][p]],
+                () if runs is None else runs.records,
+                [] if runs is None else runs.recorders((a, p)),
+                group=group,
+            )
+            for (a, p), group in zip(rows[part], groups[part], strict=True)
+        ]
+        pairs = [p for _, p in rows[part]]
+        out = batch.advance(step, edited[part], pairs, members, watch if look is not None else ())
         if look is not None:
-            look(Now(step, clean, here, out))
+            look(Now(step, clean, rows[part], out))
         yield out.latents
 
 

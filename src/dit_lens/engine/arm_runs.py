@@ -1,0 +1,106 @@
+"""The runs of a sweep: one for every arm and pair, in the same store as `lens.run` writes.
+
+Up to its first edit an arm is the clean run, so its recorder stands on the clean run's row until then. A run that stands
+complete stays as it is. One writer is open for each run that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from dit_lens.engine.batch import Batch
+from dit_lens.engine.batch_run import open_writer
+from dit_lens.engine.recorder import Recorder
+from dit_lens.engine.request import Request
+from dit_lens.engine.runner import coordinates, finished, write_outputs
+from dit_lens.plan.binding import Binding
+from dit_lens.plan.plan import Plan
+from dit_lens.store import RunWriter
+
+Key = tuple[int | None, int]
+"""Arm and pair, by number; no arm is the clean run."""
+
+
+class ArmRuns:
+    """Writes the runs of a sweep.
+
+    Args:
+        batch: the samples and seeds.
+        plans: what each arm records and edits, by its number; None is the clean run.
+        store: folder of runs.
+        encoding: how bfloat16 states are stored.
+
+    Attributes:
+        records: what is recorded in every run.
+    """
+
+    def __init__(
+        self, batch: Batch, plans: Mapping[int | None, Plan], store: Path | str, encoding: str | None = None
+    ) -> None:
+        self.batch = batch
+        self.requests: dict[Key, Request] = {}
+        for arm, plan in plans.items():
+            for pair, (sample, seed) in enumerate(batch.pairs):
+                self.requests[arm, pair] = Request(
+                    batch.specimen,
+                    sample,
+                    seed,
+                    plan,
+                    steps=batch.steps,
+                    cfg_scale=batch.cfg_scale,
+                    store=store,
+                    encoding=encoding,
+                    arguments=batch.arguments,
+                    loop="batch",
+                )
+        stage = self.requests[None, 0].stages[0]
+        self.records = [
+            Binding.of(record, False, batch.layout, batch.sigmas) for record in stage.plan.records
+        ]
+        self._cleanup = ExitStack()
+        self._writers: dict[Key, RunWriter] = {}
+        self._recorders: dict[Key, Recorder] = {}
+
+    def __enter__(self) -> Self:
+        """Open the runs that are missing."""
+        coords = coordinates(self.batch.layout, self.batch.schedule, self.batch.grids)
+        names = ["sweep", *(request.stages[0].name for request in self.requests.values())]
+        with ExitStack() as opened:
+            for number, (key, request) in enumerate(self.requests.items(), 1):
+                stage = request.stages[0]
+                if stage.path is None or finished(request) is not None:
+                    continue
+                manifest: dict[str, Any] = {**stage.manifest, "batch": {"row": number, "rows": names}}
+                writer = opened.enter_context(open_writer(stage.path, manifest, coords, durable=True))
+                self._writers[key] = writer
+                self._recorders[key] = Recorder(self.batch.layout, 1, writer, request.encoding)
+            self._cleanup = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.__exit__(kind, error, trace)
+
+    def recorders(self, *keys: Key) -> list[Recorder]:
+        """Return the recorders of runs that are missing."""
+        return [self._recorders[key] for key in keys if key in self._recorders]
+
+    def close(self, clean: Tensor, ended: Tensor) -> None:
+        """Complete the runs.
+
+        Args:
+            clean: last latents of the clean runs, [pair, channel, frame, y, x].
+            ended: last latents of the arms, [arm, pair, channel, frame, y, x].
+        """
+        for (arm, pair), writer in self._writers.items():
+            latents = clean[pair : pair + 1] if arm is None else ended[arm][pair : pair + 1]
+            self._recorders[arm, pair].end_run(self.records)
+            write_outputs(writer, self.batch.outputs(latents), self.batch.rates)
+            writer.close()

@@ -1,0 +1,117 @@
+"""Rows are runs: batches and sweeps write the same stores as `lens.run`."""
+
+import numpy as np
+import pytest
+
+import dit_lens as dl
+
+CLOSE = {"rtol": 0, "atol": 2e-5}  # float32, another order of summation
+RECORD = [
+    dl.energy,
+    (dl.hidden, dl.at(layer=1, step="1-")),
+    dl.x0,
+    dl.velocity,
+    (dl.channel_mean, dl.at(site="q")),
+]
+EDIT = [
+    (dl.scale(factor=0.5), dl.at(layer=2, step=1)),
+    (dl.add_noise(scale=0.3), dl.at(site="latents", step=1)),
+]
+
+
+def same_content(run, other):
+    assert set(run.names) == set(other.names) and run.complete
+    for name in other.names:
+        a, b = run[name], other[name]
+        assert a.dims == b.dims and a.dtype == b.dtype and a.attrs["long_name"] == b.attrs["long_name"]
+        if name != "video":
+            assert np.allclose(a.values, b.values, **CLOSE), name
+        for coord in b.coords:
+            assert np.array_equal(a[coord].values, b[coord].values), coord
+
+
+@pytest.mark.parametrize("experts", [1, 2])
+def test_every_row_of_a_batch_is_a_run_as_lens_run_writes_it(request, sample, tmp_path, experts):
+    lens = dl.Lens(request.getfixturevalue("pipe" if experts == 1 else "two_experts"))
+    pairs = [(sample, 0), (sample.with_(prompt="circle the disc", id="1"), 0), (sample, 5)]
+    options = {"steps": 3, "cfg_scale": 2.0, "record": RECORD, "edit": EDIT}
+    runs = lens.batch(pairs, store=tmp_path / "batch", at_once=2, **options).run()
+    for (one, seed), run in zip(pairs, runs, strict=True):
+        single = lens.run(one, seed, store=tmp_path / "single", **options)
+        same_content(run, single)
+        assert run.path.name != single.path.name  # equal within tolerance only, so they never share a name
+    again = lens.batch(pairs, store=tmp_path / "batch", at_once=2, **options).run()
+    assert [r.path for r in again] == [r.path for r in runs]
+    assert sorted(dl.open_runs(tmp_path / "batch").children) == sorted(r.path.name for r in runs)
+
+
+def test_a_batch_without_a_store_gives_runs_that_live_as_long_as_they_are_held(lens, sample):
+    runs = lens.batch([(sample, 0), (sample, 1)], steps=2, record=[dl.energy]).run()
+    assert [float(r["energy"].sum()) for r in runs] == [float(r["energy"].sum()) for r in runs]
+    assert not np.array_equal(runs[0]["energy"].values, runs[1]["energy"].values)
+
+
+def test_edits_over_seeds_meet_in_whole_runs_also_row_by_row(lens, sample, tmp_path):
+    pairs = [(sample, 0), (sample, 1), (sample, 2)]
+    options = {
+        "steps": 2,
+        "cfg_scale": 1.0,
+        "record": [dl.energy],
+        "edit": [(dl.mean_over_seeds(), dl.at(layer=1, step=0))],
+    }
+    together, apart = (lens.batch(pairs, at_once=n, store=tmp_path / str(n), **options).run() for n in (3, 1))
+    for a, b in zip(together, apart, strict=True):
+        assert np.allclose(a["energy"].values, b["energy"].values, **CLOSE)
+    layer = together[0]["energy"].sel(step=0, layer=2).values
+    assert np.allclose(layer, together[1]["energy"].sel(step=0, layer=2).values, rtol=1e-3)
+
+
+ARMS = {
+    "late": [(dl.zero(), dl.at(site="ffn", layer=1, step=2))],
+    "early": [(dl.scale(factor=0.5), dl.at(layer=0, step=0))],
+    "noise": [(dl.add_noise(scale=0.5), dl.at(site="latents", step=1))],
+}
+
+
+def test_a_sweep_writes_the_run_of_every_arm_and_pair(lens, sample, tmp_path):
+    pairs = [(sample, 0), (sample, 1)]
+    table = lens.sweep(pairs, ARMS, steps=3, cfg_scale=1.0, record=RECORD, store=tmp_path / "sweep")
+    plain = lens.sweep(pairs, ARMS, steps=3, cfg_scale=1.0)
+    assert np.array_equal(table.distance.values, plain.distance.values)
+    for name, arm in {"clean": [], **ARMS}.items():
+        options = {"steps": 3, "cfg_scale": 1.0, "record": RECORD, "edit": arm}
+        # A batch of this arm finds the runs that the sweep has made.
+        found = lens.batch(pairs, store=tmp_path / "sweep", verify="always", **options).run()
+        for (one, seed), run in zip(pairs, found, strict=True):
+            assert "sweep" in run.attrs["manifest"]["batch"]["rows"], name
+            same_content(run, lens.run(one, seed, **options))
+    assert len(list(dl.open_runs(tmp_path / "sweep").children)) == 8
+
+
+def test_a_sweep_that_is_interrupted_leaves_no_lock_and_ends_the_next_time(
+    lens, sample, tmp_path, monkeypatch
+):
+    from dit_lens.engine.batch import Batch
+
+    advance, left = Batch.advance, [3]
+
+    def stopped(*args, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("stopped")
+        return advance(*args, **options)
+
+    options = {"steps": 3, "cfg_scale": 1.0, "record": [dl.energy], "store": tmp_path}
+    lens.batch([(sample, 0)], steps=3, cfg_scale=1.0)  # the loop is compared with the pipeline's, once
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, "advance", stopped)
+        with pytest.raises(RuntimeError, match="stopped"):
+            lens.sweep([(sample, 0)], ARMS, **options)
+    lens.sweep([(sample, 0)], ARMS, **options)
+    runs = [dl.Run(p) for p in tmp_path.iterdir() if p.is_dir()]
+    assert len(runs) == 4 and all(run.complete for run in runs)
+
+
+def test_records_of_a_sweep_need_a_store(lens, sample):
+    with pytest.raises(dl.PlanError, match="goes with store"):
+        lens.sweep([(sample, 0)], {}, steps=1, record=[dl.energy])
