@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from dit_lens.engine.estimate import Estimate, estimate
 from dit_lens.engine.request import Job
 from dit_lens.errors import PlanError
 from dit_lens.families.family import Family
+from dit_lens.families.identity import fingerprint, identity
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Entry, Plan
 from dit_lens.store.run import Run
@@ -56,7 +56,6 @@ class Lens:
         self.family = family or family_of(self.pipe)
         self.dits = self.family.dits(self.pipe)
         self.info = dict(info or {})
-        self._fingerprint: tuple[Any, str] | None = None
         self._nnsight: Any = None
         self.wrapped_before: set[torch.nn.Module] = set()  # by an nnsight model of the user's own
 
@@ -227,51 +226,38 @@ class Lens:
         return self._nnsight
 
     def fingerprint(self) -> str:
-        """Hash the experts' parameters: names, shapes, types and some of the values of each.
+        """Hash the DiTs that the pipeline holds now: every value of every tensor, their settings, hooks and classes.
 
-        A LoRA merged in, one that is kept beside the weights, or another checkpoint gives another hash. Cheap: at most
-        256 values a tensor are read, none of weights that rest on disk.
+        A LoRA merged in or kept beside the weights, its scale, another checkpoint: each gives another hash.
 
         Raises:
             PlanError: weights rest on disk, and `info` does not say which.
         """
-        # _version counts in-place changes: nothing is read again while the weights stand.
-        tensors = [item for expert, dit in self.dits.items() for item in _tensors(expert, dit)]
-        key = tuple((p.data_ptr(), p._version) for _, p in tensors)
-        if "weights" not in self.info and any(p.is_meta for _, p in tensors):
-            raise PlanError(
-                "The weights rest on disk, where they cannot be told from others: load them by dl.load, or say what they are by "
-                "Lens(pipe, info={'weights': ...})."
-            )
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            digest = hashlib.sha256()
-            for name, p in tensors:
-                digest.update(f"{name}{tuple(p.shape)}{p.dtype}".encode())
-                if not p.is_meta:
-                    flat = p.detach().flatten()
-                    digest.update(flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
-            self._fingerprint = key, digest.hexdigest()[:16]
-        return self._fingerprint[1]
+        return fingerprint(self.family.dits(self.pipe), self.info)
 
-    def identity(self) -> dict[str, Any]:
-        """Return all of the model that makes a result what it is, as plain data; results of others are others."""
-        model = {"family": self.family.name, "fingerprint": self.fingerprint(), **self.info}
-        return {"model": model, "dtype": str(self.dtype), **self.family.facts(self.pipe)}
+    def identity(self, unnamed: list[str] | None = None) -> dict[str, Any]:
+        """Return all of the model that makes a result what it is, as plain data; results of others are others.
+
+        Args:
+            unnamed: gets a sentence for each part that cannot be named by its content; the data is then equal to no
+                other.
+
+        Raises:
+            PlanError: weights rest on disk, and `info` does not say which.
+        """
+        data, sentences = identity(self.pipe, self.family, self.family.dits(self.pipe), self.info)
+        if unnamed is not None:
+            unnamed += sentences
+        return data
+
+    def __content__(self, walk: Any) -> dict[str, Any]:
+        """Return what a function that reads the lens is named by."""
+        parts = lambda: [self.family.name, walk.visit(self.pipe, "its pipeline"), walk.visit(self.info)]  # noqa: E731
+        return {"@lens": walk.node(self, parts)}
 
     def __repr__(self) -> str:
         experts = ", ".join(f"{n}: {type(d).__name__}" for n, d in self.dits.items())
         return f"Lens({self.family.name}; {experts}; {self.layers} layers; sites {', '.join(self.sites)})"
-
-
-def _tensors(expert: str, dit: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Go through what a model computes with: parameters, and tensors that its modules keep in lists (LoRAs)."""
-    yield from ((f"{expert}.{name}", p) for name, p in dit.named_parameters())
-    for path, module in dit.named_modules():
-        for name, kept in vars(module).items():
-            if isinstance(kept, list):
-                for n, tensor in enumerate(kept):
-                    if isinstance(tensor, Tensor):
-                        yield f"{expert}.{path}.{name}[{n}]", tensor
 
 
 __all__ = ["Lens"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from dit_lens import records
-from dit_lens.engine.recorder import Recorder, to_codes
+from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.session import Call, Latents, Session, Stages
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.families.family import Seen, Stage
+from dit_lens.plan.content import content
 from dit_lens.plan.places import GRID_DIMS, at, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, run_name, status, versions
@@ -69,6 +70,7 @@ class Job:
         self.scratch: tempfile.TemporaryDirectory[str] | None = None
         self._declared = plan
         self._identity: tuple[Plan, dict[str, Any]] | None = None
+        self._model: tuple[dict[str, Any], list[str]] | None = None
         self.writer: RunWriter | None = None
         given = (lens, sample, seed, plan, steps, cfg_scale, store, encoding, progress, arguments, body)
         self.stages = [self, *(Job(*given, n) for n in range(1, len(stages)) if stage == 0)]
@@ -115,11 +117,20 @@ class Job:
             self._identity = self._declared, self._describe()
         return self._identity[1]
 
+    def model(self, unnamed: list[str]) -> dict[str, Any]:
+        """Return what the model is: read once a run, before anything of it is wrapped."""
+        first = self.stages[0]
+        if first._model is None:
+            sentences = list[str]()
+            first._model = self.lens.identity(sentences), sentences
+        unnamed += first._model[1]
+        return first._model[0]
+
     def _describe(self) -> dict[str, Any]:
-        sample, family = self.sample, self.lens.family
+        sample, family, unnamed = self.sample, self.lens.family, list[str]()
         identity = {
             # Of all stages: what one of them does changes the ones after it.
-            "plan": self._complete(self._declared).to_json(),
+            "plan": self._complete(self._declared).to_json(unnamed),
             "sample": {
                 "task": sample.task,
                 "id": sample.id,
@@ -127,17 +138,28 @@ class Job:
                 "negative_prompt": sample.negative_prompt,
                 "num_frames": sample.num_frames,
                 "size": sample.size,
-                "image": None if sample.image is None else hashlib.sha256(sample.image.tobytes()).hexdigest(),
+                "image": content(sample.image, unnamed, "the sample's image"),
             },
-            "seed": self.seed,
-            "arguments": {k: _plain(v) for k, v in self.keywords.items() if k not in family.silent},
-            **self.lens.identity(),
+            "seed": content(self.seed, unnamed, "seed"),
+            "arguments": {
+                name: content(value, unnamed, f"argument {name}")
+                for name, value in self.keywords.items()
+                if name not in family.silent
+            },
+            **self.model(unnamed),
             "encoding": self.encoding,
             "body": self.body,
             "versions": versions(),
         }
         if self.layout.stage:
             identity["stage"] = self.layout.stage
+        if unnamed:
+            warnings.warn(
+                "This run gets a name of its own, and is not found again in a store, since not all that makes it can be "
+                f"named: {_listed(unnamed)}.",
+                UserWarning,
+                stacklevel=2,
+            )
         return identity
 
     @property
@@ -175,6 +197,7 @@ class Job:
                 self.declare(plan())
 
         lens, family = self.lens, self.lens.family
+        self.model([])
         sessions = [job.session(settled, watch) for job in self.stages]
         keywords = dict(self.keywords)
         undo = (lambda: None) if self.progress else family.quiet(lens.pipe, keywords)
@@ -276,16 +299,11 @@ def coordinates(
     }
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if hasattr(value, "tobytes"):  # images and arrays, by content
-        return hashlib.sha256(value.tobytes()).hexdigest()
-    if isinstance(value, Tensor):
-        return hashlib.sha256(to_codes(value.detach().cpu().contiguous()).tobytes()).hexdigest()
-    return repr(value)
+def _listed(sentences: list[str]) -> str:
+    """Return the first of several sentences, each once, and how many more there are."""
+    distinct = list(dict.fromkeys(sentences))
+    more = [f"and {len(distinct) - 3} more"] if len(distinct) > 3 else []
+    return "; ".join([*distinct[:3], *more])
 
 
 __all__ = ["Job", "coordinates", "write_outputs"]

@@ -14,7 +14,6 @@ from dit_lens.errors import PlanError
 from dit_lens.families.diffsynth import common as diffsynth
 from dit_lens.families.early_exit import ending_in
 from dit_lens.families.family import Batching, Family, Seen, Site, Tokens
-from dit_lens.plan.functions import describe
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def blocks(
         outputs=lambda output, keywords: {} if output is None else {"video": output},
         readout=None,
         schedule=diffsynth.schedule,
-        facts=lambda pipe: {"device": str(pipe.device), "functions": [describe(f) for f in pipe.functions]},
+        facts=lambda pipe: {"device": str(pipe.device)},
         quiet=lambda pipe, keywords: lambda: None,
         default_steps=steps,
         default_cfg=cfg_scale,
@@ -139,7 +138,6 @@ class Bare(nn.Module):
         super().__init__()
         self.dit, self.scheduler = model, Euler()
         self.latent, self.condition, self.velocity, self.decode = latent, condition, forward, decode
-        self.functions = [f for f in (latent, condition, forward, decode) if f is not None]
 
     @torch.no_grad()
     def __call__(self, sample: Sample, seed: int, steps: int, cfg_scale: float, shift: float = 1.0) -> Any:

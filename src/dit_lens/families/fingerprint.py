@@ -1,41 +1,40 @@
 """Exact checksums of tensors where they rest: every byte counts, and a CPU and a GPU give the same value.
 
-The bytes of a tensor are taken as 32-bit words, in the order of its shape (whatever its strides). Every chunk of `CHUNK`
-words x is hashed twice, h = sum_i w_i x_i mod 2^64 with fixed odd 64-bit weights w; a tensor's checksum is the sha256 of
-its number type, shape and the hashes of its chunks. A change of one word of a chunk always changes h, since w_i is odd;
-other changes go unseen with probability 2^-32 for each of the two hashes (multilinear hashing, Carter and Wegman 1979;
-Lemire and Kaser 2014). Integers wrap around in the same way everywhere, and no order of summing matters.
+The bytes of a tensor are taken in the order of its shape (whatever its strides), as rows of `ROW` signed bytes x, the last
+filled up with zeros. Every row has `COLUMNS` sums h = sum_i w_i x_i with fixed pseudorandom weights w in [-128, 127]; a
+tensor's checksum is the sha256 of its number type, its shape and the sums of all its rows. The sums are exact 32-bit
+integers, so that no order of summing matters, and one matrix product of integers makes them on a CPU or a GPU.
 
-Nothing is cached from call to call: a `.data` write leaves no trace. It is not meant against someone who looks for a
-collision.
+For any two rows that differ, at most one value of one weight makes a sum equal; so all sums are equal with a probability
+of at most 2^-128 over the weights (multilinear hashing; Carter and Wegman 1979). The weights are public: it is not meant
+against someone who looks for a collision. Nothing is kept from call to call: a `.data` write leaves no trace.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dit_lens.plan.arrays import tensor_bytes, tensor_parts
+from dit_lens.plan.arrays import tensor_parts
 
-CHUNK = 1 << 15
-"""32-bit words that are hashed together: they and their weights fit a core's cache."""
+ROW = 1 << 15
+"""Bytes that are hashed together: 2^15 products of at most 2^14 do not overflow 32 bits."""
 
-SMALL = 1 << 14
-"""Bytes below which sha256 of the bytes themselves is faster."""
+COLUMNS = 16
+"""Sums of each row."""
 
-PIECE = CHUNK * 4 * 64
-"""Bytes of a tensor that are copied at a time, where they cannot be read in place: 8 MiB."""
+BLOCK = 128
+"""Rows that go through one product (4 MiB)."""
 
-PARALLEL = 1 << 22
-"""Bytes from which on a tensor on the CPU is hashed by several threads."""
+SMALL = 1 << 12
+"""Bytes up to which the bytes themselves stand in place of their sums."""
 
 
 class Checksums:
@@ -83,18 +82,32 @@ def checksum(tensor: Tensor) -> str:
 
 
 @torch.no_grad()
-def checksums(tensors: list[Tensor]) -> list[str]:
+def checksums(tensors: Sequence[Tensor]) -> list[str]:
     """Return the checksums of tensors of numbers, each 32 hex digits.
 
     Nothing waits for a GPU until all is on its way.
     """
-    hashed = [_hashes(t.detach()) for t in tensors]
-    rows = _fetch([h for h in hashed if isinstance(h, Tensor)])
-    bodies = [next(rows) if isinstance(h, Tensor) else h for h in hashed]
-    return [
-        hashlib.sha256(f"{t.dtype} {list(t.shape)} ".encode() + b).hexdigest()[:32]
-        for t, b in zip(tensors, bodies, strict=True)
-    ]
+    plain = [t.detach().resolve_conj().resolve_neg() if t.is_complex() or t.is_neg() else t.detach() for t in tensors]
+    sizes = [_size(t) for t in plain]
+    parts: list[tuple[int, Tensor]] = []  # position of a tensor, and its bytes or some of its hashes
+    by_device: dict[torch.device, list[int]] = {}
+    for n, tensor in enumerate(plain):
+        if sizes[n] <= SMALL:
+            parts.append((n, tensor.reshape(-1).view(torch.int8)))
+            continue
+        if sizes[n] >= BLOCK * ROW:
+            parts += [(n, hashes) for hashes in _whole_blocks(tensor)]
+        by_device.setdefault(tensor.device, []).append(n)
+    for members in by_device.values():
+        parts += [(members[n], hashes) for n, hashes in _rest([plain[m] for m in members])]
+    bodies: list[list[bytes]] = [[] for _ in plain]
+    for (n, _), body in zip(parts, _fetch([hashes for _, hashes in parts]), strict=True):
+        bodies[n].append(body)
+    return [_name(tensor, b"".join(body)) for tensor, body in zip(plain, bodies, strict=True)]
+
+
+def _name(tensor: Tensor, body: bytes) -> str:
+    return hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode() + body).hexdigest()[:32]
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -110,100 +123,89 @@ def _place(tensor: Tensor) -> Any:
     return (*where, tensor.dtype, tensor.shape, tensor.stride())
 
 
-def _hashes(tensor: Tensor) -> bytes | Tensor:
-    """Return the bytes of a small tensor on the CPU; else the hashes of the chunks, [chunk, 2] or [device chunk, 2]."""
-    size = tensor.numel() * tensor.element_size()
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    if size <= SMALL and tensor.device.type == "cpu":
-        return memoryview(tensor_bytes(tensor.reshape(-1))).tobytes()
-    if size <= SMALL:
-        return tensor.reshape(-1).view(torch.uint8)  # fetched with the others
-    hashes = torch.empty(math.ceil(size / (4 * CHUNK)), 2, dtype=torch.int64, device=tensor.device)
-    if tensor.device.type == "cpu":
-        _hash_on_cpu(tensor, hashes, size)
-    else:
-        _hash_on_device(tensor, hashes, size)
-    return hashes
+def _whole_blocks(tensor: Tensor) -> list[Tensor]:
+    """Return the hashes of the rows of a tensor that make whole blocks, [row, COLUMNS] a block."""
+    step = BLOCK * ROW
+    return [_hash_rows(_bytes(tensor, n, n + step).view(BLOCK, ROW)) for n in range(0, _size(tensor) - step + 1, step)]
 
 
-def _fetch(hashed: list[Tensor]) -> Iterator[bytes]:
-    """Bring hashes to the host: one transfer a device and type, in place of one a tensor."""
-    groups: dict[Any, list[int]] = {}
-    for n, hashes in enumerate(hashed):
-        groups.setdefault((hashes.device, hashes.dtype), []).append(n)
-    fetched: dict[int, bytes] = {}
-    for (_, dtype), members in groups.items():
-        together = torch.cat([hashed[n].reshape(-1) for n in members]).cpu().view(torch.uint8).numpy().tobytes()
-        width = torch.empty(0, dtype=dtype).element_size()
-        ends = [0]
-        for n in members:
-            ends.append(ends[-1] + hashed[n].numel() * width)
-        fetched |= {n: together[a:b] for n, (a, b) in zip(members, pairwise(ends), strict=True)}
-    return (fetched[n] for n in range(len(hashed)))
+def _rest(tensors: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Hash what stands after the whole blocks of tensors of one device, many of them together in one buffer.
+
+    Yields:
+        Position of a tensor, and the hashes of some of its rows, [row, COLUMNS]; in order.
+    """
+    buffer = torch.empty(BLOCK, ROW, dtype=torch.int8, device=tensors[0].device)
+    flat = buffer.view(-1)
+    used, owners = 0, list[tuple[int, slice]]()
+
+    def flush() -> Iterator[tuple[int, Tensor]]:
+        hashes = _hash_rows(buffer[:used] if used > BLOCK // 2 else buffer)
+        yield from ((owner, hashes[rows]) for owner, rows in owners)
+
+    for n, tensor in enumerate(tensors):
+        start, end = _size(tensor) // (BLOCK * ROW) * BLOCK * ROW, _size(tensor)
+        while start < end:
+            if used == BLOCK:
+                yield from flush()
+                used, owners = 0, []
+            stop = min(end, start + (BLOCK - used) * ROW)
+            part, size, rows = _bytes(tensor, start, stop), stop - start, -((start - stop) // ROW)
+            flat.narrow(0, used * ROW, size).copy_(part)
+            if size % ROW:
+                flat.narrow(0, used * ROW + size, rows * ROW - size).zero_()
+            owners.append((n, slice(used, used + rows)))
+            used, start = used + rows, start + rows * ROW
+    if used:
+        yield from flush()
 
 
-def _hash_on_cpu(tensor: Tensor, hashes: Tensor, size: int) -> None:
-    weights, step = _weights(torch.device("cpu")), CHUNK * 4
-
-    def work(start: int, end: int) -> None:
-        wide = torch.empty(CHUNK, dtype=torch.int64, device="cpu")
-        with torch.no_grad():
-            for begin in range(start, end, PIECE):
-                for n, words in enumerate(_words(tensor, begin, min(end, begin + PIECE)).split(CHUNK)):
-                    part = wide[: len(words)].copy_(words)
-                    torch.mv(weights[:, : len(words)], part, out=hashes[begin // step + n])
-
-    threads = min(torch.get_num_threads(), size // PARALLEL)
-    if threads < 2:
-        return work(0, size)
-    share = math.ceil(size / threads / step) * step
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda start: work(start, min(size, start + share)), range(0, size, share)))
+def _hash_rows(rows: Tensor) -> Tensor:
+    """Return the sums of rows of bytes times the weights, [row, COLUMNS] int32: exact, in whatever order they are summed."""
+    weights = _weights(rows.device)
+    try:
+        return torch._int_mm(rows, weights)
+    except (RuntimeError, NotImplementedError):  # a device without a product of integers
+        return (rows.double() @ weights.double()).to(torch.int32)
 
 
-def _hash_on_device(tensor: Tensor, hashes: Tensor, size: int) -> None:
-    weights = _weights(tensor.device)
-    for begin in range(0, size, PIECE):
-        words = _words(tensor, begin, min(size, begin + PIECE)).to(torch.int64)
-        if pad := -len(words) % CHUNK:
-            words = torch.nn.functional.pad(words, (0, pad))
-        rows = words.view(-1, CHUNK)
-        first = begin // (4 * CHUNK)
-        for n in range(2):
-            hashes[first : first + len(rows), n] = (rows * weights[n]).sum(1)
-
-
-def _words(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Return a range of a tensor's bytes as 32-bit words; the last word is filled up with zeros."""
-    flat = _flat(tensor, start // tensor.element_size(), math.ceil(end / tensor.element_size()))
-    data = flat.view(torch.uint8)
-    if pad := -len(data) % 4:
-        data = torch.nn.functional.pad(data, (0, pad))
-    elif data.storage_offset() % 4:
-        data = data.clone()
-    return data.view(torch.int32)
-
-
-def _flat(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Return a range of a tensor's values in the order of its shape; only this range is copied, if any."""
+def _bytes(tensor: Tensor, start: int, end: int) -> Tensor:
+    """Return a range of a tensor's bytes, in the order of its shape; only this range is copied, if any."""
+    width = tensor.element_size()
+    first, last = start // width, math.ceil(end / width)
     if tensor.is_contiguous():
-        return tensor.view(-1)[start:end]
+        return tensor.view(-1)[first:last].view(torch.int8)
     while tensor.dim() > 1 and tensor.shape[0] == 1:
         tensor = tensor[0]
     row = math.prod(tensor.shape[1:])
-    first = start // row
-    part = tensor[first : math.ceil(end / row)].reshape(-1)
-    return part[start - first * row : end - first * row].contiguous()
+    above = first // row
+    part = tensor[above : math.ceil(last / row)].reshape(-1)
+    return part[first - above * row : last - above * row].contiguous().view(torch.int8)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _fetch(hashes: list[Tensor]) -> Iterator[bytes]:
+    """Bring hashes to the host: one transfer a device and type, in place of one a tensor."""
+    groups: dict[Any, list[int]] = {}
+    for n, part in enumerate(hashes):
+        groups.setdefault((part.device, part.dtype), []).append(n)
+    fetched: dict[int, bytes] = {}
+    for members in groups.values():
+        together = torch.cat([hashes[n].reshape(-1) for n in members]).cpu().view(torch.uint8).numpy().tobytes()
+        ends = list(accumulate((_size(hashes[n]) for n in members), initial=0))
+        fetched |= {n: together[a:b] for n, (a, b) in zip(members, pairwise(ends), strict=True)}
+    return (fetched[n] for n in range(len(hashes)))
 
 
 @cache
 def _weights(device: torch.device) -> Tensor:
-    """Return the weights of both hashes, [2, CHUNK], the same in every version of torch and on every device."""
-    stream = hashlib.shake_256(b"dit_lens fingerprint").digest(2 * CHUNK * 8)
+    """Return the weights, [ROW, COLUMNS] int8: the same in every version of torch and on every device."""
+    stream = hashlib.shake_256(b"dit_lens fingerprint").digest(ROW * COLUMNS)
     with torch.inference_mode(False):
-        words = torch.frombuffer(bytearray(stream), dtype=torch.int64) | 1
-        return words.view(2, CHUNK).to(device)
+        return torch.frombuffer(bytearray(stream), dtype=torch.int8).view(ROW, COLUMNS).to(device)
 
 
 __all__ = ["Checksums", "checksum", "checksums"]

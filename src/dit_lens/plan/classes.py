@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +39,18 @@ def is_library(kind: type) -> bool:
 
 def describe(walk: Walk, kind: type) -> Any:
     """Return a class as data."""
+    if (known := walk.classes.get(kind)) is not None:
+        return known
     name = f"{kind.__module__}.{kind.__qualname__}"
     if is_library(kind):
         data = {"@class": name, "library": origin.library(kind.__module__)}
-        changed = {key: walk.visit(member, key) for key, member in _replaced(kind)}
-        return data | ({"replaced": changed} if changed else {})
+        changed = [
+            [base.__qualname__, key, walk.visit(member, key)]
+            for base in kind.__mro__
+            for key, member in _replaced(walk, base)
+        ]
+        walk.classes[kind] = data | ({"replaced": changed} if changed else {})
+        return walk.classes[kind]
     with walk.at(f"class {kind.__qualname__}"):
         return {"@class": kind.__qualname__, "code": walk.node(kind, lambda: _members(walk, kind))}
 
@@ -57,7 +63,7 @@ def _members(walk: Walk, kind: type) -> list[Any]:
         members = [
             [name, _member(walk, name, member)]
             for name, member in sorted(vars(kind).items())
-            if name not in UNTOLD or (name in ("__new__", "__hash__") and _plain(member) is not None)
+            if name not in UNTOLD or (name == "__new__" and _plain(member) is not None)
         ]
         slots = sorted(map(str, _slots(kind)))
         return ["class", kinds, meta, members, slots]
@@ -87,17 +93,23 @@ def _plain(member: Any) -> types.FunctionType | None:
     return inner if isinstance(inner, types.FunctionType) else None
 
 
-def _replaced(kind: type) -> Iterator[tuple[str, Any]]:
-    """Go through the members of a library's class that the user has put in place of the library's own."""
-    for base in kind.__mro__:
-        if base.__flags__ & (1 << 9) == 0 or not is_library(base):  # only classes made in Python can be changed
-            continue
-        for name, member in vars(base).items():
-            function = _plain(member)
-            if function is None or origin.is_library_code(function.__code__, function.__globals__.get("__name__")):
-                continue
-            if not origin.is_own_code(function.__code__):
-                yield f"{base.__qualname__}.{name}", function
+def _replaced(walk: Walk, base: type) -> list[tuple[str, Any]]:
+    """Return the members of a library's class that the user has put in place of the library's own."""
+    known = walk.replaced.get(base)
+    if known is None:
+        known = walk.replaced[base] = []
+        if base.__flags__ & (1 << 9) and is_library(base):  # only classes made in Python can be changed
+            for name, member in vars(base).items():
+                function = _plain(member)
+                if function is not None and _is_users(function):
+                    known.append((name, function))
+    return known
+
+
+def _is_users(function: types.FunctionType) -> bool:
+    """Say whether a function in a library's class is neither the library's nor this package's."""
+    code = function.__code__
+    return not (origin.is_library_code(code, function.__globals__.get("__name__")) or origin.is_own_code(code))
 
 
 def written_by_runs(walk: Walk, kind: type) -> frozenset[str]:

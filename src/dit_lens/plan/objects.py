@@ -38,6 +38,9 @@ MACHINERY = frozenset(
 )
 """What torch keeps in a module beside its plain attributes; what of it counts is read by itself."""
 
+REPLACED = ("forward", "__call__", "model_fn", "step")
+"""Methods that whoever watches a model puts in place of its own."""
+
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _GUESTS = ("dit_lens", "nnsight")
 """Packages whose hooks watch a model, and do not make it another one."""
@@ -69,6 +72,13 @@ def describe(walk: Walk, value: Any) -> Any:
     if hasattr(kind, "__next__") and not _in_python(kind):
         return walk.unnamed(value, f"an iterator ({kind.__name__}), which is used up as it is read,")
     return {"@object": kind.__qualname__, "code": walk.node(value, lambda: _parts(walk, value, kind))}
+
+
+def describe_module(walk: Walk, value: Any) -> Any:
+    """Return a torch module as data."""
+    kind = type(value)
+    parts = lambda: ["module", classes.describe(walk, kind), *_module(walk, value, kind)]  # noqa: E731
+    return {"@object": kind.__qualname__, "code": walk.node(value, parts)}
 
 
 def _in_python(kind: type) -> bool:
@@ -118,8 +128,7 @@ def _slots(kind: type) -> list[str]:
 
 def _state(walk: Walk, value: Any, kind: type) -> dict[str, Any]:
     """Return the attributes of an object; what a run itself writes into a library's object is left out."""
-    left_out = _left_out(walk, kind)
-    held = {k: v for k, v in getattr(value, "__dict__", {}).items() if k not in left_out}
+    held = attributes(walk, value) if hasattr(value, "__dict__") else {}
     held |= {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
     if kind.__name__ == "FrozenDict":  # it holds its items as attributes too
         held = {}
@@ -139,15 +148,20 @@ def _left_out(walk: Walk, kind: type) -> frozenset[str]:
 _LEFT_OUT: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
+def attributes(walk: Walk, value: Any) -> dict[str, Any]:
+    """Return the attributes of an object that say what it is: no machinery of torch's, nothing that a run writes."""
+    left_out = _left_out(walk, type(value))
+    return {
+        name: item
+        for name, item in vars(value).items()
+        if not (name in MACHINERY or name in left_out or "nnsight" in name or (name in REPLACED and _is_guest(item)))
+    }
+
+
 def _module(walk: Walk, value: Any, kind: type) -> list[Any]:
     """Return what a torch module holds: attributes, parameters, buffers, parts, and hooks of the user's own."""
-    held = vars(value)
-    left_out, plain = _left_out(walk, kind), {}
-    for name, item in held.items():
-        if name in MACHINERY or name in left_out or "nnsight" in name:
-            continue
-        if name in ("forward", "__call__") and _is_guest(item):
-            continue
+    held, plain = vars(value), {}
+    for name, item in sorted(attributes(walk, value).items()):
         item_kind = type(item)
         if item is None or item_kind is bool or item_kind is int or item_kind is str:
             plain[name] = item

@@ -53,7 +53,7 @@ def family_for(pipe: Any) -> Family:
         outputs=pipeline.outputs,
         readout=None,
         schedule=schedulers.schedule,
-        facts=lambda pipe: pipeline.facts(pipe, dits),
+        facts=pipeline.facts,
         quiet=pipeline.quiet,
         default_steps=pipeline.default(pipe, "num_inference_steps", 50),
         default_cfg=pipeline.default(pipe, pipeline.guidance(pipe), 1.0),
