@@ -56,7 +56,7 @@ def content(value: Any, unnamed: list[str], what: str = "") -> Any:
         unnamed: gets a sentence for each part that cannot be named.
         what: what the value is, for those sentences, such as "argument callback".
     """
-    return Walk(unnamed, what).visit(value)
+    return Walk(unnamed, what).whole(value)
 
 
 def digest(data: Any) -> str:
@@ -95,6 +95,14 @@ class Walk:
         self._trusting = False
         self._lowest = math.inf  # of the references back since the innermost open value began
         self._alive: list[Any] = []  # so that no id is used twice
+
+    def whole(self, value: Any) -> Any:
+        """Return the data of a value that stands alone: nothing is around it."""
+        try:
+            return self.visit(value)
+        except RecursionError:
+            del self._path[1:]
+            return self.unnamed(value, "a value that is nested too deeply")
 
     def visit(self, value: Any, label: str = "") -> Any:
         """Return the data of a value; `label` says where it stands in the value around it."""
@@ -176,10 +184,7 @@ class Walk:
             return objects.describe_module(self, value)  # what most of a model is
         if kind in (list, tuple, dict, set, frozenset, OrderedDict):
             return self._container(value, kind)
-        try:
-            return self._other(value, kind)
-        except RecursionError:
-            return self.unnamed(value, "a value that is nested too deeply")
+        return self._other(value, kind)
 
     def _container(self, value: Any, kind: type) -> Any:
         key = id(value)

@@ -98,7 +98,7 @@ def describe(function: Callable[..., Any], unnamed: list[str] | None = None) -> 
     walk = Walk([] if unnamed is None else unnamed)
     if isinstance(function, functools.partial) and not function.args:
         function = Configured(function.func, function.keywords)
-    data = walk.visit(function)
+    data = walk.whole(function)
     if "function" in data:
         return dict(data)
     return {"function": callables.name_of(function), "code": digest(data)}

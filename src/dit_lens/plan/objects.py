@@ -240,10 +240,15 @@ def _weak_items(walk: Walk, value: Any) -> Any:
     return {"@weak": type(value).__name__}
 
 
+def _thread_local(walk: Walk, value: Any) -> Any:
+    return walk.unnamed(value, "a thread-local object, which holds another state in every thread,")
+
+
 SPECIAL: dict[str, Callable[[Walk, Any], Any]] = {
     "torch.Generator": _generator,
     "tokenizers.Tokenizer": _tokenizer,
     "sentencepiece.SentencePieceProcessor": _sentencepiece,
+    "_thread._local": _thread_local,
     "weakref.WeakSet": _weak_items,
     "_weakrefset.WeakSet": _weak_items,
     "weakref.WeakKeyDictionary": _weak_items,
