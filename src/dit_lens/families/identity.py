@@ -4,7 +4,7 @@ Every component counts, whole: text and image encoders, DiTs, codec, adapters, t
 count all parameters and buffers (`fingerprint`), plain attributes (an adapter's scale, an eps, a flag), hooks and methods
 that the user has put there, and classes by version or code. The pipeline is read as it is *now*, anew each time.
 
-Not seen: a function that the user has put in place of one in a library's own module; weights that a pipeline will read
+Not seen: what the user has put in place of a function in a library's own module or class; weights that a pipeline will read
 from disk later (`info={"weights": ...}` names them).
 """
 

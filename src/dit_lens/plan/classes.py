@@ -1,4 +1,7 @@
-"""Classes by what they do: the code of their methods and their attributes; a library's by name and version."""
+"""Classes by what they do: the code of their methods and their attributes; a library's by name and version.
+
+A method that the user puts into a library's class, in place of the library's own, is not seen; one on an object is.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +46,7 @@ def describe(walk: Walk, kind: type) -> Any:
         return known
     name = f"{kind.__module__}.{kind.__qualname__}"
     if is_library(kind):
-        data = {"@class": name, "library": origin.library(kind.__module__)}
-        changed = [
-            [base.__qualname__, key, walk.visit(member, key)]
-            for base in kind.__mro__
-            for key, member in _replaced(walk, base)
-        ]
-        walk.classes[kind] = data | ({"replaced": changed} if changed else {})
+        walk.classes[kind] = {"@class": name, "library": origin.library(kind.__module__)}
         return walk.classes[kind]
     with walk.at(f"class {kind.__qualname__}"):
         return {"@class": kind.__qualname__, "code": walk.node(kind, lambda: _members(walk, kind))}
@@ -91,25 +88,6 @@ def _plain(member: Any) -> types.FunctionType | None:
     """Return the Python function that a member of a class is made of; None where it is none."""
     inner = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
     return inner if isinstance(inner, types.FunctionType) else None
-
-
-def _replaced(walk: Walk, base: type) -> list[tuple[str, Any]]:
-    """Return the members of a library's class that the user has put in place of the library's own."""
-    known = walk.replaced.get(base)
-    if known is None:
-        known = walk.replaced[base] = []
-        if base.__flags__ & (1 << 9) and is_library(base):  # only classes made in Python can be changed
-            for name, member in vars(base).items():
-                function = _plain(member)
-                if function is not None and _is_users(function):
-                    known.append((name, function))
-    return known
-
-
-def _is_users(function: types.FunctionType) -> bool:
-    """Say whether a function in a library's class is neither the library's nor this package's."""
-    code = function.__code__
-    return not (origin.is_library_code(code, function.__globals__.get("__name__")) or origin.is_own_code(code))
 
 
 def written_by_runs(walk: Walk, kind: type) -> frozenset[str]:

@@ -79,7 +79,6 @@ class Walk:
         exact: whether numbers of other types differ, as they do where code computes with them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
-        replaced: members of libraries' classes that are the user's own; see `classes`.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Walk:
         self.checksum, self.exact = checksum, False
         self.written: dict[type, frozenset[str]] = {}
         self.classes: dict[type, Any] = {}
-        self.replaced: dict[type, list[tuple[str, Any]]] = {}
         self._done: dict[int, Any] = {}
         self._open: dict[int, int] = {}
         self._trusting = False
@@ -148,7 +146,7 @@ class Walk:
         """Return the data of one of several values that have no order: none of them knows of the others."""
         walk = Walk(self._sentences, checksum=self.checksum)
         walk._path, walk.exact, walk.written = self._path, self.exact, self.written
-        walk.classes, walk.replaced, walk._trusting = self.classes, self.replaced, self._trusting
+        walk.classes, walk._trusting = self.classes, self._trusting
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
         data = walk.visit(value)
         self._lowest = min(self._lowest, walk._lowest)

@@ -42,8 +42,11 @@ REPLACED = ("forward", "__call__", "model_fn", "step")
 """Methods that whoever watches a model puts in place of its own."""
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_GUESTS = ("dit_lens", "nnsight")
-"""Packages whose hooks watch a model, and do not make it another one."""
+_GUESTS = ("dit_lens.", "nnsight.", "transformers.utils.output_capturing.")
+"""Where hooks come from that watch a model, and do not make it another one."""
+
+STATE = frozenset({"timestep_list", "_output_capturing_hooks_installed"})
+"""Attributes of libraries' objects that a run changes in place."""
 
 _BUILT_ON = (dict, list, tuple, set, frozenset, str, bytes, int, float, complex, BaseException, deque)
 
@@ -139,7 +142,7 @@ def _left_out(walk: Walk, kind: type) -> frozenset[str]:
     known = _LEFT_OUT.get(kind)
     if known is None:
         cached = {n for b in kind.__mro__ for n, m in vars(b).items() if isinstance(m, functools.cached_property)}
-        known = classes.written_by_runs(walk, kind) | cached | (UNTOLD if classes.is_library(kind) else frozenset())
+        known = classes.written_by_runs(walk, kind) | cached | (UNTOLD | STATE if classes.is_library(kind) else frozenset())
         if classes.is_library(kind):
             _LEFT_OUT[kind] = known
     return known
@@ -150,10 +153,12 @@ _LEFT_OUT: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDict
 
 def attributes(walk: Walk, value: Any) -> dict[str, Any]:
     """Return the attributes of an object that say what it is: no machinery of torch's, nothing that a run writes."""
-    left_out = _left_out(walk, type(value))
+    held, left_out = vars(value), _left_out(walk, type(value))
+    if "_diffusers_hook" in held and not held["_diffusers_hook"].hooks:  # a run leaves an empty one behind
+        left_out = left_out | {"_diffusers_hook"}
     return {
         name: item
-        for name, item in vars(value).items()
+        for name, item in held.items()
         if not (name in MACHINERY or name in left_out or "nnsight" in name or (name in REPLACED and _is_guest(item)))
     }
 
@@ -194,7 +199,7 @@ def _is_guest(hook: Any) -> bool:
         inner = inner.func
     inner = getattr(inner, "__func__", inner)
     module = getattr(inner, "__globals__", {}).get("__name__") or getattr(type(inner), "__module__", "")
-    return str(module).partition(".")[0] in _GUESTS
+    return f"{module}.".startswith(_GUESTS)
 
 
 def _reduced(walk: Walk, value: Any, kind: type) -> Any:
