@@ -32,6 +32,9 @@ STARTS = (
 )
 """Methods that a run calls, whatever the class."""
 
+MAKING = frozenset({"__init__", "__new__", "register_modules", "register_to_config", "to", "from_pretrained"})
+"""Methods that make or change an object: what they set is what it is."""
+
 _SLOT = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
 
 
@@ -138,5 +141,5 @@ def _reached(codes: tuple[tuple[str, types.CodeType], ...]) -> tuple[frozenset[s
         seen.add(name)
         stored, loaded = bytecode.stored_and_loaded(methods[name])
         sets, reads = sets | stored, reads | loaded
-        left += [other for other in loaded if other in methods]
+        left += [other for other in loaded if other in methods and other not in MAKING]
     return sets, reads
