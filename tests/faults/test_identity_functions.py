@@ -73,7 +73,10 @@ READERS = {
         "import torch\nsae = torch.nn.Linear(4, 4)\ndef f(h, at): return sae(h)\n",
         "sae.weight.data[2, 3] += 1",
     ),
-    "a default of a helper": ("def g(h, k=[1]): return h * k[0]\ndef f(h, at): return g(h)\n", "g.__defaults__[0][0] = 2"),
+    "a default of a helper": (
+        "def g(h, k=[1]): return h * k[0]\ndef f(h, at): return g(h)\n",
+        "g.__defaults__[0][0] = 2",
+    ),
     "a name that Python itself has": ("def f(h, at): return abs(h)\n", "def abs(h): return h"),
     "a decorator's function": (
         "import torch\ndef g(h): return h\n@torch.no_grad()\ndef f(h, at): return g(h)\n",
@@ -141,8 +144,9 @@ def test_comments_docstrings_places_and_other_globals_do_not_count(same):
 
 def test_closures_made_in_a_loop_at_module_level_are_told_apart():
     module = module_of(
-        "edits, codes = [], []\nfor a in (0, 2, 8):\n    def push(h, at): return h + a\n    codes.append(name(push))\n"
-        .replace("name(push)", "describe(push)['code']").replace("edits,", "from dit_lens.plan.functions import describe\nedits,")
+        "edits, codes = [], []\nfor a in (0, 2, 8):\n    def push(h, at): return h + a\n    codes.append(name(push))\n".replace(
+            "name(push)", "describe(push)['code']"
+        ).replace("edits,", "from dit_lens.plan.functions import describe\nedits,")
     )
     assert len(set(module.codes)) == 3
 
@@ -157,7 +161,9 @@ def test_functions_that_call_each_other_have_an_end():
 
 def test_a_library_is_named_by_its_version_and_not_entered():
     unnamed = []
-    module = module_of("import torch, numpy as np\ndef f(h, at): return torch.relu(h) + np.pi * torch.nn.functional.gelu(h)\n")
+    module = module_of(
+        "import torch, numpy as np\ndef f(h, at): return torch.relu(h) + np.pi * torch.nn.functional.gelu(h)\n"
+    )
     describe(module.f, unnamed)
     assert unnamed == []
 
@@ -181,7 +187,9 @@ def test_what_cannot_be_named_is_said_and_equal_to_nothing(what):
     assert len(unnamed) == 1 and "function f" in unnamed[0]
 
 
-@pytest.mark.parametrize("name", ["builtins:eval", "os:system", "os:popen", "subprocess:run", "torch:load", "sys:exit"])
+@pytest.mark.parametrize(
+    "name", ["builtins:eval", "os:system", "os:popen", "subprocess:run", "torch:load", "sys:exit"]
+)
 def test_a_plan_that_is_read_restores_records_and_edits_alone(name):
     with pytest.raises(PlanError, match=name):
         restore({"function": name, "code": "0"})
@@ -222,7 +230,10 @@ def test_equal_values_have_equal_content(one, other):
 
 
 def middle(value):
-    return {"a": torch.zeros(4000), "b": torch.cat([torch.zeros(2000), torch.tensor([value]), torch.zeros(2000)])}
+    return {
+        "a": torch.zeros(4000),
+        "b": torch.cat([torch.zeros(2000), torch.tensor([value]), torch.zeros(2000)]),
+    }
 
 
 @pytest.mark.parametrize(
@@ -249,7 +260,9 @@ def middle(value):
 )
 def test_other_values_have_other_content(one, other):
     unnamed = []
-    one, other = (json.dumps(content(value, unnamed)) for value in (one, other))  # Python takes 1 and True as equal
+    one, other = (
+        json.dumps(content(value, unnamed)) for value in (one, other)
+    )  # Python takes 1 and True as equal
     assert one != other and unnamed == []
 
 

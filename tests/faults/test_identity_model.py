@@ -66,7 +66,16 @@ def test_signs_swapped_values_and_moved_rows_are_seen():
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.bool, torch.uint8, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.float8_e4m3fn, torch.int64],
+    [
+        torch.bool,
+        torch.uint8,
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+        torch.complex64,
+        torch.float8_e4m3fn,
+        torch.int64,
+    ],
 )
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (7, 4099), (1, 2000, 2001)])
 def test_every_number_type_and_shape_has_a_checksum(dtype, shape):
@@ -327,7 +336,10 @@ def test_adapters_count_by_scale_and_whether_they_are_on(video_pipe, tmp_path):
         lambda: video_pipe.transformer.set_adapters(["style"], [0.2]),
         lambda: video_pipe.transformer.set_adapters(["style", "motion"], [0.2, 1.0]),
         lambda: video_pipe.transformer.disable_adapters(),
-        lambda: (video_pipe.transformer.enable_adapters(), video_pipe.transformer.set_adapters(["motion"], [1.0])),
+        lambda: (
+            video_pipe.transformer.enable_adapters(),
+            video_pipe.transformer.set_adapters(["motion"], [1.0]),
+        ),
         lambda: video_pipe.transformer.fuse_lora(adapter_names=["motion"]),
     ):
         change()

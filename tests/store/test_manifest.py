@@ -53,7 +53,11 @@ def test_what_is_not_plain_is_named(bad, where):
 
 
 def test_infinities_and_half_surrogates_are_held_as_text():
-    identity = {"lambda_min_clipped": float("-inf"), "a": [float("inf"), float("nan")], "prompt": "cat \udc80"}
+    identity = {
+        "lambda_min_clipped": float("-inf"),
+        "a": [float("inf"), float("nan")],
+        "prompt": "cat \udc80",
+    }
     text = canonical_json(identity)
     assert '"a":["Infinity","NaN"],"lambda_min_clipped":"-Infinity"' in text
     assert run_name(identity, "r") != run_name(identity | {"lambda_min_clipped": float("inf")}, "r")

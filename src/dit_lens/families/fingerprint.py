@@ -73,7 +73,12 @@ class Checksums:
             raise TypeError(f"a tensor of the kind {type(tensor).__name__} ({tensor.layout})")
         sentences: list[str] = []
         data = {name: Walk(sentences, checksum=self).visit(part) for name, part in parts.items()}
-        return {"@tensor": type(tensor).__qualname__, "shape": list(tensor.shape), "dtype": str(tensor.dtype), **data}
+        return {
+            "@tensor": type(tensor).__qualname__,
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype),
+            **data,
+        }
 
 
 def checksum(tensor: Tensor) -> str:
@@ -87,7 +92,10 @@ def checksums(tensors: Sequence[Tensor]) -> list[str]:
 
     Nothing waits for a GPU until all is on its way.
     """
-    plain = [t.detach().resolve_conj().resolve_neg() if t.is_complex() or t.is_neg() else t.detach() for t in tensors]
+    plain = [
+        t.detach().resolve_conj().resolve_neg() if t.is_complex() or t.is_neg() else t.detach()
+        for t in tensors
+    ]
     sizes = [_size(t) for t in plain]
     parts: list[tuple[int, Tensor]] = []  # position of a tensor, and its bytes or some of its hashes
     by_device: dict[torch.device, list[int]] = {}
@@ -126,7 +134,10 @@ def _place(tensor: Tensor) -> Any:
 def _whole_blocks(tensor: Tensor) -> list[Tensor]:
     """Return the hashes of the rows of a tensor that make whole blocks, [row, COLUMNS] a block."""
     step = BLOCK * ROW
-    return [_hash_rows(_bytes(tensor, n, n + step).view(BLOCK, ROW)) for n in range(0, _size(tensor) - step + 1, step)]
+    return [
+        _hash_rows(_bytes(tensor, n, n + step).view(BLOCK, ROW))
+        for n in range(0, _size(tensor) - step + 1, step)
+    ]
 
 
 def _rest(tensors: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -194,7 +205,9 @@ def _fetch(hashes: list[Tensor]) -> Iterator[bytes]:
         groups.setdefault((part.device, part.dtype), []).append(n)
     fetched: dict[int, bytes] = {}
     for members in groups.values():
-        together = torch.cat([hashes[n].reshape(-1) for n in members]).cpu().view(torch.uint8).numpy().tobytes()
+        together = (
+            torch.cat([hashes[n].reshape(-1) for n in members]).cpu().view(torch.uint8).numpy().tobytes()
+        )
         ends = list(accumulate((_size(hashes[n]) for n in members), initial=0))
         fetched |= {n: together[a:b] for n, (a, b) in zip(members, pairwise(ends), strict=True)}
     return (fetched[n] for n in range(len(hashes)))

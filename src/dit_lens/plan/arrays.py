@@ -54,7 +54,7 @@ def array(walk: Walk, value: Any) -> Any:
         value = value.data
     if getattr(dtype, "names", None):
         data["fields"] = {name: array(walk, value[name]) for name in dtype.names}
-    elif dtype == object or getattr(dtype, "kind", "") == "T":  # objects, and strings of any length
+    elif getattr(dtype, "kind", "") in ("O", "T"):  # objects, and strings of any length
         data["values"] = [walk.visit(item) for item in _numpy(value).ravel().tolist()]
     else:
         data["sha256"] = _digest(value)
@@ -80,7 +80,11 @@ def table(walk: Walk, value: Any) -> Any:
     if hasattr(value, "columns"):
         columns = [[walk.visit(name), table(walk, value.iloc[:, n])] for n, name in enumerate(value.columns)]
         return data | {"columns": columns, "index": table(walk, value.index)}
-    data |= {"name": walk.visit(value.name), "dtype": str(value.dtype), "values": array(walk, value.to_numpy())}
+    data |= {
+        "name": walk.visit(value.name),
+        "dtype": str(value.dtype),
+        "values": array(walk, value.to_numpy()),
+    }
     return data | ({"index": table(walk, value.index)} if hasattr(value, "index") else {})
 
 
@@ -103,13 +107,22 @@ def tensor(walk: Walk, value: Any) -> Any:
     kind = type(value).__name__
     if value.is_meta:
         return walk.unnamed(value, "a tensor without values (on the meta device)")
-    if kind not in ("Tensor", "Parameter", "Buffer") or str(value.layout) != "torch.strided" or value.is_quantized:
+    if (
+        kind not in ("Tensor", "Parameter", "Buffer")
+        or str(value.layout) != "torch.strided"
+        or value.is_quantized
+    ):
         return _unusual(walk, value)
     flat = value.detach().resolve_conj().resolve_neg().reshape(-1)
     digest = hashlib.sha256()
     for start in range(0, flat.numel(), SLAB):
         digest.update(memoryview(tensor_bytes(flat[start : start + SLAB])))
-    return {"@array": "torch", "shape": list(value.shape), "dtype": str(value.dtype), "sha256": digest.hexdigest()}
+    return {
+        "@array": "torch",
+        "shape": list(value.shape),
+        "dtype": str(value.dtype),
+        "sha256": digest.hexdigest(),
+    }
 
 
 def tensor_bytes(flat: Any) -> Any:
@@ -121,7 +134,11 @@ def tensor_bytes(flat: Any) -> Any:
 
 def _unusual(walk: Walk, value: Any) -> Any:
     """Return a tensor that is not a block of numbers: of a class of its own, sparse, quantized."""
-    data: dict[str, Any] = {"@tensor": type(value).__qualname__, "shape": list(value.shape), "dtype": str(value.dtype)}
+    data: dict[str, Any] = {
+        "@tensor": type(value).__qualname__,
+        "shape": list(value.shape),
+        "dtype": str(value.dtype),
+    }
     parts = tensor_parts(value)
     if parts is None:
         return walk.unnamed(value, f"a tensor of the kind {type(value).__name__} ({value.layout})")
@@ -137,7 +154,11 @@ def tensor_parts(value: Any) -> dict[str, Any] | None:
         whole = value.coalesce()
         return {"indices": whole.indices(), "values": whole.values()}
     if "sparse" in str(value.layout):
-        names = ("crow_indices", "col_indices") if "_csr" in str(value.layout) or "_bsr" in str(value.layout) else ()
+        names = (
+            ("crow_indices", "col_indices")
+            if "_csr" in str(value.layout) or "_bsr" in str(value.layout)
+            else ()
+        )
         names = names or ("ccol_indices", "row_indices")
         return {**{name: getattr(value, name)() for name in names}, "values": value.values()}
     if str(value.layout) != "torch.strided":

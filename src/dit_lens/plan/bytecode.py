@@ -124,9 +124,7 @@ def _chain(instructions: list[dis.Instruction], start: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _imported(
-    instructions: list[dis.Instruction], n: int, modules: dict[str, Reading]
-) -> Iterator[Reading]:
+def _imported(instructions: list[dis.Instruction], n: int, modules: dict[str, Reading]) -> Iterator[Reading]:
     """Go through what an import in the code reads; the local name of a whole module is kept in `modules`."""
     level, names = (i.argval for i in instructions[n - 2 : n])
     module, following = instructions[n].argval, instructions[n + 1 :]
@@ -135,7 +133,9 @@ def _imported(
         bound = next((i for i in following if i.opname in STORES), None)
         if bound is not None:
             renamed = following[0] is not bound
-            modules[bound.argval] = Reading("module", module if renamed else module.partition(".")[0], (), level)
+            modules[bound.argval] = Reading(
+                "module", module if renamed else module.partition(".")[0], (), level
+            )
         return
     for instruction in following:
         if instruction.opname == "IMPORT_FROM":

@@ -23,12 +23,23 @@ from dit_lens.plan import bytecode, origin
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
 
-UNSEEN = frozenset({"eval", "exec", "compile", "open", "globals", "input", "__import__", "breakpoint", "id", "hash"})
+UNSEEN = frozenset(
+    {"eval", "exec", "compile", "open", "globals", "input", "__import__", "breakpoint", "id", "hash"}
+)
 """Builtins that read what no name says."""
 
 MODULE_UNTOLD = frozenset(
     (
-        *("__name__", "__doc__", "__file__", "__cached__", "__loader__", "__spec__", "__package__", "__builtins__"),
+        *(
+            "__name__",
+            "__doc__",
+            "__file__",
+            "__cached__",
+            "__loader__",
+            "__spec__",
+            "__package__",
+            "__builtins__",
+        ),
         *("__path__", "__annotations__", "__warningregistry__", "__pycache__", "__annotate__"),
     )
 )
@@ -93,9 +104,15 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
         if hasattr(value, "__wrapped__"):
             parts.append(walk.visit(value.__wrapped__))
         if origin.is_library_code(value.__code__, module):
-            held = [_cell(walk, n, cell) for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)]
+            held = [
+                _cell(walk, n, cell)
+                for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+            ]
             return [*parts, origin.library(str(module)), value.__code__.co_qualname, held]
-        defaults = [walk.visit(value.__defaults__, "a default"), walk.visit(value.__kwdefaults__, "a default")]
+        defaults = [
+            walk.visit(value.__defaults__, "a default"),
+            walk.visit(value.__kwdefaults__, "a default"),
+        ]
         return [*parts, code.digest, defaults, [_read(walk, value, reading) for reading in code.readings]]
     finally:
         walk.exact = exact

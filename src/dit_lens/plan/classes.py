@@ -20,7 +20,13 @@ UNTOLD = frozenset(
         *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__slots__"),
         *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__"),
         *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__orig_bases__", "__annotate__"),
-        *("__annotations_cache__", "__annotate_func__", "_member_map_", "_value2member_map_", "_hashable_values_"),
+        *(
+            "__annotations_cache__",
+            "__annotate_func__",
+            "_member_map_",
+            "_value2member_map_",
+            "_hashable_values_",
+        ),
         *("_unhashable_values_", "_unhashable_values_map_", "__new__", "__hash__"),
     )
 )
@@ -28,7 +34,16 @@ UNTOLD = frozenset(
 
 STARTS = (
     *("forward", "__call__", "encode", "decode", "step", "set_timesteps", "scale_model_input", "model_fn"),
-    *("pre_forward", "post_forward", "detach_hook", "onload", "offload", "keep", "preparing", "load_from_disk"),
+    *(
+        "pre_forward",
+        "post_forward",
+        "detach_hook",
+        "onload",
+        "offload",
+        "keep",
+        "preparing",
+        "load_from_disk",
+    ),
 )
 """Methods that a run calls, whatever the class."""
 

@@ -233,19 +233,31 @@ class Walk:
         if isinstance(plain, complex):
             whole = plain.imag == 0 and not self.exact
             return self._number(plain.real) if whole else {"@complex": [str(plain.real), str(plain.imag)]}
-        return bool(plain) if isinstance(plain, bool) else self.visit(plain) if kind.__module__ == "numpy" else plain
+        return (
+            bool(plain)
+            if isinstance(plain, bool)
+            else self.visit(plain)
+            if kind.__module__ == "numpy"
+            else plain
+        )
 
     def _other(self, value: Any, kind: type) -> Any:
         if isinstance(value, type):
             return classes.describe(self, value)
         if isinstance(value, types.ModuleType):
             return callables.module(self, value)
-        if kind is complex or (kind.__module__ == "numpy" and isinstance(value, numbers.Number | _numpy_scalar())):
+        if kind is complex or (
+            kind.__module__ == "numpy" and isinstance(value, numbers.Number | _numpy_scalar())
+        ):
             return self._numeric(value, kind)
         if kind in (bytes, bytearray, memoryview):
             return {f"@{kind.__name__}": hashlib.sha256(value).hexdigest(), "size": len(bytes(value))}
         if isinstance(value, enum.Enum):
-            return {"@enum": value.name, "class": classes.describe(self, kind), "value": self.visit(value.value)}
+            return {
+                "@enum": value.name,
+                "class": classes.describe(self, kind),
+                "value": self.visit(value.value),
+            }
         if isinstance(value, WRITTEN_OUT) and origin.is_library_module(kind.__module__):
             return {"@value": f"{kind.__module__}.{kind.__qualname__}", "text": str(value)}
         if kind.__module__ == "torch" and kind.__name__ in TORCH_TEXT:

@@ -128,7 +128,7 @@ def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[...,
     if isinstance(inner, type) or not callable(inner):
         raise PlanError(f"{data['function']} is no function that reads or edits a value.")
     if "options" not in data:
-        return inner  # type: ignore[no-any-return]
+        return inner
     what = f"of {data['function']}"
     return Configured(inner, {k: _revive(v, f"{k} {what}", allow) for k, v in data["options"].items()})
 
@@ -155,7 +155,9 @@ def _find(name: str, allow: tuple[str, ...]) -> Any:
         raise PlanError(f"The plan's function {name} cannot be imported: put it in a module.") from None
     plain = isinstance(function, types.FunctionType | type | Configured)
     if not plain and (not callable(function) or isinstance(function, types.BuiltinFunctionType)):
-        raise PlanError(f"The plan's function {name} is no record or edit: those are functions made in Python.")
+        raise PlanError(
+            f"The plan's function {name} is no record or edit: those are functions made in Python."
+        )
     return function
 
 

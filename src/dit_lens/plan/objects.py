@@ -22,7 +22,13 @@ UNTOLD = frozenset(
     (
         *("name_or_path", "_name_or_path", "_commit_hash", "_diffusers_version", "transformers_version"),
         *("_class_name", "_use_default_values", "vocab_file", "tokenizer_file", "merges_file", "init_kwargs"),
-        *("_progress_bar_config", "deprecation_warnings", "_in_target_context_manager", "verbose", "_cpp_class"),
+        *(
+            "_progress_bar_config",
+            "deprecation_warnings",
+            "_in_target_context_manager",
+            "verbose",
+            "_cpp_class",
+        ),
     )
 )
 """Attributes of libraries' objects that say where something is from, or how it talks; never what it computes."""
@@ -109,12 +115,13 @@ def _items(walk: Walk, value: Any) -> Any:
         # An object of a library that a dict backs, such as a configuration, says as little by some keys.
         untold = UNTOLD if classes.is_library(type(value)) else frozenset()
         return walk.visit({k: v for k, v in dict.items(value) if k not in untold})
-    for plain in (list, tuple, set, frozenset, deque):
-        if isinstance(value, plain):
-            return walk.visit(list(value)) if plain is not set and plain is not frozenset else walk.visit(set(value))
+    if isinstance(value, set | frozenset):
+        return walk.visit(set(value))
+    if isinstance(value, list | tuple | deque):
+        return walk.visit(list(value))
     for plain in (str, bytes, int, float, complex):
         if isinstance(value, plain):
-            return walk.visit(plain.__new__(plain, value))
+            return walk.visit(plain.__new__(plain, value))  # type: ignore[call-overload]
     return walk.visit(value.args)
 
 
@@ -141,8 +148,14 @@ def _state(walk: Walk, value: Any, kind: type) -> dict[str, Any]:
 def _left_out(walk: Walk, kind: type) -> frozenset[str]:
     known = _LEFT_OUT.get(kind)
     if known is None:
-        cached = {n for b in kind.__mro__ for n, m in vars(b).items() if isinstance(m, functools.cached_property)}
-        known = classes.written_by_runs(walk, kind) | cached | (UNTOLD | STATE if classes.is_library(kind) else frozenset())
+        cached = {
+            n for b in kind.__mro__ for n, m in vars(b).items() if isinstance(m, functools.cached_property)
+        }
+        known = (
+            classes.written_by_runs(walk, kind)
+            | cached
+            | (UNTOLD | STATE if classes.is_library(kind) else frozenset())
+        )
         if classes.is_library(kind):
             _LEFT_OUT[kind] = known
     return known
@@ -159,7 +172,12 @@ def attributes(walk: Walk, value: Any) -> dict[str, Any]:
     return {
         name: item
         for name, item in held.items()
-        if not (name in MACHINERY or name in left_out or "nnsight" in name or (name in REPLACED and _is_guest(item)))
+        if not (
+            name in MACHINERY
+            or name in left_out
+            or "nnsight" in name
+            or (name in REPLACED and _is_guest(item))
+        )
     }
 
 
@@ -177,7 +195,9 @@ def _module(walk: Walk, value: Any, kind: type) -> list[Any]:
         for part in ("_parameters", "_buffers")
         for name, tensor in held[part].items()
     ]
-    parts = [[name, None if part is None else walk.visit(part, name)] for name, part in held["_modules"].items()]
+    parts = [
+        [name, None if part is None else walk.visit(part, name)] for name, part in held["_modules"].items()
+    ]
     return [plain, tensors, parts, hooks(walk, held)]
 
 
@@ -207,13 +227,19 @@ def _reduced(walk: Walk, value: Any, kind: type) -> Any:
     try:
         told = value.__reduce_ex__(2)
     except Exception:  # whatever a foreign class raises
-        return walk.unnamed(value, f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,")
+        return walk.unnamed(
+            value, f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,"
+        )
     if isinstance(told, str):
         return told
     make, arguments, *more = told
-    nothing = make is copyreg.__newobj__ and len(arguments) == 1 and all(part is None for part in more)
+    nothing = (
+        make is vars(copyreg)["__newobj__"] and len(arguments) == 1 and all(part is None for part in more)
+    )
     if nothing and kind is not object:
-        return walk.unnamed(value, f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,")
+        return walk.unnamed(
+            value, f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,"
+        )
     state, items, pairs = [*more, None, None, None][:3]
     return [
         walk.visit(make),

@@ -17,7 +17,19 @@ HERE = str(Path(__file__).resolve().parents[1])
 
 FRAMEWORKS = (
     *("torch", "torchvision", "diffsynth", "diffusers", "transformers", "peft", "accelerate", "nnsight"),
-    *("numpy", "xarray", "scipy", "sklearn", "PIL", "einops", "safetensors", "zarr", "dask", "pandas", "tqdm"),
+    *(
+        "numpy",
+        "xarray",
+        "scipy",
+        "sklearn",
+        "PIL",
+        "einops",
+        "safetensors",
+        "zarr",
+        "dask",
+        "pandas",
+        "tqdm",
+    ),
     *("_pytest", "pytest", "IPython", "ipykernel"),
 )
 """Libraries also where they are installed from a folder of the user's; their sources then count with the version."""
