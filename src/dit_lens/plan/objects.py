@@ -119,9 +119,10 @@ def _items(walk: Walk, value: Any) -> Any:
         return walk.visit(set(value))
     if isinstance(value, list | tuple | deque):
         return walk.visit(list(value))
-    for plain in (str, bytes, int, float, complex):
-        if isinstance(value, plain):
-            return walk.visit(plain.__new__(plain, value))  # type: ignore[call-overload]
+    builtin: Any
+    for builtin in (str, bytes, int, float, complex):
+        if isinstance(value, builtin):
+            return walk.visit(builtin.__new__(builtin, value))
     return walk.visit(value.args)
 
 
