@@ -15,6 +15,7 @@ from PIL import Image
 
 import dit_lens as dl
 from dit_lens.families.fingerprint import Checksums, checksum
+from dit_lens.plan.content import Walk
 
 TESTS = Path(__file__).parents[1]
 
@@ -92,13 +93,16 @@ def test_every_number_type_and_shape_has_a_checksum(dtype, shape):
 
 def test_unusual_tensors_are_told_apart_by_their_parts():
     dense = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
-    other = torch.tensor([[0.0, 1.0], [3.0, 0.0]])
+    other, unnamed = torch.tensor([[0.0, 1.0], [3.0, 0.0]]), []
     for make in (
         lambda t: t.to_sparse(),
         lambda t: t.to_sparse_csr(),
         lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
     ):
-        assert Checksums()(make(dense)) == Checksums()(make(dense)) != Checksums()(make(other))
+        one, same, changed = (
+            Walk(unnamed, checksum=Checksums()).visit(make(t)) for t in (dense, dense, other)
+        )
+        assert one == same != changed and unnamed == []
     with torch.inference_mode():
         inference = torch.ones(5000)
     assert checksum(inference) == checksum(torch.ones(5000))

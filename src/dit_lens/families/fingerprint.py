@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.plan.arrays import tensor_parts
 
 ROW = 1 << 15
 """Bytes that are hashed together: 2^15 products of at most 2^14 do not overflow 32 bits."""
@@ -50,11 +49,9 @@ class Checksums:
         self._add([t for t in tensors if _is_plain(t) and not t.is_meta])
 
     def __call__(self, tensor: Tensor) -> Any:
-        """Return a tensor as plain data: type, shape and checksum; of one in several parts, those of its parts."""
+        """Return a block of numbers as plain data: its checksum, or its type and shape where it has no values."""
         if tensor.is_meta:
             return {"@meta": str(tensor.dtype), "shape": list(tensor.shape)}
-        if not _is_plain(tensor):
-            return self._in_parts(tensor)
         key = _place(tensor)
         if key not in self._known:
             self._add([tensor])
@@ -64,21 +61,6 @@ class Checksums:
         distinct = {_place(t): t for t in tensors}
         self._known.update(zip(distinct, checksums(list(distinct.values())), strict=True))
         self._alive += distinct.values()
-
-    def _in_parts(self, tensor: Tensor) -> Any:
-        from dit_lens.plan.content import Walk
-
-        parts = tensor_parts(tensor)
-        if parts is None:
-            raise TypeError(f"a tensor of the kind {type(tensor).__name__} ({tensor.layout})")
-        sentences: list[str] = []
-        data = {name: Walk(sentences, checksum=self).visit(part) for name, part in parts.items()}
-        return {
-            "@tensor": type(tensor).__qualname__,
-            "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype),
-            **data,
-        }
 
 
 def checksum(tensor: Tensor) -> str:

@@ -102,17 +102,13 @@ def image(walk: Walk, value: Any) -> Any:
 
 def tensor(walk: Walk, value: Any) -> Any:
     """Return a torch tensor as data, by the walk's own checksum where it has one."""
+    if value.is_meta and walk.checksum is None:
+        return walk.unnamed(value, "a tensor without values (on the meta device)")
+    plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
+    if not plain or value.is_quantized:
+        return _unusual(walk, value)
     if walk.checksum is not None:
         return walk.checksum(value)
-    kind = type(value).__name__
-    if value.is_meta:
-        return walk.unnamed(value, "a tensor without values (on the meta device)")
-    if (
-        kind not in ("Tensor", "Parameter", "Buffer")
-        or str(value.layout) != "torch.strided"
-        or value.is_quantized
-    ):
-        return _unusual(walk, value)
     flat = value.detach().resolve_conj().resolve_neg().reshape(-1)
     digest = hashlib.sha256()
     for start in range(0, flat.numel(), SLAB):
