@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 ROW = 1 << 15
 """Bytes that are hashed together: 2^15 products of at most 2^14 do not overflow 32 bits."""
 
