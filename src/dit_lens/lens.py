@@ -322,9 +322,13 @@ class Lens:
         """Return the checksum of the model's weights; see `Specimen.fingerprint`."""
         return self.specimen.fingerprint()
 
-    def identity(self) -> dict[str, Any]:
-        """Return all of the model that makes a result what it is, as plain data; results of others are others."""
-        return self.specimen.identity()
+    def identity(self, unnamed: list[str] | None = None) -> dict[str, Any]:
+        """Return all of the model that makes a result what it is, as plain data; see `Specimen.identity`."""
+        return self.specimen.identity(unnamed)
+
+    def __content__(self, walk: Any) -> Any:
+        """Return what a function that reads the lens is named by."""
+        return walk.visit(self.specimen)
 
     def __repr__(self) -> str:
         experts = ", ".join(f"{n}: {type(d).__name__}" for n, d in self.dits.items())

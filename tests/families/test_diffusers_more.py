@@ -191,11 +191,8 @@ def test_a_run_in_the_store_is_found_again_and_settings_make_another(made, tmp_p
         assert case.run(dl.Lens(case.pipe), steps=1, store=tmp_path).path != first.path
     finally:
         case.pipe.scheduler = before
-    facts = first.attrs["manifest"]["identity"]
-    assert facts["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler" and facts["hooks"] == {
-        "transformer": []
-    }
-    assert facts["processors"] == {"transformer": ["JointAttnProcessor2_0:None"]}
+    parts = first.attrs["manifest"]["identity"]["components"]
+    assert {"scheduler", "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer"} <= set(parts)
 
 
 def test_a_prompt_batch_has_a_sample_dimension(made):
@@ -339,7 +336,8 @@ def test_a_transformer_whose_blocks_are_offloaded_in_groups_is_traced_alike(made
     assert np.array_equal(run.video, (expected * 255).round())
     plain = case.run(dl.Lens(case.pipe), steps=2, record=[dl.hidden])
     assert np.array_equal(run["hidden"].values, plain["hidden"].values)
-    assert run.attrs["manifest"]["identity"]["hooks"]["transformer"] != []
+    named = [r.attrs["manifest"]["identity"]["components"]["transformer"] for r in (run, plain)]
+    assert named[0] != named[1]  # how it is offloaded is a part of what it is
 
 
 @pytest.mark.parametrize("name", ["hunyuan", "mochi", "cogvideox"])

@@ -44,13 +44,24 @@ def test_tuples_and_numpy_are_plain():
     ("bad", "where"),
     [
         ({"pipeline": {"device": Path("/x")}}, r"manifest\.pipeline\.device is a PosixPath"),
-        ({"sigmas": [1.0, float("nan")]}, r"manifest\.sigmas\[1\] is nan"),
         ({"steps": {1: 2}}, r"manifest\.steps has the key 1"),
     ],
 )
 def test_what_is_not_plain_is_named(bad, where):
     with pytest.raises(StoreError, match=where):
         run_name(bad, "r")
+
+
+def test_infinities_and_half_surrogates_are_held_as_text():
+    identity = {
+        "lambda_min_clipped": float("-inf"),
+        "a": [float("inf"), float("nan")],
+        "prompt": "cat \udc80",
+    }
+    text = canonical_json(identity)
+    assert '"a":["Infinity","NaN"],"lambda_min_clipped":"-Infinity"' in text
+    assert run_name(identity, "r") != run_name(identity | {"lambda_min_clipped": float("inf")}, "r")
+    assert run_name(identity, "r") != run_name(identity | {"prompt": "cat \udc81"}, "r")
 
 
 def test_only_the_identity_counts_where_there_is_one():

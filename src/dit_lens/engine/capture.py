@@ -101,6 +101,7 @@ class Capture:
         check_schedule(self.schedule, self.layout)
         plan.check(self.layout)
         plan.check_sources(specimen.fingerprint)
+        self._model = specimen.identity()  # before anything of it is wrapped
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         if store is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
@@ -209,10 +210,10 @@ class Capture:
             for is_edit, items in ((True, plan.edits), (False, plan.records))
         )
         identity = {
-            "plan": plan.to_json(),
-            "sample": None if self.sample is None else sample_content(self.sample),
+            "plan": plan.to_json([]),
+            "sample": None if self.sample is None else sample_content(self.sample, []),
             "seed": self.seed,
-            **self.specimen.identity(),
+            **self._model,
             "encoding": self.encoding,
             "loop": f"capture {uuid.uuid4().hex}",
             "versions": versions(),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dit_lens import records
-from dit_lens.engine.number_types import to_codes
 from dit_lens.families.call import Stage
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.arguments import encoding_of, scale_of, seed_of, steps_of
+from dit_lens.plan.content import content
 from dit_lens.plan.places import at
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import run_name, versions
@@ -35,7 +33,8 @@ class Request:
         encoding: how bfloat16 states are stored.
         arguments: other keywords of the pipeline's call.
         loop: who drives the steps: the pipeline, or a batch, whose runs are equal within float tolerance only.
-        body: source of a trace's body.
+        body: what a trace's body does and reads.
+        unnamed: what of the body cannot be named, in sentences.
 
     Attributes:
         keywords: of the pipeline's call.
@@ -58,12 +57,14 @@ class Request:
         encoding: str | None = None,
         arguments: Mapping[str, Any] | None = None,
         loop: str = "pipeline",
-        body: str | None = None,
+        body: Mapping[str, Any] | None = None,
+        unnamed: Sequence[str] = (),
     ) -> None:
         calling = specimen.family.call
         self.specimen, self.sample, self.seed = specimen, sample, seed_of(seed)
         self.encoding = encoding_of(encoding, str(specimen.dtype).removeprefix("torch."))
-        self.loop, self.body = loop, body
+        self.loop, self.body, self._unnamed = loop, body, unnamed
+        self._identity: tuple[Plan, dict[str, Any]] | None = None
         self.steps = steps_of(steps, calling.default_steps)
         self.cfg_scale = scale_of(cfg_scale, calling.default_cfg)
         self.arguments = dict(arguments or {})
@@ -92,25 +93,39 @@ class Request:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that makes the run what it is."""
-        return {
+        """All that makes the run what it is. What cannot be named makes it equal to no other, with a warning."""
+        if self._identity is None or self._identity[0] is not self.plan:
+            self._identity = self.plan, self._describe()
+        return self._identity[1]
+
+    def _describe(self) -> dict[str, Any]:
+        unnamed = [*self._unnamed]
+        silent = self.specimen.family.call.silent
+        model, sentences = self.model
+        identity = {
             # Of all stages: what one of them does changes the ones after it.
-            "plan": self.stages[0].complete(self.plan).to_json(),
-            "sample": sample_content(self.sample),
+            "plan": self.stages[0].complete(self.plan).to_json(unnamed),
+            "sample": sample_content(self.sample, unnamed),
             "seed": self.seed,
             "arguments": {
-                k: _plain(v) for k, v in self.keywords.items() if k not in self.specimen.family.call.silent
+                name: content(value, unnamed, f"argument {name}")
+                for name, value in self.keywords.items()
+                if name not in silent
             },
-            **self._model,
+            **model,
             "encoding": self.encoding,
             "loop": self.loop,
             "body": self.body,
             "versions": versions(),
         }
+        warn_unnamed([*unnamed, *sentences])
+        return identity
 
     @cached_property
-    def _model(self) -> dict[str, Any]:
-        return self.specimen.identity()
+    def model(self) -> tuple[dict[str, Any], list[str]]:
+        """What the model is, and what of it cannot be named: read once a run, before anything of it is wrapped."""
+        unnamed: list[str] = []
+        return self.specimen.identity(unnamed), unnamed
 
     @property
     def label(self) -> str:
@@ -198,7 +213,7 @@ class StageRequest:
         return None if self.request.store is None else self.request.store / self.name
 
 
-def sample_content(sample: Sample) -> dict[str, Any]:
+def sample_content(sample: Sample, unnamed: list[str]) -> dict[str, Any]:
     """Return what tells a sample from every other, as plain data."""
     return {
         "task": sample.task,
@@ -207,20 +222,21 @@ def sample_content(sample: Sample) -> dict[str, Any]:
         "negative_prompt": sample.negative_prompt,
         "num_frames": sample.num_frames,
         "size": sample.size,
-        "image": None if sample.image is None else hashlib.sha256(sample.image.tobytes()).hexdigest(),
+        "image": content(sample.image, unnamed, "the sample's image"),
     }
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if hasattr(value, "tobytes"):  # images and arrays, by content
-        return hashlib.sha256(value.tobytes()).hexdigest()
-    if isinstance(value, Tensor):
-        return hashlib.sha256(to_codes(value.detach().cpu().contiguous()).tobytes()).hexdigest()
-    return repr(value)
+def warn_unnamed(sentences: Sequence[str]) -> None:
+    """Warn that a run is not found again, since not all that makes it can be named."""
+    distinct = list(dict.fromkeys(sentences))
+    if distinct:
+        more = [f"and {len(distinct) - 3} more"] if len(distinct) > 3 else []
+        warnings.warn(
+            "This run gets a name of its own, and is not found again in a store, since not all that makes it can be "
+            f"named: {'; '.join([*distinct[:3], *more])}.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 __all__ = ["Request", "StageRequest"]

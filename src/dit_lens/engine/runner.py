@@ -63,6 +63,7 @@ def run(
         plan: gives the plan when the first call comes, where the body of a trace declares it.
     """
     specimen, keywords = request.specimen, request.fresh_keywords()
+    request.model  # noqa: B018  (it is read before anything is wrapped)
     family, pipe = specimen.family, specimen.pipe
     scratch = tempfile.TemporaryDirectory(prefix="dit_lens_") if request.store is None else None
     destinations = [Destination(stage, scratch) for stage in request.stages]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,6 +31,7 @@ from dit_lens.families.specimen import Specimen
 from dit_lens.families.tracing import traced
 from dit_lens.plan.places import At, Selector, at
 from dit_lens.plan.plan import Layout, Placed, Plan
+from dit_lens.plan.source import describe_source
 from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
 
@@ -49,10 +50,10 @@ def open_trace(specimen: Specimen, sample: Sample, seed: int, **options: Any) ->
     plan = Plan.of(options.pop("record", ()), options.pop("edit", ()))
     progress = bool(options.pop("progress", False))
 
-    def request(body: str) -> Request:
-        return Request(specimen, sample, seed, plan, arguments=options, body=body, **spare)
+    def request(body: Mapping[str, Any], unnamed: Sequence[str]) -> Request:
+        return Request(specimen, sample, seed, plan, arguments=options, body=body, unnamed=unnamed, **spare)
 
-    request("")  # what cannot be carried out is refused here, before the body
+    request({}, ())  # what cannot be carried out is refused here, before the body
     return Trace(specimen, request, plan, progress)
 
 
@@ -61,7 +62,7 @@ class Trace(InterleavingTracer):
 
     Args:
         specimen: What is traced.
-        request: Makes the request out of the body's source.
+        request: Makes the request out of what the body does and reads, and of what of that cannot be named.
         plan: What is declared before the body.
         progress: Whether the pipeline's progress bar is shown.
     """
@@ -69,7 +70,11 @@ class Trace(InterleavingTracer):
     envoy: Any  # nnsight's view of the pipeline; it is made when the trace is sure to be the only one
 
     def __init__(
-        self, specimen: Specimen, request: Callable[[str], Request], plan: Plan, progress: bool
+        self,
+        specimen: Specimen,
+        request: Callable[[Mapping[str, Any], Sequence[str]], Request],
+        plan: Plan,
+        progress: bool,
     ) -> None:
         super().__init__(
             None, "__call__"
@@ -207,7 +212,7 @@ class Trace(InterleavingTracer):
             CaptureError: The body has asked for a value that its call did not make.
         """
         specimen, frame = self.specimen, self.info.frame
-        self._request = self._make(self._identity())
+        self._request = self._make(*self._identity())
         dits = specimen.dits.values()
         with one_interrupt(), traced(dits):
             root = specimen.family.anatomy.root(specimen.pipe)
@@ -222,12 +227,14 @@ class Trace(InterleavingTracer):
                 specimen.envoys = None
                 _surely(lambda: release(root))
 
-    def _identity(self) -> str:
-        """Return what makes the body what it is.
-
-        The globals and locals that the body reads belong to it: they are `self.info.frame.f_globals` and `.f_locals`.
-        """
-        return "\n".join(ast.unparse(statement) for statement in self.node.body)
+    def _identity(self) -> tuple[dict[str, Any], list[str]]:
+        """Return what the body does, with the values that it reads, and what of that cannot be named."""
+        frame, unnamed = self.info.frame, list[str]()
+        names = [
+            item.optional_vars.id for item in self.node.items if isinstance(item.optional_vars, ast.Name)
+        ]
+        text = "\n".join(ast.unparse(statement) for statement in self.node.body)
+        return describe_source(text, frame.f_globals, frame.f_locals, unnamed, apart=names), unnamed
 
     def _interleave(self, request: Request, body: Body) -> None:
         """Run the pipeline; the body runs whenever the model reaches what it waits for."""

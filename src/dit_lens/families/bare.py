@@ -16,7 +16,6 @@ from dit_lens.families.early_exit import ending_in
 from dit_lens.families.family import Anatomy, Batching, Calling, Codec, Family, Flow, Prepared
 from dit_lens.families.site import Site
 from dit_lens.families.specimen import Specimen
-from dit_lens.plan.functions import describe
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -90,10 +89,7 @@ def specimen_of_blocks(
             default_steps=steps,
             default_cfg=cfg_scale,
             silent=("sample",),
-            facts=lambda pipe: {
-                "device": str(pipe.device),
-                "functions": [describe(f) for f in pipe.functions],
-            },
+            facts=lambda pipe: {"device": str(pipe.device)},
         ),
         flow=Flow(
             schedule=diffsynth.schedule,
@@ -156,7 +152,6 @@ class Bare(nn.Module):
         super().__init__()
         self.dit, self.scheduler = model, Euler()
         self.latent, self.condition, self.velocity, self.decode = latent, condition, forward, decode
-        self.functions = [f for f in (latent, condition, forward, decode) if f is not None]
 
     @torch.no_grad()
     def __call__(self, sample: Sample, seed: int, steps: int, cfg_scale: float, shift: float = 1.0) -> Any:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dit_lens.errors import PlanError
 from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
+from dit_lens.families.identity import fingerprint, identity
 
 if TYPE_CHECKING:
     from dit_lens.families.site import Site
@@ -37,7 +36,6 @@ class Specimen:
     envoys: Any = None
     checked_loops: set[str] = field(default_factory=set)
     _checked: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
-    _fingerprint: tuple[Any, str] | None = None
 
     @classmethod
     def of(cls, pipe: Any, family: Family | None = None, info: Mapping[str, Any] | None = None) -> Specimen:
@@ -88,44 +86,34 @@ class Specimen:
         }
 
     def fingerprint(self) -> str:
-        """Hash the experts' parameters: names, shapes, types and some of the values of each.
+        """Hash the DiTs that the pipeline holds now: every value of every tensor, their settings, hooks and classes.
 
-        A LoRA merged in, one that is kept beside the weights, or another checkpoint gives another hash. Cheap: at most
-        256 values a tensor are read, none of weights that rest on disk.
+        A LoRA merged in or kept beside the weights, its scale, another checkpoint: each gives another hash.
 
         Raises:
             PlanError: weights rest on disk, and `info` does not say which.
         """
-        # _version counts in-place changes: nothing is read again while the weights stand.
-        tensors = [item for expert, dit in self.dits.items() for item in _tensors(expert, dit)]
-        key = tuple((p.data_ptr(), p._version) for _, p in tensors)
-        if "weights" not in self.info and any(p.is_meta for _, p in tensors):
-            raise PlanError(
-                "The weights rest on disk, where they cannot be told from others: load them by dl.load, or say what they are by "
-                "Lens(pipe, info={'weights': ...})."
-            )
-        if self._fingerprint is None or self._fingerprint[0] != key:
-            digest = hashlib.sha256()
-            for name, p in tensors:
-                digest.update(f"{name}{tuple(p.shape)}{p.dtype}".encode())
-                if not p.is_meta:
-                    flat = p.detach().flatten()
-                    digest.update(flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
-            self._fingerprint = key, digest.hexdigest()[:16]
-        return self._fingerprint[1]
+        return fingerprint(self.dits, self.info)
 
-    def identity(self) -> dict[str, Any]:
-        """Return all of the model that makes a result what it is, as plain data; results of others are others."""
-        model = {"family": self.family.name, "fingerprint": self.fingerprint(), **self.info}
-        return {"model": model, "dtype": str(self.dtype), **self.family.call.facts(self.pipe)}
+    def identity(self, unnamed: list[str] | None = None) -> dict[str, Any]:
+        """Return all of the model that makes a result what it is, as plain data; results of others are others.
 
+        Args:
+            unnamed: gets a sentence for each part that cannot be named by its content; the data is then equal to no
+                other.
 
-def _tensors(expert: str, dit: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Go through what a model computes with: parameters, and tensors that its modules keep in lists (LoRAs)."""
-    yield from ((f"{expert}.{name}", p) for name, p in dit.named_parameters())
-    for path, module in dit.named_modules():
-        for name, kept in vars(module).items():
-            if isinstance(kept, list):
-                for n, tensor in enumerate(kept):
-                    if isinstance(tensor, Tensor):
-                        yield f"{expert}.{path}.{name}[{n}]", tensor
+        Raises:
+            PlanError: weights rest on disk, and `info` does not say which.
+        """
+        data, sentences = identity(self.pipe, self.family, self.dits, self.info)
+        if unnamed is not None:
+            unnamed += sentences
+        return data
+
+    def __content__(self, walk: Any) -> dict[str, Any]:
+        """Return what a function that reads the specimen is named by."""
+
+        def parts() -> list[Any]:
+            return [self.family.name, walk.visit(self.pipe, "its pipeline"), walk.visit(dict(self.info))]
+
+        return {"@specimen": walk.node(self, parts)}

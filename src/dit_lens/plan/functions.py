@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import inspect
-import json
+import sys
 import types
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dit_lens.errors import PlanError
-
-SAMPLED = 1 << 16
-"""Of a torch module's tensors, about this many values are hashed."""
-
-_above: ContextVar[frozenset[int]] = ContextVar("_above", default=frozenset())
-"""The objects inside which `_plain` is: what refers back to one of them is not entered again."""
+from dit_lens.plan import callables
+from dit_lens.plan.content import Walk, digest
+from dit_lens.plan.origin import FRAMEWORKS
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +38,19 @@ class Configured:
         return f"{self.function.__name__}({shown})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Configured) and describe(self) == describe(other)
+        return self is other or (isinstance(other, Configured) and describe(self) == describe(other))
 
     def __hash__(self) -> int:
-        return hash(json.dumps(describe(self), sort_keys=True))
+        return hash((callables.name_of(self.function), tuple(self.options)))
+
+    def __content__(self, walk: Walk) -> dict[str, Any]:
+        """Return what names it: its function, and its options by content."""
+        described = walk.visit(self.function)
+        exact, walk.exact = walk.exact, False  # options are arguments: equal numbers of other types are equal
+        try:
+            return {**described, "options": walk.visit(dict(self.options))}
+        finally:
+            walk.exact = exact
 
 
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,192 +87,105 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-def describe(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return plain data that identifies a function: its name, code and options (arrays by their content).
+def describe(function: Callable[..., Any], unnamed: list[str] | None = None) -> dict[str, Any]:
+    """Return plain data that identifies a function: its name, a hash of what it does, and its options.
 
-    What a function closes over, its defaults, and the state of a callable object count as its code. What it
-    looks up in its module when it runs (another function, a global) does not. Of a torch module, large
-    tensors are sampled and hooks left out: a function may well close over the model that it is placed on.
+    What it does: its code, and all that the code reads, through functions, classes, constants and modules of the
+    user's own (see `callables`, where it also stands what is not seen). Options are named by content. Comments,
+    docstrings, line numbers and file names do not count.
+
+    Args:
+        function: a function, or any callable object.
+        unnamed: gets a sentence for each value that has no content to be named by; the data is then equal to no
+            other.
     """
-    inner, given = _unwrap(function)
-    out: dict[str, Any] = {"function": _name(inner), "code": _code_hash(inner)}
-    return out if given is None else {**out, "options": _plain(given)}
+    walk = Walk([] if unnamed is None else unnamed)
+    if isinstance(function, functools.partial) and not function.args:
+        function = Configured(function.func, function.keywords)
+    data = walk.whole(function)
+    if "function" in data:
+        return dict(data)
+    return {"function": callables.name_of(function), "code": digest(data)}
 
 
-def restore(data: Mapping[str, Any]) -> Callable[..., Any]:
+def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[..., Any]:
     """Return the function that `describe` described.
 
+    Only modules of this package, and modules that are imported already, are looked into: reading a plan runs no code
+    of others.
+
+    Args:
+        data: of a function.
+        allow: names of further modules that may be imported.
+
     Raises:
-        PlanError: it cannot be imported by name, has changed since, or had an option that is not plain data.
+        PlanError: its module may not be imported, it is no function that could be a record or an edit, it has changed
+            since, or it had an option that is not plain data.
     """
-    module, _, name = str(data["function"]).partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError):
+    function = _find(str(data["function"]), tuple(allow))
+    inner = getattr(function, "function", function)
+    if describe(inner)["code"] != data["code"]:
         raise PlanError(
-            f"The plan's function {data['function']} cannot be imported: put it in a module."
-        ) from None
-    inner = getattr(found, "function", found)
-    if _code_hash(inner) != data["code"]:
-        raise PlanError(
-            f"{data['function']} is not what it was when the plan was written: its code, its object's state "
-            "or Python's version has changed. Make the plan anew."
+            f"{data['function']} is not what it was when the plan was written: its code, its object's state, what it "
+            "reads or Python's version has changed. Make the plan anew."
         )
+    if isinstance(inner, type) or not callable(inner):
+        raise PlanError(f"{data['function']} is no function that reads or edits a value.")
     if "options" not in data:
         return inner
     what = f"of {data['function']}"
-    return Configured(inner, {k: _revive(v, f"{k} {what}") for k, v in data["options"].items()})
+    return Configured(inner, {k: _revive(v, f"{k} {what}", allow) for k, v in data["options"].items()})
 
 
-def _unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], Mapping[str, Any] | None]:
-    """Return a function and its options; None where it has none."""
-    if isinstance(function, Configured):
-        return function.function, function.options
-    if isinstance(function, functools.partial) and not function.args:
-        return function.func, function.keywords
-    return function, None
-
-
-def _name(function: Callable[..., Any]) -> str:
-    """Return where a function can be imported from; for a callable object, the name of its class."""
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}:{named.__qualname__}"
-
-
-def _code_hash(function: Callable[..., Any]) -> str:
-    """Hash what a function does: code, constants, defaults, what it closes over or is bound to."""
-    plain = getattr(function, "__func__", function)  # a method is its function and its object
-    parts = [] if plain is function else [_plain(function.__self__)]  # type: ignore[attr-defined]
-    if isinstance(plain, types.FunctionType):
-        parts += [_code(plain.__code__), _plain(plain.__defaults__), _plain(plain.__kwdefaults__)]
-        parts += [_plain(cell.cell_contents) for cell in plain.__closure__ or ()]
-    elif isinstance(plain, functools.partial):
-        parts += [describe(plain.func), _plain(plain.args), _plain(plain.keywords)]
-    elif hasattr(plain, "named_modules"):
-        parts += [_module(plain)]
-    elif hasattr(plain, "__dict__") and not isinstance(plain, type):  # a callable object
-        parts += [_class(type(plain)), _plain(vars(plain))]
-    return _digest(json.dumps(parts, sort_keys=True))
-
-
-def _class(kind: type) -> str:
-    """Hash the code of a class, with what it inherits."""
-    members = {name: f for base in reversed(kind.__mro__) for name, f in vars(base).items()}
-    return _digest(
-        repr([(n, _code(f.__code__)) for n, f in sorted(members.items()) if hasattr(f, "__code__")])
-    )
-
-
-def _module(module: Any) -> list[Any]:
-    """Return a torch module as data: the classes, the settings and some of the values of all its parts."""
-    parts: dict[str, Any] = dict(module.named_modules())
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    tensors |= {f"{n}.{k}": v for n, p in parts.items() for k, v in vars(p).items() if hasattr(v, "detach")}
-    settings = {
-        name: {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str)}
-        for name, part in parts.items()
-    }
-    sampled = {k: _plain(v.flatten()[:: v.numel() // SAMPLED + 1]) for k, v in tensors.items()}
-    kinds = sorted((kind.__qualname__, _class(kind)) for kind in {type(part) for part in parts.values()})
-    names = {name: type(part).__qualname__ for name, part in parts.items()}
-    return [kinds, names, settings, {k: list(v.shape) for k, v in tensors.items()}, sampled]
-
-
-def _code(code: types.CodeType) -> list[Any]:
-    return [code.co_code.hex(), list(code.co_names), [_constant(c) for c in code.co_consts]]
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, types.CodeType):
-        return _code(value)
-    if isinstance(value, tuple):
-        return [_constant(v) for v in value]
-    # A set has another order in every process.
-    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON-able data for a value; what JSON does not hold becomes a dict that `_revive` knows."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    above = _above.get()
-    if id(value) in above:  # it holds itself
-        return {"python": type(value).__qualname__}
-    token = _above.set(above | {id(value)})
+def _find(name: str, allow: tuple[str, ...]) -> Any:
+    """Return what stands under a name such as "module:Class.method"."""
+    module, _, path = name.partition(":")
+    top = module.partition(".")[0]
+    if module not in allow and top in {*sys.stdlib_module_names, *FRAMEWORKS} - {"__main__"}:
+        raise PlanError(
+            f"The plan's function {name} is of a library, and no record or edit: it is not restored. Where it is meant, "
+            f"pass allow=[{module!r}]."
+        )
+    if module not in allow and top != "dit_lens" and module and module not in sys.modules:
+        raise PlanError(
+            f"The plan's function {name} cannot be imported: put it in a module, import that module first, or pass "
+            f"allow=[{module!r}] where you trust it. A plan that is read imports nothing by itself."
+        )
     try:
-        return _parts(value)
-    finally:
-        _above.reset(token)
+        function: Any = importlib.import_module(module)
+        for part in path.split("."):
+            function = getattr(function, part)
+    except (ImportError, AttributeError, ValueError):
+        raise PlanError(f"The plan's function {name} cannot be imported: put it in a module.") from None
+    plain = isinstance(function, types.FunctionType | type | Configured)
+    if not plain and (not callable(function) or isinstance(function, types.BuiltinFunctionType)):
+        raise PlanError(
+            f"The plan's function {name} is no record or edit: those are functions made in Python."
+        )
+    return function
 
 
-def _parts(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        return {"python": "set", "state": sorted(map(repr, value))}
-    if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
-        return {"python": f"{getattr(value, '__module__', '')}:{value.__name__}"}
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return _array(value)
-    if hasattr(value, "tobytes"):  # an image
-        return {"sha256": hashlib.sha256(value.tobytes()).hexdigest()}
-    if callable(value):
-        return describe(value)
-    name = f"{type(value).__module__}:{type(value).__qualname__}"
-    if hasattr(value, "__dict__") and (is_dataclass(value) or type(value).__repr__ is object.__repr__):
-        return {"python": name, "state": _plain(vars(value))}
-    return {"python": repr(value)}
+def _revive(value: Any, what: str, allow: Iterable[str]) -> Any:
+    """Turn the data of an option back into the option.
 
-
-def _array(value: Any) -> Any:
-    """Return a scalar as a number; an array (numpy, torch, xarray) as the hash of its content."""
-    if value.shape == () and not hasattr(value, "detach"):
-        return _plain(value.item())
-    digest = hashlib.sha256()
-    # A slab at a time: a lazy array of states may be far larger than memory.
-    for slab in value if len(value.shape) > 1 else [value]:
-        digest.update(_bytes(slab))
-    out: dict[str, Any] = {
-        "sha256": digest.hexdigest(),
-        "shape": list(value.shape),
-        "dtype": str(value.dtype),
-    }
-    if hasattr(value, "coords"):
-        coords = {str(name): _plain(coord.values.tolist()) for name, coord in value.coords.items()}
-        out |= {"dims": list(value.dims), "coords": coords}
-    return out
-
-
-def _bytes(array: Any) -> bytes:
-    import numpy as np
-
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        array = array.float() if "bfloat16" in str(array.dtype) else array  # exact; numpy has no bfloat16
-    array = np.asarray(array)
-    return repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
-
-
-def _revive(value: Any, what: str) -> Any:
-    """Turn what `_plain` wrote back into an option."""
+    Raises:
+        PlanError: JSON does not hold it.
+    """
     if isinstance(value, list):
-        return [_revive(v, what) for v in value]
+        return [_revive(v, what, allow) for v in value]
     if not isinstance(value, dict):
         return value
-    if "code" in value:
-        return restore(value)
-    if "sha256" in value or "python" in value:
-        kind = "an array" if "sha256" in value else f"{value['python']}"
+    if "function" in value and "code" in value:
+        return restore(value, allow)
+    if "@tuple" in value:
+        return tuple(_revive(v, what, allow) for v in value["@tuple"])
+    if "@float" in value:
+        return float(value["@float"])
+    if mark := next((key for key in value if key.startswith("@")), None):
+        kinds = {"@array": "an array", "@image": "a picture", "@set": "a set"}
+        kind = kinds.get(mark) or value.get("text") or f"{mark[1:]} {value[mark]}"
         raise PlanError(f"The option {what} is {kind}, which JSON does not hold: pass it anew.")
-    return {k: _revive(v, what) for k, v in value.items()}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {k: _revive(v, what, allow) for k, v in value.items()}
 
 
 def _short(value: Any) -> str:

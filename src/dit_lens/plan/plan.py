@@ -200,9 +200,9 @@ class Placed:
         except PlanError as error:
             raise PlanError(f"{kind} {self.name} {self.place}: {error}") from None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data."""
-        return describe(self.function) | {"at": self.place.to_json()}
+    def to_json(self, unnamed: list[str] | None = None) -> dict[str, Any]:
+        """Return plain data; see `Plan.to_json`."""
+        return describe(self.function, unnamed) | {"at": self.place.to_json()}
 
     def __str__(self) -> str:
         return f"{self.function if isinstance(self.function, Configured) else self.name} {self.place}"
@@ -323,19 +323,28 @@ class Plan:
                         f"pass {name}.drop_attrs()."
                     )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data: what the manifest holds."""
-        return {"records": [r.to_json() for r in self.records], "edits": [e.to_json() for e in self.edits]}
+    def to_json(self, unnamed: list[str] | None = None) -> dict[str, Any]:
+        """Return plain data: what the manifest holds.
+
+        Args:
+            unnamed: gets a sentence for each value in a function that cannot be named by its content.
+        """
+        records, edits = ([item.to_json(unnamed) for item in items] for items in (self.records, self.edits))
+        return {"records": records, "edits": edits}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Read a plan back; its functions are imported by name.
+    def from_json(cls, data: Mapping[str, Any], allow: Iterable[str] = ()) -> Plan:
+        """Read a plan back; its functions are found by name, in this package and in modules that are imported.
+
+        Args:
+            data: as `to_json` gives it.
+            allow: names of further modules that may be imported.
 
         Raises:
-            PlanError: a function that cannot be imported, or has changed.
+            PlanError: a function that may not be imported or cannot be, is no record or edit, or has changed.
         """
         read = [
-            tuple(Placed(restore(item), At.from_json(item["at"])) for item in data[kind])
+            tuple(Placed(restore(item, allow), At.from_json(item["at"])) for item in data[kind])
             for kind in ("records", "edits")
         ]
         return cls(*read)

@@ -29,6 +29,8 @@ PACKAGES = (
 def plain(value: Any, where: str = "manifest") -> Any:
     """Return `value` as what JSON can hold: tuples become lists, numpy scalars numbers, and arrays lists.
 
+    Infinities and NaN, which JSON does not hold, become the texts "Infinity", "-Infinity" and "NaN".
+
     Raises:
         StoreError: If something in it has no exact JSON form; the message says where it stands.
     """
@@ -37,10 +39,10 @@ def plain(value: Any, where: str = "manifest") -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        if not math.isfinite(value):
-            raise StoreError(
-                f"{where} is {value}, which JSON cannot hold; leave it out, or write it as a string"
-            )
+        if math.isnan(value):
+            return "NaN"
+        if math.isinf(value):
+            return "Infinity" if value > 0 else "-Infinity"
         return value
     if isinstance(value, list | tuple):
         return [plain(item, f"{where}[{n}]") for n, item in enumerate(value)]
@@ -65,7 +67,7 @@ def canonical_json(value: Any) -> str:
 def identity_hash(manifest: Mapping[str, Any]) -> str:
     """Return the sha256, in hex, of a manifest's identity."""
     identity = manifest.get("identity", manifest)
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+    return _hash(identity)
 
 
 def run_name(identity: Mapping[str, Any], prefix: str) -> str:
@@ -75,7 +77,12 @@ def run_name(identity: Mapping[str, Any], prefix: str) -> str:
         >>> run_name({"seed": 7, "steps": 20}, "maze")
         'maze-ff3eb4b4df'
     """
-    return f"{prefix}-{hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:10]}"
+    return f"{prefix}-{_hash(identity)[:10]}"
+
+
+def _hash(identity: Any) -> str:
+    # A prompt may hold half of a surrogate pair, which strict UTF-8 refuses.
+    return hashlib.sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

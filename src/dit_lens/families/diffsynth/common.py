@@ -77,14 +77,8 @@ def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def facts(pipe: Any) -> dict[str, Any]:
-    """Return what of a DiffSynth pipeline changes results, beside its weights and arguments."""
-    scheduler = pipe.scheduler
-    made_by = getattr(scheduler, "set_timesteps_fn", None)  # its template: how noise levels are made
-    return {
-        "device": str(pipe.device),
-        "vram_management": bool(pipe.vram_management_enabled),
-        "scheduler": [type(scheduler).__name__, getattr(made_by, "__name__", None)],
-    }
+    """Return what of a DiffSynth pipeline changes results, beside its components and arguments."""
+    return {"device": str(pipe.device), "vram_management": bool(pipe.vram_management_enabled)}
 
 
 def run_model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -205,38 +204,15 @@ def quiet(pipe: Any, keywords: dict[str, Any]) -> Callable[[], None]:
 
 
 def facts(pipe: Any) -> dict[str, Any]:
-    """Return what of a pipeline changes results, beside its weights and arguments."""
+    """Return what of a pipeline changes results, beside its components and arguments."""
     import diffusers
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-
-    def processors(dit: Any) -> list[str]:
-        found = {m.processor for m in dit.modules() if hasattr(m, "processor")}
-        return sorted({f"{type(p).__name__}:{getattr(p, '_attention_backend', None)}" for p in found})
-
-    def hooks(dit: Any) -> list[str]:
-        found = {
-            f"diffusers:{n}"
-            for m in dit.modules()
-            for n in getattr(getattr(m, "_diffusers_hook", None), "hooks", {})
-        }
-        return sorted(found | {type(m._hf_hook).__name__ for m in dit.modules() if hasattr(m, "_hf_hook")})
 
     return {
         "device": str(pipe._execution_device),
         "pipeline": f"{type(pipe).__name__}, diffusers {diffusers.__version__}",
-        "settings": _plain({k: v for k, v in pipe.config.items() if isinstance(v, bool | int | float | str)}),
-        "scheduler": {"class": type(pipe.scheduler).__name__, **_plain(dict(pipe.scheduler.config))},
         "attention": str(_AttentionBackendRegistry.get_active_backend()[0]),
-        "processors": {name: processors(dit) for name, dit in transformers(pipe).items()},
-        "hooks": {name: hooks(dit) for name, dit in transformers(pipe).items()},
-        "quantization": {
-            n: repr(getattr(d, "quantization_method", None)) for n, d in transformers(pipe).items()
-        },
     }
-
-
-def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(dict(data), default=repr, sort_keys=True)))
 
 
 def root(pipe: Any) -> nn.Module:

@@ -1,0 +1,201 @@
+"""Arrays and images by content: type, shape, number type and exact bytes. No array library is imported here."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dit_lens.plan.content import Walk
+
+SLAB = 1 << 24
+"""Values of an array that are read at a time: a lazy array may be far larger than memory."""
+
+
+def is_tensor(value: Any) -> bool:
+    """Say whether a value is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def is_array(value: Any) -> bool:
+    """Say whether a value is an array of numpy's, or one that numpy can read (Dask, JAX)."""
+    return hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "__array__")
+
+
+def reader_of(value: Any) -> Callable[[Walk, Any], Any] | None:
+    """Return the function that reads a value as an array, a table or an image; None where it is none of these."""
+    kind = type(value)
+    root = kind.__module__.partition(".")[0]
+    if is_tensor(value):
+        return tensor
+    if hasattr(value, "dims") and hasattr(value, "coords") and root == "xarray":
+        return dataset if hasattr(value, "data_vars") else labelled
+    if root == "xarray" and hasattr(value, "dims") and hasattr(value, "dtype"):
+        return labelled  # a bare Variable
+    if root == "pandas" and hasattr(value, "to_numpy"):
+        return table
+    if hasattr(value, "tobytes") and hasattr(value, "mode") and hasattr(value, "size"):
+        return image
+    return array if is_array(value) else None
+
+
+def array(walk: Walk, value: Any) -> Any:
+    """Return an array as data: numpy's, a masked one, a lazy one."""
+    dtype, kind = value.dtype, type(value)
+    data: dict[str, Any] = {"@array": "numpy", "shape": list(value.shape), "dtype": str(dtype)}
+    if kind.__module__ != "numpy" and kind.__module__.partition(".")[0] not in ("dask", "numpy", "xarray"):
+        data["kind"] = f"{kind.__module__}.{kind.__qualname__}"
+    if hasattr(value, "mask") and hasattr(value, "filled"):
+        data |= {"kind": "masked", "mask": array(walk, _numpy(value.mask)), "fill": repr(value.fill_value)}
+        value = value.data
+    if getattr(dtype, "names", None):
+        data["fields"] = {name: array(walk, value[name]) for name in dtype.names}
+    elif getattr(dtype, "kind", "") in ("O", "T"):  # objects, and strings of any length
+        data["values"] = [walk.visit(item) for item in _numpy(value).ravel().tolist()]
+    else:
+        data["sha256"] = _digest(value)
+    return data
+
+
+def labelled(walk: Walk, value: Any) -> Any:
+    """Return an xarray DataArray or Variable as data, with its dimensions, coordinates and attributes."""
+    coords = {str(k): array(walk, _numpy(c)) for k, c in getattr(value, "coords", {}).items()}
+    named = {"dims": list(map(str, value.dims)), "coords": coords, "attrs": walk.visit(dict(value.attrs))}
+    return array(walk, value.variable if hasattr(value, "variable") else value) | named
+
+
+def dataset(walk: Walk, value: Any) -> Any:
+    """Return an xarray Dataset as data."""
+    variables = {str(name): labelled(walk, variable) for name, variable in sorted(value.variables.items())}
+    return {"@dataset": variables, "coords": sorted(map(str, value.coords)), "attrs": walk.visit(value.attrs)}
+
+
+def table(walk: Walk, value: Any) -> Any:
+    """Return a pandas table, column or index as data."""
+    data: dict[str, Any] = {"@table": type(value).__name__}
+    if hasattr(value, "columns"):
+        columns = [[walk.visit(name), table(walk, value.iloc[:, n])] for n, name in enumerate(value.columns)]
+        return data | {"columns": columns, "index": table(walk, value.index)}
+    data |= {
+        "name": walk.visit(value.name),
+        "dtype": str(value.dtype),
+        "values": array(walk, value.to_numpy()),
+    }
+    return data | ({"index": table(walk, value.index)} if hasattr(value, "index") else {})
+
+
+def image(walk: Walk, value: Any) -> Any:
+    """Return a picture as data: a palette, transparency and orientation count as its pixels do."""
+    pixels = hashlib.sha256(value.tobytes()).hexdigest()
+    palette = getattr(value, "palette", None)
+    more = {"palette": [palette.mode, walk.visit(bytes(palette.tobytes()))]} if palette is not None else {}
+    info = {k: v for k, v in value.info.items() if k in ("transparency", "background", "gamma")}
+    if orientation := (value.getexif().get(0x0112) if hasattr(value, "getexif") else None):
+        info["orientation"] = orientation
+    more |= {"info": walk.visit(info)} if info else {}
+    return {"@image": value.mode, "size": list(value.size), "sha256": pixels, **more}
+
+
+def tensor(walk: Walk, value: Any) -> Any:
+    """Return a torch tensor as data, by the walk's own checksum where it has one."""
+    if value.is_meta and walk.checksum is None:
+        return walk.unnamed(value, "a tensor without values (on the meta device)")
+    plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
+    if not plain or value.is_quantized:
+        return _unusual(walk, value)
+    if walk.checksum is not None:
+        return walk.checksum(value)
+    flat = value.detach().resolve_conj().resolve_neg().reshape(-1)
+    digest = hashlib.sha256()
+    for start in range(0, flat.numel(), SLAB):
+        digest.update(memoryview(tensor_bytes(flat[start : start + SLAB])))
+    return {
+        "@array": "torch",
+        "shape": list(value.shape),
+        "dtype": str(value.dtype),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def tensor_bytes(flat: Any) -> Any:
+    """Return the bytes of a flat tensor, whichever number type it has, as a numpy array of uint8."""
+    import torch
+
+    return flat.cpu().contiguous().view(torch.uint8).numpy()
+
+
+def _unusual(walk: Walk, value: Any) -> Any:
+    """Return a tensor that is not a block of numbers: of a class of its own, sparse, quantized."""
+    data: dict[str, Any] = {
+        "@tensor": type(value).__qualname__,
+        "shape": list(value.shape),
+        "dtype": str(value.dtype),
+    }
+    parts = tensor_parts(value)
+    if parts is None:
+        return walk.unnamed(value, f"a tensor of the kind {type(value).__name__} ({value.layout})")
+    return data | {name: walk.visit(part) for name, part in parts.items()}
+
+
+def tensor_parts(value: Any) -> dict[str, Any] | None:
+    """Return what a tensor is made of that is not a block of numbers; None where that is not known."""
+    if hasattr(value, "__tensor_flatten__"):
+        names, context = value.__tensor_flatten__()
+        return {**{name: getattr(value, name) for name in names}, "context": context}
+    if str(value.layout) == "torch.sparse_coo":
+        whole = value.coalesce()
+        return {"indices": whole.indices(), "values": whole.values()}
+    if "sparse" in str(value.layout):
+        names = (
+            ("crow_indices", "col_indices")
+            if "_csr" in str(value.layout) or "_bsr" in str(value.layout)
+            else ()
+        )
+        names = names or ("ccol_indices", "row_indices")
+        return {**{name: getattr(value, name)() for name in names}, "values": value.values()}
+    if str(value.layout) != "torch.strided":
+        return None
+    if value.is_quantized:
+        scales = ("q_per_channel_scales", "q_per_channel_zero_points", "q_per_channel_axis")
+        names = scales if "channel" in str(value.qscheme()) else ("q_scale", "q_zero_point")
+        return {"values": value.int_repr(), **{name: getattr(value, name)() for name in names}}
+    import torch
+
+    plain = value.detach().as_subclass(torch.Tensor)
+    return {"values": plain, "attributes": {k: v for k, v in vars(value).items() if v is not value}}
+
+
+def _digest(value: Any) -> str:
+    digest = hashlib.sha256()
+    for slab in slabs(value):
+        digest.update(memoryview(slab).cast("B") if slab.size else b"")
+    return digest.hexdigest()
+
+
+def slabs(value: Any) -> Iterator[Any]:
+    """Go through an array in order, in contiguous parts of bounded size, without reading all of a lazy one."""
+    import numpy as np
+
+    size = math.prod(value.shape)
+    if size <= SLAB or not value.shape:
+        part = np.ascontiguousarray(_numpy(value))
+        yield part.reshape(-1).view(np.uint8) if part.size else part
+        return
+    row = size // value.shape[0]
+    if row > SLAB:
+        for n in range(value.shape[0]):
+            yield from slabs(value[n])
+        return
+    rows = max(1, SLAB // row)
+    for start in range(0, value.shape[0], rows):
+        yield from slabs(value[start : start + rows])
+
+
+def _numpy(value: Any) -> Any:
+    import numpy as np
+
+    return np.asarray(value)

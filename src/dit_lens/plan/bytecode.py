@@ -1,0 +1,168 @@
+"""What compiled code does, without where it stands; and the names that it reads.
+
+Two functions whose text differs in comments, docstrings, layout or names of locals have one digest.
+"""
+
+from __future__ import annotations
+
+import dis
+import hashlib
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+SKIPPED = frozenset({"NOP", "RESUME", "CACHE", "EXTENDED_ARG", "PRECALL", "COPY_FREE_VARS", "NOT_TAKEN"})
+GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+CELLS = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
+ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+LOCALS = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF", "LOAD_NAME"})
+STORES = frozenset({"STORE_FAST", "STORE_NAME", "STORE_DEREF", "STORE_GLOBAL"})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A name that code reads from outside.
+
+    Attributes:
+        kind: "global", "cell" (a variable of the function around it), or "module" (imported in the code).
+        name: of the variable or of the module.
+        attributes: that are read off it at once, one after the other.
+        level: of a relative import.
+    """
+
+    kind: str
+    name: str
+    attributes: tuple[str, ...] = ()
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class Code:
+    """Code as data.
+
+    Attributes:
+        digest: hash of what it does.
+        readings: what it reads from outside, each once, in the order in which it stands in the code.
+    """
+
+    digest: str
+    readings: tuple[Reading, ...]
+
+
+@lru_cache(maxsize=1 << 14)
+def analyse(code: types.CodeType) -> Code:
+    """Return what code does and what it reads, nested functions included."""
+    readings = dict.fromkeys(_readings(code, frozenset(code.co_freevars)))
+    return Code(hashlib.sha256(_text(code).encode()).hexdigest(), tuple(readings))
+
+
+def _instructions(code: types.CodeType) -> list[dis.Instruction]:
+    return [i for i in dis.get_instructions(code) if i.opname not in SKIPPED]
+
+
+def _text(code: types.CodeType) -> str:
+    """Return a text that is equal for equal code: constants and names in place of their positions."""
+    named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0xFFFF)
+    lines = [repr((counts, named)), code.co_exceptiontable.hex()]
+    instructions = _instructions(code)
+    for n, instruction in enumerate(instructions):
+        following = instructions[n + 1] if n + 1 < len(instructions) else None
+        if following is not None and following.opname == "STORE_NAME" and following.argval == "__doc__":
+            continue
+        lines.append(f"{instruction.opname} {_argument(instruction)}")
+    return "\n".join(lines)
+
+
+def _argument(instruction: dis.Instruction) -> str:
+    if instruction.opcode in dis.hasconst or instruction.opname == "KW_NAMES":
+        return constant(instruction.argval)
+    if instruction.opcode in dis.hasname:
+        return f"{instruction.argval} {(instruction.arg or 0) & 1 if instruction.opname == 'LOAD_GLOBAL' else ''}"
+    return str(instruction.arg)
+
+
+def constant(value: Any) -> str:
+    """Return the text of a constant in code, the same in every process."""
+    if isinstance(value, types.CodeType):
+        return f"code {hashlib.sha256(_text(value).encode()).hexdigest()}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(constant, value))})"
+    if isinstance(value, frozenset):  # a set has another order in every process
+        return f"{{{', '.join(sorted(map(constant, value)))}}}"
+    return repr(value)
+
+
+def _readings(code: types.CodeType, outer: frozenset[str]) -> Iterator[Reading]:
+    """Go through what code reads; `outer` are the variables of the functions around the outermost code."""
+    instructions = _instructions(code)
+    modules: dict[str, Reading] = {}  # local names of what the code imports
+    for n, instruction in enumerate(instructions):
+        name, opname = instruction.argval, instruction.opname
+        if opname == "IMPORT_NAME":
+            yield from _imported(instructions, n, modules)
+        elif opname in LOCALS and name in modules:
+            module = modules[name]
+            yield Reading("module", module.name, _chain(instructions, n + 1), module.level)
+        elif opname in GLOBALS:
+            yield Reading("global", name, _chain(instructions, n + 1))
+        elif opname in CELLS and name in outer:
+            yield Reading("cell", name, _chain(instructions, n + 1))
+        elif isinstance(name, types.CodeType):
+            yield from _readings(name, outer)
+
+
+def _chain(instructions: list[dis.Instruction], start: int) -> tuple[str, ...]:
+    """Return the attributes that are read one after the other from a place on."""
+    names = []
+    for instruction in instructions[start:]:
+        if instruction.opname not in ATTRIBUTES:
+            break
+        names.append(instruction.argval)
+    return tuple(names)
+
+
+def _imported(instructions: list[dis.Instruction], n: int, modules: dict[str, Reading]) -> Iterator[Reading]:
+    """Go through what an import in the code reads; the local name of a whole module is kept in `modules`."""
+    level, names = (i.argval for i in instructions[n - 2 : n])
+    module, following = instructions[n].argval, instructions[n + 1 :]
+    if names is None:
+        # `import a.b` binds `a`; `import a.b as c` reads `b` off it first.
+        bound = next((i for i in following if i.opname in STORES), None)
+        if bound is not None:
+            renamed = following[0] is not bound
+            modules[bound.argval] = Reading(
+                "module", module if renamed else module.partition(".")[0], (), level
+            )
+        return
+    for instruction in following:
+        if instruction.opname == "IMPORT_FROM":
+            yield Reading("module", module, (instruction.argval,), level)
+        elif instruction.opname not in STORES:
+            break
+
+
+@lru_cache(maxsize=1 << 14)
+def stored_and_loaded(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the attributes that a method sets on its first argument, and all attributes that it reads."""
+    stored, loaded = set(), set()
+    itself = code.co_varnames[:1]
+    before = None
+    for instruction in _instructions(code):
+        if instruction.opname == "STORE_ATTR" and before is not None and _is_self(before, itself):
+            stored.add(instruction.argval)
+        elif instruction.opname in ATTRIBUTES:
+            loaded.add(instruction.argval)
+        elif isinstance(instruction.argval, types.CodeType):
+            loaded |= stored_and_loaded(instruction.argval)[1]
+        elif isinstance(instruction.argval, str) and instruction.opcode in dis.hasconst:
+            loaded.add(instruction.argval)  # getattr(self, "name")
+        before = instruction
+    return frozenset(stored), frozenset(loaded)
+
+
+def _is_self(instruction: dis.Instruction, itself: tuple[str, ...]) -> bool:
+    """Say whether what stands before a STORE_ATTR puts `self` on the stack; `self.n += 1` swaps it there."""
+    return instruction.opname == "SWAP" or instruction.argval in itself

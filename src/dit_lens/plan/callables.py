@@ -1,0 +1,247 @@
+"""Functions by what they do: code, defaults, closures, and every global that the code reads, as far as the user's own goes.
+
+A library's function is named by its name and the library's version; what it closes over counts all the same, since
+decorators and transforms of libraries hold functions of the user's.
+
+What code reads by a name that it makes when it runs (`getattr(module, name)` reads all of the module; `vars()[name]`,
+`importlib`), from files, the clock, the environment or the state of a random generator is not seen. Code that calls
+`eval`, `exec`, `open` and the like is said to be unnamed.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib.util
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dit_lens.plan import bytecode, origin
+
+if TYPE_CHECKING:
+    from dit_lens.plan.content import Walk
+
+UNSEEN = frozenset(
+    {"eval", "exec", "compile", "open", "globals", "input", "__import__", "breakpoint", "id", "hash"}
+)
+"""Builtins that read what no name says."""
+
+MODULE_UNTOLD = frozenset(
+    (
+        *(
+            "__name__",
+            "__doc__",
+            "__file__",
+            "__cached__",
+            "__loader__",
+            "__spec__",
+            "__package__",
+            "__builtins__",
+        ),
+        *("__path__", "__annotations__", "__warningregistry__", "__pycache__", "__annotate__"),
+    )
+)
+
+_DESCRIPTORS = (
+    *(types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType),
+    *(types.GetSetDescriptorType, types.MemberDescriptorType),
+)
+
+
+def name_of(function: Any) -> str:
+    """Return where a function can be imported from; for a callable object, the name of its class."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def describe(walk: Walk, value: Any) -> Any | None:
+    """Return a function, method, partial or descriptor as data; None where a value is none of these."""
+    if isinstance(value, types.FunctionType):
+        return function(walk, value)
+    if isinstance(value, types.MethodType):
+        return {"@method": walk.visit(value.__func__), "self": walk.visit(value.__self__, "its object")}
+    if isinstance(value, functools.partial):
+        parts = [walk.visit(value.func), walk.visit(value.args), walk.visit(value.keywords)]
+        return {"@partial": walk.node(value, lambda: parts)}
+    if isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
+        holder = value.__self__
+        bound = holder is not None and not isinstance(holder, types.ModuleType | type)
+        return _named(value) | ({"self": walk.visit(holder, "its object")} if bound else {})
+    if isinstance(value, _DESCRIPTORS):
+        return {"@descriptor": value.__qualname__, "class": walk.visit(value.__objclass__)}
+    if isinstance(value, staticmethod | classmethod):
+        return {f"@{type(value).__name__}": walk.visit(value.__func__)}
+    if isinstance(value, property):
+        return {"@property": [walk.visit(part) for part in (value.fget, value.fset, value.fdel)]}
+    if isinstance(value, functools._lru_cache_wrapper):
+        return {"@cached": walk.visit(value.__wrapped__)}
+    if isinstance(value, types.CodeType):
+        return {"@code": bytecode.analyse(value).digest}
+    is_ufunc = type(value).__name__ == "ufunc" and type(value).__module__ == "numpy"
+    return {"@ufunc": value.__name__, "library": origin.library("numpy")} if is_ufunc else None
+
+
+def _named(value: Any) -> dict[str, Any]:
+    module = value.__module__ or type(value.__self__).__module__
+    return {"@builtin": value.__qualname__, "library": origin.library(str(module))}
+
+
+def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:
+    """Return a function made in Python as data: its name, and the hash of its code and of all that it reads."""
+    with walk.at(f"function {value.__qualname__}"):
+        return {"function": name_of(value), "code": walk.node(value, lambda: _parts(walk, value))}
+
+
+def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
+    exact, walk.exact = walk.exact, True
+    try:
+        module = value.__globals__.get("__name__")
+        code = bytecode.analyse(value.__code__)
+        declared = {k: v for k, v in vars(value).items() if k != "__wrapped__"}
+        parts: list[Any] = ["function", walk.visit(declared, "its attributes")]
+        if hasattr(value, "__wrapped__"):
+            parts.append(walk.visit(value.__wrapped__))
+        if origin.is_library_code(value.__code__, module):
+            held = [
+                _cell(walk, n, cell)
+                for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+            ]
+            return [*parts, origin.library(str(module)), value.__code__.co_qualname, held]
+        defaults = [
+            walk.visit(value.__defaults__, "a default"),
+            walk.visit(value.__kwdefaults__, "a default"),
+        ]
+        return [*parts, code.digest, defaults, [_read(walk, value, reading) for reading in code.readings]]
+    finally:
+        walk.exact = exact
+
+
+def _cell(walk: Walk, name: str, cell: types.CellType, attributes: Sequence[str] = ()) -> Any:
+    try:
+        value = cell.cell_contents
+    except ValueError:
+        return {"@empty": True}
+    with walk.at(f"its variable {name!r}"):
+        return follow(walk, value, attributes)
+
+
+def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> Any:
+    if reading.kind == "cell":
+        cell = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))[reading.name]
+        return _cell(walk, reading.name, cell, reading.attributes)
+    if reading.kind == "module":
+        return imported(walk, reading, str(value.__globals__.get("__package__") or ""))
+    with walk.trusting(origin.is_own_code(value.__code__)):
+        return named(walk, reading.name, reading.attributes, value.__globals__)
+
+
+def named(walk: Walk, name: str, attributes: Sequence[str], scope: Mapping[str, Any]) -> Any:
+    """Return what code reads by a name of its module, or of Python itself."""
+    if name in scope:
+        with walk.at(f"the global {name!r}"):
+            return follow(walk, scope[name], attributes)
+    known = scope.get("__builtins__", builtins)
+    known = known if isinstance(known, Mapping) else vars(known)
+    if name not in known:
+        return {"@missing": name}
+    if name in UNSEEN:
+        return walk.unnamed(known[name], f"{name}(), which reads what no name says,")
+    # A builtin that somebody has replaced is no builtin.
+    ours = getattr(builtins, name, None) is known[name] and not isinstance(known[name], types.FunctionType)
+    return {"@builtin": name} if ours else walk.visit(known[name], f"the builtin {name!r}")
+
+
+def imported(walk: Walk, reading: bytecode.Reading, package: str) -> Any:
+    """Return what code reads of a module that it imports itself."""
+    try:
+        name = importlib.util.resolve_name("." * reading.level + reading.name, package)
+    except ImportError:
+        return {"@missing": reading.name}
+    if origin.is_library_module(name):
+        return {"@module": name, "library": origin.library(name), "read": list(reading.attributes)}
+    module = sys.modules.get(name)
+    if module is None:
+        return _source(walk, name)
+    inner = sys.modules.get(f"{name}.{reading.attributes[0]}") if reading.attributes else None
+    if inner is not None and not hasattr(module, reading.attributes[0]):
+        return follow(walk, inner, reading.attributes[1:])
+    return follow(walk, module, reading.attributes)
+
+
+def _source(walk: Walk, name: str) -> Any:
+    """Return a module that is not imported yet by the text of its file."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin:
+        return {"@missing": name}
+    if origin.is_library_file(spec.origin):
+        return {"@module": name, "library": origin.library(name)}
+    with open(spec.origin, "rb") as file:
+        return {"@module": name, "source": walk.visit(file.read())}
+
+
+def follow(walk: Walk, value: Any, attributes: Sequence[str]) -> Any:
+    """Return what stands at the end of a chain of attributes, or the last value on it that has to be taken whole.
+
+    Modules are followed, and what objects hold as plain attributes; what a class computes (a method, a property) may
+    read all of its object. Below a library, only what is plain data or the user's own counts beside the version.
+    """
+    library = None
+    for n, name in enumerate(attributes):
+        if isinstance(value, types.ModuleType):
+            if library is None and origin.is_library_module(value.__name__):
+                library = [value.__name__, *attributes[n:]]
+            try:
+                value = getattr(value, name)
+            except (AttributeError, ImportError):
+                return {"@missing": name}
+        elif library is not None:
+            break
+        else:
+            held = _held(value, name)
+            if held is _NOTHING:
+                break
+            value = held
+    if library is None:
+        return walk.visit(value)
+    data = {"@module": library, "library": origin.library(library[0])}
+    plain = isinstance(value, bool | int | float | str | type(None))
+    ours = isinstance(value, types.FunctionType) and not origin.is_library_code(
+        value.__code__, value.__globals__.get("__name__")
+    )
+    return data | ({"value": walk.visit(value)} if plain or ours else {})
+
+
+_NOTHING = object()
+
+
+def _held(value: Any, name: str) -> Any:
+    """Return a plain attribute of an object; `_NOTHING` where its class has a say in it."""
+    if isinstance(value, type) or hasattr(type(value), "__getattribute__") is False:
+        return _NOTHING
+    if type(value).__getattribute__ is not object.__getattribute__ or not hasattr(value, "__dict__"):
+        return _NOTHING
+    for base in type(value).__mro__:
+        if name in vars(base):
+            return _NOTHING
+    held = vars(value)
+    if name in held:
+        return held[name]
+    for part in ("_parameters", "_buffers", "_modules"):  # of torch modules
+        inside = held.get(part)
+        if isinstance(inside, dict) and name in inside:
+            return inside[name]
+    return _NOTHING
+
+
+def module(walk: Walk, value: types.ModuleType) -> Any:
+    """Return a module as data: a library's by version, the user's by all that it holds."""
+    if origin.is_library_module(value.__name__):
+        return {"@module": value.__name__, "library": origin.library(value.__name__)}
+    with walk.at(f"module {value.__name__}"):
+        held = {k: v for k, v in vars(value).items() if k not in MODULE_UNTOLD}
+        return {"@module": value.__name__, "code": walk.node(value, lambda: ["module", walk.visit(held)])}

@@ -1,0 +1,277 @@
+"""Any value as plain data, by its content: equal values give equal data in every process, other values other data.
+
+    content(value, unnamed)
+
+`unnamed` collects a sentence for each part that has no content to be named by: an open file, a lock, a generator, an
+object in C that does not tell its state. Such a part gives data that is never equal to any other, so that what was
+made with it is not taken for something else.
+
+| value | data |
+|---|---|
+| None, bool, str, numbers | themselves; 1, 1.0 and np.int64(1) are equal; inf and nan are `{"@float": "inf"}` |
+| list, tuple, set, dict | by their items; sets by content and dicts by key, never in an order that a process makes |
+| arrays, tensors, tables, images | type, shape, number type and a hash of the exact bytes (`arrays`) |
+| functions, classes | code and all that it reads (`functions`, `classes`); a library's by name and version |
+| objects, torch modules | class and state (`objects`, `modules`) |
+
+Limits: what an object keeps outside of Python's sight (files that it reads later, the state of a device) is not seen.
+An object may say itself what it is: by a method `__content__(walk)` that returns data, mostly of `walk.visit(part)`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import fractions
+import hashlib
+import json
+import math
+import numbers
+import pathlib
+import re
+import types
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from dit_lens.plan import arrays, callables, classes, objects, origin
+
+WRITTEN_OUT = (
+    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction),
+    *(pathlib.PurePath, range, slice, uuid.UUID, types.GenericAlias, types.UnionType),
+)
+"""Types whose text says all that they hold."""
+
+TORCH_TEXT = ("dtype", "device", "layout", "memory_format", "qscheme")
+
+
+def content(value: Any, unnamed: list[str], what: str = "") -> Any:
+    """Return plain data (JSON) that says what a value holds.
+
+    Args:
+        value: anything.
+        unnamed: gets a sentence for each part that cannot be named.
+        what: what the value is, for those sentences, such as "argument callback".
+    """
+    return Walk(unnamed, what).whole(value)
+
+
+def digest(data: Any) -> str:
+    """Return the hash of plain data, whose dicts are in an order that does not depend on the process."""
+    return hashlib.sha256(repr(data).encode()).hexdigest()  # five times as fast as JSON
+
+
+class Walk:
+    """One way through values that refer to each other.
+
+    Functions, classes and objects are visited once, and stand as the hash of what they hold. A reference back to one
+    that is being visited stands as its distance on the way, so that a circle has an end, and the same data everywhere.
+
+    Args:
+        unnamed: gets a sentence for each part that cannot be named.
+        what: what is visited, for those sentences.
+        checksum: gives a tensor's data; default: a hash of its bytes.
+
+    Attributes:
+        exact: whether numbers of other types differ, as they do where code computes with them.
+        written: attributes that are state of a run, by class; see `classes.written_by_runs`.
+        classes: data of libraries' classes that were visited.
+    """
+
+    def __init__(
+        self, unnamed: list[str], what: str = "", checksum: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._sentences, self._path = unnamed, [what] if what else []
+        self.checksum, self.exact = checksum, False
+        self.written: dict[type, frozenset[str]] = {}
+        self.classes: dict[type, Any] = {}
+        self._done: dict[int, Any] = {}
+        self._open: dict[int, int] = {}
+        self._trusting = False
+        self._lowest = math.inf  # of the references back since the innermost open value began
+        self._alive: list[Any] = []  # so that no id is used twice
+
+    def whole(self, value: Any) -> Any:
+        """Return the data of a value that stands alone: nothing is around it."""
+        try:
+            return self.visit(value)
+        except RecursionError:
+            del self._path[1:]
+            return self.unnamed(value, "a value that is nested too deeply")
+
+    def visit(self, value: Any, label: str = "") -> Any:
+        """Return the data of a value; `label` says where it stands in the value around it."""
+        kind = type(value)
+        if value is None or kind is bool or kind is str or kind is int:
+            return value
+        if not label:
+            return self._dispatch(value, kind)
+        self._path.append(label)
+        try:
+            return self._dispatch(value, kind)
+        finally:
+            self._path.pop()
+
+    @contextmanager
+    def at(self, label: str) -> Iterator[None]:
+        """Say where the next values stand."""
+        self._path.append(label)
+        try:
+            yield
+        finally:
+            self._path.pop()
+
+    @contextmanager
+    def trusting(self, trusted: bool) -> Iterator[None]:
+        """Take what this package's own modules hold (locks, registries) as a part of its code."""
+        before, self._trusting = self._trusting, trusted
+        try:
+            yield
+        finally:
+            self._trusting = before
+
+    def unnamed(self, value: Any, what: str) -> Any:
+        """Say that a value cannot be named; return data that is equal to no other."""
+        if self._trusting:
+            return {"@type": type(value).__qualname__}
+        inner = [*reversed(self._path[-3:])] or [type(value).__name__]
+        place = ", ".join([*inner, *self._path[:1]] if len(self._path) > 3 else inner)
+        self._sentences.append(f"{place}: {what} cannot be named by its content")
+        return {"@unnamed": uuid.uuid4().hex}
+
+    def _apart(self, value: Any) -> Any:
+        """Return the data of one of several values that have no order: none of them knows of the others."""
+        walk = Walk(self._sentences, checksum=self.checksum)
+        walk._path, walk.exact, walk.written = self._path, self.exact, self.written
+        walk.classes, walk._trusting = self.classes, self._trusting
+        walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
+        data = walk.visit(value)
+        self._lowest = min(self._lowest, walk._lowest)
+        return data
+
+    def node(self, value: Any, make: Callable[[], Any]) -> Any:
+        """Return the hash of a value that may refer to itself; it is made once."""
+        key = id(value)
+        if key in self._done:
+            return self._done[key]
+        if key in self._open:
+            self._lowest = min(self._lowest, self._open[key])
+            return {"@back": len(self._open) - self._open[key]}
+        depth, around = len(self._open), self._lowest
+        self._open[key], self._lowest = depth, math.inf
+        try:
+            data = digest(make())
+        finally:
+            del self._open[key]
+            inner, self._lowest = self._lowest, min(around, self._lowest)
+        if inner >= depth:  # closed in itself: the same data wherever it stands
+            self._lowest = around
+        self._alive.append(value)
+        self._done[key] = data if inner >= depth else f"{data}@{len(self._done)}"
+        return data
+
+    # ---- by kind
+
+    def _dispatch(self, value: Any, kind: type) -> Any:
+        if kind is float:
+            return self._number(value)
+        if kind in self.classes and hasattr(value, "_forward_hooks"):
+            return objects.describe_module(self, value)  # what most of a model is
+        if kind in (list, tuple, dict, set, frozenset, OrderedDict):
+            return self._container(value, kind)
+        return self._other(value, kind)
+
+    def _container(self, value: Any, kind: type) -> Any:
+        key = id(value)
+        if key in self._open:
+            self._lowest = min(self._lowest, self._open[key])
+            return {"@back": len(self._open) - self._open[key]}
+        self._open[key] = len(self._open)
+        try:
+            if kind is list:
+                return [self.visit(item) for item in value]
+            if kind is tuple:
+                return {"@tuple": [self.visit(item) for item in value]}
+            if kind in (set, frozenset):
+                return {f"@{kind.__name__}": self.in_any_order(value)}
+            return self._mapping(value, ordered=kind is OrderedDict)
+        finally:
+            del self._open[key]
+
+    def in_any_order(self, values: Any) -> list[Any]:
+        """Return the data of values that have no order, in an order of their content."""
+        found = [self._apart(value) for value in values]
+        return sorted(found, key=lambda data: json.dumps(data, sort_keys=True))
+
+    def _mapping(self, value: Mapping[Any, Any], ordered: bool = False) -> Any:
+        if not ordered and all(type(key) is str and not key.startswith("@") for key in value):
+            return {key: self.visit(value[key], f"[{key!r}]") for key in sorted(value)}
+        items = [[self._apart(key), key] for key in value]
+        if not ordered:
+            items.sort(key=lambda item: json.dumps(item[0], sort_keys=True))
+        name = "@ordered" if ordered else "@dict"
+        return {name: [[data, self.visit(value[key], f"[{key!r}]")] for data, key in items]}
+
+    def _number(self, value: Any) -> Any:
+        """Return a real number: itself where JSON holds it. A negative zero is no other zero."""
+        if not math.isfinite(value):
+            return {"@float": str(value)}
+        if self.exact or (value == 0 and math.copysign(1, value) < 0):
+            return float(value)
+        return int(value) if value == int(value) else float(value)
+
+    def _numeric(self, value: Any, kind: type) -> Any:
+        """Return a number of a type that is not Python's plain one."""
+        if kind.__module__ == "numpy" and self.exact:
+            return {"@number": kind.__name__, "value": repr(value.item())}
+        if kind.__name__ in ("longdouble", "clongdouble"):
+            return {"@number": kind.__name__, "value": str(value)}
+        plain = value.item() if kind.__module__ == "numpy" else value
+        if isinstance(plain, complex):
+            whole = plain.imag == 0 and not self.exact
+            return self._number(plain.real) if whole else {"@complex": [str(plain.real), str(plain.imag)]}
+        return (
+            bool(plain)
+            if isinstance(plain, bool)
+            else self.visit(plain)
+            if kind.__module__ == "numpy"
+            else plain
+        )
+
+    def _other(self, value: Any, kind: type) -> Any:
+        if isinstance(value, type):
+            return classes.describe(self, value)
+        if isinstance(value, types.ModuleType):
+            return callables.module(self, value)
+        if kind is complex or (
+            kind.__module__ == "numpy" and isinstance(value, numbers.Number | _numpy_scalar())
+        ):
+            return self._numeric(value, kind)
+        if kind in (bytes, bytearray, memoryview):
+            return {f"@{kind.__name__}": hashlib.sha256(value).hexdigest(), "size": len(bytes(value))}
+        if isinstance(value, enum.Enum):
+            return {
+                "@enum": value.name,
+                "class": classes.describe(self, kind),
+                "value": self.visit(value.value),
+            }
+        if isinstance(value, WRITTEN_OUT) and origin.is_library_module(kind.__module__):
+            return {"@value": f"{kind.__module__}.{kind.__qualname__}", "text": str(value)}
+        if kind.__module__ == "torch" and kind.__name__ in TORCH_TEXT:
+            return {"@value": "torch", "text": str(value)}
+        if isinstance(value, re.Pattern):
+            return {"@pattern": self.visit(value.pattern), "flags": value.flags}
+        if value is Ellipsis or value is NotImplemented:
+            return {"@value": str(value)}
+        if reader := arrays.reader_of(value):
+            return reader(self, value)
+        return objects.describe(self, value)
+
+
+def _numpy_scalar() -> type:
+    import numpy as np
+
+    return np.generic

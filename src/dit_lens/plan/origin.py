@@ -1,0 +1,127 @@
+"""Whose code it is: a library's, which its version names, or the user's own (and this package's), which its text names."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata as metadata
+import platform
+import sys
+import sysconfig
+import types
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+HERE = str(Path(__file__).resolve().parents[1])
+"""Folder of this package."""
+
+FRAMEWORKS = (
+    *("torch", "torchvision", "diffsynth", "diffusers", "transformers", "peft", "accelerate", "nnsight"),
+    *(
+        "numpy",
+        "xarray",
+        "scipy",
+        "sklearn",
+        "PIL",
+        "einops",
+        "safetensors",
+        "zarr",
+        "dask",
+        "pandas",
+        "tqdm",
+    ),
+    *("_pytest", "pytest", "IPython", "ipykernel"),
+)
+"""Libraries also where they are installed from a folder of the user's; their sources then count with the version."""
+
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python", "_pytest": "pytest"}
+_STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+
+
+def is_library_file(filename: str) -> bool:
+    """Say whether a file belongs to Python or to an installed library."""
+    answer = _is_installed(filename)
+    return answer if answer is not None else _framework_of(filename) is not None
+
+
+@cache
+def _is_installed(filename: str) -> bool | None:
+    """Return what the file's path says; None where it does not say (a library may be imported later)."""
+    if filename.startswith(HERE):
+        return False
+    if filename.startswith("<frozen"):
+        return True
+    path = filename.replace("\\", "/")
+    if any(part in path for part in _INSTALLED) or path.startswith(_STANDARD):
+        return True
+    return None
+
+
+def _framework_of(filename: str) -> str | None:
+    for name in FRAMEWORKS:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and filename.startswith(str(Path(file).parent) + "/"):
+            return name
+    return None
+
+
+def is_library_module(name: str) -> bool:
+    """Say whether a module, by its name, belongs to Python or to an installed library."""
+    top = name.partition(".")[0]
+    if top == "dit_lens":
+        return False
+    if top in sys.stdlib_module_names and top != "__main__":
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)
+    return bool(file) and is_library_file(str(file))
+
+
+def is_library_code(code: types.CodeType, module: Any = None) -> bool:
+    """Say whether a function is a library's.
+
+    Args:
+        code: of the function.
+        module: name of the module whose globals it reads; libraries also make code that stands in no file.
+    """
+    filename = code.co_filename
+    if filename.startswith("<") and not filename.startswith("<frozen"):
+        return isinstance(module, str) and is_library_module(module)
+    return is_library_file(filename)
+
+
+def is_own_code(code: types.CodeType) -> bool:
+    """Say whether a function is this package's."""
+    return code.co_filename.startswith(HERE)
+
+
+@cache
+def library(name: str) -> str:
+    """Return the library that a module belongs to, with its version, such as "torch 2.9.1"."""
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return f"python {platform.python_version()}"
+    file = str(getattr(sys.modules.get(top), "__file__", None) or "")
+    sources = "" if not file or _is_installed(file) else f" {_sources(str(Path(file).parent))}"
+    return f"{top} {_version(top)}{sources}"
+
+
+def _version(top: str) -> str:
+    names = [DISTRIBUTIONS.get(top, top)]
+    while names:
+        try:
+            return metadata.version(names.pop())
+        except metadata.PackageNotFoundError:
+            continue
+    found = getattr(sys.modules.get(top), "__version__", None)
+    if found is None:  # slow, and rarely needed: it reads what every distribution holds
+        found = next((metadata.version(d) for d in metadata.packages_distributions().get(top, ())), "unknown")
+    return str(found)
+
+
+def _sources(folder: str) -> str:
+    """Hash the sources of a library that is installed from a folder: its version does not tell changes."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,316 @@
+"""A function's name says all that it does: other globals, helpers, classes, modules give another run."""
+
+import functools
+import json
+import sys
+import threading
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import dit_lens as dl
+from dit_lens.errors import PlanError
+from dit_lens.plan.content import content
+from dit_lens.plan.functions import describe, restore
+
+
+def module_of(source, name="users_notebook"):
+    module = types.ModuleType(name)
+    module.__dict__["dl"] = dl
+    exec(compile(source, f"/home/somebody/{name}.py", "exec"), module.__dict__)
+    return module
+
+
+def code(module, name="f"):
+    return describe(getattr(module, name))["code"]
+
+
+READERS = {
+    "a number": ("A = 1\ndef f(h, at): return h + A\n", "A = 2"),
+    "a float that was an int": ("A = 1\ndef f(h, at): return h + A\n", "A = 1.0"),
+    "an array": (
+        "import numpy as np\nA = np.zeros(5000)\ndef f(h, at): return h + A\n",
+        "A = np.zeros(5000); A[2500] = 1",
+    ),
+    "a tensor written in place": (
+        "import torch\nA = torch.zeros(9)\ndef f(h, at): return h + A\n",
+        "A.data[4] = 1",
+    ),
+    "a dict": ("A = {'x': [1, 2]}\ndef f(h, at): return h * A['x'][1]\n", "A['x'][1] = 3"),
+    "a helper": ("def g(h): return h\ndef f(h, at): return g(h)\n", "def g(h): return -h"),
+    "a helper of a helper": (
+        "def k(h): return h\ndef g(h): return k(h)\ndef f(h, at): return g(h)\n",
+        "def k(h): return -h",
+    ),
+    "a helper in a nested function": (
+        "def g(h): return h\ndef f(h, at): return [(lambda x: g(x))(r) for r in h]\n",
+        "def g(h): return -h",
+    ),
+    "a class": (
+        "class C:\n    def go(self, h): return h\ndef f(h, at): return C().go(h)\n",
+        "class C:\n    def go(self, h): return -h",
+    ),
+    "a base class": (
+        "class B:\n    k = 1\nclass C(B): pass\ndef f(h, at): return h * C.k\n",
+        "B.k = 2",
+    ),
+    "a property": (
+        "class C:\n    @property\n    def k(self): return 1\nc = C()\ndef f(h, at): return h * c.k\n",
+        "C.k = property(lambda self: 2)",
+    ),
+    "an object's attribute": (
+        "import types\nc = types.SimpleNamespace(scale=1, other=2)\ndef f(h, at): return h * c.scale\n",
+        "c.scale = 3",
+    ),
+    "a helper that is replaced by a partial": (
+        "import functools\ndef g(h, k=1): return h * k\np = functools.partial(g, k=2)\ndef f(h, at): return p(h)\n",
+        "p = functools.partial(g, k=3)",
+    ),
+    "a torch module": (
+        "import torch\nsae = torch.nn.Linear(4, 4)\ndef f(h, at): return sae(h)\n",
+        "sae.weight.data[2, 3] += 1",
+    ),
+    "a default of a helper": (
+        "def g(h, k=[1]): return h * k[0]\ndef f(h, at): return g(h)\n",
+        "g.__defaults__[0][0] = 2",
+    ),
+    "a name that Python itself has": ("def f(h, at): return abs(h)\n", "def abs(h): return h"),
+    "a decorator's function": (
+        "import torch\ndef g(h): return h\n@torch.no_grad()\ndef f(h, at): return g(h)\n",
+        "def g(h): return -h",
+    ),
+    "a cached helper": (
+        "import functools\n@functools.lru_cache\ndef g(k): return k\ndef f(h, at): return h * g(1)\n",
+        "@functools.lru_cache\ndef g(k): return 2 * k",
+    ),
+    "a set": ("A = {'a', 'b', 'c'}\ndef f(h, at): return h if at in A else -h\n", "A.add('d')"),
+    "an attribute of the function": ("def f(h, at): return h * f.k\nf.k = 1\n", "f.k = 2"),
+    "a generator's state": (
+        "import torch\nG = torch.Generator().manual_seed(0)\ndef f(h, at): return h + torch.randn(3, generator=G)\n",
+        "G.manual_seed(1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", READERS)
+def test_what_a_function_reads_changes_its_name(what):
+    source, change = READERS[what]
+    module, same = module_of(source), module_of(source)
+    if "torch module" not in what:
+        assert code(module) == code(same)
+    before = code(module)
+    assert code(module) == before
+    exec(change, module.__dict__)
+    assert code(module) != before
+
+
+@pytest.mark.parametrize("change", ["config.SCALE = 3", "def helper(h): return -h\nconfig.helper = helper"])
+def test_what_is_read_off_a_module_of_the_users_own_counts(change, monkeypatch):
+    config = module_of("SCALE = 2\nOTHER = 5\ndef helper(h): return h\n", "users_config")
+    monkeypatch.setitem(sys.modules, "users_config", config)
+    module = module_of(
+        "import users_config as config\ndef f(h, at):\n    from users_config import helper\n"
+        "    import users_config as again\n    return config.helper(h) * config.SCALE + helper(h) * again.SCALE\n"
+    )
+    before = code(module)
+    config.OTHER = 6  # not read
+    assert code(module) == before
+    exec(change, module.__dict__)
+    assert code(module) != before
+
+
+def test_a_module_that_is_handed_on_counts_whole(monkeypatch):
+    config = module_of("SCALE = 2\n", "users_config")
+    module = module_of("def f(h, at): return h * getattr(config, 'SCALE')\n")
+    module.config = config
+    before = code(module)
+    config.SCALE = 3
+    assert code(module) != before
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "\n\n\n# a comment\nA = 1\ndef f(h, at):\n    '''A docstring.'''\n    return h + A\n",
+        "A = 1\ndef f(h, at): return (  # laid out\n    h\n    + A)\nB = 5\n",
+    ],
+)
+def test_comments_docstrings_places_and_other_globals_do_not_count(same):
+    assert code(module_of(same)) == code(module_of("A = 1\ndef f(h, at): return h + A\n"))
+
+
+def test_closures_made_in_a_loop_at_module_level_are_told_apart():
+    module = module_of(
+        "edits, codes = [], []\nfor a in (0, 2, 8):\n    def push(h, at): return h + a\n    codes.append(name(push))\n".replace(
+            "name(push)", "describe(push)['code']"
+        ).replace("edits,", "from dit_lens.plan.functions import describe\nedits,")
+    )
+    assert len(set(module.codes)) == 3
+
+
+def test_functions_that_call_each_other_have_an_end():
+    source = "def f(h, at): return g(h, at)\ndef g(h, at): return f(h, at) if len(h) else k(h)\ndef k(h): return h\n"
+    one, other = module_of(source), module_of(source)
+    assert code(one) == code(other)
+    exec("def k(h): return -h", other.__dict__)
+    assert code(one) != code(other)
+
+
+def test_a_library_is_named_by_its_version_and_not_entered():
+    unnamed = []
+    module = module_of(
+        "import torch, numpy as np\ndef f(h, at): return torch.relu(h) + np.pi * torch.nn.functional.gelu(h)\n"
+    )
+    describe(module.f, unnamed)
+    assert unnamed == []
+
+
+UNNAMED = {
+    "an open file": "lines = open(__import__('os').devnull)\ndef f(h, at): return h + len(lines.read())\n",
+    "a generator": "scales = (k for k in [1, 2])\ndef f(h, at): return h * next(scales)\n",
+    "an iterator": "scales = iter([1, 2])\ndef f(h, at): return h * next(scales)\n",
+    "a lock": "import threading\nlock = threading.Lock()\ndef f(h, at):\n    with lock: return h\n",
+    "eval": "def f(h, at): return eval('h + 1')\n",
+    "a bare object": "import threading\nlocal = threading.local()\ndef f(h, at): return h * local.k\n",
+    "globals": "A = 1\ndef f(h, at): return h + globals()['A']\n",
+    "open": "def f(h, at): return h * len(open('scale.txt').read())\n",
+}
+
+
+@pytest.mark.parametrize("what", UNNAMED)
+def test_what_cannot_be_named_is_said_and_equal_to_nothing(what):
+    module, unnamed = module_of(UNNAMED[what]), []
+    assert describe(module.f, unnamed) != describe(module.f)
+    assert len(unnamed) == 1 and "function f" in unnamed[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins:eval", "os:system", "os:popen", "subprocess:run", "torch:load", "sys:exit"]
+)
+def test_a_plan_that_is_read_restores_records_and_edits_alone(name):
+    with pytest.raises(PlanError, match=name):
+        restore({"function": name, "code": "0"})
+
+
+def test_reading_a_plan_imports_no_module_of_others(tmp_path, monkeypatch):
+    (tmp_path / "somebodys_edits.py").write_text("raise SystemExit('run')\ndef f(h, at): return h\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PlanError, match=r"allow=\['somebodys_edits'\]"):
+        restore({"function": "somebodys_edits:f", "code": "0"})
+    (tmp_path / "somebodys_edits.py").write_text("def f(h, at): return h\n")
+    import somebodys_edits
+
+    data = describe(somebodys_edits.f)
+    monkeypatch.delitem(sys.modules, "somebodys_edits")
+    assert restore(data, allow=["somebodys_edits"])(3, None) == 3
+
+
+# ---- values by content
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (1, 1.0),
+        (1, np.int64(1)),
+        (0.5, np.float32(0.5)),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({3, 1, 2}, {2, 3, 1}),
+        (torch.ones(3), torch.ones(3).clone()),
+        (np.ones((4, 4)).T, np.ones((4, 4))),
+        (float("inf"), np.inf),
+    ],
+)
+def test_equal_values_have_equal_content(one, other):
+    unnamed = []
+    assert content(one, unnamed) == content(other, unnamed) and unnamed == []
+
+
+def middle(value):
+    return {
+        "a": torch.zeros(4000),
+        "b": torch.cat([torch.zeros(2000), torch.tensor([value]), torch.zeros(2000)]),
+    }
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (1, True),
+        (1, "1"),
+        (0.0, -0.0),
+        (float("inf"), "inf"),
+        (float("inf"), float("-inf")),
+        ([1, 2], (1, 2)),
+        ({"@float": "inf"}, float("inf")),
+        (middle(0.0), middle(1.0)),
+        (np.zeros(3, np.float32), np.zeros(3, np.float64)),
+        (np.zeros(3), torch.zeros(3).double()),
+        (torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.float16)),
+        (np.array(["a", "b"], object), np.array(["a", "c"], object)),
+        (np.array(["2020-01-01"], "M8[D]"), np.array(["2020-01-02"], "M8[D]")),
+        ("\udc80", "\udc81"),
+        (range(3), range(4)),
+        (torch.float32, torch.float16),
+        (functools.partial(int, base=2), functools.partial(int, base=3)),
+    ],
+)
+def test_other_values_have_other_content(one, other):
+    unnamed = []
+    one, other = (
+        json.dumps(content(value, unnamed)) for value in (one, other)
+    )  # Python takes 1 and True as equal
+    assert one != other and unnamed == []
+
+
+def test_deep_and_circular_values_have_an_end():
+    one, other = [1], [2]
+    one.append(one)
+    other.append(other)
+    assert content(one, []) == content(one, []) != content(other, [])
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    unnamed = []
+    content(deep, unnamed)
+    assert len(unnamed) == 1 and "nested" in unnamed[0]
+
+
+# ---- end to end
+
+
+def test_a_run_with_something_unnamed_warns_and_is_never_reused(lens, sample, tmp_path):
+    lock = threading.Lock()
+
+    def guarded(h, at):
+        with lock:
+            return h
+
+    names = []
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"guarded.*cannot be named"):
+            names.append(lens.run(sample, steps=1, edit=[guarded], store=tmp_path).path.name)
+    assert len(set(names)) == 2
+
+
+def test_runs_with_other_globals_are_other_runs_and_equal_ones_are_found(lens, sample, tmp_path):
+    module = module_of("a = 0\ndef push(h, at): return h + a\n")
+    runs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for a in (0, 2, 2, 8):
+            module.a = a
+            runs.append(lens.run(sample, steps=1, record=[dl.x0], edit=[module.push], store=tmp_path))
+    assert runs[1].path == runs[2].path and len({r.path for r in runs}) == 3
+    assert not np.array_equal(runs[0]["x0"].values, runs[3]["x0"].values)
+
+
+def test_arguments_and_seeds_of_other_number_types_are_the_same_run(lens, sample, tmp_path):
+    names = {
+        lens.run(sample, seed=seed, steps=steps, cfg_scale=cfg, store=tmp_path).path.name
+        for seed, steps, cfg in ((1, 2, 1), (np.int64(1), np.int64(2), 1.0))
+    }
+    assert len(names) == 1

@@ -1,0 +1,109 @@
+"""The body of a trace is named by its source and by what it reads, not by what an earlier run left in its variables."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from dit_lens.plan.source import describe_source
+
+BODY = """
+total = 0
+for call in tr.calls(step=steps):
+    h = call.block(layer).output
+    call.block(layer).output = helper(h) * scale["k"] if layer in chosen else h
+    norms = [n for n in config.norms]
+    total += h.sum()
+kept = total
+"""
+
+
+def helper(h):
+    return h * FACTOR
+
+
+FACTOR = 2
+
+
+class Config:
+    def __init__(self):
+        self.norms, self.other = [1, 2], 5
+
+
+def scope(**changes):
+    plain = {
+        "steps": "0-2",
+        "layer": 1,
+        "helper": helper,
+        "scale": {"k": np.ones(3)},
+        "chosen": {1, 2},
+        "tr": threading.Lock(),
+    }
+    return {**plain, "config": Config(), **changes}
+
+
+def name(text=BODY, unnamed=None, **changes):
+    return describe_source(text, scope(**changes), {}, unnamed, apart=["tr"])
+
+
+def test_equal_bodies_have_one_name_whatever_stands_in_variables_that_they_set():
+    unnamed = []
+    left_over = {"h": np.zeros(3), "call": threading.Lock(), "total": 7, "kept": 8, "n": 3, "norms": 1}
+    assert name(unnamed=unnamed) == name(unnamed=unnamed, **left_over)
+    assert name(text="# again\n" + BODY.replace("    h =", "    h  =")) == name() and unnamed == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": "0-3"},
+        {"layer": 2},
+        {"scale": {"k": np.zeros(3)}},
+        {"chosen": {1, 3}},
+        {"helper": lambda h: h},
+    ],
+    ids=str,
+)
+def test_every_value_that_a_body_reads_counts(changes):
+    assert name(**changes) != name()
+
+
+def test_what_helpers_and_attributes_hold_counts(monkeypatch):
+    before, config = name(), Config()
+    config.other = 6  # not read
+    assert name(config=config) == before
+    config.norms = [1, 3]
+    assert name(config=config) != before
+    monkeypatch.setitem(globals(), "FACTOR", 3)
+    assert name() != before
+
+
+def test_locals_win_over_globals():
+    assert describe_source("x", {"x": 1}, {"x": 2}) == describe_source("x", {"x": 3}, {"x": 2})
+
+
+@pytest.mark.parametrize(
+    "text, reads",
+    [
+        ("x = 1\nx", False),
+        ("x += 1", True),
+        ("if a: x = 1\nx", True),
+        ("if a: x = 1\nelse: x = 2\nx", False),
+        ("for x in a: x", False),
+        ("for i in a: x = 1\nx", True),
+        ("[x for x in a]", False),
+        ("lambda x: x", False),
+        ("def f(): return x\nf()", True),
+        ("def f():\n    x = 1\n    return x", False),
+        ("with a as x: x", False),
+        ("try:\n    x = 1\nexcept Exception: pass\nx", True),
+        ("import x\nx.y", False),
+        ("(x := 1) + x", False),
+        ("y = x.z", True),
+        ("x.z = 1", True),
+        ("x[0] = 1", True),
+    ],
+)
+def test_a_name_counts_where_it_may_be_read_before_it_is_set(text, reads):
+    one, other = (describe_source(text, {"a": 1, "x": x}) for x in (1, 2))
+    assert (one != other) == reads
