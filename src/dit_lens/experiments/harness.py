@@ -81,6 +81,7 @@ def benchmark(options: Inputs) -> Bench:
         options.max_samples,
         frames_multiple=options.multiples[0],
         size_multiple=options.multiples[1],
+        num_frames=options.num_frames,
     )
 
 
