@@ -192,11 +192,9 @@ def _require_array(edit: str, option: str, optional: bool, **chosen: Any) -> Non
     """
     _refuse_several(edit, option, **chosen)
     value = chosen[option]
-    if (
-        value is not None
-        and not isinstance(value, int | float | list | tuple)
-        and not hasattr(value, "shape")
-    ):
+    if value is None and optional:
+        return
+    if not isinstance(value, int | float | list | tuple) and not hasattr(value, "shape"):
         raise PlanError(
             f'{edit}({option}=...): a {type(value).__name__} is no array; give one, such as run["hidden"].'
         )
