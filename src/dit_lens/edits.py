@@ -59,7 +59,10 @@ def zero(h: Tensor, at: Spot) -> Tensor:
 @options
 def replace(h: Tensor, at: Spot, *, value: Any) -> Tensor:
     """Replace by a value: a number, or an array that broadcasts to [frame, y, x, channel]."""
-    new = torch.as_tensor(_values(value)).to(h)
+    try:
+        new = torch.as_tensor(_values(value)).to(h)
+    except (PlanError, ValueError) as error:
+        raise PlanError(f"replace at {at}: {value!r} is neither a number nor an array ({error}).") from None
     try:
         return new.expand_as(h).clone()
     except RuntimeError:
@@ -167,20 +170,34 @@ def mean_over_seeds(h: Tensor, at: Spot) -> Tensor:
 mean_over_seeds.function.over_seeds = True  # type: ignore[attr-defined]
 
 
-def _require_array(edit: str, option: str, **chosen: Any) -> None:
-    """Refuse what is no array of states, when the edit is made.
+def _refuse_several(edit: str, option: str, **chosen: Any) -> None:
+    """Refuse a run or a dataset in place of one of its arrays, when the edit is made.
 
     Raises:
         PlanError: it names the edit and what to give.
     """
     value = chosen[option]
     if hasattr(value, "data_vars") or hasattr(value, "dataset"):
-        said = f"a {type(value).__name__} holds several arrays"
-    elif value is None or isinstance(value, int | float | list | tuple) or hasattr(value, "shape"):
+        raise PlanError(
+            f"{edit}({option}=...): a {type(value).__name__} holds several arrays; give one, such as "
+            'run["hidden"].'
+        )
+
+
+def _require_array(edit: str, option: str, optional: bool, **chosen: Any) -> None:
+    """Refuse what is no array of states, when the edit is made.
+
+    Raises:
+        PlanError: it names the edit and what to give.
+    """
+    _refuse_several(edit, option, **chosen)
+    value = chosen[option]
+    if value is None and optional:
         return
-    else:
-        said = f"a {type(value).__name__} is no array"
-    raise PlanError(f'{edit}({option}=...): {said}; give one, such as run["hidden"].')
+    if not isinstance(value, int | float | list | tuple) and not hasattr(value, "shape"):
+        raise PlanError(
+            f'{edit}({option}=...): a {type(value).__name__} is no array; give one, such as run["hidden"].'
+        )
 
 
 def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
@@ -240,13 +257,18 @@ def _values(value: Any) -> Any:
         return value
     import numpy as np
 
-    return np.array(value)  # a copy: arrays read from a store may not be writable
+    array = np.array(value)  # a copy: arrays read from a store may not be writable
+    if array.dtype.kind not in "fiubc":
+        raise PlanError(
+            f"{type(value).__name__} of {array.dtype} holds no numbers: give numbers or an array of them."
+        )
+    return array
 
 
-patch.function.check_options = partial(_require_array, "patch", "source")  # type: ignore[attr-defined]
-replace.function.check_options = partial(_require_array, "replace", "value")  # type: ignore[attr-defined]
-steer.function.check_options = partial(_require_array, "steer", "direction")  # type: ignore[attr-defined]
-ablate.function.check_options = partial(_require_array, "ablate", "reference")  # type: ignore[attr-defined]
+patch.function.check_options = partial(_require_array, "patch", "source", False)  # type: ignore[attr-defined]
+replace.function.check_options = partial(_refuse_several, "replace", "value")  # type: ignore[attr-defined]
+steer.function.check_options = partial(_require_array, "steer", "direction", False)  # type: ignore[attr-defined]
+ablate.function.check_options = partial(_require_array, "ablate", "reference", True)  # type: ignore[attr-defined]
 
 __all__ = [
     "Configured",

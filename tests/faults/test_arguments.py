@@ -121,9 +121,20 @@ def test_states_are_an_array_and_not_what_holds_it(lens, sample, make):
     for value in (run, run.dataset, xr.DataTree(run.dataset)):
         with pytest.raises(dl.PlanError, match=r'holds several arrays; give one, such as run\["hidden"\]'):
             make(value)
-    for value in ("hidden", {"hidden": 1}, len):
+
+
+@pytest.mark.parametrize("value", ["hidden", {"hidden": 1}, len, None], ids=repr)
+def test_what_is_no_array_is_refused_when_the_edit_is_made_or_carried_out(lens, sample, value):
+    makers = [
+        dl.patch,
+        dl.steer,
+        *([lambda v: dl.ablate(to="mean", reference=v)] if value is not None else []),
+    ]
+    for make in makers:
         with pytest.raises(dl.PlanError, match=r'is no array; give one, such as run\["hidden"\]'):
             make(value)
+    with pytest.raises(dl.PlanError, match=r"replace at .* is neither a number nor an array"):
+        lens.run(sample, steps=1, edit=(dl.replace(value), dl.at(layer=0)))
 
 
 # ---- texts

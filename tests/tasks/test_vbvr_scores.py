@@ -160,7 +160,7 @@ def test_a_dataset_of_scores_is_written_and_read(read, tmp_path):
         (sample(video_path=None), LABELS[0]),
         ({"task_name": SORT, "split": "In_Domain", "video_idx": 1, "score": 1}, LABELS[1]),
         (
-            {"task_name": MAZE, "split": "In_Domain", "score": 1, "video_path": f"/a/{OUT}/{MAZE}/4.mp4"},
+            {"task_name": MAZE, "split": "In_Domain", "score": 1, "video_path": f"/a/{OUT}/{MAZE}/00004.mp4"},
             LABELS[2],
         ),
         ({"task_name": SORT, "split": "Mine", "video_idx": "a", "score": 1}, f"Mine/{SORT}/a"),
@@ -198,7 +198,7 @@ def test_what_counts_as_an_error(read, more, error):
         ([{**SAMPLES, **DETAILED}], "mixes forms, it has samples and detailed"),
         ([SAMPLES, {"detailed": []}], "several forms, whose scores may measure different things"),
         (
-            [SAMPLES, {"samples": [sample(name="0.mp4")]}],
+            [SAMPLES, {"samples": [sample()]}],
             f"1 samples are scored more than once, such as {LABELS[0]}",
         ),
         ([{"m": {"overall": 0.5}}], "form that is not known (it has: m); expected samples + summary"),

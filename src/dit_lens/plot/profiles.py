@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from dit_lens.analysis.energy import energy_by_layer, energy_by_step
-from dit_lens.analysis.states import GRID, require_dims, token_dims
+from dit_lens.analysis.states import GRID, name_of, require_dims, shape_of, token_dims
 from dit_lens.errors import DitLensError
 from dit_lens.plot.frames import LOG_RANGE
 from dit_lens.plot.inputs import ENERGY_LABEL, labels_of, require_labelled, select, titled
@@ -69,7 +69,13 @@ def _summary(
     if isinstance(energy, xr.Dataset):
         return energy
     require_dims(energy, [along], caller)
-    token_dims(energy, caller)
+    tokens = token_dims(energy, caller)
+    spare = [str(d) for d in energy.dims if d not in (along, *tokens) and energy.sizes[d] > 1]
+    if len(spare) > 1:  # before anything is computed of what may be larger than memory
+        raise DitLensError(
+            f"{caller}: {name_of(energy)} has {shape_of(energy)}, too much for one picture: select, leaving at most one of "
+            f"{', '.join(spare)}."
+        )
     return summarise(energy)
 
 

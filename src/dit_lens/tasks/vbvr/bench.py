@@ -16,7 +16,7 @@ from dit_lens.tasks.vbvr.evaluate import score
 from dit_lens.tasks.vbvr.join import join
 from dit_lens.tasks.vbvr.layout import Entry
 from dit_lens.tasks.vbvr.manifest import Known, read_manifest
-from dit_lens.tasks.vbvr.sample import VbvrSample, read_sample
+from dit_lens.tasks.vbvr.sample import VbvrSample, metadata_problem, read_sample
 from dit_lens.tasks.vbvr.scores import read_scores
 
 
@@ -110,6 +110,7 @@ class Bench:
         strict: bool = False,
         frames_multiple: int = 1,
         size_multiple: int = 1,
+        num_frames: int | None = None,
     ) -> None:
         """List the samples of a benchmark folder.
 
@@ -126,6 +127,8 @@ class Bench:
             size_multiple: height and width are rounded up to a multiple of this: 16 for Wan, 32 for LTX. 1
                 leaves them as the first frame has them. The picture itself is not touched: a pipeline scales
                 it to the sample's size.
+            num_frames: frames of every sample, as they are given here; a sample without a ground-truth video can
+                then be read. Default: the frames of that video.
 
         Raises:
             TaskError: no such folder, no samples in it, no such split or task (with a hint), or a number
@@ -135,13 +138,18 @@ class Bench:
             ("max_samples", max_samples),
             ("frames_multiple", frames_multiple),
             ("size_multiple", size_multiple),
+            ("num_frames", num_frames),
         ):
             if n is not None and n < 1:
                 raise TaskError(f"vbvr({str(root)!r}, {name}={n}): give at least 1.")
         self.root, self.strict = Path(root).expanduser(), strict
         self._asked = (layout.names(split), layout.names(tasks))
-        self.frames_multiple, self.size_multiple = frames_multiple, size_multiple
+        self.frames_multiple, self.size_multiple, self.num_frames = frames_multiple, size_multiple, num_frames
         self.entries = layout.find(self.root, split, tasks)[:max_samples]
+        self._hints = layout.hints(self.root)
+        for hint in self._hints:
+            warnings.warn(f"vbvr({str(root)!r}): {hint}", stacklevel=2)
+        self._odd: dict[str, str] = {}
         self._read: set[str] = set()
         self._skipped: dict[str, Skipped] = {}
 
@@ -189,14 +197,22 @@ class Bench:
             TaskError: it is broken.
         """
         try:
-            sample = read_sample(entry, self.frames_multiple, self.size_multiple)
+            sample = read_sample(entry, self.frames_multiple, self.size_multiple, self.num_frames)
         except BrokenFileError as error:
             self._read.discard(entry.label)
             self._skipped[entry.label] = Skipped(entry, error.kind, error.path, str(error))
             raise
         self._skipped.pop(entry.label, None)
         self._read.add(entry.label)
+        self._report(entry)
         return sample
+
+    def _report(self, entry: Entry) -> None:
+        """Warn of what no model is shown, and the evaluator will refuse."""
+        self._odd.pop(entry.label, None)
+        if problem := metadata_problem(entry.folder):
+            self._odd[entry.label] = f"{entry.label}: {problem}"
+            warnings.warn(self._odd[entry.label], stacklevel=4)
 
     @property
     def missing(self) -> tuple[Known, ...]:
@@ -220,5 +236,6 @@ class Bench:
     def summary(self) -> Summary:
         """Return what became of the samples so far."""
         note = self._manifest[1]
+        notes = (*self._hints, *self._odd.values(), *((note,) if note else ()))
         skipped = tuple(self._skipped[e.label] for e in self.entries if e.label in self._skipped)
-        return Summary(len(self), len(self._read), skipped, self.missing, (note,) if note else ())
+        return Summary(len(self), len(self._read), skipped, self.missing, notes)

@@ -20,6 +20,7 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks.files import check
 from dit_lens.tasks.vbvr.files import FILES, read_prompt
 from dit_lens.tasks.vbvr.layout import by_number
+from dit_lens.tasks.vbvr.sample import metadata_problem
 from dit_lens.tasks.vbvr.scores import Scored, as_dataset, scored
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ def _truth(folder: Path) -> dict[str, Any]:
     """
     for name in FILES:
         check(folder / name)
+    if problem := metadata_problem(folder):
+        raise TaskError(problem)
     at = str(folder.absolute())
     return {
         "gt_path": at,

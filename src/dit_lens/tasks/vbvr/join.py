@@ -41,7 +41,7 @@ def join(results: xr.Dataset | xr.DataTree, scores: xr.Dataset, strict: bool = F
         )
     dims = data["sample"].dims
     labels = [str(label) for label in np.atleast_1d(data["sample"].values)]
-    at = {str(label): i for i, label in enumerate(scores["sample"].values)}
+    at = _matched(labels, [str(label) for label in scores["sample"].values])
     without_score = [label for label in dict.fromkeys(labels) if label not in at]
     without_result = [label for label in at if label not in set(labels)]
     _report(labels, without_score, without_result, list(at), strict)
@@ -65,6 +65,32 @@ def join(results: xr.Dataset | xr.DataTree, scores: xr.Dataset, strict: bool = F
         without_score=without_score,
         without_result=without_result,
     )
+
+
+def _matched(labels: list[str], scored: list[str]) -> dict[str, int]:
+    """Return where the score of each label stands, and of each scored label that no result has.
+
+    A folder `7` beside `00007` is another sample. Where only one of the two spellings is there, they are one sample.
+    """
+    at = {label: i for i, label in enumerate(scored)}
+    results = set(labels)
+    by_number: dict[str, list[str]] = {}
+    for label in at:
+        by_number.setdefault(_numbered(label), []).append(label)
+    wanted: dict[str, list[str]] = {}
+    for label in results:
+        wanted.setdefault(_numbered(label), []).append(label)
+    for number, spellings in wanted.items():
+        candidates = by_number.get(number, [])
+        if len(spellings) == len(candidates) == 1 and spellings != candidates:
+            at[spellings[0]] = at.pop(candidates[0])
+    return at
+
+
+def _numbered(label: str) -> str:
+    """Return a label with the zeros before its number left out."""
+    head, slash, name = label.rpartition("/")
+    return f"{head}{slash}{int(name)}" if name.isascii() and name.isdigit() else label
 
 
 def _report(

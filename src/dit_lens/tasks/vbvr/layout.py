@@ -183,6 +183,41 @@ def _hint(root: Path) -> str:
     return f"Expected: {EXPECTED}. Get it with `hf download Video-Reason/VBVR-Bench-Data --repo-type dataset --local-dir ROOT`."
 
 
+def hints(root: Path) -> list[str]:
+    """Say what of a benchmark folder looks like samples and is passed over, or is taken for something else."""
+    found = []
+    for folder in folders(root):
+        inside = folders(folder)
+        tasks = [f for f in inside if _samples(f)]
+        near = _nearest(folder.name, SPLITS)
+        if folder.name not in SPLITS and tasks and near:
+            found.append(f"{folder} is taken for a split of its own.{near}")
+        elif folder.name in SPLITS and not tasks:
+            found.append(f"{folder} holds no samples.")
+        elif not tasks and _samples(folder):
+            found.append(
+                f"{folder} is passed over: it looks like a task, and stands where a split should be."
+            )
+        for task in inside if tasks else ():
+            found += _hints_in_task(task)
+    raw = _raw(root)
+    if raw is not None:
+        found.append(f"{raw} is passed over: it is in the data generators' raw layout; expected: {EXPECTED}.")
+    return found
+
+
+def _hints_in_task(task: Path) -> list[str]:
+    """Say which samples of a task are empty folders, and whether all of them are."""
+    numbered = [f for f in folders(task) if re.fullmatch("[0-9]+", f.name)]
+    empty = [f.name for f in numbered if not is_sample(f)]
+    if empty:
+        shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        return [f"{task} has {len(empty)} empty folders, which are passed over: {shown}."]
+    if not numbered and TASK.match(task.name):
+        return [f"{task} holds no samples."]
+    return []
+
+
 def _raw(root: Path, depth: int = 3) -> Path | None:
     """Return a folder `<name>_task` with samples `<name>_00000000` in it, at most `depth` folders down."""
     for folder in folders(root):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.files import check
+from dit_lens.tasks.files import BrokenFileError, check
 from dit_lens.tasks.image import read_image
 from dit_lens.tasks.sample import Frames, Sample
 from dit_lens.tasks.vbvr.files import count_frames, read_prompt
 from dit_lens.tasks.vbvr.layout import Entry
+
+NOT_FETCHED = ("missing file", "git-LFS pointer")
+"""Kinds of broken files that are not here at all."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class VbvrSample(Sample):
 
     Attributes:
         folder: of the sample in the benchmark.
-        frames_in_truth: frames of the ground-truth video, before rounding.
+        frames_in_truth: frames of the ground-truth video, before rounding; None where there is no such video.
         rounded: what was rounded, as (from, to): `{"num_frames": (80, 81), "height": (1020, 1024)}`.
     """
 
@@ -62,26 +66,30 @@ class VbvrSample(Sample):
         return read_video(self.folder / "ground_truth.mp4")
 
 
-def read_sample(entry: Entry, frames_multiple: int = 1, size_multiple: int = 1) -> VbvrSample:
-    """Read and check all files of one sample.
+def read_sample(
+    entry: Entry, frames_multiple: int = 1, size_multiple: int = 1, num_frames: int | None = None
+) -> VbvrSample:
+    """Read and check all files of one sample. The final frame is not shown to a model: it may be missing.
 
     Args:
         entry: which one.
         frames_multiple: frames are rounded up to one more than a multiple of it.
         size_multiple: height and width are rounded up to a multiple of it.
+        num_frames: in place of those of the ground-truth video, which then may be missing too.
 
     Raises:
         BrokenFileError: one of its files cannot be used.
     """
     prompt = read_prompt(entry.folder / "prompt.txt")
     image = read_image(entry.folder / "first_frame.png")
-    read_image(entry.folder / "final_frame.png")
-    video = entry.folder / "ground_truth.mp4"
-    check(video)
-    frames = count_frames(video)
+    if (final := entry.folder / "final_frame.png").exists():
+        read_image(final)
+    frames_in_truth = _frames_in_truth(entry.folder / "ground_truth.mp4", optional=num_frames is not None)
+    frames = frames_in_truth if num_frames is None else num_frames
+    assert frames is not None
     exact = {"num_frames": frames, "height": image.height, "width": image.width}
     taken = {
-        "num_frames": up(frames - 1, frames_multiple) + 1,
+        "num_frames": up(frames - 1, frames_multiple) + 1 if num_frames is None else num_frames,
         "height": up(image.height, size_multiple),
         "width": up(image.width, size_multiple),
     }
@@ -93,9 +101,39 @@ def read_sample(entry: Entry, frames_multiple: int = 1, size_multiple: int = 1) 
         task=f"{entry.split}/{entry.task}",
         id=entry.id,
         folder=entry.folder,
-        frames_in_truth=frames,
+        frames_in_truth=frames_in_truth,
         rounded={name: (exact[name], n) for name, n in taken.items() if n != exact[name]},
     )
+
+
+def _frames_in_truth(video: Path, optional: bool) -> int | None:
+    """Count the frames of the ground truth; None where it is optional and was not fetched."""
+    try:
+        check(video)
+    except BrokenFileError as error:
+        if optional and error.kind in NOT_FETCHED:
+            return None
+        raise
+    return count_frames(video)
+
+
+def metadata_problem(folder: Path) -> str:
+    """Say what is wrong with a sample's `metadata.json`, which the evaluator of VBVR-Pro-Bench reads; empty where nothing is.
+
+    Args:
+        folder: of the sample.
+    """
+    path = folder / "metadata.json"
+    if not path.exists():
+        return ""
+    try:
+        check(path)
+        json.loads(path.read_text("utf-8-sig"))
+    except BrokenFileError as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return f"{path}: metadata is not JSON ({error}). Copy or download it again."
+    return ""
 
 
 def up(value: int, multiple: int) -> int:

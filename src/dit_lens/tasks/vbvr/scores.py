@@ -191,11 +191,14 @@ def _split(entry: Mapping[str, Any], task: str, where: str) -> str:
 
 
 def _id(entry: Mapping[str, Any], task: str, where: str) -> str:
-    """Return the folder of the sample: five digits, where it is a number."""
+    """Return the folder of the sample: as it is spelt; a number that was spelt nowhere has five digits."""
     for key in ("video_idx", "video_file", "video_path"):
-        if (value := entry.get(key)) not in (None, ""):
-            stem = PurePosixPath(str(value)).stem
-            return stem.zfill(5) if stem.isdigit() else stem
+        value = entry.get(key)
+        if isinstance(value, str) and value:
+            return PurePosixPath(value).stem
+    value = entry.get("video_idx")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value).zfill(5)
     raise TaskError(
         f"read_scores: {where} ({task}) has none of video_idx, video_file and video_path: "
         "which sample it is cannot be told."
