@@ -10,7 +10,8 @@ import xarray as xr
 from PIL import Image
 
 import dit_lens as dl
-from dit_lens.experiments import harness
+from dit_lens.experiments.options import PictureOptions
+from dit_lens.experiments.samples import draw
 from dit_lens.plot import write_video
 from dit_lens.tasks.vbvr import read_scores, vbvr
 from dit_lens.tasks.vbvr.evaluate import _truth
@@ -179,8 +180,8 @@ def test_without_a_ground_truth_the_number_of_frames_can_be_given(make, spoil):
     assert [s.id for s in opened(root)[1]] == ["00000"]
     _, samples, said = opened(root, num_frames=9, frames_multiple=8)
     assert [(s.num_frames, s.frames_in_truth) for s in samples] == [(9, 6), (9, None)] and said == []
-    options = harness.Options(eval_root=root, num_frames=13)
-    assert [s.num_frames for s in harness.samples(options)] == [13, 13]
+    options = PictureOptions(eval_root=root, num_frames=13)
+    assert [s.num_frames for s in draw(options)] == [13, 13]
     with pytest.raises(dl.DitLensError, match=r"ground_truth\.mp4"):
         samples[1].read_truth()
 

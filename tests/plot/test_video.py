@@ -9,7 +9,7 @@ from PIL import Image
 
 from dit_lens.errors import DitLensError
 from dit_lens.plot import read_video, write_video
-from dit_lens.plot.video import as_video
+from dit_lens.video import as_video
 
 
 def test_round_trip_of_a_small_video(video: np.ndarray, tmp_path: Path) -> None:

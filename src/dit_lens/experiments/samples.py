@@ -72,6 +72,7 @@ def draw(options: Options, lens: Lens | None = None) -> Drawn:
             options.samples,
             frames_multiple=frames,
             size_multiple=size,
+            num_frames=options.num_frames,
         )
         return Drawn(bench, options.changes)
     if options.image is not None:

@@ -15,7 +15,7 @@ from dit_lens.plot.schedule import schedule
 from dit_lens.plot.sheet import contact_sheet
 from dit_lens.plot.strip import commitment_steps
 from dit_lens.plot.temporal import temporal_energy, temporal_heatmap
-from dit_lens.plot.video import read_video, write_video
+from dit_lens.video import read_video, write_video
 
 __all__ = [
     "channel_importance",

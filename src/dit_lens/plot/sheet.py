@@ -13,7 +13,7 @@ from PIL import Image
 from dit_lens.errors import DitLensError
 from dit_lens.plot.inputs import require_few, spread
 from dit_lens.plot.style import BLUE, DPI, VERMILLION, new_figure, styled, wrapped
-from dit_lens.plot.video import as_video, require_frames
+from dit_lens.video import as_video, require_frames
 
 SHEET_PIXELS = (1600, 2200)
 """Width that the pictures of a row share, and height that the rows share, as far as `CELL_PIXELS` allows."""

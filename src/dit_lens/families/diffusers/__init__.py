@@ -65,5 +65,5 @@ def family_for(pipe: Any) -> Family:
             readout=partial(readout, anatomy_of_pipe, pipe),
         ),
         codec=Codec(decode=decode, outputs=pipeline.outputs),
-        batching=batching(branches),
+        batching=batching(anatomy_of_pipe, branches),
     )

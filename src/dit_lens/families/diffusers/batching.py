@@ -36,15 +36,16 @@ CONDITIONED = ("FluxFillPipeline",)
 """Pipelines that give their model the mask as a condition, and put nothing back."""
 
 
-def batching(branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batching:
+def batching(anatomy: Anatomy, branches: Callable[[Mapping[str, Any]], tuple[str, ...]]) -> Batching:
     """Return how the family batches.
 
     Args:
+        anatomy: of the pipeline.
         branches: the pipeline call's keywords to the branches that it runs.
     """
 
     def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, Prepared]:
-        return prepare(pipe, keywords, branches(keywords))
+        return prepare(pipe, anatomy, keywords, branches(keywords))
 
     def model(
         pipe: Any, dit: Any, inputs: Mapping[str, Any], latents: Mapping[str, Tensor]
@@ -114,14 +115,14 @@ class Preparing(Loop):
         )
 
 
-def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> dict[str, Prepared]:
+def prepare(
+    pipe: Any, anatomy: Anatomy, keywords: Mapping[str, Any], wanted: tuple[str, ...]
+) -> dict[str, Prepared]:
     """Return, by branch, what the model is given at the first step of a pipeline's call.
 
     Raises:
         PlanError: a batch would not do what the pipeline does.
     """
-    from dit_lens.families.diffusers import family_for
-
     for name, reason in REFUSED.items():
         value = keywords.get(name)
         conditioned = name == "mask_image" and loop_of(pipe) in CONDITIONED
@@ -129,7 +130,7 @@ def prepare(pipe: Any, keywords: Mapping[str, Any], wanted: tuple[str, ...]) -> 
             raise PlanError(f"{name}= in a batch: {reason}; use lens.run.")
     if len(wanted) > 1:
         formula(pipe)
-    loop = Preparing(pipe, family_for(pipe).anatomy, wanted)
+    loop = Preparing(pipe, anatomy, wanted)
     restore = loop.install()
     try:
         pipe(**keywords)

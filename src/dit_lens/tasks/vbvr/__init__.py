@@ -11,7 +11,7 @@ from dit_lens.tasks.files import BrokenFileError
 from dit_lens.tasks.vbvr.bench import Bench, Skipped, Summary
 from dit_lens.tasks.vbvr.evaluate import score
 from dit_lens.tasks.vbvr.join import join
-from dit_lens.tasks.vbvr.layout import Entry
+from dit_lens.tasks.vbvr.layout import SampleEntry
 from dit_lens.tasks.vbvr.sample import VbvrSample
 from dit_lens.tasks.vbvr.scores import read_scores
 
@@ -20,7 +20,7 @@ vbvr = Bench
 __all__ = [
     "Bench",
     "BrokenFileError",
-    "Entry",
+    "SampleEntry",
     "Skipped",
     "Summary",
     "VbvrSample",

@@ -14,7 +14,7 @@ from dit_lens.tasks.files import BrokenFileError
 from dit_lens.tasks.vbvr import layout
 from dit_lens.tasks.vbvr.evaluate import score
 from dit_lens.tasks.vbvr.join import join
-from dit_lens.tasks.vbvr.layout import Entry
+from dit_lens.tasks.vbvr.layout import SampleEntry
 from dit_lens.tasks.vbvr.manifest import Known, read_manifest
 from dit_lens.tasks.vbvr.sample import VbvrSample, metadata_problem, read_sample
 from dit_lens.tasks.vbvr.scores import read_scores
@@ -31,7 +31,7 @@ class Skipped:
         reason: the whole message, with file, reason and remedy.
     """
 
-    entry: Entry
+    entry: SampleEntry
     kind: str
     file: Path
     reason: str
@@ -190,7 +190,7 @@ class Bench:
                 continue
             yield sample
 
-    def read(self, entry: Entry) -> VbvrSample:
+    def read(self, entry: SampleEntry) -> VbvrSample:
         """Read one sample, and note for the summary how it went.
 
         Raises:
@@ -207,7 +207,7 @@ class Bench:
         self._report(entry)
         return sample
 
-    def _report(self, entry: Entry) -> None:
+    def _report(self, entry: SampleEntry) -> None:
         """Warn of what no model is shown, and the evaluator will refuse."""
         self._odd.pop(entry.label, None)
         if problem := metadata_problem(entry.folder):

@@ -24,7 +24,7 @@ EXPECTED = "ROOT/In-Domain_50/G-2_some_task_data-generator/00000/first_frame.png
 
 
 @dataclass(frozen=True)
-class Entry:
+class SampleEntry:
     """Where a sample stands, and what it is called; none of its files has been read.
 
     Attributes:
@@ -78,7 +78,9 @@ def _tasks(split: Path) -> list[Path]:
     return [f for f in folders(split) if _samples(f)]
 
 
-def find(root: Path, split: str | Sequence[str] | None, tasks: str | Sequence[str] | None) -> list[Entry]:
+def find(
+    root: Path, split: str | Sequence[str] | None, tasks: str | Sequence[str] | None
+) -> list[SampleEntry]:
     """List the samples of a benchmark, in order.
 
     Args:
@@ -99,7 +101,7 @@ def find(root: Path, split: str | Sequence[str] | None, tasks: str | Sequence[st
     chosen = _chosen(names(split), there, root)
     wanted = names(tasks)
     found = [
-        Entry(name, task.name, sample.name, sample)
+        SampleEntry(name, task.name, sample.name, sample)
         for name in chosen
         for task in there[name]
         if wanted is None or any(is_task(task.name, w) for w in wanted)

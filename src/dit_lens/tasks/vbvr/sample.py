@@ -12,7 +12,7 @@ from dit_lens.tasks.files import BrokenFileError, check
 from dit_lens.tasks.image import read_image
 from dit_lens.tasks.sample import Frames, Sample
 from dit_lens.tasks.vbvr.files import count_frames, read_prompt
-from dit_lens.tasks.vbvr.layout import Entry
+from dit_lens.tasks.vbvr.layout import SampleEntry
 
 NOT_FETCHED = ("missing file", "git-LFS pointer")
 """Kinds of broken files that are not here at all."""
@@ -59,7 +59,7 @@ class VbvrSample(Sample):
         Raises:
             TaskError: the sample has no folder.
         """
-        from dit_lens.plot.video import read_video
+        from dit_lens.video import read_video
 
         if self.folder is None:
             raise TaskError(f"Sample {self.label} has no folder: read it with vbvr(root).")
@@ -67,7 +67,7 @@ class VbvrSample(Sample):
 
 
 def read_sample(
-    entry: Entry, frames_multiple: int = 1, size_multiple: int = 1, num_frames: int | None = None
+    entry: SampleEntry, frames_multiple: int = 1, size_multiple: int = 1, num_frames: int | None = None
 ) -> VbvrSample:
     """Read and check all files of one sample. The final frame is not shown to a model: it may be missing.
 
