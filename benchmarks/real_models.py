@@ -80,8 +80,7 @@ def wan(size: Size) -> Any:
         from diffsynth.models.wan_video_dit import WanModel
         from diffsynth.pipelines.wan_video import WanVideoPipeline
 
-    from dit_lens.models.codec import LinearCodec
-    from dit_lens.models.text import TextEncoder, Tokenizer
+    from dit_lens.models.organism.modules import LinearCodec, TextEncoder, Tokenizer
 
     pipe = WanVideoPipeline(device=size.device, torch_dtype=size.dtype)
     pipe.tokenizer, pipe.text_encoder = Tokenizer(), TextEncoder(WAN_A14B["text_dim"])

@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dit_lens.errors import PlanError
-from dit_lens.plan.places import At, Spot, at, parse_selector, positions
+from dit_lens.plan.places import At, Spot, positions
+from dit_lens.plan.selectors import at, parse_selector
 
 SPOT = Spot("block", 3, 0.5, 500.0, 7, "high", "cond", 20)
 

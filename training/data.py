@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_lens import tasks
-from dit_lens.models.codec import LinearCodec
-from dit_lens.models.text import TextEncoder, Tokenizer
+from dit_lens.models.organism.modules import LinearCodec, TextEncoder, Tokenizer
 from dit_lens.tasks.canvas import EVAL_SEED
 from dit_lens.tasks.sample import Sample
 

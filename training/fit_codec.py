@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from data import LARGE, SMALL, pixels
-from dit_lens.models.codec import SPACE, TIME, LinearCodec
 from dit_lens.models.organism import LATENT_CHANNELS, TEXT_CHANNELS
-from dit_lens.models.text import WORDS
+from dit_lens.models.organism.modules import SPACE, TIME, WORDS, LinearCodec
 
 
 @dataclass

@@ -21,7 +21,8 @@ from dit_lens.errors import needing
 __version__ = "0.1.0"
 
 _FROM = {
-    "dit_lens.plan.places": ("At", "Spot", "at"),
+    "dit_lens.plan.places": ("At", "Spot"),
+    "dit_lens.plan.selectors": ("at",),
     "dit_lens.errors": ("CaptureError", "DitLensError", "ModelError", "PlanError", "StoreError", "TaskError"),
     "dit_lens.records": (
         *("channel_mean", "channel_variance", "energy", "hidden", "keeps", "latents", "velocity", "x0"),
@@ -58,8 +59,9 @@ if TYPE_CHECKING:
     from dit_lens.lens import Lens, blocks
     from dit_lens.models import load
     from dit_lens.plan.functions import options
-    from dit_lens.plan.places import At, Spot, at
+    from dit_lens.plan.places import At, Spot
     from dit_lens.plan.plan import Plan
+    from dit_lens.plan.selectors import at
     from dit_lens.records import channel_mean, channel_variance, energy, hidden, keeps, latents, velocity, x0
     from dit_lens.store import open_run, open_runs
     from dit_lens.store.run import Run

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import dit_lens as dl
-from dit_lens.families.call import Tokens
 from dit_lens.families.diffsynth.wan import REFUSED, WAN, look
+from dit_lens.families.site import Tokens
 
 
 def keywords(pipe, **more):

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens.plan.arguments import encoding_of, scale_of, seed_of, steps_of
+from dit_lens.engine.request import encoding_of, scale_of, seed_of, steps_of
 from dit_lens.tasks.sample import folder_name
 
 

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens.engine.number_types import fill_of, kept_type
+from dit_lens.engine.recorder import fill_of, kept_type
 from dit_lens.plan.plan import Plan
 from dit_lens.records import keeps
 

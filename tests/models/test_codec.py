@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from dit_lens import tasks
 from dit_lens.errors import TaskError
-from dit_lens.models.codec import LinearCodec
 from dit_lens.models.organism import LATENT_CHANNELS, WEIGHTS
+from dit_lens.models.organism.modules import LinearCodec
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dit_lens import tasks
-from dit_lens.models.text import LENGTH, WORDS, TextEncoder, Tokenizer
+from dit_lens.models.organism.modules import LENGTH, WORDS, TextEncoder, Tokenizer
 
 UNKNOWN, END = WORDS.index("<unknown>"), WORDS.index("<end>")
 PROMPTS = sorted({tasks.make(name, seed).prompt for name in tasks.TASKS for seed in range(8)})

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dit_lens.models.codec import LinearCodec
 from dit_lens.models.organism import LATENT_CHANNELS, WEIGHTS
+from dit_lens.models.organism.modules import LinearCodec
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,8 @@ from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.family import Batching
 from dit_lens.families.latents import apart, together
+from dit_lens.families.patching import traced
 from dit_lens.families.specimen import Specimen
-from dit_lens.families.tracing import traced
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.places import positions
 from dit_lens.plan.plan import Entry, Placed, Plan

@@ -36,9 +36,10 @@ from dit_lens.engine.stages import check_schedule
 from dit_lens.engine.stepper import Stepper
 from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.call import Forward, Schedule, Tokens
+from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.family import Flow
-from dit_lens.families.tracing import traced
+from dit_lens.families.patching import traced
+from dit_lens.families.site import Tokens
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, run_name, versions

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dit_lens.engine.number_types import kept_type
+from dit_lens.engine.recorder import kept_type
 from dit_lens.engine.request import Request
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Sizes

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dit_lens.engine.bits import same_bits
+from dit_lens.engine.recorder import same_bits
 from dit_lens.engine.rows import Where
 from dit_lens.plan.plan import Placed
 

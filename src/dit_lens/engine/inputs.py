@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.call import Tokens
 from dit_lens.families.family import Batching, Prepared
+from dit_lens.families.site import Tokens
 
 if TYPE_CHECKING:
     from dit_lens.engine.request import Request

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart
-from dit_lens.families.tracing import traced
+from dit_lens.families.patching import one_interrupt, traced
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch

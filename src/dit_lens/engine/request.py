@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -9,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from dit_lens import records
+from dit_lens.errors import PlanError
 from dit_lens.families.call import Stage
 from dit_lens.families.specimen import Specimen
-from dit_lens.plan.arguments import encoding_of, scale_of, seed_of, steps_of
 from dit_lens.plan.content import content
-from dit_lens.plan.places import at
+from dit_lens.plan.places import At, is_several, is_truth, whole_number
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import run_name, versions
 from dit_lens.tasks.sample import LONGEST_NAME, Sample
+
+MOST_SEEDS = 1 << 63
+ENCODINGS = ("float32", "codes", "float16")
+"""How bfloat16 states are stored; docs/store-layout.md, "Number types"."""
 
 
 class Request:
@@ -164,7 +169,7 @@ class StageRequest:
 
     def complete(self, plan: Plan) -> Plan:
         """Return a plan with x_s at every step. Where it has x_s at some steps, all are written all the same."""
-        always = Plan.of([(records.latents, at(stream=stream)) for stream in self.layout.latents])
+        always = Plan.of([(records.latents, At(stream=stream)) for stream in self.layout.latents])
         return plan.completed(always.records)
 
     def check(self, over_seeds: bool) -> None:
@@ -213,6 +218,87 @@ class StageRequest:
         return None if self.request.store is None else self.request.store / self.name
 
 
+def seed_of(seed: Any) -> int:
+    """Return a seed as a Python int.
+
+    Raises:
+        PlanError: it is not one whole number from 0 to 2**63 - 1.
+    """
+    number = whole_number(seed)
+    if number is None or not 0 <= number < MOST_SEEDS:
+        several = (
+            " For several seeds, call lens.run once for each, or lens.batch." if is_several(seed) else ""
+        )
+        raise PlanError(f"seed={seed!r}: give one whole number from 0 to 2**63 - 1.{several}")
+    return number
+
+
+def steps_of(steps: Any, default: int) -> int:
+    """Return a number of scheduler steps as a Python int.
+
+    Args:
+        steps: as the user gave them; None for the default.
+        default: of the family.
+
+    Raises:
+        PlanError: it is not a whole number of at least 1.
+    """
+    number = default if steps is None else whole_number(steps)
+    if number is None or number < 1:
+        raise PlanError(f"steps={steps!r}: give a whole number; a run has at least one step.")
+    return number
+
+
+def scale_of(cfg_scale: Any, default: float) -> float:
+    """Return a guidance scale as a Python float.
+
+    Args:
+        cfg_scale: as the user gave it; None for the default.
+        default: of the family.
+
+    Raises:
+        PlanError: it is not one finite number.
+    """
+    if cfg_scale is None:
+        return float(default)
+    number = math.nan
+    if not is_truth(cfg_scale) and not isinstance(cfg_scale, str | bytes) and not is_several(cfg_scale):
+        try:
+            number = float(cfg_scale)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+    if not math.isfinite(number):
+        raise PlanError(
+            f"cfg_scale={cfg_scale!r}: give one finite number; 1 runs the conditional branch alone."
+        )
+    return number
+
+
+def encoding_of(encoding: Any, dtype: str) -> str | None:
+    """Return how bfloat16 states are stored, checked against the model's number type.
+
+    Args:
+        encoding: as the user gave it; None for the default.
+        dtype: name of the model's number type, such as "bfloat16".
+
+    Returns:
+        One of `ENCODINGS`; None where the model holds no bfloat16.
+
+    Raises:
+        PlanError: there is no such encoding, or the model's states are not bfloat16 and would be stored otherwise.
+    """
+    if encoding is not None and encoding not in ENCODINGS:
+        raise PlanError(f"encoding={encoding!r}: one of {', '.join(ENCODINGS)}.")
+    if dtype == "bfloat16":
+        return encoding or "float32"
+    if encoding not in (None, dtype):
+        raise PlanError(
+            f"encoding={encoding!r} is for bfloat16 states, and those of this model are {dtype}, which are stored as they "
+            "are: leave it out."
+        )
+    return None
+
+
 def sample_content(sample: Sample, unnamed: list[str]) -> dict[str, Any]:
     """Return what tells a sample from every other, as plain data."""
     return {
@@ -239,4 +325,4 @@ def warn_unnamed(sentences: Sequence[str]) -> None:
         )
 
 
-__all__ = ["Request", "StageRequest"]
+__all__ = ["Request", "StageRequest", "encoding_of", "scale_of", "seed_of", "steps_of"]

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch
 from dit_lens.errors import StoreError
 from dit_lens.families.call import Forward, Schedule
-from dit_lens.families.tracing import traced
+from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, status

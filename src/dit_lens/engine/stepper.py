@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dit_lens.engine.bits import same_bits
+from dit_lens.engine.recorder import same_bits
 from dit_lens.engine.rows import Moment
 from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError

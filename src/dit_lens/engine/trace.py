@@ -21,16 +21,16 @@ from nnsight.tracing.util import clean_traceback
 from dit_lens.engine import runner
 from dit_lens.engine.body import LOCATION, Body
 from dit_lens.engine.envoys import release, wrap
-from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.engine.request import Request
 from dit_lens.engine.source import capture
 from dit_lens.engine.stages import Call
 from dit_lens.engine.traced import TracedBlock, TracedCall, TracedSite
 from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.families.specimen import Specimen
-from dit_lens.families.tracing import traced
-from dit_lens.plan.places import At, Selector, at
+from dit_lens.plan.places import At, Selector
 from dit_lens.plan.plan import Layout, Placed, Plan
+from dit_lens.plan.selectors import at
 from dit_lens.plan.source import describe_source
 from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample

@@ -87,7 +87,7 @@ class TracedCall:
 
     def module(self, layer: int) -> nn.Module:
         """Return the block of a layer, of the DiT that runs."""
-        return self._specimen.family.anatomy.block_list(self._specimen.dits[self.expert])[layer]
+        return self._specimen.blocks(self._specimen.dits[self.expert])[layer]
 
     def sites(self, stream: str) -> Any:
         """Return a stream's sites by name."""

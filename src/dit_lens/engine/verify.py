@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_lens.engine.batch_rows import rows_of
-from dit_lens.engine.interrupts import one_interrupt
 from dit_lens.engine.pipeline_check import EnoughError
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.stages import Opened, StageLoop, Stages
@@ -23,7 +22,7 @@ from dit_lens.engine.stepper import Latents
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.latents import apart
-from dit_lens.families.tracing import traced
+from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.plan import Layout
 from dit_lens.store import Variable
 from dit_lens.store.run import Run

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dit_lens.engine.bits import same_bits
 from dit_lens.engine.exchange import Exchange
+from dit_lens.engine.recorder import same_bits
 from dit_lens.engine.rows import Moment, Row, Where
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.call import Forward, Tokens
-from dit_lens.families.site import submodule
+from dit_lens.families.call import Forward
+from dit_lens.families.site import Tokens, submodule
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Placed
 
@@ -76,7 +76,7 @@ class Visitor:
         """Put one hook on every module where something is placed or watched, and nowhere else."""
         wanted = self._wanted()
         for expert, dit in dits.items():
-            for layer, block in enumerate(self.specimen.family.anatomy.block_list(dit)):
+            for layer, block in enumerate(self.specimen.blocks(dit)):
                 for stream, sites in self.specimen.sites.items():
                     for name, site in sites.items():
                         where = name, stream, layer

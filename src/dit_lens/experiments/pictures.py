@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from dit_lens import analysis, plot
 from dit_lens.errors import PlanError
-from dit_lens.plan.places import parse_selector, positions
+from dit_lens.plan.places import positions
+from dit_lens.plan.selectors import parse_selector
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:

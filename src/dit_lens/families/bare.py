@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.errors import PlanError
-from dit_lens.families.call import Forward, Tokens
+from dit_lens.families.call import Forward
 from dit_lens.families.diffsynth import common as diffsynth
 from dit_lens.families.early_exit import ending_in
 from dit_lens.families.family import Anatomy, Batching, Calling, Codec, Family, Flow, Prepared
-from dit_lens.families.site import Site
+from dit_lens.families.site import Site, Tokens
 from dit_lens.families.specimen import Specimen
 from dit_lens.tasks.sample import Sample
 

@@ -6,39 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dit_lens.families.site import Tokens
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """How the tokens of one stream stand in a block's hidden state.
-
-    Attributes:
-        grid: (frame, y, x) counts.
-        before: tokens before them, which are not part of the grid, such as a reference's.
-        after: tokens after them, which are not part of the grid either.
-    """
-
-    grid: tuple[int, int, int]
-    before: int = 0
-    after: int = 0
-
-    @property
-    def count(self) -> int:
-        """Number of tokens of the grid."""
-        frame, y, x = self.grid
-        return frame * y * x
-
-    @property
-    def total(self) -> int:
-        """Number of tokens that the hidden state has."""
-        return self.before + self.count + self.after
-
-    @property
-    def part(self) -> slice:
-        """Where the tokens of the grid stand."""
-        return slice(self.before, self.before + self.count)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
-from dit_lens.families.call import Listener, Schedule, Sizes, Stage, Tokens
-from dit_lens.families.site import Site, submodule
+from dit_lens.families.call import Listener, Schedule, Sizes, Stage
+from dit_lens.families.site import Site, Tokens, blocks_of, experts_of, submodule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,14 +62,7 @@ class Anatomy:
         Raises:
             PlanError: the pipeline has none.
         """
-        attributes = {name: getattr(pipe, path, None) for name, path in self.experts.items()}
-        experts = {name: dit for name, dit in attributes.items() if dit is not None}
-        if not experts:
-            paths = ", ".join(self.experts.values())
-            raise PlanError(f"{type(pipe).__name__} holds no model at {paths}.")
-        if len(experts) == 1:
-            experts = {"dit": next(iter(experts.values()))}
-        return experts
+        return experts_of(pipe, self.experts)
 
     def sizes(self, pipe: Any, sample: Sample, keywords: Keywords, stage: int = 0) -> Mapping[str, Sizes]:
         """Return the sizes that a stage of a run will have, by stream."""
@@ -80,7 +73,7 @@ class Anatomy:
 
     def block_list(self, dit: nn.Module) -> Sequence[nn.Module]:
         """Return the blocks of a DiT."""
-        return [block for path in self.blocks for block in self._list(dit, path)]
+        return blocks_of(dit, self.blocks)
 
     def locate(self, dit: nn.Module, layer: int) -> tuple[str, int]:
         """Return the path of the list that a layer stands in, and its place there."""

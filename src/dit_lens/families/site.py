@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.errors import CaptureError
+from dit_lens.errors import CaptureError, PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +22,37 @@ if TYPE_CHECKING:
 
 Item = tuple[int | str, ...]
 """Steps from a module's output (or its arguments) to the tensor: positions, names of fields, keys."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How the tokens of one stream stand in a block's hidden state.
+
+    Attributes:
+        grid: (frame, y, x) counts.
+        before: tokens before them, which are not part of the grid, such as a reference's.
+        after: tokens after them, which are not part of the grid either.
+    """
+
+    grid: tuple[int, int, int]
+    before: int = 0
+    after: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of tokens of the grid."""
+        frame, y, x = self.grid
+        return frame * y * x
+
+    @property
+    def total(self) -> int:
+        """Number of tokens that the hidden state has."""
+        return self.before + self.count + self.after
+
+    @property
+    def part(self) -> slice:
+        """Where the tokens of the grid stand."""
+        return slice(self.before, self.before + self.count)
 
 
 @dataclass(frozen=True)
@@ -147,3 +179,26 @@ def _tensor(value: Any, site: Site) -> Tensor:
         )
     found: Tensor = value
     return found
+
+
+def blocks_of(dit: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
+    """Return the blocks of a DiT, out of its lists of blocks."""
+    return [block for path in paths for block in attrgetter(path)(dit)]
+
+
+def experts_of(pipe: Any, attributes: Mapping[str, str]) -> dict[str, nn.Module]:
+    """Return the experts that a pipeline holds now, by name. One alone is called `dit`.
+
+    Args:
+        pipe: the pipeline.
+        attributes: expert name to the pipeline's attribute.
+
+    Raises:
+        PlanError: the pipeline has none.
+    """
+    experts = {
+        name: dit for name, path in attributes.items() if (dit := getattr(pipe, path, None)) is not None
+    }
+    if not experts:
+        raise PlanError(f"{type(pipe).__name__} holds no model at {', '.join(attributes.values())}.")
+    return {"dit": next(iter(experts.values()))} if len(experts) == 1 else experts

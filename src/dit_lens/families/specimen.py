@@ -13,6 +13,7 @@ from torch import nn
 from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
 from dit_lens.families.identity import fingerprint, identity
+from dit_lens.families.site import blocks_of, experts_of
 
 if TYPE_CHECKING:
     from dit_lens.families.site import Site
@@ -56,7 +57,7 @@ class Specimen:
         Raises:
             PlanError: the pipeline holds none, or one in which a path of the family is not there.
         """
-        experts = self.family.anatomy.dits(self.pipe)
+        experts = experts_of(self.pipe, self.family.anatomy.experts)
         for name, dit in experts.items():
             if dit not in self._checked:
                 self.family.anatomy.check(name, dit)
@@ -71,7 +72,11 @@ class Specimen:
     @property
     def layers(self) -> int:
         """Number of blocks of an expert."""
-        return len(self.family.anatomy.block_list(next(iter(self.dits.values()))))
+        return len(self.blocks(next(iter(self.dits.values()))))
+
+    def blocks(self, dit: nn.Module) -> list[nn.Module]:
+        """Return the blocks of an expert, in the order of the layers."""
+        return blocks_of(dit, self.family.anatomy.blocks)
 
     @property
     def sites(self) -> Mapping[str, Mapping[str, Site]]:

@@ -11,7 +11,8 @@ from typing import Any
 from dit_lens.errors import PlanError
 from dit_lens.plan.functions import Configured, describe, restore
 from dit_lens.plan.names import dims_problem, units_problem, variable_problem
-from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, at, grid_dim, positions
+from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, grid_dim, positions
+from dit_lens.plan.selectors import at
 
 Entry = Callable[..., Any] | tuple[Callable[..., Any], At]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dit_lens.errors import TaskError
-from dit_lens.plan.arguments import whole_number
+from dit_lens.plan.places import whole_number
 from dit_lens.tasks.image import as_rgb
 
 LONGEST_NAME = 100

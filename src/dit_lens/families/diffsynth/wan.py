@@ -7,6 +7,8 @@ tokens stand before the video's. What is not supported, `wan_limits` says.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.call import Forward, Tokens
+from dit_lens.families.call import Forward
 from dit_lens.families.diffsynth.common import (
     facts,
     interceptor,
@@ -26,9 +28,10 @@ from dit_lens.families.diffsynth.common import (
     run_model,
     schedule,
 )
-from dit_lens.families.diffsynth.wan_limits import REFUSED, refuse, refuse_rows
+from dit_lens.families.diffsynth.wan_limits import IMAGES, REFUSED
 from dit_lens.families.family import Anatomy, Batching, Calling, Codec, Family, Flow, Prepared
-from dit_lens.families.site import Site
+from dit_lens.families.patching import refuse_compiled
+from dit_lens.families.site import Site, Tokens
 from dit_lens.tasks.sample import Sample
 
 SITES = {
@@ -87,14 +90,16 @@ def arguments(
 ) -> dict[str, Any]:
     """Return the keywords of the pipeline's call; `extra` is the user's own and wins."""
     batch = not isinstance(sample.prompt, str)
+    assert sample.size is not None  # a sample settles it
+    height, width = sample.size
     own = {
         "prompt": list(sample.prompt) if batch else sample.prompt,
         # One negative prompt a row, so that both branches of a prompt batch have the same rows.
         "negative_prompt": [sample.negative_prompt] * len(sample.prompt) if batch else sample.negative_prompt,
         "input_image": sample.image,
         "seed": seed,
-        "height": sample.height,
-        "width": sample.width,
+        "height": height,
+        "width": width,
         "num_frames": sample.num_frames,
         "num_inference_steps": steps,
         "cfg_scale": cfg_scale,
@@ -110,6 +115,85 @@ def branches(keywords: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the guidance branches that the pipeline will run."""
     guided = keywords["cfg_scale"] != 1.0 or keywords.get("cfg_merge")
     return ("cond", "uncond") if guided else ("cond",)
+
+
+def refuse(pipe: Any, keywords: Mapping[str, Any]) -> None:
+    """Refuse what changes what hooks see, and what the pipeline would get wrong in silence.
+
+    Raises:
+        PlanError: it names the argument or the model, and the reason.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters
+    for name in keywords:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(list(known)[1:])}."
+            raise PlanError(f"{type(pipe).__name__} takes no argument {name!r}: {hint}")
+    for name, reason in REFUSED.items():
+        if keywords.get(name) is not None:
+            raise PlanError(
+                f"{name}={keywords[name]!r} is not supported under tracing: {reason}. Leave it out."
+            )
+    if keywords.get("cfg_merge") and keywords["cfg_scale"] == 1.0:
+        raise PlanError(
+            "cfg_merge=True with cfg_scale=1 leaves two merged branches unguided: drop cfg_merge."
+        )
+    if keywords.get("cfg_merge") or not isinstance(keywords["prompt"], str):
+        refuse_rows(keywords)
+    if getattr(pipe, "use_unified_sequence_parallel", False):
+        raise PlanError(
+            "Sequence parallelism splits the tokens over processes: make the pipeline without use_usp."
+        )
+    if getattr(pipe, "vap", None) is not None:
+        raise PlanError(f"vap is loaded: {REFUSED['vap_video']}. Make the pipeline without it.")
+    for name in ("dit", "dit2"):
+        if (dit := getattr(pipe, name)) is not None:
+            _refuse_dit(name, dit)
+    _need_image(pipe, keywords)
+
+
+def refuse_rows(keywords: Mapping[str, Any]) -> None:
+    """Refuse what the model takes one row of at a time.
+
+    Raises:
+        PlanError: it names the argument.
+    """
+    if keywords.get("camera_control_direction") is not None:
+        raise PlanError(
+            "camera_control_direction: DiffSynth keeps the first row of a batch and drops the others. Use lens.run with one "
+            "prompt, without cfg_merge."
+        )
+
+
+def _refuse_dit(name: str, dit: Any) -> None:
+    """Refuse a model that is not run as WanModel is."""
+    kind = type(dit).__name__
+    if kind != "WanModel":
+        raise PlanError(
+            f"{name} is a {kind}, which the pipeline runs by another function; wan knows WanModel."
+        )
+    if dit.wantodance_enable_global or dit.wantodance_enable_music_inject:
+        raise PlanError(f"{name} is a WanToDance model: {REFUSED['wantodance_keyframes']}.")
+    refuse_compiled(name, dit)
+
+
+def _need_image(pipe: Any, keywords: Mapping[str, Any]) -> None:
+    """Refuse an image-to-video model without its image, or without the encoder that reads it."""
+    dit = pipe.dit
+    if dit is None:
+        return
+    given = [name for name in IMAGES if keywords.get(name) is not None]
+    if dit.require_vae_embedding and dit.in_dim != pipe.vae.model.z_dim and not given:
+        raise PlanError(
+            f"This model takes {dit.in_dim} channels, {pipe.vae.model.z_dim} of latents and the rest of an image: give a "
+            f"sample with an image, or {' or '.join(IMAGES[1:])}."
+        )
+    clip = pipe.image_encoder is not None or "control_video" in given
+    if dit.has_image_input and dit.require_clip_embedding and not clip:
+        raise PlanError(
+            "This model's cross-attention takes its first 257 context tokens for an image's, and the pipeline has no image "
+            "encoder that makes them: the prompt would be read as an image. Load the CLIP image encoder."
+        )
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.call import Forward, Listener, Tokens
+from dit_lens.families.call import Forward, Listener
 from dit_lens.families.diffusers import branches
 from dit_lens.families.diffusers.anatomy import watch_outputs
 from dit_lens.families.diffusers.latents import (
@@ -38,7 +38,7 @@ from dit_lens.families.diffusers.schedulers import draws_noise, is_flow
 from dit_lens.families.diffusers.schedulers import x0 as scheduler_x0
 from dit_lens.families.family import Anatomy
 from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
-from dit_lens.families.site import Item, pick, put
+from dit_lens.families.site import Item, Tokens, pick, put
 
 if TYPE_CHECKING:
     from torch import Tensor

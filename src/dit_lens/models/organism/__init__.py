@@ -59,8 +59,7 @@ def pipeline(weights: Path | str | None = WEIGHTS, device: str = "cpu", dtype: A
         from diffsynth.pipelines.wan_video import WanVideoPipeline
 
     from dit_lens.models import loading
-    from dit_lens.models.codec import LinearCodec
-    from dit_lens.models.text import TextEncoder, Tokenizer
+    from dit_lens.models.organism.modules import LinearCodec, TextEncoder, Tokenizer
 
     dtype = torch.float32 if dtype is None else loading.number_type(dtype)
     pipe = WanVideoPipeline(device=device, torch_dtype=dtype)

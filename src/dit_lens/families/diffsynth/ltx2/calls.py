@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.call import Forward, Listener, Tokens
+from dit_lens.families.call import Forward, Listener
 from dit_lens.families.family import Anatomy
 from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
+from dit_lens.families.site import Tokens
 
 
 def look(keywords: Mapping[str, Any]) -> Forward:

@@ -1,8 +1,9 @@
-"""The organism's codec: linear, with the interface and the geometry of Wan's video VAE.
+"""What the organism's pipeline holds beside its DiT, with the interfaces of Wan's: text side and codec.
 
-Latents are 8x smaller in space and 4x in time, with the first frame alone: 13 frames give 4 latent frames.
-A patch of 8x8 pixels (one frame, or four) is projected on principal components, each scaled to unit variance.
-What it loses, `docs/organism.md` says; a linear codec blurs alike everywhere and invents nothing.
+The text side is a fixed vocabulary with frozen embeddings. The codec is linear: latents are 8x smaller in space and 4x in
+time, with the first frame alone, so that 13 frames give 4 latent frames. A patch of 8x8 pixels (one frame, or four) is
+projected on principal components, each scaled to unit variance. What it loses, `docs/organism.md` says; a linear codec
+blurs alike everywhere and invents nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,44 @@ from torch import Tensor, nn
 from dit_lens.errors import TaskError
 
 SPACE, TIME = 8, 4
+# fmt: off
+WORDS = [
+    "<pad>", "<end>", "<unknown>", "solve", "the", "maze", "go", "to", "one", "goal", "circle", "disc",
+    "square", "complete", "pattern", "roll", "ball", "behind", "bar",
+]
+# fmt: on
+LENGTH = 8
+
+
+class Tokenizer:
+    """Splits a prompt into known words, case and punctuation aside."""
+
+    def __call__(self, prompt: str | list[str] | tuple[str, ...], **_: Any) -> tuple[Tensor, Tensor]:
+        """Return the ids [prompt, token] and their mask, padded to a fixed length."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        ids = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
+        for row, text in enumerate(prompts):
+            words = "".join(c if c.isalnum() else " " for c in text.lower()).split()[: LENGTH - 1]
+            known = [WORDS.index(w) if w in WORDS else WORDS.index("<unknown>") for w in words]
+            ids[row, : len(words) + 1] = torch.tensor([*known, WORDS.index("<end>")])
+        return ids, (ids != 0).long()
+
+
+class TextEncoder(nn.Module):
+    """Looks every word up in a frozen table.
+
+    Args:
+        channels: size of an embedding.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(len(WORDS), channels))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return embeddings [prompt, token, channel] of ids [prompt, token], zero where masked."""
+        table: Tensor = self.table  # type: ignore[assignment]
+        return table[ids] * mask[..., None].to(table.dtype)
 
 
 class LinearCodec(nn.Module):
