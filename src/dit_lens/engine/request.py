@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,9 @@ from dit_lens.families.family import Seen, Stage
 from dit_lens.plan.places import GRID_DIMS, at, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, run_name, status, versions
+from dit_lens.store.names import absolute
 from dit_lens.store.run import Run
+from dit_lens.store.scratch import Scratch
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -65,8 +67,11 @@ class Job:
         self.layout = Layout(
             lens.streams, lens.layers, *size, tuple(lens.dits), family.latents, stage, len(stages)
         )
-        self.root = None if store is None else Path(store)
-        self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        self.root = None if store is None else absolute(store)
+        self.scratch: Scratch | None = None
+        self.lease = (
+            threading.Lock()
+        )  # held while the run is made, so that its writers know of every way it ends
         self._declared = plan
         self._identity: tuple[Plan, dict[str, Any]] | None = None
         self.writer: RunWriter | None = None
@@ -169,7 +174,10 @@ class Job:
         self, watch: Callable[[Call | None], None] | None = None, plan: Callable[[], Plan] | None = None
     ) -> Run:
         """Run the pipeline, writing as it goes."""
+        with self.lease:
+            return self._run(watch, plan)
 
+    def _run(self, watch: Callable[[Call | None], None] | None, plan: Callable[[], Plan] | None) -> Run:
         def settled() -> None:
             if plan is not None:
                 self.declare(plan())
@@ -185,12 +193,14 @@ class Job:
             write_outputs(writers[-1], family.outputs(output, keywords), rates)
             for writer in writers:
                 writer.close()
+            scratch = self.scratch
         finally:
             undo()
             for job in self.stages:
                 if job.writer is not None:
                     job.writer.abort()
-        return Run(writers[-1].path, self.scratch)
+            self.scratch = None  # from here on it goes with the run, not with this job
+        return Run(writers[-1].path, scratch)
 
     def session(self, settled: Callable[[], Any], watch: Callable[[Call | None], None] | None) -> Session:
         """Make the session that drives this stage."""
@@ -207,11 +217,17 @@ class Job:
         samples = len(range(*next(iter(seen.rows.values())).indices(10**9)))
         first = self.stages[0]
         if self.root is None and first.scratch is None:
-            first.scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
-        path = self.path or Path(first.scratch.name) / self.name  # type: ignore[union-attr]  # one of the two is there
+            first.scratch = Scratch()
+        path = self.path or first.scratch.path / self.name  # type: ignore[union-attr]  # one of the two is there
         grids = {stream: tokens.grid for stream, tokens in seen.streams.items()}
         coords = coordinates(self.layout, session.sigmas, session.timesteps, grids)
-        self.writer = RunWriter(path.parent, path.name, self.manifest, coords, durable=self.root is not None)
+        in_store = self.root is not None
+        self.writer = RunWriter(
+            *(path.parent, path.name, self.manifest, coords),
+            durable=in_store,
+            exclusive=in_store,
+            lease=first.lease,
+        )
         recorder = Recorder(self.layout, samples, self.writer, self.encoding)
         committed = self.writer.committed_steps
         if not committed:

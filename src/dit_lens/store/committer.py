@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,13 +37,14 @@ class Committer:
         folder: The run's folder.
         journal: Its journal, locked; the ledger in it is kept up to date.
         durable: Whether a commit waits for the disk.
+        rests_on: Files and folders without which nobody finds the run; durable with the first commit.
     """
 
-    def __init__(self, folder: str, journal: Journal, durable: bool) -> None:
+    def __init__(self, folder: str, journal: Journal, durable: bool, rests_on: Iterable[str] = ()) -> None:
         self._folder, self._journal, self._durable = folder, journal, durable
         self._pending: list[_Written] = []
         self._asked: dict[int, dict[str, Any]] = {}  # steps to commit, in order
-        self._unsynced: set[str] = set()  # metadata that is not durable yet
+        self._unsynced = set(rests_on) if durable else set()  # metadata that is not durable yet
         self._since: float | None = None  # when the first of them was asked for
 
     def write_unit(self, variable: Variable, key: tuple[int, ...], values: np.ndarray) -> None:
@@ -74,7 +75,12 @@ class Committer:
             os.makedirs(folder, exist_ok=True)
             files.write_file(path, data, durable=False)
             if self._durable:
-                self._unsynced |= {path, folder, self._folder, os.path.dirname(self._folder)}
+                self._unsynced |= {path, folder}
+
+    def write_last(self, changed: list[tuple[str, bytes]]) -> None:
+        """Write metadata files, in order, each durable before the next: the last of them says that the run is over."""
+        for path, data in changed:
+            files.write_file(path, data, self._durable)
 
     def commit(self, step: int, info: dict[str, Any]) -> None:
         """Ask for a step to exist. `settle` does it, for several steps at once where they come fast.
@@ -112,9 +118,9 @@ class Committer:
         self._journal.ledger.steps.update(self._asked)
         self._asked, self._unsynced, self._since = {}, set(), None
 
-    def discard(self) -> None:
-        """Remove what was written and not committed."""
+    def end(self) -> None:
+        """Remove what was written and not committed, and let go of the run."""
         for written in self._pending:
-            with suppress(FileNotFoundError):
-                os.unlink(written.path + files.PARTIAL)
+            files.remove_partial(written.path)
         self._pending = []
+        self._journal.close()

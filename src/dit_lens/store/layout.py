@@ -16,6 +16,7 @@ import numpy as np
 
 from dit_lens.errors import StoreError
 from dit_lens.plan.places import DIMS
+from dit_lens.store.names import NAME_BYTES
 
 LAYOUT_VERSION = 1
 STATE_DIMS = ("step", "branch", "layer")
@@ -80,6 +81,8 @@ class Variable:
     def _name_problem(self) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             return "its name is a folder's name: use letters, digits, '_', '-' and '.'"
+        if len(self.name) > NAME_BYTES:
+            return f"its name has {len(self.name)} letters, and a folder's has {NAME_BYTES} at most"
         if self.units in _TIME_UNITS:
             return f"xarray turns units={self.units!r} into time differences; use a symbol, such as 's'"
         return ""
