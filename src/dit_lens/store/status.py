@@ -11,7 +11,6 @@ import numpy as np
 
 from dit_lens.errors import StoreError
 from dit_lens.store.bfloat16 import narrow, survey
-from dit_lens.store.layout import Variable
 from dit_lens.store.metadata import units_asked
 from dit_lens.store.names import absolute
 from dit_lens.store.reader import load_run
