@@ -183,7 +183,7 @@ class RunFolder:
 def _parents_of_new(path: str) -> list[str]:
     """Return the folders that get a new name in them when a folder is made with its parents."""
     parents = []
-    while not os.path.isdir(path):
+    while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
         parents.append(path)
     return parents

@@ -31,7 +31,8 @@ class Worker:
 
     Args:
         max_bytes: How much data may wait. A larger task is let in when nothing else waits.
-        settle: Work that tasks have put off. One that fails is not tried again.
+        settle: Work that tasks have put off. Called once more when something has failed, so it has to know whether
+            that was itself.
         due: In how many seconds `settle` is to be called; None while nothing is put off.
         end: What frees everything that the tasks use; the thread's last act.
         wanted: Whether anybody may still call; an idle thread asks every second.
@@ -147,13 +148,11 @@ class Worker:
 
     def _work(self) -> tuple[str, BaseException] | None:
         """Do tasks until the last one or the first failure; return the failure, with the label of what failed."""
-        label, settling = "start", False
+        label = "commit"
         try:
             last = False
             while not last:
-                settling, label = True, "commit"
                 tasks, last = self._next()
-                settling = False
                 while tasks:
                     task, nbytes, label = tasks.popleft()
                     task()
@@ -161,12 +160,11 @@ class Worker:
                     self._done_bytes += nbytes
                     self._done += 1
                     self._ring()
-            settling, label = True, "commit"
+                label = "commit"
             self._settle()
         except BaseException as error:
-            if not settling:
-                with suppress(BaseException):  # what came before the failure stands
-                    self._settle()
+            with suppress(BaseException):
+                self._settle()  # what came before the failure stands; it does nothing where it is what failed
             return label, error
         return None
 
