@@ -12,17 +12,19 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from dit_lens import tasks
 from dit_lens.errors import DitLensError, TaskError
+from dit_lens.experiments.cache import kept_json, save_json
 from dit_lens.models.options import ModelOptions
 from dit_lens.store import versions
+from dit_lens.store.names import inside
 from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.vbvr import Bench
 
@@ -167,24 +169,23 @@ def each_sample(
     asked = samples(options)
     for sample in tqdm(asked, desc=name, unit="sample"):
         sample = sample.with_(**options.changes)
-        folder = options.out / sample.task / sample.id
-        done, settings = folder / "done.json", {"script": name, **options.settings}
+        folder = inside(options.out, sample.task, sample.id)
+        settings = {"script": name, **options.settings}
         what = [settings, lens.identity(), identity(sample)]
         key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
-        if done.exists() and (known := json.loads(done.read_text()))["key"] == key:
-            found.append(known["numbers"])
-            continue
         folder.mkdir(parents=True, exist_ok=True)
+        make = partial(_numbers, sample, folder, analyse)
         try:
-            numbers = {"task": sample.task, "id": sample.id, **analyse(sample, folder)}
+            found.append(kept_json(folder / "done.json", key, make, settings=settings))
         except Exception as error:
             left_out[f"{sample.task}/{sample.id}"] = report_failure(f"{sample.task}/{sample.id}", error)
-            continue
-        done.write_text(
-            json.dumps({"key": key, "settings": settings, "numbers": numbers}, indent=1, default=_number)
-        )
-        found.append(json.loads(done.read_text())["numbers"])
     return found, left_out | broken(asked)
+
+
+def _numbers(
+    sample: Sample, folder: Path, analyse: Callable[[Sample, Path], dict[str, Any]]
+) -> dict[str, Any]:
+    return {"task": sample.task, "id": sample.id, **analyse(sample, folder)}
 
 
 def identity(sample: Sample) -> list[Any]:
@@ -239,13 +240,5 @@ def write_summary(
         "samples left out": len(left_out),
         **({"left out": left_out} if left_out else {}),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text(json.dumps(counted | summary, indent=1, default=_number) + "\n")
-    manifest = {"command": command, "settings": settings, "versions": versions()}
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1, default=_number) + "\n")
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return str(value)
+    save_json(counted | summary, out / "summary.json")
+    save_json({"command": command, "settings": settings, "versions": versions()}, out / "manifest.json")

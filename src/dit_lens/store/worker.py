@@ -6,6 +6,7 @@ locks, which are C code. Every number is written by one side alone.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import deque
@@ -58,6 +59,7 @@ class Worker:
         self._bell = threading.Lock()  # the thread releases it after every task, for a caller that waits
         self._bell.acquire()
         self._failure: tuple[str, BaseException] | None = None
+        self._ended, self._pid = False, os.getpid()
         # Not joined at exit: a run left open stays incomplete, and its interpreter can end.
         self._thread = threading.Thread(target=self._loop, name=THREAD_NAME, daemon=True)
         self._thread.start()
@@ -102,8 +104,8 @@ class Worker:
     def stop(self) -> None:
         """End the thread after the tasks given so far; never raises for a task that failed."""
         self._hand_over(last=True)
-        while self._thread.is_alive():
-            self._thread.join(_LOOK_AGAIN)
+        self._wait(lambda: False)
+        self._thread.join(_LOOK_AGAIN)
 
     def leave(self) -> None:
         """Let the thread end after the tasks that it has, without waiting for it."""
@@ -112,6 +114,7 @@ class Worker:
     def check(self) -> None:
         """Raise StoreError if a task failed."""
         if self._failure is not None:
+            self._thread.join(_LOOK_AGAIN)  # it has nothing left to do
             label, error = self._failure
             raise StoreError(
                 f"{label}: {type(error).__name__}: {error}. Nothing after it was written; what was committed "
@@ -131,20 +134,25 @@ class Worker:
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         """Return when `ready` says so, or when the thread has ended: then nothing is left to wait for."""
-        while not ready() and self._thread.is_alive():
+        # `Thread.is_alive` is no help: an interrupt in `Thread.join` makes it say no of a thread that runs on. And a
+        # process that was forked off has no thread.
+        while not ready() and not self._ended and os.getpid() == self._pid:
             self._bell.acquire(timeout=_LOOK_AGAIN)
 
     # ---- the thread's side
 
     def _loop(self) -> None:
-        failure = self._work()
-        with suppress(BaseException):  # the run is freed, whatever the disk says now
-            self._end()
-        self._failure = failure  # told only now: who hears of it can open the run again
-        with suppress(queue.Empty):
-            while True:
-                self._inbox.get_nowait()  # the data of what is not done goes now
-        self._ring()
+        try:
+            failure = self._work()
+            with suppress(BaseException):  # the run is freed, whatever the disk says now
+                self._end()
+            self._failure = failure  # told only now: who hears of it can open the run again
+            with suppress(queue.Empty):
+                while True:
+                    self._inbox.get_nowait()  # the data of what is not done goes now
+        finally:
+            self._ended = True
+            self._ring()
 
     def _work(self) -> tuple[str, BaseException] | None:
         """Do tasks until the last one or the first failure; return the failure, with the label of what failed."""
