@@ -207,7 +207,7 @@ def test_a_failed_commit_is_told_although_the_model_is_slow(tmp_path, monkeypatc
     time.sleep(1)
     check_freed()  # nobody had to ask
     assert call.uses == 1
-    with pytest.raises(StoreError, match="commit: OSError.*Input/output"):
+    with pytest.raises(StoreError, match=r"commit: OSError.*Input/output"):
         write_step(writer, 1)
     again = make_writer(tmp_path, durable=False)  # although the first one was not closed
     assert again.committed_steps == set()
@@ -342,19 +342,19 @@ def test_what_a_complete_run_rests_on_is_durable_before_it_says_so(tmp_path, mon
             for name in os.listdir(path):
                 names.add(os.path.join(path, name))
         else:
-            durable[os.stat(path).st_ino] = open(path, "rb").read()
+            durable[os.stat(path).st_ino] = Path(path).read_bytes()
         fsync(fd)
 
     said = []
 
     def check(source, target):
         replace(source, target)
-        if target.endswith("run/zarr.json") and b'"complete"' in open(target, "rb").read():
+        if target.endswith("run/zarr.json") and b'"complete"' in Path(target).read_bytes():
             root = tmp_path / "deep" / "er" / "s.zarr"
             for folder, _, inside in os.walk(root):
                 for file in (os.path.join(folder, name) for name in inside):
                     ours = durable.get(os.stat(file).st_ino)
-                    assert ours == open(file, "rb").read(), file
+                    assert ours == Path(file).read_bytes(), file
                     assert file in names or file == target, file
             for folder in (tmp_path / "deep", tmp_path / "deep" / "er", root, root / "run"):
                 assert str(folder) in names, folder

@@ -6,9 +6,11 @@ locks, which are C code. Every number is written by one side alone.
 
 from __future__ import annotations
 
+import _thread
 import os
 import queue
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,10 +20,16 @@ from dit_lens.errors import StoreError
 THREAD_NAME = "dit_lens-store"
 _WAKE_AT = 8 << 20  # bytes
 _LOOK_AGAIN = 0.05  # seconds after which the caller looks whether the thread is still alive
-_ASK_AGAIN = 1.0  # seconds after which an idle thread asks whether it is still wanted
+_ASK_AGAIN = 0.2  # seconds after which an idle thread asks whether it is still wanted
 
 Task = tuple[Callable[[], None], int, str]
 """What to do, the bytes of data that it holds, and its name in an error."""
+
+
+class _Life:
+    """Something that only the thread holds: it goes with the thread, whatever ends that."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Worker:
@@ -36,7 +44,7 @@ class Worker:
             that was itself.
         due: In how many seconds `settle` is to be called; None while nothing is put off.
         end: What frees everything that the tasks use; the thread's last act.
-        wanted: Whether anybody may still call; an idle thread asks every second.
+        wanted: Whether anybody may still call; an idle thread asks several times a second.
     """
 
     def __init__(
@@ -59,10 +67,13 @@ class Worker:
         self._bell = threading.Lock()  # the thread releases it after every task, for a caller that waits
         self._bell.acquire()
         self._failure: tuple[str, BaseException] | None = None
-        self._ended, self._pid = False, os.getpid()
-        # Not joined at exit: a run left open stays incomplete, and its interpreter can end.
-        self._thread = threading.Thread(target=self._loop, name=THREAD_NAME, daemon=True)
-        self._thread.start()
+        self._ended = self._freed = False
+        self._pid = os.getpid()
+        # Not `threading.Thread`: its `start` and `join` hold locks that an interrupt keeps them from letting go. Nobody
+        # waits for the thread at exit: a run left open stays incomplete, and its interpreter can end.
+        life = _Life()
+        self._life = weakref.ref(life)
+        _thread.start_new_thread(self._loop, (life,))
 
     def submit(self, task: Callable[[], None], nbytes: int, label: str, wake: bool = True) -> None:
         """Queue a task that holds `nbytes` of data; wait only while the queue is full.
@@ -105,7 +116,9 @@ class Worker:
         """End the thread after the tasks given so far; never raises for a task that failed."""
         self._hand_over(last=True)
         self._wait(lambda: False)
-        self._thread.join(_LOOK_AGAIN)
+        if not self._freed:  # the thread was killed before it came to it
+            self._end()
+            self._freed = True
 
     def leave(self) -> None:
         """Let the thread end after the tasks that it has, without waiting for it."""
@@ -114,7 +127,6 @@ class Worker:
     def check(self) -> None:
         """Raise StoreError if a task failed."""
         if self._failure is not None:
-            self._thread.join(_LOOK_AGAIN)  # it has nothing left to do
             label, error = self._failure
             raise StoreError(
                 f"{label}: {type(error).__name__}: {error}. Nothing after it was written; what was committed "
@@ -128,24 +140,29 @@ class Worker:
         """Bytes that wait or are being worked on."""
         return self._given_bytes - self._done_bytes
 
+    @property
+    def _runs(self) -> bool:
+        """Whether the thread has not ended, in whatever way; a process that was forked off has none."""
+        return not self._ended and self._life() is not None and os.getpid() == self._pid
+
     def _hand_over(self, last: bool = False) -> None:
         tasks, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
         self._inbox.put((tasks, last))
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         """Return when `ready` says so, or when the thread has ended: then nothing is left to wait for."""
-        # `Thread.is_alive` is no help: an interrupt in `Thread.join` makes it say no of a thread that runs on. And a
-        # process that was forked off has no thread.
-        while not ready() and not self._ended and os.getpid() == self._pid:
+        while not ready() and self._runs:
             self._bell.acquire(timeout=_LOOK_AGAIN)
 
     # ---- the thread's side
 
-    def _loop(self) -> None:
+    def _loop(self, life: _Life) -> None:
         try:
+            threading.current_thread().name = THREAD_NAME
             failure = self._work()
             with suppress(BaseException):  # the run is freed, whatever the disk says now
                 self._end()
+                self._freed = True
             self._failure = failure  # told only now: who hears of it can open the run again
             with suppress(queue.Empty):
                 while True:
