@@ -20,7 +20,7 @@ from dit_lens.errors import StoreError
 from dit_lens.store import RunWriter, Variable, status
 from dit_lens.store.reader import load_run
 from dit_lens.store.units import load_unit
-from dit_lens.store.worker import THREAD_NAME, Worker
+from dit_lens.store.worker import Worker
 
 STEPS, LAYERS = 6, 2
 MOMENTS = 50
@@ -80,38 +80,47 @@ def check_committed(run):
             np.testing.assert_array_equal(out[0, 0], values_of(step, layer))
 
 
+def a_thread_writes():
+    frames = list(sys._current_frames().values())
+    while frames:
+        if any(frame.f_code is Worker._loop.__code__ for frame in frames):
+            return True
+        frames = [frame.f_back for frame in frames if frame.f_back]
+    return False
+
+
 def no_thread_is_left():
     deadline = time.monotonic() + 5
-    while any(t.name == THREAD_NAME for t in threading.enumerate()) and time.monotonic() < deadline:
+    while a_thread_writes() and time.monotonic() < deadline:
         time.sleep(0.002)
-    return not any(t.name == THREAD_NAME for t in threading.enumerate())
+    return not a_thread_writes()
 
 
-def interrupt_after(delay, times):
-    """Let SIGINT come to this process after a time, and again right after."""
-    left = [times]
+def interrupted(work, delay, times):
+    """Do some work, and interrupt it after a time, and perhaps again right after; return whether that came through."""
+    left, over, came = [times], [], []
 
     def alarm(*_):
         left[0] -= 1
         if left[0]:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(2e-5, 4e-4))
-        raise KeyboardInterrupt
+        if not over:
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGALRM, alarm)
-    signal.setitimer(signal.ITIMER_REAL, delay)
-
-
-def interrupted(work, delay, times):
-    """Do some work with an interrupt; return whether it came through."""
-    came = False
-    interrupt_after(delay, times)
-    # The second one may come only after the work.
-    for part in (work, partial(time.sleep, 0.001), partial(signal.setitimer, signal.ITIMER_REAL, 0)):
+    try:
         try:
-            part()
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            work()
+            over.append(True)
         except KeyboardInterrupt:
-            came = True
-    return came
+            came.append(True)
+            time.sleep(0.001)  # the second one may come only here
+            over.append(True)
+    except KeyboardInterrupt:
+        came.append(True)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return bool(came)
 
 
 def seconds(work):

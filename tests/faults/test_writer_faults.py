@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 
 from dit_lens.errors import StoreError
 from dit_lens.store import RunWriter, Variable, files, open_run, status, verify
-from dit_lens.store.worker import THREAD_NAME
+from dit_lens.store.worker import Worker
 
 STEPS, LAYERS = 3, 2
 SLOW = 30  # seconds: by then a test hangs
@@ -96,7 +95,13 @@ def check_whole(run):
 
 
 def threads():
-    return [t for t in threading.enumerate() if t.name == THREAD_NAME]
+    """Return the frames of threads that write: whatever their name, they run this."""
+    frames = list(sys._current_frames().values())
+    while any(frames):
+        if any(frame.f_code is Worker._loop.__code__ for frame in frames):
+            return frames
+        frames = [frame.f_back for frame in frames if frame.f_back]
+    return []
 
 
 def check_freed(since=None):
@@ -242,8 +247,12 @@ def test_a_folder_that_is_removed_ends_the_run(tmp_path, what, durable):
 def test_a_writer_that_nobody_holds_lets_go(tmp_path):
     writer = make_writer(tmp_path)
     write_step(writer, 0)
+    life = writer._worker._life
     del writer
-    check_freed()
+    deadline = time.monotonic() + 2
+    while life() is not None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert life() is None
     assert status(tmp_path / "run").committed_steps == (0,)
     check_whole(write_run(tmp_path))
 

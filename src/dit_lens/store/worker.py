@@ -14,22 +14,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from dit_lens.errors import StoreError
 
-THREAD_NAME = "dit_lens-store"
 _WAKE_AT = 8 << 20  # bytes
 _LOOK_AGAIN = 0.05  # seconds after which the caller looks whether the thread is still alive
 _ASK_AGAIN = 0.2  # seconds after which an idle thread asks whether it is still wanted
 
 Task = tuple[Callable[[], None], int, str]
 """What to do, the bytes of data that it holds, and its name in an error."""
-
-
-class _Life:
-    """Something that only the thread holds: it goes with the thread, whatever ends that."""
-
-    __slots__ = ("__weakref__",)
 
 
 class Worker:
@@ -71,9 +65,9 @@ class Worker:
         self._pid = os.getpid()
         # Not `threading.Thread`: its `start` and `join` hold locks that an interrupt keeps them from letting go. Nobody
         # waits for the thread at exit: a run left open stays incomplete, and its interpreter can end.
-        life = _Life()
-        self._life = weakref.ref(life)
-        _thread.start_new_thread(self._loop, (life,))
+        body = partial(self._loop)  # only the thread holds it, and no traceback: it goes with the thread
+        self._life = weakref.ref(body)
+        _thread.start_new_thread(body, ())
 
     def submit(self, task: Callable[[], None], nbytes: int, label: str, wake: bool = True) -> None:
         """Queue a task that holds `nbytes` of data; wait only while the queue is full.
@@ -156,9 +150,8 @@ class Worker:
 
     # ---- the thread's side
 
-    def _loop(self, life: _Life) -> None:
+    def _loop(self) -> None:
         try:
-            threading.current_thread().name = THREAD_NAME
             failure = self._work()
             with suppress(BaseException):  # the run is freed, whatever the disk says now
                 self._end()
