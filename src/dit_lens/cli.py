@@ -105,8 +105,10 @@ def _held(path: Path) -> list[str]:
 def main() -> None:
     """Run the command line."""
     try:
-        tyro.extras.subcommand_cli_from_dict({"demo": demo, "info": info})
-        sys.stdout.flush()
+        try:
+            tyro.extras.subcommand_cli_from_dict({"demo": demo, "info": info})
+        finally:
+            sys.stdout.flush()
     except DitLensError as error:
         sys.exit(f"dit-lens: {error}")
     except BrokenPipeError:
