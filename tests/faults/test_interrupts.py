@@ -282,9 +282,8 @@ def test_an_exception_that_another_thread_sends_is_an_interrupt_too(tmp_path):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_run_is_interrupted_at_random_moments(
-    lens, sample, tmp_path, alarms, times, left_behind, tiny_pipe
-):
+def test_a_run_is_interrupted_at_random_moments(sample, tmp_path, alarms, times, left_behind, tiny_pipe):
+    lens = dl.Lens(tiny_pipe())
     options = {"steps": 2, "record": [dl.energy, dl.hidden]}
     whole = lens.run(sample, store=tmp_path / "whole", **options)
     took = seconds(lambda: lens.run(sample, store=tmp_path / "timed", **options))
