@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -62,32 +63,58 @@ def info(store: Annotated[Path, tyro.conf.Positional]) -> None:
     Args:
         store: a store, a folder of stores, or one run.
     """
-    from dit_lens.store import find_runs, status
+    from dit_lens.store.reader import look
+
+    sights = list(look(store))
+    if not sights:
+        raise StoreError(f"{store}: no run is there; give a store, a folder of stores, or one run.")
+    problems = 0
+    for sight in sights:
+        try:
+            if sight.problem:
+                raise StoreError(sight.problem)
+            lines = ["a copy that xarray saved; its values are as they lie there"]
+            lines = lines if sight.is_copy else _held(sight.path)
+            print("\n  ".join([f"{sight.path}: {lines[0]}", *lines[1:]]))
+        except StoreError as error:
+            problems += 1
+            print(f"{sight.path}: damaged: {error}")
+    if problems:
+        raise StoreError(f"{problems} of {len(sights)} runs are damaged, see above")
+
+
+def _held(path: Path) -> list[str]:
+    """Say what a run holds and what it lacks: one line for it, and one for each variable."""
+    from dit_lens.store import status
     from dit_lens.units import human
 
-    paths = list(find_runs(store))
-    if not paths:
-        raise StoreError(f"{store}: no run is there; give a store, a folder of stores, or one run.")
-    for path in paths:
-        found = status(path)
-        size = sum(found.bytes.values())
-        print(f"{path}: {found.status}, {len(found.committed_steps)} steps, {human(size)}")
-        for name, count in found.bytes.items():
-            gone = f", {len(found.missing[name])} units missing" if name in found.missing else ""
-            odd = (
-                f", {found.nan[name]} NaN, {found.inf[name]} Inf"
-                if found.nan[name] or found.inf[name]
-                else ""
-            )
-            print(f"  {name}: {human(count)}{gone}{odd}")
+    found = status(path)
+    units = sum(len(missing) for missing in found.missing.values())
+    lacking = f", {units} units missing" if units else ""
+    lacking += f"; {found.damage}: copy it again, or trace it again" if found.damage else ""
+    size = human(sum(found.bytes.values()))
+    lines = [f"{found.status}, {len(found.committed_steps)} steps, {size}{lacking}"]
+    for name in sorted(found.bytes.keys() | found.missing.keys()):
+        missing = f", {len(found.missing[name])} units missing" if name in found.missing else ""
+        nan, inf = found.nan.get(name, 0), found.inf.get(name, 0)
+        odd = f", {nan} NaN, {inf} Inf" if nan or inf else ""
+        lines.append(f"{name}: {human(found.bytes.get(name, 0))}{missing}{odd}")
+    return lines
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        tyro.extras.subcommand_cli_from_dict({"demo": demo, "info": info})
+        try:
+            tyro.extras.subcommand_cli_from_dict({"demo": demo, "info": info})
+        finally:
+            sys.stdout.flush()
     except DitLensError as error:
         sys.exit(f"dit-lens: {error}")
+    except BrokenPipeError:
+        # Whoever reads has seen enough. What is left in the buffer goes nowhere, so that the exit says nothing either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -75,13 +76,118 @@ def test_what_is_not_committed_is_masked(kit, partial_run):
         ds.video.load()
 
 
-def test_a_torn_journal_reads_to_its_last_commit(kit, run):
-    journal = run / "journal.jsonl"
+def test_a_torn_journal_reads_to_its_last_commit(partial_run):
+    journal = partial_run / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     last = max(n for n, line in enumerate(lines) if line.startswith(b'{"step"'))
     journal.write_bytes(b"".join(lines[:last]) + lines[last][:4])
-    assert status(run).committed_steps == (0, 1, 2)
-    assert open_run(run).hidden.isel(step=3).isnull().all()
+    assert status(partial_run).committed_steps == (0,)
+    assert open_run(partial_run).hidden.isel(step=2).isnull().all()
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "of the version before"])
+@pytest.mark.parametrize("left", [None, 0, 0.5, -1])
+def test_a_complete_run_without_its_whole_journal_is_an_error(kit, run, left, sealed):
+    if not sealed:
+        group = json.loads((run / "zarr.json").read_text())
+        del group["attributes"]["journal"]
+        (run / "zarr.json").write_text(json.dumps(group))
+    assert open_run(run).hidden.notnull().all()
+    journal, lines = run / "journal.jsonl", (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    if left is None:
+        journal.unlink()
+    else:
+        journal.write_bytes(b"".join(lines[: int(left * len(lines)) if left >= 0 else left]))
+    with pytest.raises(StoreError, match=r"complete, but its journal.jsonl (is gone|was cut|lacks)"):
+        open_run(run)
+    assert not status(run).complete and status(run).damage and "journal" in next(iter(verify(run)))
+    kit.write_run(kit.root, name="run-2")
+    with pytest.warns(UserWarning, match=r"left out: .*run-1 says that it is complete"):
+        assert list(open_runs(kit.root).children) == ["run-2"]
+
+
+def test_one_bad_run_does_not_hide_the_good_ones(kit, run, tmp_path):
+    (tmp_path / "deep" / "er" / "and" / "deep" / "er" / "still").mkdir(parents=True)
+    good = tmp_path / "deep" / "er" / "and" / "deep" / "er" / "still" / "t.zarr"
+    kit.write_run(good, steps=range(4), name="good")
+    for n, text in enumerate(["{", "[]", "{}", '{"node_type": "group", "attributes": []}']):
+        (tmp_path / f"bad{n}").mkdir()
+        (tmp_path / f"bad{n}" / "zarr.json").write_text(text)
+    broken = kit.write_run(kit.root, name="run-2") / "zarr.json"
+    group = json.loads(broken.read_text())
+    del group["consolidated_metadata"]["metadata"]["hidden"]["shape"]
+    broken.write_text(json.dumps(group))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    (tmp_path / "loop").symlink_to(tmp_path)
+    os.mkfifo(kit.write_run(kit.root, name="run-3") / "zarr.json.fifo")
+    (kit.root / "run-3" / "zarr.json").unlink()
+    os.rename(kit.root / "run-3" / "zarr.json.fifo", kit.root / "run-3" / "zarr.json")
+    with pytest.warns(UserWarning) as caught:
+        tree = open_runs(tmp_path)
+    assert {leaf.path for leaf in tree.leaves} == {"/s.zarr/run-1", f"/{good.relative_to(tmp_path)}/good"}
+    said = " ".join(str(w.message) for w in caught)
+    assert all(name in said for name in ("bad0", "bad1", "bad2", "bad3", "run-2", "run-3"))
+    assert "foreign" not in said
+
+
+def test_a_copy_that_xarray_saved_gives_its_values(kit, run, tmp_path):
+    open_run(run).to_zarr(tmp_path / "copies" / "masked.zarr")
+    xr.open_zarr(run)[["hidden"]].to_zarr(tmp_path / "copies" / "plain.zarr", consolidated=False)
+    tree = open_runs(tmp_path / "copies")
+    np.testing.assert_array_equal(tree["plain.zarr"].hidden.values, kit.expected("hidden"))
+    np.testing.assert_array_equal(tree["masked.zarr"].video.values, kit.expected("video"))
+    np.testing.assert_array_equal(tree["masked.zarr"].half.values, open_run(run).half.values)
+    with pytest.raises(StoreError, match="a copy of a run that xarray saved"):
+        open_run(tmp_path / "copies" / "plain.zarr")
+
+
+def test_everything_that_is_opened_goes_into_netcdf(kit, run, tmp_path):
+    dataset = open_run(run)
+    dataset.to_netcdf(tmp_path / "all.nc")
+    with xr.open_dataset(tmp_path / "all.nc") as again:
+        for name in dataset.data_vars:
+            np.testing.assert_array_equal(again[name].values, dataset[name].values)
+        assert json.loads(again.attrs["manifest"]) == kit.manifest
+    dataset["hidden"].isel(step=[0]).to_netcdf(tmp_path / "one.nc")
+
+
+def test_what_would_never_end_is_refused(kit, run):
+    journal = run / "journal.jsonl"
+    for file in (run / "hidden" / "c.0.0.0.0.0.0.0", run / "sigma" / "c.0", journal):
+        file.rename(file.with_name("aside"))
+        os.mkfifo(file)
+        with pytest.raises(StoreError, match="no plain file"):
+            open_run(run).hidden.load()
+        file.unlink()
+        file.with_name("aside").rename(file)
+    group = json.loads((run / "zarr.json").read_text())
+    asked = {dim: list(range(10_000)) for dim in ("step", "branch", "layer")}
+    group["consolidated_metadata"]["metadata"]["hidden"]["attributes"]["recorded"] = asked
+    (run / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(StoreError, match="recorded at 1,000,000,000,000 places"):
+        status(run)
+    with pytest.raises(StoreError, match="places"):
+        Variable("h", ("step", "branch", "layer", "x"), (10_000, 10_000, 10_000, 1), unit="state")
+        kit.make_writer(kit.root, name="huge", coords={}).declare(
+            Variable("h", ("step", "layer", "q"), (4, 3, 1), unit="state"),
+            [{"step": [0] * 2000, "layer": [0] * 2000}],
+        )
+
+
+def test_a_path_may_begin_with_a_tilde_or_be_relative(kit, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(open_runs("~/s.zarr").children) == ["run-1"] and status("~/s.zarr/run-1").complete
+    kit.write_run("~/t.zarr")
+    assert (tmp_path / "t.zarr" / "run-1").is_dir()
+    monkeypatch.chdir(tmp_path)
+    relative = open_run("s.zarr/run-1")
+    writer = kit.make_writer("u.zarr")
+    monkeypatch.chdir("/")
+    np.testing.assert_array_equal(relative.hidden.values, kit.expected("hidden"))
+    kit.write_step(writer, 0)
+    writer.close()
+    assert open_run(tmp_path / "u.zarr" / "run-1").hidden[0].notnull().all()
 
 
 def test_status_of_a_whole_and_of_a_partial_run(kit):

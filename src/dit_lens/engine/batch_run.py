@@ -10,7 +10,6 @@ that it was made with.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,10 +19,11 @@ from tqdm import tqdm
 
 from dit_lens.engine.batch_rows import over_seeds, rows_of
 from dit_lens.engine.recorder import Recorder
-from dit_lens.engine.runner import Scratch, coordinates, finished, write_outputs
+from dit_lens.engine.runner import coordinates, finished, write_outputs
 from dit_lens.engine.verify import verify_batch
 from dit_lens.store import RunWriter
 from dit_lens.store.run import Run
+from dit_lens.store.scratch import Scratch
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def run_rows(batch: Batch, progress: str | None = None) -> list[Run]:
     """Make the run of every pair of a batch; see `Batch.run`."""
     requests = batch.requests
-    scratch = None if requests[0].store is not None else tempfile.TemporaryDirectory(prefix="dit_lens_")
-    root = Path(scratch.name) if scratch is not None else requests[0].store
+    scratch = Scratch() if requests[0].store is None else None
+    root = requests[0].store if scratch is None else scratch.path
     assert root is not None
     paths = [root / request.stages[0].name for request in requests]
     firsts = [paths.index(path) for path in paths]  # of the pairs that are the same

@@ -17,7 +17,6 @@ of its own.
 
 from __future__ import annotations
 
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -43,7 +42,9 @@ from dit_lens.families.site import Tokens
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, run_name, versions
+from dit_lens.store.names import absolute
 from dit_lens.store.run import Run
+from dit_lens.store.scratch import Scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,11 +104,11 @@ class Capture:
         plan.check(self.layout)
         plan.check_sources(specimen.fingerprint)
         self._model = specimen.identity()  # before anything of it is wrapped
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
         if store is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="dit_lens_")
-            store = self._scratch.name
-        self._root = Path(store)
+            self._scratch = Scratch()
+            store = self._scratch.path
+        self._root = absolute(store)
         self._cleanup = ExitStack()
         self._stepper: Stepper | None = None
         self._writer: RunWriter | None = None

@@ -17,6 +17,7 @@ from dit_lens.plan.content import content
 from dit_lens.plan.places import At, is_several, is_truth, whole_number
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import run_name, versions
+from dit_lens.store.names import absolute
 from dit_lens.tasks.sample import LONGEST_NAME, Sample
 
 MOST_SEEDS = 1 << 63
@@ -75,7 +76,7 @@ class Request:
         self.arguments = dict(arguments or {})
         self.keywords = self.fresh_keywords()
         calling.refuse(specimen.pipe, self.keywords)
-        self.store = None if store is None else Path(store)
+        self.store = None if store is None else absolute(store)
         passes = (Stage(self.steps, calling.branches(self.keywords)), *calling.later(self.keywords))
         self.stages = [StageRequest(self, number, passes) for number in range(len(passes))]
         self.declare(plan)

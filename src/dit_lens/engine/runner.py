@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,14 +22,12 @@ from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, status
 from dit_lens.store.aside import Aside
 from dit_lens.store.run import Run
+from dit_lens.store.scratch import Scratch
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from dit_lens.engine.request import Request, StageRequest
-
-Scratch = tempfile.TemporaryDirectory[str]
-"""Folder of a run without a store; it goes with the run."""
 
 
 def finished(request: Request) -> Run | None:
@@ -64,14 +62,16 @@ def run(
     specimen, keywords = request.specimen, request.fresh_keywords()
     request.model  # noqa: B018  (it is read before anything is wrapped)
     family, pipe = specimen.family, specimen.pipe
-    scratch = tempfile.TemporaryDirectory(prefix="dit_lens_") if request.store is None else None
-    destinations = [Destination(stage, scratch) for stage in request.stages]
+    scratch = Scratch() if request.store is None else None
+    lease = threading.Lock()
+    destinations = [Destination(stage, scratch, lease) for stage in request.stages]
 
     def settle() -> None:
         if plan is not None:
             request.declare(plan())
 
-    with ExitStack() as cleanup:
+    # The writers know by the lease that somebody is still at work with them, whatever interrupts the cleaning up.
+    with lease, ExitStack() as cleanup:
         cleanup.enter_context(one_interrupt())
         # A trace with a body watches; it has marked the DiTs before nnsight wrapped them.
         if watch is None:
@@ -105,10 +105,11 @@ class Destination:
     Args:
         stage: of the request.
         scratch: folder to write into where there is no store.
+        lease: a lock that is held while the run is made.
     """
 
-    def __init__(self, stage: StageRequest, scratch: Scratch | None) -> None:
-        self.stage, self.scratch = stage, scratch
+    def __init__(self, stage: StageRequest, scratch: Scratch | None, lease: threading.Lock) -> None:
+        self.stage, self.scratch, self._lease = stage, scratch, lease
         self._writer: RunWriter | None = None
         self._aside: Aside | None = None
 
@@ -127,15 +128,22 @@ class Destination:
         """
         stage, request = self.stage, self.stage.request
         samples = len(range(*next(iter(forward.rows.values())).indices(10**9)))
-        path = stage.path or Path(self.scratch.name) / stage.name  # type: ignore[union-attr]  # one of the two is there
+        path = stage.path or self.scratch.path / stage.name  # type: ignore[union-attr]  # one of the two is there
         if request.body is not None and request.store is not None:
             # A body sees all steps, so its run begins anew, whatever stands in the store.
             self._aside = Aside(path)
             path = self._aside.folder
         grids = {stream: tokens.grid for stream, tokens in forward.streams.items()}
         coords = coordinates(stage.layout, schedule, grids)
+        in_store = request.store is not None
         self._writer = RunWriter(
-            path.parent, path.name, stage.manifest, coords, durable=request.store is not None
+            path.parent,
+            path.name,
+            stage.manifest,
+            coords,
+            durable=in_store,
+            exclusive=in_store,
+            lease=self._lease,
         )
         recorder = Recorder(stage.layout, samples, self._writer, request.encoding)
         committed = self._writer.committed_steps

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dit_lens.errors import StoreError
 from dit_lens.store import files
 from dit_lens.store.bfloat16 import survey, to_float16
 from dit_lens.store.journal import Entry, Journal, UnitKey, unit_line
@@ -37,14 +39,16 @@ class Committer:
         folder: The run's folder.
         journal: Its journal, locked; the ledger in it is kept up to date.
         durable: Whether a commit waits for the disk.
+        rests_on: Files and folders without which nobody finds the run; durable with the first commit.
     """
 
-    def __init__(self, folder: str, journal: Journal, durable: bool) -> None:
+    def __init__(self, folder: str, journal: Journal, durable: bool, rests_on: Iterable[str] = ()) -> None:
         self._folder, self._journal, self._durable = folder, journal, durable
         self._pending: list[_Written] = []
         self._asked: dict[int, dict[str, Any]] = {}  # steps to commit, in order
-        self._unsynced: set[str] = set()  # metadata that is not durable yet
+        self._unsynced = set(rests_on) if durable else set()  # metadata that is not durable yet
         self._since: float | None = None  # when the first of them was asked for
+        self._settling = False  # stays where a commit failed
 
     def write_unit(self, variable: Variable, key: tuple[int, ...], values: np.ndarray) -> None:
         """Write one unit's file, counting NaN and Inf and taking the crc32c of its values on the way."""
@@ -71,10 +75,16 @@ class Committer:
         """Write metadata files, which units rest on: the next commit makes them durable."""
         for path, data in changed:
             folder = os.path.dirname(path)
-            os.makedirs(folder, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(folder)
             files.write_file(path, data, durable=False)
             if self._durable:
-                self._unsynced |= {path, folder, self._folder, os.path.dirname(self._folder)}
+                self._unsynced |= {path, folder}
+
+    def write_last(self, changed: list[tuple[str, bytes]]) -> None:
+        """Write metadata files, in order, each durable before the next: the last of them says that the run is over."""
+        for path, data in changed:
+            files.write_file(path, data, self._durable)
 
     def commit(self, step: int, info: dict[str, Any]) -> None:
         """Ask for a step to exist. `settle` does it, for several steps at once where they come fast.
@@ -91,7 +101,18 @@ class Committer:
         return None if self._since is None else max(0.0, self._since + _TOGETHER - time.monotonic())
 
     def settle(self) -> None:
-        """Make the units of the steps asked for exist, and those of no step."""
+        """Make the units of the steps asked for exist, and those of no step.
+
+        Where this fails, it is never tried again: half of it may be done, and a disk that failed to write says so
+        only once.
+
+        Raises:
+            StoreError: If it failed before, or the run's folder was removed.
+            OSError: If the disk refuses.
+        """
+        if self._settling:
+            raise StoreError(f"an earlier commit of {self._folder} failed")
+        self._settling = True
         files.sync_files(sorted(self._unsynced))
         ready = [w for w in self._pending if w.step is None or w.step in self._asked]
         files.publish(list(dict.fromkeys(written.path for written in ready)), self._durable)
@@ -111,10 +132,11 @@ class Committer:
         self._journal.ledger.units.update(units)
         self._journal.ledger.steps.update(self._asked)
         self._asked, self._unsynced, self._since = {}, set(), None
+        self._settling = False
 
-    def discard(self) -> None:
-        """Remove what was written and not committed."""
+    def end(self) -> None:
+        """Remove what was written and not committed, and let go of the run."""
         for written in self._pending:
-            with suppress(FileNotFoundError):
-                os.unlink(written.path + files.PARTIAL)
+            files.remove_partial(written.path)
         self._pending = []
+        self._journal.close()

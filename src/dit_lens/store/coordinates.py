@@ -56,6 +56,10 @@ class Coordinate:
                 f"coordinate {name!r}: {array.dtype} values of shape {array.shape} on dims {dims}; "
                 "give numbers or strings, as a list, an array or (dims, values)"
             )
+        if array.dtype.kind == "O" and (bad := [label for label in array.ravel() if not _is_utf8(label)]):
+            raise StoreError(
+                f"coordinate {name!r}: the label {bad[0]!r} is no valid text; give it another name"
+            )
         units, long_name = _COORD_ATTRS.get(name, ("label" if array.dtype.kind == "O" else "1", name))
         return cls(name, dims, array, {"units": units, "long_name": long_name, **attrs})
 
@@ -84,3 +88,11 @@ class Coordinate:
         for text in (label.encode() for label in self.values.ravel()):
             parts += [len(text).to_bytes(4, "little"), text]
         return name, b"".join(parts)
+
+
+def _is_utf8(label: str) -> bool:
+    try:
+        label.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
+
+from dit_lens.errors import StoreError
 
 PARTIAL = ".partial"
 _SYNCFS_FROM = 6  # from this many files on, one syncfs costs less than an fsync each
 _BUFFERS_AT_ONCE = 512  # IOV_MAX is 1024
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would turn line ends otherwise
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # opening a pipe does not wait for its other end
 
 
 def write_partial(path: str, buffers: Iterable[Any]) -> int:
     """Write C-contiguous buffers, one after another, to `path` + ".partial"; return the number of bytes.
 
-    Buffers are taken as they come, so a generator holds only what it has made.
+    Buffers are taken as they come, so a generator holds only what it has made. What fails is removed.
     """
     total = 0
-    fd = os.open(path + PARTIAL, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    fd = os.open(path + PARTIAL, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
     try:
         batch: list[memoryview] = []
         for buffer in buffers:
@@ -26,22 +32,32 @@ def write_partial(path: str, buffers: Iterable[Any]) -> int:
             if len(batch) == _BUFFERS_AT_ONCE or batch[-1].nbytes >= 1 << 20:
                 total += _write_all(fd, batch)
                 batch = []
-        return total + _write_all(fd, batch)
-    finally:
+        total += _write_all(fd, batch)
+    except BaseException:
         os.close(fd)
+        remove_partial(path)
+        raise
+    os.close(fd)
+    return total
 
 
 def _write_all(fd: int, batch: list[memoryview]) -> int:
     total = sum(view.nbytes for view in batch)
     left = batch
     while left:
-        done = os.writev(fd, left)
-        while left and done >= left[0].nbytes:
-            done -= left[0].nbytes
+        written = os.writev(fd, left) if hasattr(os, "writev") else os.write(fd, left[0])
+        while left and written >= left[0].nbytes:
+            written -= left[0].nbytes
             left = left[1:]
-        if left and done:
-            left = [left[0][done:], *left[1:]]
+        if left and written:
+            left = [left[0][written:], *left[1:]]
     return total
+
+
+def remove_partial(path: str) -> None:
+    """Remove `path` + ".partial" where it can be removed."""
+    with suppress(OSError):
+        os.unlink(path + PARTIAL)
 
 
 def publish(paths: Sequence[str], durable: bool) -> None:
@@ -61,7 +77,30 @@ def publish(paths: Sequence[str], durable: bool) -> None:
 def write_file(path: str, data: bytes, durable: bool) -> None:
     """Write one whole file under its name, or leave what was there."""
     write_partial(path, [data])
-    publish([path], durable)
+    try:
+        publish([path], durable)
+    except BaseException:
+        remove_partial(path)
+        raise
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        StoreError: If the path is a pipe, a device or a folder: reading it might never end.
+        OSError: If it cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY)
+    with open(fd, "rb", buffering=0) as file:
+        check_regular(path, os.fstat(fd))
+        return file.read()
+
+
+def check_regular(path: str | os.PathLike[str], found: os.stat_result) -> None:
+    """Raise StoreError unless a path is a plain file."""
+    if not stat.S_ISREG(found.st_mode):
+        raise StoreError(f"{os.fspath(path)} is no plain file, so it is not read; copy the run again, whole")
 
 
 def sync_files(paths: Sequence[str]) -> None:
@@ -74,7 +113,13 @@ def sync_files(paths: Sequence[str]) -> None:
 
 def sync_path(path: str) -> None:
     """Return when this file's bytes, or this folder's names, are on disk."""
-    fd = os.open(path, os.O_RDONLY)
+    if os.name == "nt":
+        if os.path.isdir(path):
+            return  # Windows opens no folders, and keeps their names in its journal
+        flags = os.O_RDWR | _BINARY  # it flushes only what is open for writing
+    else:
+        flags = os.O_RDONLY
+    fd = os.open(path, flags)
     try:
         os.fsync(fd)
     finally:

@@ -7,7 +7,6 @@ import os
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from dit_lens.errors import StoreError
@@ -17,6 +16,7 @@ from dit_lens.store.journal import Journal
 from dit_lens.store.layout import LAYOUT_VERSION
 from dit_lens.store.manifest import identity_hash, plain
 from dit_lens.store.metadata import Recorded
+from dit_lens.store.tenure import Tenure
 
 
 class RunFolder:
@@ -24,33 +24,33 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        attrs: The group's attributes; `save` writes them.
+        attrs: The group's attributes.
         arrays: `zarr.json` of every array, by name.
         journal: The run's journal, locked.
+        rests_on: Files and folders without which nobody finds the run.
     """
 
     def __init__(
         self,
-        root: Path | str,
-        name: str,
+        path: str,
         manifest: Mapping[str, Any],
         coords: Mapping[str, Coordinate],
         durable: bool,
+        tenure: Tenure,
+        exclusive: bool,
     ) -> None:
-        if not name or name != os.path.basename(name) or name.startswith("."):
-            raise StoreError(
-                f"run name {name!r} is a folder's name: give one without '/' that does not begin with '.'"
-            )
-        self.path = str(Path(root) / name)
+        self.path = path
         self.attrs = _new_attrs(manifest, coords)
         self.arrays: dict[str, dict[str, Any]] = {}
         self._saved = False
         self._final: dict[str, dict[str, Any]] = {}  # arrays whose metadata changes when the run ends
         self._files: list[tuple[str, bytes]] = []  # to be written
-        os.makedirs(self.path, exist_ok=True)
-        if metadata.load_group(root) is None:
-            _make_store(str(root))
-        self.journal = Journal(self.path, durable)
+        self._written: set[str] = set()  # coordinates that lie there, durable
+        root = os.path.dirname(path)
+        self.rests_on = {path, root, os.path.join(root, metadata.FILE), *_parents_of_new(path)}
+        os.makedirs(path, exist_ok=True)
+        _ensure_store(root)
+        self.journal = Journal(path, durable, tenure, exclusive)
         try:
             self._resume()
             self.journal.begin()
@@ -61,38 +61,47 @@ class RunFolder:
             raise
 
     def _resume(self) -> None:
-        group = metadata.load_group(self.path)
+        """Take up what another writer left, if that is this run."""
+        ledger = self.journal.ledger
+        committed = bool(ledger.steps or ledger.units)
+        if not committed and _is_torn(os.path.join(self.path, metadata.FILE)):
+            return
+        group = metadata.load_run_group(self.path)
         if group is None:
             return
-        metadata.check_version(group, self.path)
-        found, ours = group["attributes"], self.attrs["identity_sha256"]
-        if (theirs := found["identity_sha256"]) != ours:
+        previous, own = group["attributes"], self.attrs["identity_sha256"]
+        if (theirs := previous["identity_sha256"]) != own:
             raise StoreError(
-                f"{self.path} holds a run of another manifest (sha256 {theirs[:10]}, this one {ours[:10]}); "
+                f"{self.path} holds a run of another manifest (sha256 {theirs[:10]}, this one {own[:10]}); "
                 "name runs with run_name(identity, prefix), so that two that differ never share a name"
             )
-        if found["status"] == "complete":
+        if previous["status"] == "complete":
             raise StoreError(
                 f"{self.path} is complete: read it with open_run, or remove the folder to make it again"
             )
         for folder, _, names in os.walk(self.path):
             for leftover in (name for name in names if name.endswith(files.PARTIAL)):
                 os.unlink(os.path.join(folder, leftover))
-        self.attrs = found
+        self.attrs = previous
         self.arrays = group["consolidated_metadata"]["metadata"]
+        if committed:
+            self._written = set(self.arrays)
+        else:  # a power cut may have torn any of it
+            self._files = [self._array_file(name, array) for name, array in self.arrays.items()]
 
     def _add_coord(self, coord: Coordinate) -> None:
-        known = self.arrays.get(coord.name)
-        self.declare(coord.name, coord.to_json())
-        if known is None:
+        array = coord.to_json()
+        self.check(coord.name, array)
+        self.add(coord.name, array)
+        if coord.name not in self._written:
             chunk, data = coord.chunk()
             self._files.append((os.path.join(self.path, coord.name, chunk), data))
 
-    def declare(self, name: str, array: dict[str, Any]) -> None:
-        """Add an array; one that is there already must be the same.
+    def check(self, name: str, array: dict[str, Any]) -> None:
+        """Refuse an array that differs from the one of this name, or from the sizes of the run.
 
         Raises:
-            StoreError: If it differs, or its size along a dimension is not that of the run's other arrays.
+            StoreError: If it does.
         """
         if known := self.arrays.get(name):
             array = json.loads(metadata.array_bytes(array))
@@ -103,9 +112,16 @@ class RunFolder:
                 )
             return
         self._check_sizes(name, array)
-        self._files.append((os.path.join(self.path, name, "zarr.json"), metadata.array_bytes(array)))
-        self.arrays[name] = array
-        self._saved = False
+
+    def add(self, name: str, array: dict[str, Any]) -> None:
+        """Add an array that was checked, unless it is there."""
+        if name not in self.arrays:
+            self._files.append(self._array_file(name, array))
+            self.arrays[name] = array
+            self._saved = False
+
+    def _array_file(self, name: str, array: Mapping[str, Any]) -> tuple[str, bytes]:
+        return os.path.join(self.path, name, metadata.FILE), metadata.array_bytes(array)
 
     def _check_sizes(self, name: str, array: Mapping[str, Any]) -> None:
         sizes = dict(zip(array["dimension_names"], array["shape"], strict=True))
@@ -128,13 +144,13 @@ class RunFolder:
         """Return the metadata files that are to be written before anything else, once: path and bytes."""
         if not self._saved:
             data = metadata.group_bytes(self.attrs, self.arrays)
-            self._files.append((os.path.join(self.path, "zarr.json"), data))
+            self._files.append((os.path.join(self.path, metadata.FILE), data))
             self._saved = True
         taken, self._files = self._files, []
         return taken
 
     def set_recorded(self, name: str, recorded: Recorded) -> None:
-        """Say anew what was asked of an array; `finish` writes it.
+        """Say anew what was asked of an array; `final_files` has it.
 
         Until then the first word stands, so that an interrupted run is taken up with the same declaration.
         """
@@ -144,21 +160,57 @@ class RunFolder:
         asked = {"recorded": metadata.recorded_json(variable, recorded)}
         self._final[name] = array | {"attributes": array["attributes"] | asked}
 
-    def finish(self, status: str, nan: Mapping[str, int], inf: Mapping[str, int]) -> None:
-        """Write the final attributes. Not waiting for the disk: all that they speak of is there."""
+    def final_files(self, status: str) -> list[tuple[str, bytes]]:
+        """Return the metadata files that end the run, path and bytes, the one that says so last.
+
+        All that they speak of has to be on disk before they are.
+        """
+        ledger, changed = self.journal.ledger, []
         for name, array in self._final.items():
-            files.write_file(os.path.join(self.path, name, "zarr.json"), metadata.array_bytes(array), False)
             self.arrays[name] = array
-        self.attrs |= {"status": status, "ended": _now(), "nan": dict(nan), "inf": dict(inf)}
+            changed.append(self._array_file(name, array))
+        self.attrs |= {
+            "status": status,
+            "ended": _now(),
+            "nan": ledger.totals("nan"),
+            "inf": ledger.totals("inf"),
+            "journal": self.journal.seal(),
+        }
         data = metadata.group_bytes(self.attrs, self.arrays)
-        files.write_file(os.path.join(self.path, "zarr.json"), data, durable=False)
+        return [*changed, (os.path.join(self.path, metadata.FILE), data)]
 
 
-def _make_store(root: str) -> None:
-    # Several writers may do this at once, so each has a file of its own to rename.
-    mine, data = os.path.join(root, f"zarr.json.{uuid.uuid4().hex}"), metadata.group_bytes({}, None)
-    files.write_file(mine, data, durable=False)
-    os.replace(mine, os.path.join(root, "zarr.json"))
+def _parents_of_new(path: str) -> list[str]:
+    """Return the folders that get a new name in them when a folder is made with its parents."""
+    parents = []
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        parents.append(path)
+    return parents
+
+
+def _ensure_store(root: str) -> None:
+    """Make a folder a zarr group, unless it is one.
+
+    Raises:
+        StoreError: If it is a run, an array or something else that is not to be written over.
+    """
+    file = os.path.join(root, metadata.FILE)
+    group = None if _is_torn(file) else metadata.load_any(root)
+    if group is not None and group["node_type"] == "array":
+        raise StoreError(f"{root} is a zarr array, not a folder of runs; give another folder as the store")
+    if group is None:
+        # Several writers may do this at once, so each has a file of its own to rename.
+        own, data = f"{file}.{uuid.uuid4().hex}", metadata.group_bytes({}, None)
+        files.write_file(own, data, durable=False)
+        os.replace(own, file)
+    elif metadata.LAYOUT_ATTR in group["attributes"]:
+        raise StoreError(f"{root} is a run; give the folder that holds it as the store")
+
+
+def _is_torn(file: str) -> bool:
+    """Return whether a file is what a power cut leaves of one that was not durable: there is nothing in it to lose."""
+    return os.path.isfile(file) and not files.read_file(file).strip(b"\0")
 
 
 def _new_attrs(manifest: Mapping[str, Any], coords: Mapping[str, Coordinate]) -> dict[str, Any]:

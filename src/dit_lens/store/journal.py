@@ -6,16 +6,23 @@ Lines are of three kinds: `{"session": ...}` when a writer opens the run, `{"uni
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import google_crc32c
+
 from dit_lens.errors import StoreError
+from dit_lens.store import files
 from dit_lens.store.layout import STATE_DIMS
+from dit_lens.store.lock import FileLock, LockedError
+from dit_lens.store.tenure import Tenure, free_leftovers, tenures
 
 NAME = "journal.jsonl"
 UnitKey = tuple[str, tuple[int, ...]]
@@ -99,68 +106,134 @@ def _take(line: dict[str, Any], ledger: Ledger, waiting: dict[UnitKey, Entry]) -
 
 def read(folder: str | os.PathLike[str]) -> Ledger:
     """Read the journal of the run in `folder`; one that does not exist yet is empty."""
-    path = os.path.join(folder, NAME)
+    return parse(read_bytes(folder) or b"", os.path.join(folder, NAME))
+
+
+def read_bytes(folder: str | os.PathLike[str]) -> bytes | None:
+    """Return the bytes of the journal of the run in `folder`; None where there is no journal."""
     try:
-        with open(path, "rb") as file:
-            return parse(file.read(), path)
+        return files.read_file(os.path.join(folder, NAME))
     except FileNotFoundError:
-        return Ledger()
+        return None
+
+
+def seal(data: bytes) -> dict[str, Any]:
+    """Return what a complete run says of its journal, so that one that was cut or lost is known."""
+    return {"bytes": len(data), "crc32c": f"{google_crc32c.value(data):08x}"}
 
 
 class Journal:
     """A run's journal, held by one writer: locked while open, changed only from `begin` on.
 
-    The lock is the kernel's (`flock` on the journal itself), so that of a dead process is gone with it.
+    Args:
+        folder: The run's folder.
+        durable: Whether `append` waits for the disk.
+        tenure: Of the writer; what an interrupted writer of this process left locked is freed for it. Default:
+            a new one.
+        exclusive: Whether it is locked. A folder that nobody else can know of needs no lock.
+
+    Raises:
+        StoreError: If another writer has the run, or a line is damaged.
+        OSError: If the file cannot be opened, locked or read.
     """
 
-    def __init__(self, folder: str, durable: bool) -> None:
+    def __init__(
+        self, folder: str, durable: bool, tenure: Tenure | None = None, exclusive: bool = True
+    ) -> None:
         self.path = os.path.join(folder, NAME)
-        self._durable = durable
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._durable, self._tenure = durable, tenure or Tenure(folder, changing=False)
+        # A file object, not a descriptor: where an interrupt comes before it has a name, it closes itself.
+        self._file: io.FileIO | None = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        self.lock = FileLock(self.path, self._file.fileno())
+        self._tenure.journal = self
         try:
-            self._lock()
-            with open(self.path, "rb") as file:
-                self.ledger = parse(file.read(), self.path)
+            if exclusive:
+                self._take_lock(folder)
+            self.ledger = parse(files.read_file(self.path), self.path)
         except BaseException:
             self.close()
             raise
+        self._size = self.ledger.end
 
-    def _lock(self) -> None:
-        import fcntl  # POSIX only: runs are written there, and read anywhere
-
+    def _take_lock(self, folder: str) -> None:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            with open(self.path, "rb") as file:
-                holder = parse(file.read(), self.path).session
+            self.lock.acquire(_lock_files())
+        except LockedError as error:
+            if free_leftovers(folder, self._tenure):
+                return self._take_lock(folder)
+            holder = error.holder or parse(files.read_file(self.path), self.path).session
             raise StoreError(
                 f"{self.path} is locked: this run is being written by pid {holder.get('pid')} on "
                 f"{holder.get('host')} since {holder.get('time')}; "
                 "wait for it, end it, or give this run another seed or plan"
+                + (f". If that process is gone, remove {holder['file']}" if "file" in holder else "")
             ) from error
+        self._check_place()
+        return None
+
+    def _check_place(self) -> None:
+        """Refuse to go on with a file that is no longer the run's journal: its folder was removed."""
+        own = os.fstat(self._descriptor)
+        try:
+            current = os.stat(self.path)
+        except FileNotFoundError:
+            current = None
+        if current is None or (own.st_dev, own.st_ino) != (current.st_dev, current.st_ino):
+            raise StoreError(f"{self.path} was removed or replaced while the run was written")
+
+    @property
+    def _descriptor(self) -> int:
+        if self._file is None:
+            raise StoreError(f"{self.path} is closed")
+        return self._file.fileno()
 
     def begin(self) -> None:
         """Cut the journal back to its last commit, and say who writes from here on."""
-        os.ftruncate(self._fd, self.ledger.end)
+        os.ftruncate(self._descriptor, self.ledger.end)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         session = {"pid": os.getpid(), "host": socket.gethostname(), "time": time}
         self._write([{"session": session}])  # durable with the first commit
 
     def append(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Append lines in one write, and return when they are on disk."""
-        self._write(lines)
-        if self._durable:
-            os.fsync(self._fd)
+        """Append lines in one write, and return when they are on disk; where that fails, none of them stands.
+
+        Raises:
+            StoreError: If the run's folder was removed.
+            OSError: If the disk refuses.
+        """
+        self._check_place()
+        before = self._size
+        try:
+            self._write(lines)
+            if self._durable:
+                os.fsync(self._descriptor)
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, before)
+            raise
 
     def _write(self, lines: Iterable[dict[str, Any]]) -> None:
         text = "".join(
             json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines
         ).encode()
+        size = self._size + len(text)
         while text:
-            text = text[os.write(self._fd, text) :]
+            text = text[os.write(self._descriptor, text) :]
+        self._size = size
+
+    def seal(self) -> dict[str, Any]:
+        """Return what a complete run says of this journal."""
+        self._check_place()
+        return seal(files.read_file(self.path))
 
     def close(self) -> None:
         """Let go of the lock. Calling it again does nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._file is not None:
+            self.lock.release()
+            self._file.close()
+            self._file = None
+
+
+def _lock_files() -> set[str]:
+    """Return the lock files of the journals that this process holds."""
+    return {t.journal.lock.file for t in tenures() if t.journal is not None and not t.over}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dit_lens.errors import StoreError
+from dit_lens.store.names import NAME_BYTES, cut
 
 PACKAGES = (
     *("dit-lens", "numpy", "xarray", "zarr", "numcodecs", "torch", "diffsynth", "diffusers"),
@@ -66,22 +67,24 @@ def canonical_json(value: Any) -> str:
 
 def identity_hash(manifest: Mapping[str, Any]) -> str:
     """Return the sha256, in hex, of a manifest's identity."""
-    identity = manifest.get("identity", manifest)
-    return _hash(identity)
+    return _sha256(manifest.get("identity", manifest))
 
 
 def run_name(identity: Mapping[str, Any], prefix: str) -> str:
     """Return the name of a run: `prefix` and ten hex digits of its identity's sha256.
 
+    A prefix that makes the name longer than a file system takes is cut; the digits stay.
+
     Example:
         >>> run_name({"seed": 7, "steps": 20}, "maze")
         'maze-ff3eb4b4df'
     """
-    return f"{prefix}-{_hash(identity)[:10]}"
+    digits = _sha256(identity)[:10]
+    return f"{cut(prefix, NAME_BYTES - len(digits) - 1)}-{digits}"
 
 
-def _hash(identity: Any) -> str:
-    # A prompt may hold half of a surrogate pair, which strict UTF-8 refuses.
+def _sha256(identity: Any) -> str:
+    # A prompt may hold half of a surrogate pair, which UTF-8 proper has no bytes for.
     return hashlib.sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -7,17 +7,23 @@ zarr-python.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from dit_lens.errors import StoreError
+from dit_lens.store import files
 from dit_lens.store.layout import LAYOUT_VERSION, STATE_DIMS, Variable
 from dit_lens.store.shard import BLOSC
 
 LAYOUT_ATTR = "dit_lens_layout"
+FILE = "zarr.json"
+_MOST_UNITS = 1_000_000
+"""Units of one variable that a run may be asked for: fifty times those of the largest models."""
 Recorded = Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]]]
 
 
@@ -71,7 +77,36 @@ def recorded_json(variable: Variable, recorded: Recorded | None) -> Any:
             f"variable {variable.name!r}: recorded={recorded} must hold positions below the sizes {sizes}; "
             f"{'unknown' if unknown else 'out of range'}: {unknown or outside}"
         )
+    _positions_asked(variable, asked)
     return asked
+
+
+def units_asked(variable: Variable, recorded: Any) -> set[tuple[int, ...]]:
+    """Return the units of a variable that its attribute `recorded` names, by position on its `unit_dims`.
+
+    Raises:
+        StoreError: If it does not name positions, or more than any run has.
+    """
+    parts = recorded if isinstance(recorded, list) else [recorded]
+    return {unit for part in parts for unit in product(*_positions_asked(variable, part))}
+
+
+def _positions_asked(variable: Variable, part: Any) -> list[list[int]]:
+    """Return what one selection asks of each unit dimension, once it is sure to have an end."""
+    try:
+        positions = [part[dim] for dim in variable.unit_dims]
+        count = math.prod(len(p) for p in positions)
+    except (TypeError, KeyError) as error:
+        raise StoreError(
+            f"variable {variable.name!r}: recorded={str(part)[:60]} must name positions on {variable.unit_dims}; "
+            "the run's metadata is damaged"
+        ) from error
+    if count > _MOST_UNITS:
+        raise StoreError(
+            f"variable {variable.name!r}: it is recorded at {count:,} places, and a run has {_MOST_UNITS:,} at most; "
+            "record fewer, or, where this was read from a store, copy the run again"
+        )
+    return positions
 
 
 def array_json(variable: Variable, recorded: Any) -> dict[str, Any]:
@@ -124,26 +159,85 @@ def group_bytes(attrs: Mapping[str, Any], arrays: Mapping[str, Any] | None) -> b
 
 
 def load_group(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the `zarr.json` of a folder, None if there is none or it is no zarr group.
+    """Return the `zarr.json` of a folder with its attributes, None if there is none or it is no zarr group.
 
     Raises:
-        StoreError: If the file is there and is not JSON.
+        StoreError: If the file is there and cannot be read, is not JSON or no zarr metadata.
     """
-    path = os.path.join(folder, "zarr.json")
+    node = load_any(folder)
+    return node if node is not None and node["node_type"] == "group" else None
+
+
+def load_any(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the `zarr.json` of a folder of a zarr group or array, with its attributes; None if there is none.
+
+    Raises:
+        StoreError: If the file is there and cannot be read, is not JSON or no zarr metadata.
+    """
+    path = os.path.join(folder, FILE)
     try:
-        with open(path, "rb") as file:
-            group = json.loads(file.read())
+        node = json.loads(files.read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON ({error}); the run's metadata is damaged") from error
-    return group if isinstance(group, dict) and group.get("node_type") == "group" else None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror})") from error
+    if not isinstance(node, dict) or node.get("node_type") not in ("group", "array"):
+        raise StoreError(f"{path} is JSON, but no zarr v3 metadata; remove it, or copy the run again")
+    if not isinstance(node.setdefault("attributes", {}), dict):
+        raise StoreError(f"{path}: its attributes are no JSON object; the run's metadata is damaged")
+    return node
+
+
+def load_run_group(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the `zarr.json` of a run, checked as far as it is read here; None if there is none.
+
+    Raises:
+        StoreError: If it is of another layout, a copy that xarray saved, or lacks what every run has.
+    """
+    group = load_group(folder)
+    if group is None:
+        return None
+    check_version(group, folder)
+    if is_copy(group):
+        raise StoreError(
+            f"{folder} is a copy of a run that xarray saved, and no run: read it with open_runs or xarray.open_zarr"
+        )
+    attrs, arrays = group["attributes"], group["consolidated_metadata"]["metadata"]
+    for key in ("status", "identity_sha256"):
+        if not isinstance(attrs.get(key), str):
+            raise StoreError(f"{folder}: its {FILE} has no {key!r}; the run's metadata is damaged")
+    for name, array in arrays.items():
+        try:
+            variable_of(name, array)
+            _ = array["dimension_names"], array["shape"], array["data_type"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(
+                f"{folder}: {FILE} does not say what its array {name!r} is ({type(error).__name__}: {error}); the run's "
+                "metadata is damaged"
+            ) from error
+    return group
+
+
+def is_copy(group: Mapping[str, Any]) -> bool:
+    """Return whether a group with a run's attributes was saved by xarray: its chunks lie otherwise.
+
+    A run always has the metadata of all its arrays in one place, and its chunks flat in their folders.
+    """
+    consolidated = group.get("consolidated_metadata")
+    arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
+    if not isinstance(arrays, dict):
+        return True
+    keys = [a.get("chunk_key_encoding") for a in arrays.values() if isinstance(a, dict)]
+    flat = {"name": "default", "configuration": {"separator": "."}}
+    return bool(keys) and all(key != flat for key in keys)
 
 
 def check_version(group: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
     """Raise StoreError unless a run's group has the layout version that this code reads and writes."""
-    if (found := group["attributes"].get(LAYOUT_ATTR)) != LAYOUT_VERSION:
+    if (version := group["attributes"].get(LAYOUT_ATTR)) != LAYOUT_VERSION:
         raise StoreError(
-            f"{folder} has store layout {found!r}, and this dit_lens knows layout {LAYOUT_VERSION} only: "
+            f"{folder} has store layout {version!r}, and this dit_lens knows layout {LAYOUT_VERSION} only: "
             f"use the dit_lens that wrote it (see its manifest), or plain xarray.open_zarr"
         )

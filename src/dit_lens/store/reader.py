@@ -5,8 +5,12 @@ What the journal does not hold is masked, which plain `xarray.open_zarr` cannot 
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +21,77 @@ from xarray.core import indexing
 from dit_lens.errors import StoreError
 from dit_lens.store import journal
 from dit_lens.store.bfloat16 import narrow
+from dit_lens.store.files import check_regular
 from dit_lens.store.layout import Variable
-from dit_lens.store.metadata import LAYOUT_ATTR, check_version, load_group, variable_of
+from dit_lens.store.metadata import (
+    LAYOUT_ATTR,
+    is_copy,
+    load_any,
+    load_group,
+    load_run_group,
+    units_asked,
+    variable_of,
+)
+from dit_lens.store.names import absolute
 from dit_lens.store.units import UnitArray, load_unit
 
-_DEPTH = 4  # how far below a folder stores are looked for
+
+@dataclass(frozen=True)
+class Stored:
+    """A run's metadata and journal, as they lie on disk.
+
+    Attributes:
+        variables: By name.
+        arrays: `zarr.json` of every array, coordinates included.
+        attrs: The group's attributes.
+        ledger: What the journal says.
+        damage: What is wrong with the journal of a complete run; "" where it is whole, or the run is not complete.
+    """
+
+    variables: dict[str, Variable]
+    arrays: dict[str, Any]
+    attrs: dict[str, Any]
+    ledger: journal.Ledger
+    damage: str
 
 
-def load_run(path: Path | str) -> tuple[dict[str, Variable], dict, journal.Ledger]:
-    """Return a run's variables, its group's `zarr.json` and its journal, without reading any data.
+def load_run(path: Path | str) -> Stored:
+    """Return a run's metadata and its journal, without reading any data.
 
     Raises:
-        StoreError: If `path` holds no run, or one of a layout that this code does not know.
+        StoreError: If `path` holds no run, or one of a layout that this code does not know, or a damaged one.
     """
-    group = load_group(path)
-    if group is None or LAYOUT_ATTR not in group["attributes"]:
-        raise StoreError(f"{path} holds no run: {_what_is_there(path)}")
-    check_version(group, path)
-    arrays = group["consolidated_metadata"]["metadata"]
-    found = {name: variable for name, array in arrays.items() if (variable := variable_of(name, array))}
-    return found, group, journal.read(path)
+    path = absolute(path)
+    if not is_run(path):
+        raise StoreError(f"{path} holds no run: {_describe(path)}")
+    group = load_run_group(path)
+    assert group is not None  # it is a run
+    arrays, attrs = group["consolidated_metadata"]["metadata"], group["attributes"]
+    variables = {name: variable for name, array in arrays.items() if (variable := variable_of(name, array))}
+    data = journal.read_bytes(path)
+    ledger = journal.parse(data or b"", os.path.join(path, journal.NAME))
+    damage = _damage(variables, arrays, attrs, data, ledger) if attrs["status"] == "complete" else ""
+    return Stored(variables, arrays, attrs, ledger, damage)
+
+
+def _damage(
+    variables: Mapping[str, Variable],
+    arrays: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    data: bytes | None,
+    ledger: journal.Ledger,
+) -> str:
+    """Say what is wrong with the journal of a complete run, which never changes again; "" if nothing is."""
+    if data is None:
+        return f"its {journal.NAME} is gone" if variables else ""
+    if (sealed := attrs.get("journal")) is not None:
+        return "" if journal.seal(data) == sealed else f"its {journal.NAME} was cut or changed"
+    # Written before runs had a seal. Their recorder asked for nothing that it did not write.
+    for name, variable in variables.items():
+        asked = units_asked(variable, arrays[name]["attributes"]["recorded"])
+        if lacking := sum((name, unit) not in ledger.units for unit in asked):
+            return f"its {journal.NAME} lacks {lacking} of the {len(asked)} units of {name}: it was cut"
+    return ""
 
 
 def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
@@ -47,6 +102,9 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
     it again to see what a writer has added. Every variable carries the model that it is of, as the attribute
     `model_fingerprint`, where the manifest says.
 
+    Attributes are strings and numbers, so that `to_netcdf` takes all of it: `manifest`, `nan`, `inf`, `journal`
+    and `recorded` are JSON text. `Run.attrs`, or `json.loads(dataset.attrs["manifest"])`, has the manifest as data.
+
     Args:
         path: The run's folder, e.g. `runs/maze.zarr/maze-0123456789`.
         keep: Whatever holds the folder in being; every lazy array of the run holds on to it.
@@ -55,21 +113,64 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
         Its variables with their coordinates; `attrs` hold `status`, `manifest` and the rest.
 
     Raises:
-        StoreError: If `path` holds no run of a known layout. Reading raises it for an integer that was not asked
-            for or is not committed, and for a file that is not what the journal says.
+        StoreError: If `path` holds no run of a known layout, or a complete one whose journal was lost or cut. Reading
+            raises it for an integer that was not asked for or is not committed, and for a file that is not what the
+            journal says.
     """
-    variables, group, ledger = load_run(path)
+    path = absolute(path)
+    stored = load_run(path)
+    if stored.damage:
+        raise StoreError(
+            f"{path} says that it is complete, but {stored.damage}: copy the run again, whole, or trace it again "
+            "(plain xarray.open_zarr shows what lies there, unchecked)"
+        )
+    for name in stored.arrays.keys() - stored.variables.keys():
+        _check_coordinate(path, name, stored.arrays[name])
     dataset = xr.open_zarr(path, chunks=None, consolidated=True)
     for coord in dataset.coords.values():
         coord.load()  # labels are small, and read when the folder is sure to be there
-    model = _fingerprint(group["attributes"].get("manifest"))
-    for name, variable in variables.items():
-        committed = {key: entry for (owner, key), entry in ledger.units.items() if owner == name}
+    model = _fingerprint(stored.attrs.get("manifest"))
+    for name, variable in stored.variables.items():
+        committed = {key: entry for (owner, key), entry in stored.ledger.units.items() if owner == name}
         recorded = dataset[name].attrs.get("recorded")
         units = UnitArray(os.path.join(path, name), variable, committed, keep, recorded)
         lazy = indexing.LazilyIndexedArray(units)
-        dataset[name] = xr.Variable(variable.dims, lazy, dataset[name].attrs | model)
+        dataset[name] = xr.Variable(
+            variable.dims, lazy, _flat(dataset[name].attrs | model), _netcdf_encoding(variable)
+        )
+    dataset.attrs = _flat(dataset.attrs)
     return dataset
+
+
+def _check_coordinate(path: Path, name: str, array: Mapping[str, Any]) -> None:
+    """Refuse a coordinate whose file is none: zarr would wait for a pipe, and take a missing one for zeros."""
+    file = os.path.join(path, name, ".".join(["c", *["0"] * len(array["shape"])]))
+    try:
+        check_regular(file, os.stat(file))
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{file} is not there, so {name} has no labels; copy the run again, whole"
+        ) from error
+
+
+def _flat(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return attributes as strings and numbers, the rest as JSON text."""
+    return {
+        key: value
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
+        else json.dumps(value)
+        for key, value in attrs.items()
+    }
+
+
+_NETCDF_DTYPES = {"uint8": "int16", "uint16": "int32", "uint32": "int64", "float16": "float32"}
+"""Number types that some version of netCDF lacks, and the next one that holds all their values."""
+
+
+def _netcdf_encoding(variable: Variable) -> dict[str, Any]:
+    """Say in which number type a variable is saved, by `to_netcdf` and `to_zarr`: no value changes."""
+    dtype = None if variable.encoding == "codes" else _NETCDF_DTYPES.get(variable.stored_dtype.name)
+    return {} if dtype is None else {"dtype": dtype}
 
 
 def _fingerprint(manifest: Any) -> dict[str, str]:
@@ -80,7 +181,10 @@ def _fingerprint(manifest: Any) -> dict[str, str]:
 
 
 def open_runs(path: Path | str) -> xr.DataTree:
-    """Open every run under a folder, lazily.
+    """Open every run under a folder, lazily, at any depth.
+
+    What cannot be opened is left out, with a warning that names it. A copy of a run, or of a part of one, that
+    xarray saved (`to_zarr`) is opened as it is: the journal knows nothing of it, so nothing in it is masked.
 
     Args:
         path: A store, a folder of stores (`runs/`), or a single run.
@@ -90,31 +194,94 @@ def open_runs(path: Path | str) -> xr.DataTree:
         store or a single run, under its name.
 
     Raises:
-        StoreError: If there is no run, or one of a layout that this code does not know.
+        StoreError: If there is no run, or none that can be opened.
     """
-    path = Path(path)
-    base = path.parent if is_run(path) else path
-    found = {run.relative_to(base).as_posix(): open_run(run) for run in find_runs(path)}
-    if not found:
-        raise StoreError(f"{path} holds no run: {_what_is_there(path)}")
-    return xr.DataTree.from_dict(found)
+    path = absolute(path)
+    sights = list(look(path))
+    base = path.parent if [sight.path for sight in sights] == [path] else path
+    datasets: dict[str, xr.Dataset] = {}
+    problems: list[str] = []
+    for sight in sights:
+        try:
+            if sight.problem:
+                raise StoreError(sight.problem)
+            opened = _open_copy(sight.path) if sight.is_copy else open_run(sight.path)
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        datasets[sight.path.relative_to(base).as_posix()] = opened
+    if not datasets:
+        raise StoreError(problems[0] if problems else f"{path} holds no run: {_describe(path)}")
+    for problem in problems:
+        warnings.warn(f"left out: {problem}", stacklevel=2)
+    return xr.DataTree.from_dict(datasets)
+
+
+def _open_copy(path: Path) -> xr.Dataset:
+    try:
+        return xr.open_zarr(path, chunks=None, consolidated=False)
+    except Exception as error:  # whatever zarr and xarray say to metadata that is not ours
+        raise StoreError(f"{path} cannot be opened ({type(error).__name__}: {error})") from error
 
 
 def is_run(path: Path | str) -> bool:
-    """Return whether a folder is a run, of whatever layout version."""
+    """Return whether a folder is a run, of whatever layout version, or a copy of one."""
     group = load_group(path)
     return group is not None and LAYOUT_ATTR in group["attributes"]
 
 
-def find_runs(path: Path | str, depth: int = _DEPTH) -> Iterator[Path]:
-    """Yield the folders of all runs at or under a folder, sorted by name."""
-    path = Path(path)
-    if is_run(path):
-        yield path
-    elif depth and path.is_dir():
-        for child in sorted(path.iterdir()):
-            if child.is_dir() and not child.name.startswith("."):
-                yield from find_runs(child, depth - 1)
+@dataclass(frozen=True)
+class Sight:
+    """Something that was come upon while looking for runs.
+
+    Attributes:
+        path: Its folder.
+        is_copy: Whether it is a copy that xarray saved.
+        problem: Why it cannot be told what it is; "" for a run or a copy.
+    """
+
+    path: Path
+    is_copy: bool = False
+    problem: str = ""
+
+
+def look(path: Path | str) -> Iterator[Sight]:
+    """Go through all runs at or under a folder, at any depth, sorted by name, and what may have been one."""
+    yield from _look(str(absolute(path)), set())
+
+
+def _look(folder: str, seen: set[str]) -> Iterator[Sight]:
+    real = os.path.realpath(folder)
+    if real in seen or not os.path.isdir(folder):
+        return
+    seen.add(real)  # links may lead back
+    try:
+        metadata = load_any(folder)
+        names = sorted(os.listdir(folder))
+    except (StoreError, OSError) as error:
+        problem = (
+            str(error) if isinstance(error, StoreError) else f"{folder} cannot be read ({error.strerror})"
+        )
+        yield Sight(Path(folder), problem=problem)
+        return
+    if metadata is not None and LAYOUT_ATTR in metadata["attributes"]:
+        yield Sight(Path(folder), is_copy=is_copy(metadata))
+    elif metadata is None or metadata["node_type"] == "group":
+        for name in names:
+            if not name.startswith("."):
+                yield from _look(os.path.join(folder, name), seen)
+
+
+def find_runs(path: Path | str) -> Iterator[Path]:
+    """Yield the folders of all runs at or under a folder, at any depth, sorted by name.
+
+    What has damaged metadata is left out, with a warning that names it.
+    """
+    for sight in look(path):
+        if sight.problem:
+            warnings.warn(f"left out: {sight.problem}", stacklevel=2)
+        elif not sight.is_copy:
+            yield sight.path
 
 
 def read_codes(path: Path | str, variable: str, index: Mapping[str, int]) -> np.ndarray:
@@ -131,7 +298,9 @@ def read_codes(path: Path | str, variable: str, index: Mapping[str, int]) -> np.
     Raises:
         StoreError: If the variable has no exact codes, or the unit is not committed.
     """
-    variables, _, ledger = load_run(path)
+    path = absolute(path)
+    stored = load_run(path)
+    variables, ledger = stored.variables, stored.ledger
     found = variables.get(variable)
     if found is None or found.dtype != "bfloat16" or found.encoding == "float16":
         exact = [v.name for v in variables.values() if v.dtype == "bfloat16" and v.encoding != "float16"]
@@ -146,13 +315,14 @@ def read_codes(path: Path | str, variable: str, index: Mapping[str, int]) -> np.
     return (narrow(out) if found.compressed else out).reshape(found.unit_shape)
 
 
-def _what_is_there(path: Path | str) -> str:
-    path = Path(path)
+def _describe(path: Path) -> str:
+    """Say what a folder holds that was taken for a run."""
     if not path.exists():
         return "there is no such folder"
     if not path.is_dir():
         return "it is a file; give the folder that holds zarr.json"
-    if runs := [str(run.relative_to(path)) for run in find_runs(path)][:3]:
+    runs = [str(sight.path.relative_to(path)) for sight in islice(look(path), 3) if not sight.problem]
+    if runs:
         return f"it is a folder of runs ({', '.join(runs)}, ...); use open_runs, or open one of them"
     names = sorted(child.name for child in path.iterdir())[:5]
     return f"it holds {names or 'nothing'}; give a run, a store or a folder of stores that RunWriter wrote"

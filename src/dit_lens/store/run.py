@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,17 @@ import numpy as np
 
 from dit_lens.errors import StoreError
 from dit_lens.store import RunStatus, open_run, status
+from dit_lens.store.names import absolute
 from dit_lens.tasks.sample import Frames
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from dit_lens.store.scratch import Scratch
+
+
+JSON_ATTRS = ("manifest", "nan", "inf", "journal")
+"""Attributes of a run that are more than a string or a number."""
 
 
 class Run:
@@ -25,8 +32,8 @@ class Run:
             run nor any lazy array of it is held.
     """
 
-    def __init__(self, path: Path, scratch: tempfile.TemporaryDirectory[str] | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, scratch: Scratch | None = None) -> None:
+        self.path = absolute(path)
         self._scratch = scratch
         self._dataset: xr.Dataset | None = None
 
@@ -53,12 +60,10 @@ class Run:
                 f"{self.path.name} holds no {name!r}, only {', '.join(self.names)}: record it in a new run."
             )
         array = self.dataset[name]
-        asked = array.attrs.get("recorded", {})
-        return (
-            array.isel({d: v for d, v in asked.items() if d in array.dims})
-            if isinstance(asked, dict)
-            else array
-        )
+        recorded = json.loads(array.attrs.get("recorded", "{}"))
+        if not isinstance(recorded, dict):
+            return array
+        return array.isel({dim: positions for dim, positions in recorded.items() if dim in array.dims})
 
     @property
     def stages(self) -> list[Run]:
@@ -81,8 +86,9 @@ class Run:
 
     @property
     def attrs(self) -> dict[Any, Any]:
-        """The run's attributes, its manifest among them."""
-        return dict(self.dataset.attrs)
+        """The run's attributes, its manifest among them, as data; in `dataset` they are JSON text."""
+        data = {key: json.loads(self.dataset.attrs[key]) for key in JSON_ATTRS if key in self.dataset.attrs}
+        return self.dataset.attrs | data
 
     @property
     def status(self) -> RunStatus:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dit_lens.errors import StoreError
 from dit_lens.store.bfloat16 import narrow, survey
-from dit_lens.store.layout import Variable
+from dit_lens.store.metadata import units_asked
+from dit_lens.store.names import absolute
 from dit_lens.store.reader import load_run
 from dit_lens.store.units import load_unit
 
@@ -23,13 +22,15 @@ class RunStatus:
     """What stands in a run's journal, against what its plan asked for.
 
     Attributes:
-        complete: Whether the run was closed as complete and nothing that was asked for is missing.
+        complete: Whether the run was closed as complete, its journal is whole, and nothing that was asked for is
+            missing.
         status: The run's own word: `complete`, `incomplete`, or what `close` was given.
         committed_steps: The committed steps, sorted.
         missing: Per variable, the positions of units that were asked for and are not committed.
         nan: Per variable, how many NaN its committed units hold.
         inf: The same for infinities.
         bytes: Per variable, the size of its committed files.
+        damage: What is wrong with the journal of a complete run; "" where nothing is.
     """
 
     complete: bool
@@ -39,6 +40,7 @@ class RunStatus:
     nan: dict[str, int] = field(default_factory=dict)
     inf: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    damage: str = ""
 
 
 def status(path: Path | str) -> RunStatus:
@@ -47,28 +49,24 @@ def status(path: Path | str) -> RunStatus:
     Raises:
         StoreError: If `path` holds no run of a known layout.
     """
-    variables, group, ledger = load_run(path)
-    arrays = group["consolidated_metadata"]["metadata"]
+    stored = load_run(path)
+    ledger = stored.ledger
     missing: dict[str, list[dict[str, int]]] = {}
-    for name, variable in variables.items():
-        asked = _asked(variable, arrays[name]["attributes"]["recorded"])
-        if lacking := [unit for unit in asked if (name, unit) not in ledger.units]:
+    for name, variable in stored.variables.items():
+        asked = units_asked(variable, stored.arrays[name]["attributes"]["recorded"])
+        if lacking := sorted(unit for unit in asked if (name, unit) not in ledger.units):
             missing[name] = [dict(zip(variable.unit_dims, unit, strict=True)) for unit in lacking]
-    said = group["attributes"]["status"]
+    said = stored.attrs["status"]
     return RunStatus(
-        complete=said == "complete" and not missing,
+        complete=said == "complete" and not missing and not stored.damage,
         status=said,
         committed_steps=tuple(sorted(ledger.steps)),
         missing=missing,
         nan=ledger.totals("nan"),
         inf=ledger.totals("inf"),
         bytes=ledger.totals("bytes"),
+        damage=stored.damage,
     )
-
-
-def _asked(variable: Variable, recorded: Any) -> list[tuple[int, ...]]:
-    parts = recorded if isinstance(recorded, list) else [recorded]
-    return sorted({unit for part in parts for unit in product(*(part[dim] for dim in variable.unit_dims))})
 
 
 def verify(path: Path | str) -> Iterator[str]:
@@ -77,9 +75,12 @@ def verify(path: Path | str) -> Iterator[str]:
     Raises:
         StoreError: If `path` holds no run of a known layout.
     """
-    variables, _, ledger = load_run(path)
-    for (name, unit), entry in sorted(ledger.units.items()):
-        variable = variables[name]
+    path = absolute(path)
+    stored = load_run(path)
+    if stored.damage:
+        yield f"{path} says that it is complete, but {stored.damage}"
+    for (name, unit), entry in sorted(stored.ledger.units.items()):
+        variable = stored.variables[name]
         out = np.empty(variable.chunk_shape, variable.stored_dtype)
         folder = os.path.join(path, name)
         try:

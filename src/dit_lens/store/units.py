@@ -14,6 +14,7 @@ from xarray.core import indexing
 
 from dit_lens.errors import StoreError
 from dit_lens.store.bfloat16 import widen_into
+from dit_lens.store.files import check_regular
 from dit_lens.store.journal import Entry
 from dit_lens.store.layout import STATE_DIMS, Variable
 from dit_lens.store.shard import decompress, read_compressed
@@ -145,12 +146,13 @@ def load_unit(
     """
     path = os.path.join(folder, variable.chunk_name(unit))
     try:
-        size = os.stat(path).st_size
+        found = os.stat(path)
     except FileNotFoundError as error:
         raise StoreError(
             f"{path} is committed in the journal but not there; copy the run again, whole"
         ) from error
-    if size != entry.bytes:
+    check_regular(path, found)
+    if (size := found.st_size) != entry.bytes:
         raise StoreError(
             f"{path} has {size} bytes, the journal says {entry.bytes}; copy the run again, or trace it again"
         )

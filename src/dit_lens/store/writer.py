@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,8 @@ from dit_lens.store.journal import UnitKey
 from dit_lens.store.layout import Variable
 from dit_lens.store.manifest import plain
 from dit_lens.store.metadata import Recorded, array_json, recorded_json
+from dit_lens.store.names import NAME_BYTES, absolute
+from dit_lens.store.tenure import Tenure
 from dit_lens.store.worker import Worker
 
 _QUEUE_BYTES = 256 << 20
@@ -40,10 +43,14 @@ class RunWriter:
         coords: Coordinates by name: values, `(dims, values)` or `(dims, values, attrs)`; labels are strings.
         durable: Whether a commit waits (in the background) until the disk has it. Without, a power cut may
             spoil committed steps; a killed process does not.
+        exclusive: Whether the run is locked. A folder that nobody else can know of needs no lock.
+        lease: A lock that the caller holds, by `with lease:`, around all that it does with the writer. A run
+            whose lease is let go is freed for the next try, even where an interrupt kept `close` and `abort` from
+            being called. Default: the run is freed when the writer is closed, or no longer referenced.
 
     Raises:
         StoreError: If the name is taken by a complete run, by one of another manifest or layout, or by one
-            that another process is writing.
+            that another process is writing; if the folder cannot be written.
 
     Example:
         >>> coords = {"step": range(2), "sigma": ("step", [1.0, 0.5])}
@@ -62,19 +69,37 @@ class RunWriter:
         coords: Mapping[str, CoordLike],
         *,
         durable: bool = True,
+        exclusive: bool = True,
+        lease: threading.Lock | None = None,
     ) -> None:
+        self._closed = True  # until it is open
         parsed = {key: Coordinate.of(key, given) for key, given in coords.items()}
-        self._folder = RunFolder(root, name, manifest, parsed, durable)
-        self._ledger = self._folder.journal.ledger
-        self._committer = Committer(
-            self._folder.path, self._folder.journal, durable
-        )  # used by the worker only
-        self._worker = Worker(_QUEUE_BYTES, self._committer.settle, self._committer.due)
+        path = _run_folder(root, name)
+        self._tenure = Tenure(path, lease)
+        try:
+            self._folder = RunFolder(path, manifest, parsed, durable, self._tenure, exclusive)
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be opened for writing ({type(error).__name__}: {error}); mend that, or give another store"
+            ) from error
+        journal = self._folder.journal
+        self._ledger = journal.ledger
+        # Used by the thread alone, which frees the run when it ends, however it ends.
+        self._committer = Committer(path, journal, durable, self._folder.rests_on)
+        self._worker = Worker(
+            _QUEUE_BYTES,
+            self._committer.settle,
+            self._committer.due,
+            self._committer.end,
+            partial(getattr, self._tenure, "wanted"),
+        )
+        self._tenure.worker = self._worker
+        weakref.finalize(self, self._tenure.give_up).atexit = False
         self._variables: dict[str, Variable] = {}
         self._open: set[UnitKey] = set()  # units given since the last commit
         self._given = set(self._ledger.steps)  # steps whose commit was asked for
-        self._closed = False
         self._save()
+        self._closed = self._tenure.changing = False
 
     @property
     def path(self) -> Path:
@@ -99,8 +124,12 @@ class RunWriter:
             StoreError: If it is declared otherwise already, or does not fit the run's coordinates.
         """
         self._check_open()
-        self._folder.declare(variable.name, array_json(variable, recorded_json(variable, recorded)))
+        array = array_json(variable, recorded_json(variable, recorded))
+        self._folder.check(variable.name, array)
+        self._tenure.changing = True
+        self._folder.add(variable.name, array)
         self._variables[variable.name] = variable
+        self._tenure.changing = False
 
     def write(self, name: str, index: Mapping[str, int], values: np.ndarray) -> None:
         """Give one unit to the background thread. The values are not copied: leave them alone from here on.
@@ -129,10 +158,12 @@ class RunWriter:
             raise StoreError(
                 f"{label} was written before; a unit is written once, before its step is committed"
             )
-        self._save()
         task = partial(self._committer.write_unit, variable, key, values)
+        self._tenure.changing = True
+        self._save()
         self._worker.submit(task, values.nbytes, label, wake=False)
         self._open.add((name, key))
+        self._tenure.changing = False
 
     def set_coord(self, name: str, values: Any) -> None:
         """Replace a coordinate's values, e.g. the `expert` of each step, with the next commit or `close`.
@@ -151,12 +182,13 @@ class RunWriter:
                 f"coordinate {name} of {self.path} is {known['data_type']} of shape {known['shape']}, "
                 f"its new values are {now['data_type']} of shape {now['shape']}; give as many of that kind"
             )
-        self._save()
         chunk, data = coord.chunk()
         path = os.path.join(self._folder.path, name, chunk)
-        self._worker.submit(
-            partial(self._committer.write_plain, path, data), len(data), f"coordinate {name}", wake=False
-        )
+        task = partial(self._committer.write_plain, path, data)
+        self._tenure.changing = True
+        self._save()
+        self._worker.submit(task, len(data), f"coordinate {name}", wake=False)
+        self._tenure.changing = False
 
     def set_recorded(self, name: str, recorded: Recorded) -> None:
         """Say anew what was asked of a variable, where that is known only in the end; `close` writes it.
@@ -191,11 +223,13 @@ class RunWriter:
             raise StoreError(
                 f"step {step} of {self.path} is committed already; on resume, skip committed_steps"
             )
-        self._save()
         task = partial(self._committer.commit, int(step), plain(dict(info or {}), "info"))
+        self._tenure.changing = True
+        self._save()
         self._worker.submit(task, 0, f"commit of step {step}")
         self._given.add(int(step))
         self._open = {unit for unit in self._open if unit[1] and unit[1][0] != step}
+        self._tenure.changing = False
 
     def flush(self) -> None:
         """Return when all that was given so far is written, and committed where that was asked for.
@@ -204,16 +238,15 @@ class RunWriter:
             StoreError: If some of it could not be written.
         """
         self._check_open()
-        self._finish()
+        self._tenure.changing = True
+        self._save()
+        self._worker.submit(self._committer.settle, 0, "commit")
+        self._worker.join()
+        self._tenure.changing = False
 
     def _save(self) -> None:
         if changed := self._folder.take_files():
             self._worker.submit(partial(self._committer.write_metadata, changed), 0, "metadata", wake=False)
-
-    def _finish(self) -> None:
-        self._save()
-        self._worker.submit(self._committer.settle, 0, "commit")
-        self._worker.join()
 
     def close(self, status: str = "complete") -> None:
         """Write what waits, then the status, the time and the totals. Closing again does nothing.
@@ -225,26 +258,31 @@ class RunWriter:
         if self._closed:
             return
         try:
+            self._check_open()
             self._worker.join()  # what went wrong there comes first
             if lost := sorted({key[0] for _, key in self._open if key}):
                 raise StoreError(
                     f"{self.path}: units of steps {lost} were written; call commit_step for them"
                 )
-            self._finish()
-            self._folder.finish(status, self._ledger.totals("nan"), self._ledger.totals("inf"))
+            self._tenure.changing = True
+            self._save()
+            self._worker.submit(partial(self._end, status), 0, "end of the run")
+            self._worker.join()
         finally:
             self.abort()
+
+    def _end(self, status: str) -> None:
+        """Make the run say that it is over, in the thread: after all data, and after the journal."""
+        self._committer.settle()
+        self._committer.write_last(self._folder.final_files(status))
 
     def abort(self) -> None:
         """Stop, and leave the run incomplete: commits that were asked for are done, the rest is removed."""
         if self._closed:
             return
-        self._closed = True
-        with suppress(StoreError):  # it was raised by the call that it kept from working
-            self._finish()
+        self._tenure.changing = True
         self._worker.stop()
-        self._committer.discard()
-        self._folder.journal.close()
+        self._closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -262,3 +300,26 @@ class RunWriter:
             raise StoreError(
                 f"the writer of {self.path} is closed; make a new RunWriter to go on with the run"
             )
+        if self._tenure.changing:
+            self._worker.check()
+            raise StoreError(
+                f"a call of the writer of {self.path} was interrupted, so nobody knows what it has written: abort it, and "
+                "make a new RunWriter to go on with the run"
+            )
+
+
+def _run_folder(root: Path | str, name: str) -> str:
+    """Return the folder of a run, the same for every way in which the store can be named.
+
+    Raises:
+        StoreError: If the name is no folder's name.
+    """
+    if not name or name != os.path.basename(name) or name.startswith(".") or "\0" in name:
+        raise StoreError(
+            f"run name {name!r} is a folder's name: give one without '/' that does not begin with '.'"
+        )
+    if len(os.fsencode(name)) > NAME_BYTES:
+        raise StoreError(
+            f"run name {name[:40]!r}... has over {NAME_BYTES} bytes: make it with run_name, which cuts it"
+        )
+    return os.path.join(os.path.realpath(absolute(root)), name)

@@ -1,0 +1,112 @@
+"""Folders of runs for which no store was asked: gone with the run, and with the process however it ends.
+
+The folder of one run goes when nobody holds the run or one of its arrays. All folders of a process lie in one, which
+goes at exit and at SIGTERM; what a killed process left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import uuid
+import weakref
+from pathlib import Path
+from typing import Any
+
+from dit_lens.store.lock import process_lives
+
+_PREFIX = "dit_lens_"
+_COLLECT_FROM = 8  # from this many folders on, some may only wait for the garbage collector
+
+
+class _Parent:
+    """The folder of this process that holds all others."""
+
+    def __init__(self) -> None:
+        self.path: str | None = None
+        self.pid = 0
+        self.scratches: weakref.WeakSet[Scratch] = weakref.WeakSet()
+        self.collect_at = _COLLECT_FROM
+
+    def get(self) -> str:
+        """Return the folder; make it first where this process has none."""
+        if self.path is None or self.pid != os.getpid() or not os.path.isdir(self.path):
+            _remove_leftovers()
+            self.pid = os.getpid()  # a process that was forked off has its own
+            self.path = tempfile.mkdtemp(prefix=f"{_PREFIX}{_host()}_{self.pid}_")
+            atexit.register(self.remove)
+            _at_sigterm(self.remove)
+        return self.path
+
+    def remove(self) -> None:
+        """Remove the folder, with all that is in it."""
+        if self.path is not None and self.pid == os.getpid():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def collect(self) -> None:
+        """Let those folders go that only cycles hold, before there are many."""
+        if len(self.scratches) >= self.collect_at:
+            gc.collect()
+            self.collect_at = max(_COLLECT_FROM, 2 * len(self.scratches))
+
+
+_PARENT = _Parent()
+
+
+class Scratch:
+    """One temporary folder; it goes with the last reference to this object.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self) -> None:
+        _PARENT.collect()
+        self.path = Path(_PARENT.get()) / uuid.uuid4().hex[:12]
+        self.path.mkdir()
+        self._finalizer = weakref.finalize(self, _remove, str(self.path), os.getpid())
+        _PARENT.scratches.add(self)
+
+    def remove(self) -> None:
+        """Remove the folder now."""
+        self._finalizer()
+
+
+def _remove(path: str, pid: int) -> None:
+    if pid == os.getpid():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _host() -> str:
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40]
+
+
+def _remove_leftovers() -> None:
+    """Remove what processes of this host left that were killed."""
+    parent = tempfile.gettempdir()
+    start = f"{_PREFIX}{_host()}_"
+    for name in os.listdir(parent):
+        pid = name.removeprefix(start).partition("_")[0]
+        if name.startswith(start) and pid.isdigit() and not process_lives(int(pid)):
+            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+
+
+def _at_sigterm(work: Any) -> None:
+    """Do something before SIGTERM ends this process, where nobody else handles that signal."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+
+    def end(number: int, frame: Any) -> None:
+        work()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
