@@ -7,11 +7,10 @@ write `store.zarr` with the runs, and `TASK/ID/` (of VBVR-Bench `SPLIT/TASK/ID/`
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,11 @@ from tqdm import tqdm
 
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiments import keys
-from dit_lens.experiments.cache import kept, save
+from dit_lens.experiments.cache import kept, kept_json, save
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
 from dit_lens.experiments.samples import draw, folder_of
-from dit_lens.experiments.summary import report_failure, to_json, write_summary
+from dit_lens.experiments.summary import report_failure, write_summary
 from dit_lens.tasks.pairs import by_shape, label
 from dit_lens.tasks.sample import Sample, folder_name
 
@@ -190,42 +189,19 @@ def each_sample(
     numbers, left_out = [], {}
     for sample in tqdm(drawn, desc=name, unit="sample"):
         folder, key = folder_of(options.out, sample), keys.key(made_by, [sample])
-        if (finished := _finished(folder / "done.json", key)) is not None:
-            numbers.append(finished)
-            continue
         folder.mkdir(parents=True, exist_ok=True)
+        make, settings = partial(_numbers, sample, folder, analyse), {"script": name, **options.settings}
         try:
-            analysed = {"task": sample.task, "id": sample.id, **analyse(sample, folder)}
+            numbers.append(kept_json(folder / "done.json", key, make, settings=settings))
         except Exception as error:
             left_out[label(sample)] = report_failure(label(sample), error)
-            continue
-        settings = {"script": name, **options.settings}
-        text = to_json({"key": key, "settings": settings, "numbers": analysed})
-        _write_whole(folder / "done.json", text)
-        numbers.append(json.loads(text)["numbers"])
     return numbers, left_out | drawn.left_out
 
 
-def _finished(path: Path, key: str) -> dict[str, Any] | None:
-    """Return the numbers that an earlier command left; None where they are others, or the file is torn."""
-    try:
-        cached = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    if (
-        not isinstance(cached, dict)
-        or cached.get("key") != key
-        or not isinstance(cached.get("numbers"), dict)
-    ):
-        return None
-    numbers: dict[str, Any] = cached["numbers"]
-    return numbers
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    part.write_text(text)
-    os.replace(part, path)
+def _numbers(
+    sample: Sample, folder: Path, analyse: Callable[[Sample, Path], dict[str, Any]]
+) -> dict[str, Any]:
+    return {"task": sample.task, "id": sample.id, **analyse(sample, folder)}
 
 
 def compare(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from dit_lens.errors import DitLensError
+from dit_lens.experiments.cache import save_json
 from dit_lens.experiments.options import Options
 from dit_lens.store import versions
 
@@ -38,9 +37,8 @@ def write_summary(
     if not options.draws_scenes:
         settings["task"] = options.source
     manifest = {"command": command, "settings": settings, "versions": versions()}
-    options.out.mkdir(parents=True, exist_ok=True)
     for name, data in (("summary", {**counted, **summary}), ("manifest", manifest)):
-        (options.out / f"{name}.json").write_text(to_json(data) + "\n")
+        save_json(data, options.out / f"{name}.json")
 
 
 def report_failure(what: str, error: Exception) -> str:
@@ -61,12 +59,3 @@ def rate(hits: Sequence[bool]) -> dict[str, Any]:
         return {"n": 0}
     interval = binomtest(k, n).proportion_ci(method="wilson")
     return {"n": n, "rate": k / n, "interval_95": [float(interval.low), float(interval.high)]}
-
-
-def to_json(data: Any) -> str:
-    """Return plain data, arrays and numpy numbers among it, as JSON."""
-    return json.dumps(data, indent=1, default=_plain)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
