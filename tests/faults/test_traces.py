@@ -522,28 +522,33 @@ from conftest import make_pipe
 from PIL import Image
 sample = dl.Sample(prompt="a", image=Image.new("RGB", (32, 32)), num_frames=5)
 lens = dl.Lens(make_pipe())
-for fail in (9, int(sys.argv[2]), 9):
-    if fail != 9 and os.fork():
-        os.wait()
-        continue
-    os.environ["FAIL_AT"] = str(fail)  # no value that the body reads: the runs have one name
-    with lens.trace(sample, steps=2, store=sys.argv[1]) as tr:
-        tr.record(dl.energy)
-        for call in tr.calls(branch="cond"):
-            call.block(0).output.sum()
-            if str(call.step) == os.environ["FAIL_AT"]:
-                os.kill(os.getpid(), 9)
-    names = sorted(p.name for p in pathlib.Path(sys.argv[1]).iterdir() if p.is_dir())
-    print(tr.run.complete, len(names), flush=True)
+with lens.trace(sample, steps=2, store=sys.argv[1]) as tr:
+    tr.record(dl.energy)
+    for call in tr.calls(branch="cond"):
+        call.block(0).output.sum()
+        if str(call.step) == os.environ["FAIL_AT"]:  # no value that the body reads: the runs have one name
+            os.kill(os.getpid(), 9)
+names = sorted(p.name for p in pathlib.Path(sys.argv[1]).iterdir() if p.is_dir())
+print(tr.run.complete, len(names), flush=True)
 """
 
 
 def test_a_killed_trace_leaves_the_complete_run_and_is_swept(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    command = [sys.executable, str(script), str(tmp_path / "runs"), "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=WITH_TESTS)
-    assert done.stdout.split("\n")[:2] == ["True 1", "True 1"], done.stdout + done.stderr
+    command = [sys.executable, str(script), str(tmp_path / "runs")]
+    printed = []
+    for step in ("never", "1", "never"):
+        environment = {**WITH_TESTS, "FAIL_AT": step}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        assert (done.returncode == -signal.SIGKILL) == (step == "1"), done.stderr
+        printed.append(done.stdout.strip())
+        if step == "1":
+            runs = [
+                dl.Run(p) for p in (tmp_path / "runs").iterdir() if p.is_dir() and ".partial" not in p.name
+            ]
+            assert [run.complete for run in runs] == [True]
+    assert printed == ["True 1", "", "True 1"]
 
 
 # ---- how it is written
