@@ -212,7 +212,7 @@ def _compare_row(run: Run, latents: Latents, exact: bool) -> None:
             continue
         size = float(np.sqrt(np.square(stored).mean()))
         limit = CLOSE.get(str(x.dtype).removeprefix("torch."), 1e-2) * max(size, 1e-6)
-        if float(np.sqrt(np.square(now - stored).mean())) > limit:
+        if not float(np.sqrt(np.square(now - stored).mean())) <= limit:  # so NaN differs too
             raise changed(run, name, 1)
 
 

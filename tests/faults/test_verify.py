@@ -1,0 +1,77 @@
+"""A name is checked: what it cannot see shows in the first step of the run that a store hands out."""
+
+import numpy as np
+import pytest
+
+import dit_lens as dl
+
+PLAN = {"steps": 3, "cfg_scale": 2.0}
+
+
+@pytest.fixture
+def other_attention(monkeypatch):
+    """Replace the attention function of DiffSynth's module, which no name of a run shows."""
+    from diffsynth.models import wan_video_dit
+
+    plain = wan_video_dit.flash_attention
+
+    def replace():
+        monkeypatch.setattr(
+            wan_video_dit, "flash_attention", lambda *args, **options: 0.9 * plain(*args, **options)
+        )
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    "record", [[], [dl.energy], [(dl.hidden, dl.at(layer=1, step=2))]], ids=["nothing", "energy", "late"]
+)
+def test_a_replaced_attention_is_caught_when_a_run_is_taken(
+    tiny_pipe, sample, tmp_path, other_attention, record
+):
+    lens = dl.Lens(tiny_pipe())
+    lens.run(sample, store=tmp_path, record=record, **PLAN)
+    other_attention()
+    with pytest.raises(dl.StoreError, match="asked for again, and is not what this model makes now"):
+        lens.run(sample, store=tmp_path, record=record, **PLAN)
+
+
+def test_it_is_caught_in_a_run_of_one_step_and_in_a_batch(tiny_pipe, sample, tmp_path, other_attention):
+    lens, pairs = dl.Lens(tiny_pipe()), [(sample, 0), (sample, 1)]
+    lens.run(sample, store=tmp_path / "one", steps=1)
+    lens.batch(pairs, store=tmp_path / "rows", record=[dl.energy], **PLAN).run()
+    lens.batch(pairs, store=tmp_path / "bare rows", **PLAN).run()
+    other_attention()
+    with pytest.raises(dl.StoreError, match="video of step 0 differs"):
+        lens.run(sample, store=tmp_path / "one", steps=1)
+    for store in ("rows", "bare rows"):
+        record = [dl.energy] if store == "rows" else []
+        with pytest.raises(dl.StoreError, match="not what this model makes now"):
+            lens.batch(pairs, store=tmp_path / store, record=record, **PLAN).run()
+
+
+def test_a_process_checks_the_first_run_of_a_store_all_or_none(tiny_pipe, sample, tmp_path, other_attention):
+    lens = dl.Lens(tiny_pipe())
+    runs = [lens.run(sample, seed, store=tmp_path, **PLAN) for seed in (0, 1)]
+    assert lens.run(sample, 0, store=tmp_path, **PLAN).path == runs[0].path  # the first is checked, and right
+    other_attention()
+    assert lens.run(sample, 1, store=tmp_path, **PLAN).path == runs[1].path
+    assert lens.run(sample, 1, store=tmp_path, verify="never", **PLAN).path == runs[1].path
+    with pytest.raises(dl.StoreError, match="not what this model makes now"):
+        lens.run(sample, 1, store=tmp_path, verify="always", **PLAN)
+    with pytest.raises(dl.PlanError, match="verify='sometimes'"):
+        lens.run(sample, 1, store=tmp_path, verify="sometimes", **PLAN)
+
+
+def test_a_check_changes_nothing_and_leaves_nothing_behind(
+    tiny_pipe, sample, tmp_path, run_bare, left_behind
+):
+    pipe = tiny_pipe()
+    before = run_bare(pipe, sample, steps=3, cfg_scale=2.0)
+    lens = dl.Lens(pipe)
+    edit = [(dl.add_noise(scale=0.5), dl.at(site="latents")), (dl.scale(factor=0.5), dl.at(layer=1))]
+    record = [dl.energy, dl.x0, dl.velocity, dl.hidden]
+    first = lens.run(sample, store=tmp_path, record=record, edit=edit, **PLAN)
+    again = lens.run(sample, store=tmp_path, record=record, edit=edit, verify="always", **PLAN)
+    assert again.path == first.path and left_behind(pipe) == []
+    assert np.array_equal(run_bare(pipe, sample, steps=3, cfg_scale=2.0), before)
