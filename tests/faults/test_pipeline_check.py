@@ -1,5 +1,7 @@
 """A batch is the pipeline's loop, or refuses."""
 
+import functools
+
 import pytest
 import torch
 
@@ -27,6 +29,7 @@ def test_what_a_pipeline_does_between_its_calls_shows(pipe_and_lens, sample, wha
     kind = type(pipe)
 
     class Planted(kind):
+        @functools.wraps(kind.__call__)
         def __call__(self, *args, **keywords):
             step = self.scheduler.step
             self.scheduler.step = PLANTED[what](step)
