@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from PIL import Image
+
+from dit_lens.experiments.script import run_script
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # as the summaries name their command
 EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
@@ -110,4 +111,4 @@ def publish(name: str, out: Path, docs: Path, figures: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

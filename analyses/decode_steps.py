@@ -9,13 +9,11 @@ and the noise schedule; over samples: how many are solved at each step.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 import xarray as xr
 
 import dit_lens as dl
@@ -23,6 +21,7 @@ from dit_lens import analysis
 from dit_lens.experiments.cache import save
 from dit_lens.experiments.options import PictureOptions
 from dit_lens.experiments.pictures import believed, choose
+from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import each_sample
 from dit_lens.experiments.summary import rate, write_summary
 
@@ -92,4 +91,4 @@ def _by_step(values: xr.DataArray) -> list[tuple[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

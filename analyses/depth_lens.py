@@ -22,7 +22,6 @@ for each row, step, layer and readout. --layers and --vis-steps make all of it l
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -31,7 +30,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import tyro
 import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
@@ -47,10 +45,10 @@ from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import draw as draw_samples
 from dit_lens.experiments.samples import folder_of, noise_seeds, pairs_of, training_samples
+from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.tasks.pairs import label
-from dit_lens.tasks.sample import folder_name
 
 Maps = Mapping[tuple[str, int], tuple[Tensor, Tensor]]
 """Weight [channel, channel] and bias [channel] by (expert, layer)."""
@@ -97,7 +95,7 @@ def main(options: Options) -> int:
     for sample in shown[: options.sheets]:
         read = once(
             options,
-            f"sheet-{folder_name(sample.task)}-{folder_name(sample.id)}",
+            f"sheet-{sample.task}-{sample.id}",
             lens,
             [sample],
             lambda sample=sample: sheet(lens, sample, layers, maps, options),
@@ -287,4 +285,4 @@ def draw(read: xr.Dataset, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

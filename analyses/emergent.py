@@ -25,13 +25,11 @@ model sees the first frame at every layer, so that these states could hold it ne
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import tyro
 import xarray as xr
 
 import dit_lens as dl
@@ -42,6 +40,7 @@ from dit_lens.experiments.clean_runs import clean_runs
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.samples import pairs_of, training_samples
+from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.tasks import explore
@@ -308,4 +307,4 @@ FLOORED = ("candidates", "off_path", "on_path", "hidden_ball", "keeps_colour", "
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

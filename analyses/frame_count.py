@@ -11,13 +11,11 @@ So the differences between numbers of frames hold the seed's own scatter, too; -
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 import xarray as xr
 from tqdm import tqdm
 
@@ -25,6 +23,7 @@ import dit_lens as dl
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.samples import draw, pairs_of
+from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import compare, study
 
 
@@ -88,4 +87,4 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

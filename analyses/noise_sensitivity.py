@@ -25,13 +25,11 @@ the model.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 import xarray as xr
 from torch import Tensor
 
@@ -45,6 +43,7 @@ from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, arms_as, headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
@@ -281,4 +280,4 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

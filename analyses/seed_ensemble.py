@@ -13,13 +13,11 @@ a range hold the same state from there on: averaging a whole range equals averag
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import tyro
 import xarray as xr
 
 import dit_lens as dl
@@ -30,6 +28,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
@@ -151,4 +150,4 @@ def conclude(measured: Measured, options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

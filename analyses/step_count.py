@@ -9,14 +9,12 @@ whether the long ones are those that gain from steps.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
 import xarray as xr
 from tqdm import tqdm
 
@@ -26,6 +24,7 @@ from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import compare, study
 from dit_lens.tasks import explore
 
@@ -120,4 +119,4 @@ def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

@@ -10,13 +10,11 @@ maps.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 import xarray as xr
 
 import dit_lens as dl
@@ -24,6 +22,7 @@ from dit_lens.experiments.cache import save
 from dit_lens.experiments.options import PictureOptions
 from dit_lens.experiments.pictures import choose, held
 from dit_lens.experiments.samples import draw
+from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import each_sample
 from dit_lens.experiments.summary import write_summary
 
@@ -80,4 +79,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    run_script(main, Options)

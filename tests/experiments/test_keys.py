@@ -1,5 +1,6 @@
 """A key changes with whatever changes the result, and with nothing else."""
 
+import ast
 import functools
 import os
 import shutil
@@ -175,13 +176,16 @@ def test_samples_count_by_all_that_a_model_and_a_scorer_see(sample):
         sample.with_(negative_prompt="blurry"),
         sample.with_(image=one),
         sample.with_(image=other),
-        sample.with_(image=Image.fromarray(pixels)),
+        sample.with_(image=Image.fromarray(pixels + 1)),
         sample.with_(truth=np.zeros((2, 48, 32, 3), np.uint8)),
         sample.with_(scorer=lambda video: dl.Score(True, 1.0, "a")),
         sample.with_(scorer=lambda video: dl.Score(True, 0.5, "a")),
         sample.with_(num_frames=13),
     ]
     assert len({keys.key("", [s]) for s in samples}) == len(samples)
+    # A model sees RGB: black is black, whichever palette says so.
+    black = sample.with_(image=Image.fromarray(pixels))
+    assert keys.key("", [black]) == keys.key("", [sample.with_(image=one)])
     assert keys.key("", [dl.tasks.circle(7)]) == keys.key("", [dl.tasks.circle(7)])
 
 
@@ -250,7 +254,8 @@ SAME = [
 ]
 OTHER = [
     ("src/dit_lens/engine/batch.py", "at_once: int = 64", "at_once: int = 63"),
-    ("src/dit_lens/experiments/outcomes.py", "(-4, -3, -2, -1)", "(-3, -2, -1)"),
+    ("src/dit_lens/engine/outcomes.py", "(-4, -3, -2, -1)", "(-3, -2, -1)"),
+    ("src/dit_lens/analysis/cka_kernels.py", "KERNEL_BYTES = 2**26", "KERNEL_BYTES = 2**27"),
     ("analyses/noise_sensitivity.py", '"same energy")', '"equal energy")'),
 ]
 
@@ -284,6 +289,52 @@ def test_what_a_measurement_reaches_in_the_library_makes_new_blocks(copy, unchan
     assert ask(copy)[0] != unchanged[0]
 
 
+def test_what_counts_whole_uses_nothing_of_the_library_that_does_not():
+    library = Path(dl.__file__).parent
+    files = [f for f in library.rglob("*.py") if _counts_whole(f.relative_to(library).with_suffix("").parts)]
+    assert len(files) > 50
+    others = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dit_lens."):
+                others |= {node.module} if not _counts_whole(node.module.split(".")[1:]) else set()
+    assert others <= {"dit_lens.errors", "dit_lens.units"}  # texts alone
+
+
+def _counts_whole(parts):
+    return any(".".join(parts[: n + 1]) in keys.WHOLE for n in range(len(parts)))
+
+
+def test_a_library_function_that_holds_a_measurement_does_not_hide_it():
+    def placed(factor):
+        return keys.reachable(dl.scale(factor=factor)), keys.reachable(functools.partial(dl.hidden, factor))
+
+    assert len({*placed(1.0), *placed(2.0)}) == 4
+
+
+def test_a_study_that_has_run_has_the_key_that_it_had_before(lens, sample):
+    key = functools.partial(keys.maker, "s", StudyOptions(), lens, lambda part: lens.run(part[0], 0, steps=2))
+    before = key()
+    lens.run(sample, 0, steps=2)
+    assert key() == before
+
+
+def test_a_measurement_that_reads_another_model_counts_its_weights(pipe, two_experts):
+    first, other = dl.Lens(pipe), dl.Lens(two_experts)
+    key = functools.partial(keys.maker, "s", StudyOptions(), first, lambda part: other.decode(part))
+    before = key()
+    weight = two_experts.dit2.blocks[0].ffn[0].weight
+    value = weight[0, 0].item()
+    weight.data[0, 0] += 1
+    assert key() != before
+    weight.data[0, 0] = value
+    assert key() == before
+
+
 def test_the_order_in_which_a_store_lists_variables_does_not_matter():
     data = xr.Dataset({"a": ("n", [1, 2]), "b": ("n", [3, 4])}, {"n": [0, 1]})
-    assert keys.content(data) == keys.content(data[["b", "a"]]) != keys.content(data.rename(a="b", b="a"))
+
+    def hashed(held):
+        return keys.reachable(lambda samples: held)
+
+    assert hashed(data) == hashed(data[["b", "a"]]) != hashed(data.rename(a="b", b="a"))

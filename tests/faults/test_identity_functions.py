@@ -1,6 +1,7 @@
 """A function's name says all that it does: other globals, helpers, classes, modules give another run."""
 
 import functools
+import importlib
 import json
 import sys
 import threading
@@ -10,9 +11,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import dit_lens as dl
 from dit_lens.errors import PlanError
+from dit_lens.plan import bytecode
 from dit_lens.plan.content import content
 from dit_lens.plan.functions import describe, restore
 
@@ -314,3 +317,61 @@ def test_arguments_and_seeds_of_other_number_types_are_the_same_run(lens, sample
         for seed, steps, cfg in ((1, 2, 1), (np.int64(1), np.int64(2), 1.0))
     }
     assert len(names) == 1
+
+
+def test_what_a_late_import_reaches_counts_through_the_files_that_it_imports(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "late_inner.py").write_text("K = 1\n")
+    late = tmp_path / "late_outer.py"
+
+    def name_of(outer="import late_inner\n", inner="K = 1\n"):
+        late.write_text(outer)
+        (tmp_path / "late_inner.py").write_text(inner)
+        importlib.invalidate_caches()
+        module = module_of("def f(h, at):\n    import late_outer\n    return h * late_outer.late_inner.K\n")
+        return code(module)
+
+    first = name_of()
+    assert name_of(inner="K = 22\n") != first
+    assert name_of(outer='"""Says more."""\nimport late_inner  # and this\n') == first
+    assert not {"late_outer", "late_inner"} & set(sys.modules)
+
+
+BRANCHES = """
+if A:
+    class C:
+        for i in range(3):
+            try:
+                x = i
+            except ValueError:
+                x = 0
+"""
+
+
+def test_docstrings_of_classes_in_branches_and_loops_change_no_code():
+    def digest(text):
+        return bytecode.analyse(compile(text, "m.py", "exec")).digest
+
+    said = BRANCHES.replace("class C:\n", 'class C:\n        """Say."""\n')
+    assert digest(BRANCHES) == digest(said) == digest('"""Of a module."""\n' + said)
+    assert digest(BRANCHES) != digest(BRANCHES.replace("range(3)", "range(4)"))
+
+
+def test_a_random_generator_of_numpy_is_named_by_its_state():
+    def name_of(seed, drawn=0):
+        generator = np.random.default_rng(seed)
+        generator.random(drawn)
+        unnamed = []
+        data = content(generator, unnamed)
+        assert not unnamed
+        return json.dumps(data)
+
+    assert name_of(0) == name_of(0) and len({name_of(0), name_of(1), name_of(0, drawn=3)}) == 3
+
+
+def test_labels_of_a_table_count_with_their_units_in_any_order():
+    labels = {"x": ("n", [1, 2], {"units": "m"}), "y": ("n", [3, 4])}
+    one = xr.DataArray([1.0, 2.0], labels, ("n",))
+    other = xr.DataArray([1.0, 2.0], dict(reversed(labels.items())), ("n",))
+    assert repr(content(one, [])) == repr(content(other, []))
+    assert content(one, []) != content(one.assign_coords(x=("n", [1, 2], {"units": "km"})), [])

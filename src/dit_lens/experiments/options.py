@@ -96,6 +96,10 @@ class Options(ModelOptions):
         around |= set() if self.draws_scenes else {"task"}
         return {name: value for name, value in self.as_data.items() if name not in around}
 
+    def __content__(self, walk: Any) -> dict[str, Any]:
+        """Return what a function that reads the options is named by: their settings, and what the class computes of them."""
+        return {"@options": [walk.visit(type(self)), walk.visit(self.settings)]}
+
 
 @dataclass
 class StudyOptions(Options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,15 +63,20 @@ def array(walk: Walk, value: Any) -> Any:
 
 def labelled(walk: Walk, value: Any) -> Any:
     """Return an xarray DataArray or Variable as data, with its dimensions, coordinates and attributes."""
-    coords = {str(k): array(walk, _numpy(c)) for k, c in getattr(value, "coords", {}).items()}
+    coords = {str(k): labelled(walk, c.variable) for k, c in _sorted(getattr(value, "coords", {}))}
     named = {"dims": list(map(str, value.dims)), "coords": coords, "attrs": walk.visit(dict(value.attrs))}
     return array(walk, value.variable if hasattr(value, "variable") else value) | named
 
 
 def dataset(walk: Walk, value: Any) -> Any:
     """Return an xarray Dataset as data."""
-    variables = {str(name): labelled(walk, variable) for name, variable in sorted(value.variables.items())}
+    variables = {str(name): labelled(walk, variable) for name, variable in _sorted(value.variables)}
     return {"@dataset": variables, "coords": sorted(map(str, value.coords)), "attrs": walk.visit(value.attrs)}
+
+
+def _sorted(variables: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """Return variables in the order of their names: a store lists them in any order."""
+    return sorted(variables.items(), key=lambda item: str(item[0]))
 
 
 def table(walk: Walk, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """What compiled code does, without where it stands; and the names that it reads.
 
-Two functions whose text differs in comments, docstrings, layout or names of locals have one digest.
+Two functions whose text differs in comments, docstrings, layout or names of locals have one digest; so have two modules
+and two classes.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import dis
 import hashlib
 import types
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import SourceFileLoader
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 SKIPPED = frozenset({"NOP", "RESUME", "CACHE", "EXTENDED_ARG", "PRECALL", "COPY_FREE_VARS", "NOT_TAKEN"})
@@ -19,6 +24,9 @@ CELLS = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 LOCALS = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF", "LOAD_NAME"})
 STORES = frozenset({"STORE_FAST", "STORE_NAME", "STORE_DEREF", "STORE_GLOBAL"})
+JUMPS = frozenset({*dis.hasjrel, *dis.hasjabs})
+UNSEEN = frozenset({"__doc__", "__firstlineno__", "__static_attributes__"})
+"""Names that the body of a class or module sets, and that change nothing that it does."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +66,48 @@ def analyse(code: types.CodeType) -> Code:
     return Code(hashlib.sha256(_text(code).encode()).hexdigest(), tuple(readings))
 
 
+def of_file(path: str | Path) -> types.CodeType:
+    """Return the compiled code of a module's file, without running it.
+
+    Raises:
+        OSError: the file cannot be read.
+        SyntaxError: it is no Python.
+    """
+    code = SourceFileLoader("__module__", str(path)).get_code("__module__")
+    assert code is not None  # a file with source always has code
+    return code
+
+
 def _instructions(code: types.CodeType) -> list[dis.Instruction]:
-    return [i for i in dis.get_instructions(code) if i.opname not in SKIPPED]
+    """Return the instructions of code that do something: those that set a docstring do not."""
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in SKIPPED]
+    silent = {
+        offset
+        for before, store in pairwise(instructions)
+        if store.opname == "STORE_NAME" and store.argval in UNSEEN and before.opcode in dis.hasconst
+        for offset in (before.offset, store.offset)
+    }
+    return [i for i in instructions if i.offset not in silent]
 
 
 def _text(code: types.CodeType) -> str:
-    """Return a text that is equal for equal code: constants and names in place of their positions."""
+    """Return a text that is equal for equal code: constants, names and instructions in place of their positions."""
     named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0xFFFF)
-    lines = [repr((counts, named)), code.co_exceptiontable.hex()]
     instructions = _instructions(code)
-    for n, instruction in enumerate(instructions):
-        following = instructions[n + 1] if n + 1 < len(instructions) else None
-        if following is not None and following.opname == "STORE_NAME" and following.argval == "__doc__":
-            continue
-        lines.append(f"{instruction.opname} {_argument(instruction)}")
+    offsets = [i.offset for i in instructions]
+    lines = [repr((counts, named)), *(f"{i.opname} {_argument(i, offsets)}" for i in instructions)]
+    for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
+        places = [bisect_left(offsets, place) for place in (entry.start, entry.end, entry.target)]
+        lines.append(f"except {places} {entry.depth} {entry.lasti}")
     return "\n".join(lines)
 
 
-def _argument(instruction: dis.Instruction) -> str:
+def _argument(instruction: dis.Instruction, offsets: list[int]) -> str:
+    if (
+        instruction.opcode in JUMPS
+    ):  # the number of the instruction: how long the way there is depends on docstrings
+        return str(bisect_left(offsets, instruction.argval))
     if instruction.opcode in dis.hasconst or instruction.opname == "KW_NAMES":
         return constant(instruction.argval)
     if instruction.opcode in dis.hasname:
@@ -142,6 +173,21 @@ def _imported(instructions: list[dis.Instruction], n: int, modules: dict[str, Re
             yield Reading("module", module, (instruction.argval,), level)
         elif instruction.opname not in STORES:
             break
+
+
+@lru_cache(maxsize=1 << 10)
+def imports(code: types.CodeType) -> tuple[Reading, ...]:
+    """Return all that code imports, whether it reads it or not; nested functions included."""
+    readings: dict[Reading, None] = {}
+    instructions = _instructions(code)
+    for n, instruction in enumerate(instructions):
+        if instruction.opname == "IMPORT_NAME":
+            level, names = (i.argval for i in instructions[n - 2 : n])
+            parts: list[tuple[str, ...]] = [(name,) for name in names or () if name != "*"] or [()]
+            readings |= dict.fromkeys(Reading("module", instruction.argval, part, level) for part in parts)
+        elif isinstance(instruction.argval, types.CodeType):
+            readings |= dict.fromkeys(imports(instruction.argval))
+    return tuple(readings)
 
 
 @lru_cache(maxsize=1 << 14)

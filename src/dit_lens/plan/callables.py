@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import importlib.util
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import bytecode, origin
+from dit_lens.plan import bytecode, origin, unimported
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -65,8 +67,9 @@ def describe(walk: Walk, value: Any) -> Any | None:
     if isinstance(value, functools.partial):
         parts = [walk.visit(value.func), walk.visit(value.args), walk.visit(value.keywords)]
         return {"@partial": walk.node(value, lambda: parts)}
-    if isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
-        holder = value.__self__
+    is_cython = type(value).__name__ == "cython_function_or_method"
+    if is_cython or isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
+        holder = getattr(value, "__self__", None)
         bound = holder is not None and not isinstance(holder, types.ModuleType | type)
         return _named(value) | ({"self": walk.visit(holder, "its object")} if bound else {})
     if isinstance(value, _DESCRIPTORS):
@@ -103,12 +106,14 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
         parts: list[Any] = ["function", walk.visit(declared, "its attributes")]
         if hasattr(value, "__wrapped__"):
             parts.append(walk.visit(value.__wrapped__))
-        if origin.is_library_code(value.__code__, module):
+        whole = walk.counts_whole(module)
+        if whole or origin.is_library_code(value.__code__, module):
             held = [
                 _cell(walk, n, cell)
                 for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
             ]
-            return [*parts, origin.library(str(module)), value.__code__.co_qualname, held]
+            library = "whole" if whole else origin.library(str(module))
+            return [*parts, library, value.__code__.co_qualname, held]
         defaults = [
             walk.visit(value.__defaults__, "a default"),
             walk.visit(value.__kwdefaults__, "a default"),
@@ -161,27 +166,21 @@ def imported(walk: Walk, reading: bytecode.Reading, package: str) -> Any:
         return {"@missing": reading.name}
     if origin.is_library_module(name):
         return {"@module": name, "library": origin.library(name), "read": list(reading.attributes)}
-    module = sys.modules.get(name)
+    module = _loaded(name, walk.importing)
     if module is None:
-        return _source(walk, name)
+        return unimported.describe(walk, name, reading.attributes, functools.partial(imported, walk))
     inner = sys.modules.get(f"{name}.{reading.attributes[0]}") if reading.attributes else None
     if inner is not None and not hasattr(module, reading.attributes[0]):
         return follow(walk, inner, reading.attributes[1:])
     return follow(walk, module, reading.attributes)
 
 
-def _source(walk: Walk, name: str) -> Any:
-    """Return a module that is not imported yet by the text of its file."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.origin:
-        return {"@missing": name}
-    if origin.is_library_file(spec.origin):
-        return {"@module": name, "library": origin.library(name)}
-    with open(spec.origin, "rb") as file:
-        return {"@module": name, "source": walk.visit(file.read())}
+def _loaded(name: str, importing: bool) -> types.ModuleType | None:
+    """Return a module of the user's if it is imported; import it where that is allowed."""
+    if importing and name not in sys.modules:
+        with suppress(ImportError):  # the code that imports it fails as well, or does without
+            importlib.import_module(name)
+    return sys.modules.get(name)
 
 
 def follow(walk: Walk, value: Any, attributes: Sequence[str]) -> Any:
@@ -221,7 +220,7 @@ _NOTHING = object()
 
 def _held(value: Any, name: str) -> Any:
     """Return a plain attribute of an object; `_NOTHING` where its class has a say in it."""
-    if isinstance(value, type) or hasattr(type(value), "__getattribute__") is False:
+    if isinstance(value, type) or hasattr(type(value), "__content__"):  # which says itself what of it counts
         return _NOTHING
     if type(value).__getattribute__ is not object.__getattribute__ or not hasattr(value, "__dict__"):
         return _NOTHING

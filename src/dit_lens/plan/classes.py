@@ -55,7 +55,9 @@ _SLOT = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDe
 
 def is_library(kind: type) -> bool:
     """Say whether a class is a library's."""
-    return origin.is_library_module(kind.__module__)
+    module = kind.__module__
+    # Cython's metaclasses hold a descriptor under that name.
+    return not isinstance(module, str) or origin.is_library_module(module)
 
 
 def describe(walk: Walk, kind: type) -> Any:
@@ -66,6 +68,8 @@ def describe(walk: Walk, kind: type) -> Any:
     if is_library(kind):
         walk.classes[kind] = {"@class": name, "library": origin.library(kind.__module__)}
         return walk.classes[kind]
+    if walk.counts_whole(kind.__module__):
+        return {"@class": name}
     with walk.at(f"class {kind.__qualname__}"):
         return {"@class": kind.__qualname__, "code": walk.node(kind, lambda: _members(walk, kind))}
 

@@ -73,7 +73,11 @@ class Walk:
     Args:
         unnamed: gets a sentence for each part that cannot be named.
         what: what is visited, for those sentences.
-        checksum: gives a tensor's data; default: a hash of its bytes.
+        checksum: gives a tensor's data. Default: a hash of its bytes.
+        importing: whether a module of the user's that code imports when it runs is imported to be read. Default: such a
+            module counts by the code of its file, and of the files that it imports.
+        whole: packages and modules whose code the caller counts as a whole: their functions and classes stand by name,
+            as a library's do.
 
     Attributes:
         exact: whether numbers of other types differ, as they do where code computes with them.
@@ -82,10 +86,16 @@ class Walk:
     """
 
     def __init__(
-        self, unnamed: list[str], what: str = "", checksum: Callable[[Any], Any] | None = None
+        self,
+        unnamed: list[str],
+        what: str = "",
+        checksum: Callable[[Any], Any] | None = None,
+        importing: bool = False,
+        whole: tuple[str, ...] = (),
     ) -> None:
         self._sentences, self._path = unnamed, [what] if what else []
-        self.checksum, self.exact = checksum, False
+        self.checksum, self.importing, self.exact = checksum, importing, False
+        self._whole = tuple(f"{name}." for name in whole)
         self.written: dict[type, frozenset[str]] = {}
         self.classes: dict[type, Any] = {}
         self._done: dict[int, Any] = {}
@@ -133,6 +143,10 @@ class Walk:
         finally:
             self._trusting = before
 
+    def counts_whole(self, module: Any) -> bool:
+        """Say whether the code of a module, by its name, counts as a whole."""
+        return isinstance(module, str) and f"{module}.".startswith(self._whole)
+
     def unnamed(self, value: Any, what: str) -> Any:
         """Say that a value cannot be named; return data that is equal to no other."""
         if self._trusting:
@@ -144,9 +158,9 @@ class Walk:
 
     def _apart(self, value: Any) -> Any:
         """Return the data of one of several values that have no order: none of them knows of the others."""
-        walk = Walk(self._sentences, checksum=self.checksum)
-        walk._path, walk.exact, walk.written = self._path, self.exact, self.written
-        walk.classes, walk._trusting = self.classes, self._trusting
+        walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing)
+        walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
+        walk.exact, walk.written, walk.classes = self.exact, self.written, self.classes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
         data = walk.visit(value)
         self._lowest = min(self._lowest, walk._lowest)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,11 @@ class Sample:
         Parts that no folder can be called are spelt otherwise, and end in a hash of their own name.
         """
         return Path(*(folder_name(part) for part in (*self.task.split("/"), self.id)))
+
+    def __content__(self, walk: Any) -> dict[str, Any]:
+        """Return what names the sample: all that it holds, but not the folder that it was read from."""
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        return {"@sample": walk.node(self, lambda: [walk.visit(type(self)), walk.visit(held)])}
 
     @property
     def height(self) -> int:
