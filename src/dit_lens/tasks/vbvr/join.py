@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -116,14 +117,23 @@ def _report(
         warnings.warn(f"vbvr.join: {'; '.join(parts)}", stacklevel=3)
 
 
+def _identity(node: xr.DataTree) -> dict[str, Any]:
+    """Return what names a run: of its manifest, which is JSON text in `dl.open_runs` and data in plain xarray."""
+    manifest = node.attrs.get("manifest", node.attrs)
+    if isinstance(manifest, str):
+        manifest = json.loads(manifest)
+    identity: dict[str, Any] = manifest.get("identity") or {}
+    return identity
+
+
 def _table_of_runs(runs: xr.DataTree) -> xr.Dataset:
-    """List the runs of a store by the sample and the seed that their manifests name."""
+    """List the runs of a store by the sample and the seed that their manifests name; runs of no sample are left out."""
     import xarray as xr
 
     rows = [
         (node.path.strip("/"), identity["sample"], identity["seed"])
         for node in runs.subtree
-        if (identity := node.attrs.get("manifest", node.attrs).get("identity"))
+        if (identity := _identity(node)) and identity.get("sample")
     ]
     if not rows:
         raise TaskError("vbvr.join: the tree holds no runs. Give dl.open_runs(store).")
