@@ -116,11 +116,11 @@ class Bench:
 
         Args:
             root: the folder that holds `In-Domain_50` and `Out-of-Domain_50`.
-            split: one of these, or several; all unless given.
-            tasks: whole names, or up to an underscore: `"O-39"`, `["G-2", "O-39_maze"]`, `"G-2,O-39"`; all
-                unless given.
-            max_samples: the first so many of all samples asked for, in order (not so many of each task);
-                broken ones count, so that a repaired file does not shift the choice.
+            split: one of these folders, or several. Default: all.
+            tasks: whole names, or up to an underscore: `"O-39"`, `["G-2", "O-39_maze"]`, `"G-2,O-39"`.
+                Default: all.
+            max_samples: how many of the chosen samples, from the first on (not of each task);
+                broken samples count, so that a repaired file does not shift the choice.
             strict: a broken or missing sample is an error.
             frames_multiple: the number of frames is rounded up to one more than a multiple of this: 4 for Wan
                 (4k + 1), 8 for LTX (8k + 1). 1 leaves it as the ground truth has it.
