@@ -61,13 +61,13 @@ def kept(stem: Path, key: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
         return cached
     part = _write_aside(make(), folder)
     try:
-        own = load(part)
+        written = load(part)
         # A whole one that another process made in the meantime stays: it may be read already.
         placed = _put_in_place(part, folder, replace=lambda: _load_if_whole(folder) is None)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     other = None if placed else _load_if_whole(folder)
-    return own if other is None else other
+    return written if other is None else other
 
 
 def save(data: xr.Dataset, folder: Path) -> None:
@@ -260,8 +260,8 @@ def _host() -> str:
 
 def _partial(path: Path) -> Path:
     """Return a name beside `path` that nobody else uses, in this process or another."""
-    own = f"{_PARTIAL}{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
-    return path.with_name("." + short(path.name, NAME_BYTES - _TAIL_BYTES) + own)
+    tail = f"{_PARTIAL}{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
+    return path.with_name("." + short(path.name, NAME_BYTES - _TAIL_BYTES) + tail)
 
 
 def _remove_leftovers(path: Path) -> None:

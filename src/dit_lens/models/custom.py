@@ -20,8 +20,8 @@ def load(name: str, device: str | None, dtype: Any, options: list[str]) -> Lens:
 
     Args:
         name: as in the module's first line; a dotted module will do in place of a file.
-        device: where to run; cuda where there is one, unless given.
-        dtype: a torch dtype or its name; bfloat16 unless given.
+        device: where to run. Default: "cuda", or "cpu" on a machine without it.
+        dtype: a torch dtype or its name. Default: bfloat16.
         options: names of further options that were given, none of which is taken here.
 
     Raises:
@@ -57,10 +57,10 @@ def _function(name: str) -> Lens:
     from dit_lens.lens import Lens
 
     place, _, function = name.rpartition(":")
-    made = getattr(_module(place), function, None)
-    if made is None:
+    make = getattr(_module(place), function, None)
+    if make is None:
         raise ModelError(f"{place} has no function {function!r}.")
-    lens = made()
+    lens = make()
     if not isinstance(lens, Lens):
         raise PlanError(f"{name}() returned a {type(lens).__name__}: it should return a dl.Lens.")
     return lens

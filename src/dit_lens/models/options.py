@@ -44,5 +44,5 @@ class ModelOptions:
         """Load the model."""
         from dit_lens.models import load
 
-        given = {f.name: getattr(self, f.name) for f in fields(ModelOptions) if f.name != "model"}
-        return load(self.model, **given)
+        options = {f.name: getattr(self, f.name) for f in fields(ModelOptions) if f.name != "model"}
+        return load(self.model, **options)
