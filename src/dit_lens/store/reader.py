@@ -88,9 +88,9 @@ def _damage(
         return "" if journal.seal(data) == sealed else f"its {journal.NAME} was cut or changed"
     # Written before runs had a seal. Their recorder asked for nothing that it did not write.
     for name, variable in variables.items():
-        asked = units_asked(variable, arrays[name]["attributes"]["recorded"])
-        if lacking := sum((name, unit) not in ledger.units for unit in asked):
-            return f"its {journal.NAME} lacks {lacking} of the {len(asked)} units of {name}: it was cut"
+        recorded = units_asked(variable, arrays[name]["attributes"]["recorded"])
+        if lacking := sum((name, unit) not in ledger.units for unit in recorded):
+            return f"its {journal.NAME} lacks {lacking} of the {len(recorded)} units of {name}: it was cut"
     return ""
 
 
@@ -301,18 +301,18 @@ def read_codes(path: Path | str, variable: str, index: Mapping[str, int]) -> np.
     path = absolute(path)
     stored = load_run(path)
     variables, ledger = stored.variables, stored.ledger
-    found = variables.get(variable)
-    if found is None or found.dtype != "bfloat16" or found.encoding == "float16":
+    declared = variables.get(variable)
+    if declared is None or declared.dtype != "bfloat16" or declared.encoding == "float16":
         exact = [v.name for v in variables.values() if v.dtype == "bfloat16" and v.encoding != "float16"]
         raise StoreError(f"{path}: {variable!r} has no bfloat16 codes; these have: {exact}")
-    unit = found.key(index)
+    unit = declared.key(index)
     if (entry := ledger.units.get((variable, unit))) is None:
         raise StoreError(
             f"{path}: {variable} at {dict(index)} is not committed; committed steps: {sorted(ledger.steps)}"
         )
-    out = np.empty(found.chunk_shape, found.stored_dtype)
-    load_unit(os.path.join(path, variable), found, unit, entry, (slice(None),) * out.ndim, out)
-    return (narrow(out) if found.compressed else out).reshape(found.unit_shape)
+    out = np.empty(declared.chunk_shape, declared.stored_dtype)
+    load_unit(os.path.join(path, variable), declared, unit, entry, (slice(None),) * out.ndim, out)
+    return (narrow(out) if declared.compressed else out).reshape(declared.unit_shape)
 
 
 def _describe(path: Path) -> str:

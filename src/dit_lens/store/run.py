@@ -69,8 +69,8 @@ class Run:
     def stages(self) -> list[Run]:
         """The runs of all stages of the pipeline, in order; this one alone where there is one."""
         names = self.attrs["manifest"].get("stages", [self.path.name])
-        here = self.path.name
-        return [self if name == here else Run(self.path.parent / name, self._scratch) for name in names]
+        own_name = self.path.name
+        return [self if name == own_name else Run(self.path.parent / name, self._scratch) for name in names]
 
     @property
     def video(self) -> Frames:

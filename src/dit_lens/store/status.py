@@ -53,8 +53,8 @@ def status(path: Path | str) -> RunStatus:
     ledger = stored.ledger
     missing: dict[str, list[dict[str, int]]] = {}
     for name, variable in stored.variables.items():
-        asked = units_asked(variable, stored.arrays[name]["attributes"]["recorded"])
-        if lacking := sorted(unit for unit in asked if (name, unit) not in ledger.units):
+        recorded = units_asked(variable, stored.arrays[name]["attributes"]["recorded"])
+        if lacking := sorted(unit for unit in recorded if (name, unit) not in ledger.units):
             missing[name] = [dict(zip(variable.unit_dims, unit, strict=True)) for unit in lacking]
     said = stored.attrs["status"]
     return RunStatus(
@@ -90,6 +90,6 @@ def verify(path: Path | str) -> Iterator[str]:
             continue
         values = narrow(out) if variable.compressed else out
         codes = variable.dtype == "bfloat16" and values.dtype == np.uint16
-        if (found := survey(values, codes)[0]) != entry.crc32c:
+        if (crc := survey(values, codes)[0]) != entry.crc32c:
             file = os.path.join(folder, variable.chunk_name(unit))
-            yield f"{file} has crc32c {found:08x}, the journal says {entry.crc32c:08x}; trace this run again"
+            yield f"{file} has crc32c {crc:08x}, the journal says {entry.crc32c:08x}; trace this run again"
