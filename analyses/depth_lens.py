@@ -131,15 +131,15 @@ def tune(lens: dl.Lens, scenes: list[dl.Sample], layers: list[int], options: Opt
     pairs = [(s, i) for i, s in enumerate(scenes)]
     parts = [pairs[i : i + options.block] for i in range(0, len(pairs), options.block)]
     first = lens.batch(parts[0], options.steps, options.cfg_scale, options.at_once)
-    found = {}
+    maps = {}
     for group in passes(first, layers[:-1], options, fits=True):
         fits: dict[tuple[str, int], AffineFit] = {}
         for part in tqdm(parts, desc=f"fitting layers {group[0]} to {group[-1]}", leave=False):
             batch = lens.batch(part, options.steps, options.cfg_scale, options.at_once)
             add(fits, batch, group, layers[-1], options.ridge)
-        found |= {place: fit.solve() for place, fit in fits.items()}
-    experts = np.array(sorted({expert for expert, _ in found}), np.dtypes.StringDType())
-    weight, bias = (np.array([[found[e, i][k] for i in layers[:-1]] for e in experts], "f4") for k in (0, 1))
+        maps |= {place: fit.solve() for place, fit in fits.items()}
+    experts = np.array(sorted({expert for expert, _ in maps}), np.dtypes.StringDType())
+    weight, bias = (np.array([[maps[e, i][k] for i in layers[:-1]] for e in experts], "f4") for k in (0, 1))
     dims = ("expert", "layer", "channel", "target")
     return xr.Dataset(
         {"weight": (dims, weight), "bias": ((*dims[:2], "target"), bias)},

@@ -51,30 +51,30 @@ def main(options: Options) -> int:
     first = next(iter(draw(options, lens)), None)
     if first is None or first.scorer is None:
         raise dl.TaskError("frame_count compares scores, and these samples have no scorer: use a --task.")
-    made = true_counts(lens, first, options.counts)
-    options = replace(options, counts=tuple(made))
+    counts_of = true_counts(lens, first, options.counts)
+    options = replace(options, counts=tuple(counts_of))
     measured = study(options, "frame_count", lens, lambda part: measure(lens, part, options))
-    more = {"noise": NOISE, "frames made, by frames asked for": made}
+    more = {"noise": NOISE, "frames made, by frames asked for": counts_of}
     compare(measured, "frames", options.title, options, more)
     return measured.exit_code
 
 
 def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict[int, list[int]]:
     """Return the numbers of frames that the model makes, with those asked for that come to each."""
-    made: dict[int, list[int]] = {}
+    counts_of: dict[int, list[int]] = {}
     for count in counts:
         channels, frames, _, _ = lens.family.anatomy.latent_grid(lens.pipe, replace(sample, num_frames=count))
         # A small picture has as many frames as a large one.
-        made.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
-    for frames, asked in made.items():
-        if asked != [frames]:
-            print(f"{', '.join(map(str, asked))} frames asked for: the model makes {frames}, once.")
-    return made
+        counts_of.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
+    for frames, counts_wanted in counts_of.items():
+        if counts_wanted != [frames]:
+            print(f"{', '.join(map(str, counts_wanted))} frames asked for: the model makes {frames}, once.")
+    return counts_of
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Judge the video of every number of frames."""
-    found = []
+    tables = []
     for count in tqdm(options.counts, desc="number of frames", leave=False):
         # The same scene, prompt and first frame; only the length is another.
         longer = [replace(sample, num_frames=count) for sample in samples]
@@ -82,8 +82,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         x = batch.noise
         for step in range(batch.steps):
             x = batch.step(step, x).latents
-        found.append(outcomes(batch, x[None], x).isel(arm=0).drop_vars("distance"))
-    every = xr.concat(found, xr.Variable("frames", list(options.counts)))
+        tables.append(outcomes(batch, x[None], x).isel(arm=0).drop_vars("distance"))
+    every = xr.concat(tables, xr.Variable("frames", list(options.counts)))
     return by_sample(every, pairs_of(samples, options))
 
 

@@ -138,9 +138,9 @@ def gather(batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[i
         healed[arm, :, :, arm % frames] = clean[:, :, arm % frames]
     elsewhere = outcomes(batch, healed, clean)
     elsewhere["distance"] = elsewhere.distance * (frames / (frames - 1)) ** 0.5  # a mean over the others
-    found = outcomes(batch, ended, clean)
+    judged = outcomes(batch, ended, clean)
     of_frames = xr.merge(
-        [found.isel(arm=slice(after, None)), elsewhere.rename({n: f"{n}_elsewhere" for n in elsewhere})]
+        [judged.isel(arm=slice(after, None)), elsewhere.rename({n: f"{n}_elsewhere" for n in elsewhere})]
     )
     shapes = {"frame": {"budget": list(BUDGETS)}, "stopped": {"stopping": list(STOPPED), "stop": stops}}
     parts, start = [], 0
@@ -152,7 +152,7 @@ def gather(batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[i
         start += count
     return xr.merge(
         [
-            arms_as(found, slice(0, after), "after_step", range(after), "step"),
+            arms_as(judged, slice(0, after), "after_step", range(after), "step"),
             arms_as(outcomes(batch, clean[None], clean), slice(0, 1), "arm", ["clean"], "clean").isel(
                 arm=0, drop=True
             ),
@@ -210,20 +210,20 @@ def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | N
     """Compare noise at a step with noise in a frame: over the whole run, and where both stop at the same step."""
     at_step = results[f"step_{outcome}"]
     same = results[f"frame_{outcome}"].sel(budget="same energy", drop=True)
-    found = {
+    effects = {
         "mean over steps minus mean over frames, same energy": analysis.effect(
             at_step.mean("after_step"), same.mean("frame"), bounds=limits
         )
     }
     if "stop" in results.dims:
-        there = at_step.sel(after_step=results.stop.values).rename(after_step="stop")
+        at_stops = at_step.sel(after_step=results.stop.values).rename(after_step="stop")
         for suffix in ("", "_elsewhere"):
             stopped = results[f"stopped_{outcome}{suffix}"].mean("frame")
             for kind in STOPPED:
                 name = f"after a step minus mean over frames{suffix.replace('_', ', ')}, {kind}"
                 other = stopped.sel(stopping=kind, drop=True)
-                found[name] = analysis.effect(there, other, bounds=limits, along="stop")
-    return {name: headline(one) for name, one in found.items()}
+                effects[name] = analysis.effect(at_stops, other, bounds=limits, along="stop")
+    return {name: headline(one) for name, one in effects.items()}
 
 
 def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, options: Options) -> None:
@@ -231,9 +231,9 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
     clean = analysis.mean(results[f"clean_{outcome}"], bounds=limits)
 
     def curves(values: xr.DataArray, along: str, name: str, what: str, **how: Any) -> None:
-        found = analysis.mean(values, bounds=limits, along=along)
+        means = analysis.mean(values, bounds=limits, along=along)
         title = f"Noise {what} · {options.source}"
-        figure = plot.curves(found, along, value_label=outcome, title=title, reference=clean, **how)
+        figure = plot.curves(means, along, value_label=outcome, title=title, reference=clean, **how)
         plot.save(figure, options.out / f"{outcome}_by_{name}.png")
 
     sigma = results.sigma.rename(step="after_step").isel(after_step=slice(0, -1))
@@ -253,11 +253,11 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
     joined = xr.concat([b.rename("score") for b in both], "budget").rename(budget="noise")
     curves(joined, "frame", "frame", "in one frame, after every step")
     if "stop" in results.dims:
-        there = by_step.sel(after_step=results.stop.values).rename(after_step="stop")
+        at_stops = by_step.sel(after_step=results.stop.values).rename(after_step="stop")
         in_frame = results[f"stopped_{outcome}"].mean("frame")
         away = results[f"stopped_{outcome}_elsewhere"].mean("frame")
         lines = {
-            "all frames": there,
+            "all frames": at_stops,
             **{f"one frame, {k}": in_frame.sel(stopping=k, drop=True) for k in STOPPED},
             **{f"one frame, {k}, judged elsewhere": away.sel(stopping=k, drop=True) for k in STOPPED},
         }

@@ -59,8 +59,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
             x = batch.step(step, x).latents
         ended[n] = x
     most = max(options.counts)
-    found = outcomes(batches[most], torch.stack(list(ended.values())), ended[most])
-    data = by_sample(found.rename(arm="steps").assign_coords(steps=list(ended)), pairs)
+    judged = outcomes(batches[most], torch.stack(list(ended.values())), ended[most])
+    data = by_sample(judged.rename(arm="steps").assign_coords(steps=list(ended)), pairs)
     lengths = [explore.path_length(sample) for sample in samples]
     return data if None in lengths else data.assign(length=("sample", lengths))
 
@@ -73,13 +73,13 @@ def bins(lengths: xr.DataArray) -> dict[str, np.ndarray]:
     """
     order = np.sort(lengths.values)
     edges = sorted({int(order[i * len(order) // 4]) for i in range(4)})
-    found: dict[str, np.ndarray] = {}
+    members: dict[str, np.ndarray] = {}
     for low, after in zip(edges, [*edges[1:], int(order[-1]) + 1], strict=True):
         inside = np.flatnonzero((lengths.values >= low) & (lengths.values < after))
         if len(inside) > 1:
             last = int(lengths.values[inside].max())
-            found[f"{low} cells" if low == last else f"{low}-{last} cells"] = inside
-    return found
+            members[f"{low} cells" if low == last else f"{low}-{last} cells"] = inside
+    return members
 
 
 def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:

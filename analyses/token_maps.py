@@ -65,15 +65,15 @@ def main(options: Options) -> int:
         mean = run["energy"].sel(branch=options.branch).mean(("frame", "y", "x"))
         return {"energy": mean.values.tolist()}
 
-    found, left_out = each_sample(options, "token_maps", lens, analyse)
-    if found:
+    numbers, left_out = each_sample(options, "token_maps", lens, analyse)
+    if numbers:
         dims = ("sample", "step", "layer")
         about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}
-        coords = {"sample": np.array([f"{f['task']}/{f['id']}" for f in found], np.dtypes.StringDType())}
-        results = xr.Dataset({"energy": (dims, [f["energy"] for f in found], about)}, coords)
+        coords = {"sample": np.array([f"{f['task']}/{f['id']}" for f in numbers], np.dtypes.StringDType())}
+        results = xr.Dataset({"energy": (dims, [f["energy"] for f in numbers], about)}, coords)
         save(results, options.out / "results.zarr")
         mean = results.energy.mean(("sample", "step")).values.tolist()
-        summary = {"n": len(found), "mean_energy_by_layer": mean}
+        summary = {"n": len(numbers), "mean_energy_by_layer": mean}
         write_summary(options, summary, left_out)
     print(f"see {options.out}/*/*/")
     return int(bool(left_out))

@@ -88,17 +88,17 @@ def _held(path: Path) -> list[str]:
     from dit_lens.store import status
     from dit_lens.units import human
 
-    found = status(path)
-    units = sum(len(missing) for missing in found.missing.values())
+    state = status(path)
+    units = sum(len(missing) for missing in state.missing.values())
     lacking = f", {units} units missing" if units else ""
-    lacking += f"; {found.damage}: copy it again, or trace it again" if found.damage else ""
-    size = human(sum(found.bytes.values()))
-    lines = [f"{found.status}, {len(found.committed_steps)} steps, {size}{lacking}"]
-    for name in sorted(found.bytes.keys() | found.missing.keys()):
-        missing = f", {len(found.missing[name])} units missing" if name in found.missing else ""
-        nan, inf = found.nan.get(name, 0), found.inf.get(name, 0)
+    lacking += f"; {state.damage}: copy it again, or trace it again" if state.damage else ""
+    size = human(sum(state.bytes.values()))
+    lines = [f"{state.status}, {len(state.committed_steps)} steps, {size}{lacking}"]
+    for name in sorted(state.bytes.keys() | state.missing.keys()):
+        missing = f", {len(state.missing[name])} units missing" if name in state.missing else ""
+        nan, inf = state.nan.get(name, 0), state.inf.get(name, 0)
         odd = f", {nan} NaN, {inf} Inf" if nan or inf else ""
-        lines.append(f"{name}: {human(found.bytes.get(name, 0))}{missing}{odd}")
+        lines.append(f"{name}: {human(state.bytes.get(name, 0))}{missing}{odd}")
     return lines
 
 
