@@ -23,7 +23,7 @@ from dit_lens.store.shard import BLOSC
 LAYOUT_ATTR = "dit_lens_layout"
 FILE = "zarr.json"
 _MOST_UNITS = 1_000_000
-"""Units of one variable that a run may be asked for: fifty times those of the largest models."""
+"""Units of one variable that a run may have: fifty times those of the largest models."""
 Recorded = Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]]]
 
 
@@ -110,7 +110,7 @@ def _positions_asked(variable: Variable, part: Any) -> list[list[int]]:
 
 
 def array_json(variable: Variable, recorded: Any) -> dict[str, Any]:
-    """Return the `zarr.json` of a variable, which says all that `Variable` says, and what was asked for."""
+    """Return the `zarr.json` of a variable, which says all that `Variable` says, and where it is recorded."""
     codecs = [bytes_codec(variable.stored_dtype)]
     if variable.compressed:
         codecs.append({"name": "blosc", "configuration": BLOSC})

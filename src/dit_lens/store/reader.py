@@ -86,7 +86,7 @@ def _damage(
         return f"its {journal.NAME} is gone" if variables else ""
     if (sealed := attrs.get("journal")) is not None:
         return "" if journal.seal(data) == sealed else f"its {journal.NAME} was cut or changed"
-    # Written before runs had a seal. Their recorder asked for nothing that it did not write.
+    # Written before runs had a seal. Their recorder wrote everything that it declared.
     for name, variable in variables.items():
         recorded = units_asked(variable, arrays[name]["attributes"]["recorded"])
         if lacking := sum((name, unit) not in ledger.units for unit in recorded):
@@ -97,7 +97,7 @@ def _damage(
 def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
     """Open one run, lazily.
 
-    Floats that are not there read as NaN; integers have none, so select what their attribute `recorded` names, as `Run`
+    Floats that were not recorded read as NaN; integers have no NaN, so select what their attribute `recorded` names, as `Run`
     does. bfloat16 codes read as float32; nothing is cached (`.load()` does). The dataset shows the run as it is now: open
     it again to see what a writer has added. Every variable carries the model that it is of, as the attribute
     `model_fingerprint`, where the manifest says.
@@ -114,7 +114,7 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
 
     Raises:
         StoreError: If `path` holds no run of a known layout, or a complete one whose journal was lost or cut. Reading
-            raises it for an integer that was not asked for or is not committed, and for a file that is not what the
+            raises it for an integer that was not recorded or is not committed, and for a file that is not what the
             journal says.
     """
     path = absolute(path)
@@ -148,9 +148,7 @@ def _check_coordinate(path: Path, name: str, array: Mapping[str, Any]) -> None:
     try:
         check_regular(file, os.stat(file))
     except FileNotFoundError as error:
-        raise StoreError(
-            f"{file} is not there, so {name} has no labels; copy the run again, whole"
-        ) from error
+        raise StoreError(f"{file} is missing, so {name} has no labels; copy the run again, whole") from error
 
 
 def _flat(attrs: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -19,14 +19,14 @@ from dit_lens.store.units import load_unit
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What stands in a run's journal, against what its plan asked for.
+    """What stands in a run's journal, against what its plan records.
 
     Attributes:
-        complete: Whether the run was closed as complete, its journal is whole, and nothing that was asked for is
+        complete: Whether the run was closed as complete, its journal is whole, and nothing that the plan records is
             missing.
-        status: The run's own word: `complete`, `incomplete`, or what `close` was given.
+        status: The run's own word: `complete`, `incomplete`, or the argument of `close`.
         committed_steps: The committed steps, sorted.
-        missing: Per variable, the positions of units that were asked for and are not committed.
+        missing: Per variable, the positions of units that the plan records and that are not committed.
         nan: Per variable, how many NaN its committed units hold.
         inf: The same for infinities.
         bytes: Per variable, the size of its committed files.

@@ -31,7 +31,7 @@ class UnitArray(BackendArray):
         variable: What it holds.
         committed: The committed units, by position on the variable's `unit_dims`.
         keep: Whatever holds the folder in being: it lives as long as this array.
-        recorded: The attribute `recorded`: the positions that were asked for. Where a number type has no NaN, no other
+        recorded: The attribute `recorded`: the positions that the plan records. Where a number type has no NaN, no other
             position can be read.
     """
 
@@ -103,7 +103,7 @@ class UnitArray(BackendArray):
             )
 
     def _require_recorded(self, unit: tuple[int, ...], inside: Key) -> None:
-        """Refuse to read places of a unit that were not asked for: what stands there is no value.
+        """Refuse to read places of a unit that the plan does not record: what stands there is no value.
 
         Raises:
             StoreError: It names one of them.
@@ -142,14 +142,14 @@ def load_unit(
         out: Array of the resulting shape; codes are decoded if it is a float array.
 
     Raises:
-        StoreError: If the file is not there, or has not the size that the journal says.
+        StoreError: If the file is missing, or has not the size that the journal says.
     """
     path = os.path.join(folder, variable.chunk_name(unit))
     try:
         info = os.stat(path)
     except FileNotFoundError as error:
         raise StoreError(
-            f"{path} is committed in the journal but not there; copy the run again, whole"
+            f"{path} is committed in the journal but missing; copy the run again, whole"
         ) from error
     check_regular(path, info)
     if (size := info.st_size) != entry.bytes:
@@ -190,7 +190,7 @@ def _load_compressed(path: str, variable: Variable, inside: Key) -> np.ndarray:
         with open(path, "rb") as file:
             decompress(file.read(), out, path)
         return out
-    # Rows that are not asked for are neither read nor decompressed.
+    # Rows outside the index are neither read nor decompressed.
     rows = np.arange(math.prod(shape[:-2])).reshape(shape[:-2])
     return read_compressed(path, shape, inner_size, _outer(rows, inside[: rows.ndim]).ravel().tolist())
 
