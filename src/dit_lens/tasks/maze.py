@@ -18,7 +18,7 @@ from dit_lens.tasks.sample import Sample, Score
 from dit_lens.tasks.trail import Edge
 
 HELD_OUT = 16
-"""One in so many layouts is kept for evaluation."""
+"""One layout in this many is for evaluation."""
 LONGEST = 20
 """Cells on a path, at most: more would not be walked in the frames there are."""
 

@@ -45,7 +45,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
         import cv2
 
         opencv, why = cv2.__version__, ""
-    except Exception as error:  # also a shared library that is not there
+    except Exception as error:  # also a shared library that is missing
         opencv, why = "", str(error)
     return {"evaluator": folder, "opencv": opencv, "why": why}
 
@@ -53,7 +53,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
 def judge(request: dict[str, Any]) -> dict[str, Any]:
     """Judge one video."""
     folder = find(request["evaluator"])
-    assert folder, "check was asked first"
+    assert folder, "check comes first"
     sys.path.insert(0, os.path.dirname(folder))
     evaluators = importlib.import_module(os.path.basename(folder) + ".evaluators")
     task = request["info"]["task_name"]

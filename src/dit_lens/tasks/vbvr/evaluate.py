@@ -153,7 +153,7 @@ def _truth(folder: Path) -> dict[str, Any]:
     """Return what the evaluator is told of the ground truth.
 
     Raises:
-        TaskError: some of it is not there; the evaluator would go on without.
+        TaskError: a part of the folder is missing; the evaluator would go on without.
     """
     for name in FILES:
         check(folder / name)

@@ -71,7 +71,7 @@ def join(results: xr.Dataset | xr.DataTree, scores: xr.Dataset, strict: bool = F
 def _matched(labels: list[str], scored: list[str]) -> dict[str, int]:
     """Return where the score of each label stands, and of each scored label that no result has.
 
-    A folder `7` beside `00007` is another sample. Where only one of the two spellings is there, they are one sample.
+    A folder `7` beside `00007` is another sample. Where only one of the two spellings occurs, they are one sample.
     """
     at = {label: i for i, label in enumerate(scored)}
     results = set(labels)

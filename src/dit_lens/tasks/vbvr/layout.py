@@ -114,7 +114,7 @@ def find(
 
 
 def names(listed: str | Sequence[str] | None) -> list[str] | None:
-    """Return what was asked for as a list: one name, several, or several in one text with commas."""
+    """Return names as a list: one name, several, or several in one text with commas."""
     parts = listed.split(",") if isinstance(listed, str) else listed
     return None if parts is None else [p.strip() for p in parts if p.strip()]
 

@@ -82,7 +82,7 @@ def read_scores(path: str | Path | Sequence[str | Path]) -> xr.Dataset:
 
     Raises:
         TaskError: no such file, a form that is not known, several forms (their scores measure different
-            things), a sample that is there twice, or a score outside [0, 1].
+            things), a sample that comes twice, or a score outside [0, 1].
     """
     paths = [Path(p) for p in ([path] if isinstance(path, str | Path) else path)]
     if not paths:
@@ -209,7 +209,7 @@ def as_dataset(scores: Sequence[Scored], source: str) -> xr.Dataset:
     """Turn scores into a Dataset on `sample`.
 
     Raises:
-        TaskError: a sample is there twice.
+        TaskError: a sample comes twice.
     """
     import xarray as xr
 
