@@ -28,7 +28,7 @@ SHEET_FRAMES = 7
 
 
 def choose(text: str, count: int, name: str, auto: int = 5) -> list[int]:
-    """Read a selector given on a command line.
+    """Read a selector of a command line.
 
     Args:
         text: "all", "0-19,45-49", or "auto" for a few, evenly spread.
@@ -37,7 +37,7 @@ def choose(text: str, count: int, name: str, auto: int = 5) -> list[int]:
         auto: how many "auto" gives.
 
     Raises:
-        PlanError: it cannot be read, or selects what is not there; it names the option.
+        PlanError: the selector cannot be read, or selects nothing that exists; the error names the option.
     """
     if text == "auto":
         return sorted({int(i) for i in np.linspace(0, count - 1, min(auto, count)).round()})

@@ -35,7 +35,7 @@ class Question:
     """What is asked of a state.
 
     Attributes:
-        name: of what is asked for.
+        name: of the question.
         one: whether exactly one choice is right.
         choices: (sample) to the names of the choices.
         right: (sample, the scorer's answer to the finished video) to the name of what is to be found, "" for nothing.

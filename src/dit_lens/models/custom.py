@@ -22,11 +22,11 @@ def load(name: str, device: str | None, dtype: Any, options: list[str]) -> Lens:
         name: as in the module's first line; a dotted module will do in place of a file.
         device: where to run. Default: "cuda", or "cpu" on a machine without it.
         dtype: a torch dtype or its name. Default: bfloat16.
-        options: names of further options that were given, none of which is taken here.
+        options: names of further options that the caller set, none of which is taken here.
 
     Raises:
         PlanError: an option that is not taken, or the function does not return a lens.
-        ModelError: the pipeline, the file or the function is not there.
+        ModelError: the pipeline, the file or the function is missing.
     """
     if options:
         raise PlanError(
@@ -72,7 +72,7 @@ def _module(place: str) -> Any:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-                raise  # it is there, and imports what is not
+                raise  # the file exists, and imports a module that does not
             raise ModelError(
                 f"--model {place}:...: {error}; give a file, such as my_model.py:make."
             ) from error

@@ -81,7 +81,7 @@ def vram(
 
 
 def download(parts: Sequence[Part]) -> list[list[Path]]:
-    """Return the files of every part, downloaded by DiffSynth's own means where they are not there.
+    """Return the files of every part, downloaded by DiffSynth's own means where they are missing.
 
     Raises:
         ModelError: a download gave nothing.
