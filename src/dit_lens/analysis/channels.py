@@ -57,7 +57,7 @@ def top_channels(hidden: xr.DataArray, k: int = 4, importance: xr.DataArray | No
     Args:
         hidden: [..., frame, y, x, channel]; may be lazy.
         k: how many channels.
-        importance: [channel] or [..., channel]; computed by `channel_importance` when not given, so that each
+        importance: [channel] or [..., channel]; by default computed by `channel_importance`, so that each
             state shows its own channels. Give the importance of one state, or a mean, to follow the same
             channels everywhere.
 
