@@ -10,11 +10,11 @@ floor of what codec and scorer add.
 
 Perception before action, on choose and circle: linear probes on the middle layer's states at the objects' cells
 (`dit_lens.experiments.probes`), one a step, fitted on training scenes, name the object that the video ends up with. They stand
-beside probes on shuffled labels and the most common answer. What they are fitted to find is the model's own final
+beside probes on shuffled labels and the most common answer. They are fitted to find the model's own final
 choice, right or wrong. The step from which a probe names it is compared with the step from which x0's picture leans to
-it: both by one rule, the first step from which on the answer is that of the last step; and both asked for a pick,
-not for a whole answer (the scorer's stricter reading stands beside). Runs count whose probe ends at what the video
-shows, as a probe that knows nothing may keep to its answer from the start.
+it. One rule dates both: the first step from which on the answer is that of the last step. Both name a pick,
+not a whole answer (the scorer's stricter reading stands beside). A run counts if its probe ends at what the video
+shows, as a probe that knows nothing may hold its answer from the start.
 
 Working memory, on occlude: whether x0 shows the ball while it is hidden, and lane and colour of the one that comes
 out; and whether probes find them in the states behind the bar, in the latent frames in which the ball is hidden. The

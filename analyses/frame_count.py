@@ -1,10 +1,10 @@
 """How does the answer depend on the number of frames? The paper's frame-count study.
 
-Every sample is generated with each number of frames. A model that was trained on one number is asked here for
-what it never saw, where the number is another: a drop away from the trained number says that, too.
+Every sample is generated with each number of frames. A model that was trained on one number has never
+seen the others, so a drop away from the trained number may show that alone.
 
 Arms share their scenes, not their noise: noise of another length is other noise, and there is no way to make it the same.
-So the differences between numbers of frames hold the seed's own scatter, too; --seeds averages over it.
+So the differences between numbers of frames hold the scatter between seeds, too; --seeds averages over it.
 
     python analyses/frame_count.py --task maze --samples 64 --counts 5 9 13 17 25 --out runs/frame_count
 """
@@ -60,7 +60,7 @@ def main(options: Options) -> int:
 
 
 def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict[int, list[int]]:
-    """Return the numbers of frames that the model makes, with those asked for that come to each."""
+    """Return the numbers of frames that the model makes, with the numbers of --counts that come to each."""
     counts_of: dict[int, list[int]] = {}
     for count in counts:
         channels, frames, _, _ = lens.family.anatomy.latent_grid(lens.pipe, replace(sample, num_frames=count))
@@ -68,7 +68,9 @@ def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict
         counts_of.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
     for frames, counts_wanted in counts_of.items():
         if counts_wanted != [frames]:
-            print(f"{', '.join(map(str, counts_wanted))} frames asked for: the model makes {frames}, once.")
+            print(
+                f"{', '.join(map(str, counts_wanted))} frames asked for: the model makes {frames}, once."
+            )
     return counts_of
 
 

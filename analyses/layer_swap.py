@@ -111,7 +111,7 @@ def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Data
 
 
 def derangements(layers: Sequence[int], count: int, seed: int) -> list[list[int]]:
-    """Draw orders of the layers in which none keeps its place, no two alike: as many as asked for, if there are."""
+    """Draw different orders of the layers in which no layer keeps its place: `count` of them, or all that exist."""
     rng, orders = np.random.default_rng(seed), []
     for _ in range(1000 * count if len(layers) > 1 else 0):
         order = rng.permutation(layers).tolist()

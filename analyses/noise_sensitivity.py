@@ -7,14 +7,14 @@ every layer move from the clean run's at every later step (1 - CKA).
 (a) and (b) differ in three things: how much noise there is, where it is, and when it last comes. Each arm with noise
 in a frame holds one more of them equal to (a):
 
-- "same scale": after every step, as strong as (a). The paper's; it isolates nothing.
-- "same energy": after every step, as much in all as (a). Still, the last of it comes where nothing is left to run
-  that would remove it, while (a)'s comes after step s.
-- "up to step": after each of the steps 0 to s, as much in all as (a) at s, and last when (a) comes: at the same
-  noise level. It differs from (a) in place, and in being spread over steps.
-- "at step": after step s alone, as much as (a) at s. It differs from (a) in place alone.
+- "same scale": after every step, as strong as (a). It is the paper's arm, and isolates nothing.
+- "same energy": after every step, with the energy of (a) in all. Its last part comes where no step is left to
+  remove it, while the noise of (a) comes after step s.
+- "up to step": after each of the steps 0 to s, with the energy of (a) in all; the last part comes when (a) comes, at
+  the same noise level. It differs from (a) in place, and in being spread over steps.
+- "at step": after step s alone, with the energy of (a). It differs from (a) in place alone.
 
-A frame that was hit looks bad itself; that is no propagation. So every frame arm is also judged elsewhere: distance
+A frame with noise looks bad itself; that is no propagation. So every frame arm is also judged elsewhere: distance
 over the other frames, and score of the video in which the hit frame's latents are the clean run's.
 
 The noise comes after steps 0 to S-2: after the last one nothing is left to run, so noise there says nothing of
@@ -112,7 +112,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     data = gather(batch, clean, ended, after, stops)
     data["dissimilarity"] = (("pair", "after_step", "step", "layer"), moved)
     data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
-    # Variances given, summed over frames and steps: what each arm puts into a row of latents.
+    # Variances that each arm adds to a row of latents, summed over frames and steps.
     energy = options.scale**2 * np.array([frames, after, frames, frames, frames])
     data["noise_energy"] = ("kind", energy)
     data = data.assign_coords(

@@ -69,7 +69,7 @@ def main(options: Options) -> int:
 
 
 def ranges(text: str, layers: int) -> dict[str, str]:
-    """Return the ranges of layers that were asked for, by name."""
+    """Return the ranges of layers to average, by name."""
     thirds = dict(zip(("first", "middle", "last"), np.array_split(np.arange(layers), 3), strict=True))
     spelt = {name: f"{part[0]}-{part[-1]}" for name, part in thirds.items() if len(part)}
     if text == "each":
@@ -121,7 +121,7 @@ def rival(alone: xr.Dataset, name: str, k: int, how: str) -> np.ndarray:
         return values.max(1)
     picked = []
     for answers, row in zip(alone.answer.isel(seed=slice(0, k)).values, values, strict=True):
-        # The answer given most often; of several, the one that came first.
+        # The most frequent answer; of several, the one that came first.
         most = Counter(answers.tolist()).most_common(1)[0][0]
         picked.append(row[answers.tolist().index(most)])
     return np.array(picked)

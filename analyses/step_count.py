@@ -1,8 +1,8 @@
 """How does the answer depend on the number of denoising steps? The paper's distillation study.
 
-Every sample is generated with each number of steps, from the same noise; with few steps a model that works its
-answer out along them has less room to. Where the task has a right path (maze, loop), results are also given by its length:
-whether the long ones are those that gain from steps.
+Every sample is generated with each number of steps, from the same noise; a model that works its
+answer out along the steps has less room with few of them. Where the task has a right path (maze, loop), the summary also has
+results by the length of the path, which show whether long paths gain from steps.
 
     python analyses/step_count.py --task maze --samples 64 --counts 1 2 4 8 20 --out runs/step_count
 """

@@ -42,7 +42,7 @@ class Options(PictureOptions):
 
 
 def main(options: Options) -> int:
-    """Record energy everywhere and full states where asked for; draw; save."""
+    """Record energy everywhere and full states at --vis-steps and --layers; draw; save."""
     lens = options.load()
     options.out.mkdir(parents=True, exist_ok=True)
     steps = choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")

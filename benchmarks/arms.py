@@ -42,8 +42,8 @@ class Arms:
         """Plain hooks on every block, which keep something of each stream's output in memory, without labels.
 
         Args:
-            keep: hidden state [row, token, channel] to what is kept.
-            branches: of so many calls, the first alone is kept, as tools do that drop the others.
+            keep: hidden state [row, token, channel] to the value that the hook keeps.
+            branches: calls of a step. The first alone is kept, as in tools that drop the others.
         """
         values: list[Any] = []
         calls = [0] * len(self.blocks)

@@ -36,7 +36,7 @@ from recorder import Recorder, energy_of
 
 @dataclass
 class Options:
-    """Options of the benchmark; what is not given follows the model and the device."""
+    """Options of the benchmark; their defaults follow the model and the device."""
 
     models: tuple[str, ...] = tuple(MODELS)
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
