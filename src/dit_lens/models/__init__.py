@@ -1,4 +1,4 @@
-"""Loading by name: `load("organism")`, `load("wan2.2", model_root=...)`. All files are checked before anything heavy is imported."""
+"""Loading by name: `load("organism")`, `load("wan2.2", model_root=...)`. Files are checked before anything heavy is imported."""
 
 from __future__ import annotations
 
