@@ -1,7 +1,7 @@
 """Run every experiment that docs/findings.md reports, and put its summary and figures beside the page.
 
-python analyses/all.py                 # all of them, into runs/findings/; what is done is not made again
-python analyses/all.py --only noise    # those whose name holds this
+python analyses/all.py                 # all of them, into runs/findings/; finished experiments are not repeated
+python analyses/all.py --only noise    # those whose name holds the word
 """
 
 from __future__ import annotations

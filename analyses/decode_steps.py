@@ -52,10 +52,10 @@ def main(options: Options) -> int:
         moved = np.sqrt((distance**2).mean("frame")).values.tolist()
         return believed(run, lens.decode, sample, folder) | {"distance": moved}
 
-    found, left_out = each_sample(options, "decode_steps", lens, analyse)
-    summary = {} if not found else conclude(found, options)
-    write_summary(options, {"n": len(found), **summary}, left_out)
-    print(f"{len(found)} samples, {len(left_out)} left out; see {options.out}/")
+    numbers, left_out = each_sample(options, "decode_steps", lens, analyse)
+    summary = {} if not numbers else conclude(numbers, options)
+    write_summary(options, {"n": len(numbers), **summary}, left_out)
+    print(f"{len(numbers)} samples, {len(left_out)} left out; see {options.out}/")
     return int(bool(left_out))
 
 
@@ -67,17 +67,17 @@ NAMES = {
 }
 
 
-def conclude(found: list[dict[str, Any]], options: Options) -> dict[str, Any]:
+def conclude(numbers: list[dict[str, Any]], options: Options) -> dict[str, Any]:
     """Write `results.zarr`: what was read at every step, where samples have a scorer; return the headline."""
     coords = {
-        "sample": np.array([f"{f['task']}/{f['id']}" for f in found], np.dtypes.StringDType()),
-        "step": ("step", found[0]["step"], {"long_name": "scheduler step (0 = most noise)"}),
+        "sample": np.array([f"{f['task']}/{f['id']}" for f in numbers], np.dtypes.StringDType()),
+        "step": ("step", numbers[0]["step"], {"long_name": "scheduler step (0 = most noise)"}),
     }
     kinds = {"answer": np.dtypes.StringDType()}  # what zarr has a specification for
     data = {
-        name: (("sample", "step"), np.array([f[name] for f in found], kinds.get(name)), {"long_name": said})
+        name: (("sample", "step"), np.array([f[name] for f in numbers], kinds.get(name)), {"long_name": said})
         for name, said in NAMES.items()
-        if all(name in f for f in found)
+        if all(name in f for f in numbers)
     }
     results = xr.Dataset(data, coords)
     save(results, options.out / "results.zarr")

@@ -1,11 +1,11 @@
 """What does each layer already know? Read x0 out of every layer's states, as if the network ended there.
 
-The head that follows the last block is put on the states after every block, on every guidance branch, and gives
-a velocity, so an x0, per layer and step: decoded, scored, and compared with the final x0. At the last layer that
+The head that follows the last block reads the states after every block, on every guidance branch. This gives
+a velocity, so an x0, per layer and step, which is decoded, scored, and compared with the final x0. At the last layer it
 is the model's own x0, exactly.
 
 What a plain readout can and cannot show: the head was trained on the last layer's states alone. Where it reads
-an answer from an earlier layer, the answer is there, and written as the last layer writes it. Where it reads
+an answer from an earlier layer, the layer holds the answer, and writes it as the last layer does. Where the head reads
 none, the layer may hold the answer in another basis. The tuned readout (Belrose et al. 2023, arXiv 2303.08112)
 first maps the states by one affine map per layer, fitted by ridge regression to the last layer's states on
 training scenes (seeds below 1,000,000), here used on others. A benchmark (--eval-root) has no training scenes:
@@ -129,15 +129,15 @@ def tune(lens: dl.Lens, scenes: list[dl.Sample], layers: list[int], options: Opt
     pairs = [(s, i) for i, s in enumerate(scenes)]
     parts = [pairs[i : i + options.block] for i in range(0, len(pairs), options.block)]
     first = lens.batch(parts[0], options.steps, options.cfg_scale, options.at_once)
-    found = {}
+    maps = {}
     for group in passes(first, layers[:-1], options, fits=True):
         fits: dict[tuple[str, int], AffineFit] = {}
         for part in tqdm(parts, desc=f"fitting layers {group[0]} to {group[-1]}", leave=False):
             batch = lens.batch(part, options.steps, options.cfg_scale, options.at_once)
             add(fits, batch, group, layers[-1], options.ridge)
-        found |= {place: fit.solve() for place, fit in fits.items()}
-    experts = np.array(sorted({expert for expert, _ in found}), np.dtypes.StringDType())
-    weight, bias = (np.array([[found[e, i][k] for i in layers[:-1]] for e in experts], "f4") for k in (0, 1))
+        maps |= {place: fit.solve() for place, fit in fits.items()}
+    experts = np.array(sorted({expert for expert, _ in maps}), np.dtypes.StringDType())
+    weight, bias = (np.array([[maps[e, i][k] for i in layers[:-1]] for e in experts], "f4") for k in (0, 1))
     dims = ("expert", "layer", "channel", "target")
     return xr.Dataset(
         {"weight": (dims, weight), "bias": ((*dims[:2], "target"), bias)},

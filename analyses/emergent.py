@@ -10,11 +10,11 @@ floor of what codec and scorer add.
 
 Perception before action, on choose and circle: linear probes on the middle layer's states at the objects' cells
 (`dit_lens.experiments.probes`), one a step, fitted on training scenes, name the object that the video ends up with. They stand
-beside probes on shuffled labels and the most common answer. What they are fitted to find is the model's own final
+beside probes on shuffled labels and the most common answer. They are fitted to find the model's own final
 choice, right or wrong. The step from which a probe names it is compared with the step from which x0's picture leans to
-it: both by one rule, the first step from which on the answer is that of the last step; and both asked for a pick,
-not for a whole answer (the scorer's stricter reading stands beside). Runs count whose probe ends at what the video
-shows, as a probe that knows nothing may keep to its answer from the start.
+it. One rule dates both: the first step from which on the answer is that of the last step. Both name a pick,
+not a whole answer (the scorer's stricter reading stands beside). A run counts if its probe ends at what the video
+shows, as a probe that knows nothing may hold its answer from the start.
 
 Working memory, on occlude: whether x0 shows the ball while it is hidden, and lane and colour of the one that comes
 out; and whether probes find them in the states behind the bar, in the latent frames in which the ball is hidden. The
@@ -95,7 +95,7 @@ def measure(
     """Read x0 of every step of every run."""
     pairs = pairs_of(samples, options)
     runs = clean_runs(lens, pairs, options.clean, options.steps, options.cfg_scale, options.at_once)
-    found: dict[str, list[Any]] = {}
+    columns: dict[str, list[Any]] = {}
     for (sample, _), run in zip(pairs, runs, strict=True):
         moved = analysis.trajectory_distance(run["x0"]).to_final_frame
         read_here = {"distance": np.sqrt((moved**2).mean("frame")).values}
@@ -103,9 +103,9 @@ def measure(
             frames = [lens.decode(run["x0"].isel(step=i)) for i in range(run["x0"].sizes["step"])]
             read_here |= read(sample, frames)
         for name, values in read_here.items():
-            found.setdefault(name, []).append(values)
+            columns.setdefault(name, []).append(values)
     data = xr.Dataset(
-        {n: (("pair", "step"), as_array(v)) for n, v in found.items()},
+        {n: (("pair", "step"), as_array(v)) for n, v in columns.items()},
         {"step": runs[0]["x0"].step.values, "sigma": ("step", runs[0]["x0"].sigma.values)},
     )
     if probes is not None:
@@ -150,15 +150,15 @@ def read(sample: dl.Sample, frames: list[np.ndarray]) -> dict[str, list[Any]]:
 
 def floors(lens: dl.Lens, samples: list[dl.Sample], names: list[str]) -> dict[str, list[float]]:
     """Read the ground truth, after the model's codec where the family can encode, as x0 is read."""
-    found: dict[str, list[float]] = {name: [] for name in names}
+    floors_of: dict[str, list[float]] = {name: [] for name in names}
     for sample in samples if names else []:
         video = sample.truth
         if lens.family.codec.encode is not None:
             video = lens.family.codec.decode(lens.pipe, lens.family.codec.encode(lens.pipe, video))[0]
         values = read(sample, [video])
         for name in names:
-            found[name].append(float(values[name][0]))
-    return found
+            floors_of[name].append(float(values[name][0]))
+    return floors_of
 
 
 # ---- what it comes to
@@ -253,19 +253,21 @@ def perception(results: xr.Dataset, name: str) -> dict[str, Any]:
     is that of the last step.
     """
     right = results[f"{name}_right"]
-    there = right != ""
-    ends = {kind: there & (results[f"{name}_{kind}"].isel(step=-1) == right) for kind in ("probe", "x0")}
-    kept = results.isel(sample=(ends["probe"] & ends["x0"]).all("seed").values)
-    out: dict[str, Any] = {
-        "runs that end with something to name": float(there.mean()),
-        "of these, the probe names it at the last step": share(ends["probe"], there),
-        "of these, x0 leans to it at the last step": share(ends["x0"], there),
-        "samples compared": kept.sizes["sample"],
+    names_something = right != ""
+    ends = {
+        kind: names_something & (results[f"{name}_{kind}"].isel(step=-1) == right) for kind in ("probe", "x0")
     }
-    if kept.sizes["sample"] < 2:
+    compared = results.isel(sample=(ends["probe"] & ends["x0"]).all("seed").values)
+    out: dict[str, Any] = {
+        "runs that end with something to name": float(names_something.mean()),
+        "of these, the probe names it at the last step": share(ends["probe"], names_something),
+        "of these, x0 leans to it at the last step": share(ends["x0"], names_something),
+        "samples compared": compared.sizes["sample"],
+    }
+    if compared.sizes["sample"] < 2:
         return out
-    steps = {kind: set_at(kept[f"{name}_{kind}"]) for kind in ("probe", "x0")} | {
-        "answer": set_at(kept.answer)
+    steps = {kind: set_at(compared[f"{name}_{kind}"]) for kind in ("probe", "x0")} | {
+        "answer": set_at(compared.answer)
     }
     limits = (0.0, results.sizes["step"] - 1.0)
     said = {
@@ -274,7 +276,10 @@ def perception(results: xr.Dataset, name: str) -> dict[str, Any]:
         "answer": "x0 holds the answer from step",
     }
     return out | {
-        **{said[kind]: headline(analysis.mean(found, bounds=limits)) for kind, found in steps.items()},
+        **{
+            said[kind]: headline(analysis.mean(first_steps, bounds=limits))
+            for kind, first_steps in steps.items()
+        },
         "x0 leans minus probe names": headline(analysis.effect(steps["x0"], steps["probe"], bounds=limits)),
         "x0 holds the answer minus probe names": headline(
             analysis.effect(steps["answer"], steps["probe"], bounds=limits)

@@ -1,10 +1,10 @@
 """How does the answer depend on the number of frames? The paper's frame-count study.
 
-Every sample is generated with each number of frames. A model that was trained on one number is asked here for
-what it never saw, where the number is another: a drop away from the trained number says that, too.
+Every sample is generated with each number of frames. A model that was trained on one number has never
+seen the others, so a drop away from the trained number may show that alone.
 
 Arms share their scenes, not their noise: noise of another length is other noise, and there is no way to make it the same.
-So the differences between numbers of frames hold the seed's own scatter, too; --seeds averages over it.
+So the differences between numbers of frames hold the scatter between seeds, too; --seeds averages over it.
 
     python analyses/frame_count.py --task maze --samples 64 --counts 5 9 13 17 25 --out runs/frame_count
 """
@@ -50,30 +50,32 @@ def main(options: Options) -> int:
     first = next(iter(draw(options, lens)), None)
     if first is None or first.scorer is None:
         raise dl.TaskError("frame_count compares scores, and these samples have no scorer: use a --task.")
-    made = true_counts(lens, first, options.counts)
-    options = replace(options, counts=tuple(made))
+    counts_of = true_counts(lens, first, options.counts)
+    options = replace(options, counts=tuple(counts_of))
     measured = study(options, "frame_count", lens, lambda part: measure(lens, part, options))
-    more = {"noise": NOISE, "frames made, by frames asked for": made}
+    more = {"noise": NOISE, "frames made, by frames asked for": counts_of}
     compare(measured, "frames", options.title, options, more)
     return measured.exit_code
 
 
 def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict[int, list[int]]:
-    """Return the numbers of frames that the model makes, with those asked for that come to each."""
-    made: dict[int, list[int]] = {}
+    """Return the numbers of frames that the model makes, with the numbers of --counts that come to each."""
+    counts_of: dict[int, list[int]] = {}
     for count in counts:
         channels, frames, _, _ = lens.family.anatomy.latent_grid(lens.pipe, replace(sample, num_frames=count))
         # A small picture has as many frames as a large one.
-        made.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
-    for frames, asked in made.items():
-        if asked != [frames]:
-            print(f"{', '.join(map(str, asked))} frames asked for: the model makes {frames}, once.")
-    return made
+        counts_of.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
+    for frames, counts_wanted in counts_of.items():
+        if counts_wanted != [frames]:
+            print(
+                f"{', '.join(map(str, counts_wanted))} frames asked for: the model makes {frames}, once."
+            )
+    return counts_of
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Judge the video of every number of frames."""
-    found = []
+    tables = []
     for count in tqdm(options.counts, desc="number of frames", leave=False):
         # The same scene, prompt and first frame; only the length is another.
         longer = [replace(sample, num_frames=count) for sample in samples]
@@ -81,8 +83,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         x = batch.noise
         for step in range(batch.steps):
             x = batch.step(step, x).latents
-        found.append(outcomes(batch, x[None], x).isel(arm=0).drop_vars("distance"))
-    every = xr.concat(found, xr.Variable("frames", list(options.counts)))
+        tables.append(outcomes(batch, x[None], x).isel(arm=0).drop_vars("distance"))
+    every = xr.concat(tables, xr.Variable("frames", list(options.counts)))
     return by_sample(every, pairs_of(samples, options))
 
 

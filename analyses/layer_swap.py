@@ -110,15 +110,15 @@ def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Data
 
 
 def derangements(layers: Sequence[int], count: int, seed: int) -> list[list[int]]:
-    """Draw orders of the layers in which none keeps its place, no two alike: as many as asked for, if there are."""
-    rng, found = np.random.default_rng(seed), []
+    """Draw different orders of the layers in which no layer keeps its place: `count` of them, or all that exist."""
+    rng, orders = np.random.default_rng(seed), []
     for _ in range(1000 * count if len(layers) > 1 else 0):
         order = rng.permutation(layers).tolist()
-        if order not in found and all(a != b for a, b in zip(order, layers, strict=True)):
-            found.append(order)
-        if len(found) == count:
+        if order not in orders and all(a != b for a, b in zip(order, layers, strict=True)):
+            orders.append(order)
+        if len(orders) == count:
             break
-    return found
+    return orders
 
 
 def partner(row: int) -> int:
@@ -179,11 +179,11 @@ def judge(batch: Batch, clean: Tensor, ended: Tensor, swaps: Sequence[Swap]) -> 
         """Return whether a video solves its own prompt, and the other one: [2, pair, direction]."""
         videos = {r: batch.decode(latents[r : r + 1])[0] for r in receivers}
         prompts = {r: batch.pairs[r][0] for r in receivers}
-        found = [[prompts[whose(r)].score(videos[r]).solved for r in receivers] for whose in (int, partner)]
-        return np.reshape(found, (2, -1, len(KINDS)))
+        hits = [[prompts[whose(r)].score(videos[r]).solved for r in receivers] for whose in (int, partner)]
+        return np.reshape(hits, (2, -1, len(KINDS)))
 
-    own = ended[[name for name, _, _ in swaps].index(OWN)]
-    change = (own - clean).float().abs().amax((1, 2, 3, 4))[receivers].cpu().numpy()
+    self_swapped = ended[[name for name, _, _ in swaps].index(OWN)]
+    change = (self_swapped - clean).float().abs().amax((1, 2, 3, 4))[receivers].cpu().numpy()
     answers = np.array([solved(latents) for latents in ended])
     dims = ("pair", "direction")
     return xr.Dataset(
@@ -250,7 +250,7 @@ def conclude(measured: Measured, options: Options) -> None:
 
 def rates(chosen: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, dict[str, Any]]:
     """Return the flip rates by arm and layer, by layer and step, and all that goes into the summary."""
-    flip, kept = (both_kinds(chosen, name).mean("direction") for name in ("flip", "kept"))
+    flip, keep = (both_kinds(chosen, name).mean("direction") for name in ("flip", "kept"))
     by_arm = analysis.mean(flip, bounds=(0, 1), along=["arm", "layer"])
     by_direction = analysis.mean(chosen.flip.sel(arm="all branches", drop=True), along=["layer", "direction"])
     one_step = chosen.flip_one_step.astype(float).mean("direction")
@@ -259,7 +259,7 @@ def rates(chosen: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, dict[str, Any]]:
         "flips": headline(by_arm),
         "flips by direction, all branches": headline(by_direction),
         "flips, one step": headline(one_step),
-        "keeps its own answer": headline(analysis.mean(kept, bounds=(0, 1))),
+        "keeps its own answer": headline(analysis.mean(keep, bounds=(0, 1))),
     }
     if chosen.sizes["order"]:
         by_order = chosen.flip_another_layer.astype(float).mean("direction")

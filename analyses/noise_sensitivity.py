@@ -7,14 +7,14 @@ every layer move from the clean run's at every later step (1 - CKA).
 (a) and (b) differ in three things: how much noise there is, where it is, and when it last comes. Each arm with noise
 in a frame holds one more of them equal to (a):
 
-- "same scale": after every step, as strong as (a). The paper's; it isolates nothing.
-- "same energy": after every step, as much in all as (a). Still, the last of it comes where nothing is left to run
-  that would remove it, while (a)'s comes after step s.
-- "up to step": after each of the steps 0 to s, as much in all as (a) at s, and last when (a) comes: at the same
-  noise level. It differs from (a) in place, and in being spread over steps.
-- "at step": after step s alone, as much as (a) at s. It differs from (a) in place alone.
+- "same scale": after every step, as strong as (a). It is the paper's arm, and isolates nothing.
+- "same energy": after every step, with the energy of (a) in all. Its last part comes where no step is left to
+  remove it, while the noise of (a) comes after step s.
+- "up to step": after each of the steps 0 to s, with the energy of (a) in all; the last part comes when (a) comes, at
+  the same noise level. It differs from (a) in place, and in being spread over steps.
+- "at step": after step s alone, with the energy of (a). It differs from (a) in place alone.
 
-A frame that was hit looks bad itself; that is no propagation. So every frame arm is also judged elsewhere: distance
+A frame with noise looks bad itself; that is no propagation. So every frame arm is also judged elsewhere: distance
 over the other frames, and score of the video in which the hit frame's latents are the clean run's.
 
 The noise comes after steps 0 to S-2: after the last one nothing is left to run, so noise there says nothing of
@@ -111,7 +111,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     data = gather(batch, clean, ended, after, stops)
     data["dissimilarity"] = (("pair", "after_step", "step", "layer"), moved)
     data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
-    # Variances given, summed over frames and steps: what each arm puts into a row of latents.
+    # Variances that each arm adds to a row of latents, summed over frames and steps.
     energy = options.scale**2 * np.array([frames, after, frames, frames, frames])
     data["noise_energy"] = ("kind", energy)
     data = data.assign_coords(
@@ -137,9 +137,9 @@ def gather(batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[i
         healed[arm, :, :, arm % frames] = clean[:, :, arm % frames]
     elsewhere = outcomes(batch, healed, clean)
     elsewhere["distance"] = elsewhere.distance * (frames / (frames - 1)) ** 0.5  # a mean over the others
-    found = outcomes(batch, ended, clean)
+    judged = outcomes(batch, ended, clean)
     of_frames = xr.merge(
-        [found.isel(arm=slice(after, None)), elsewhere.rename({n: f"{n}_elsewhere" for n in elsewhere})]
+        [judged.isel(arm=slice(after, None)), elsewhere.rename({n: f"{n}_elsewhere" for n in elsewhere})]
     )
     shapes = {"frame": {"budget": list(BUDGETS)}, "stopped": {"stopping": list(STOPPED), "stop": stops}}
     parts, start = [], 0
@@ -151,7 +151,7 @@ def gather(batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[i
         start += count
     return xr.merge(
         [
-            arms_as(found, slice(0, after), "after_step", range(after), "step"),
+            arms_as(judged, slice(0, after), "after_step", range(after), "step"),
             arms_as(outcomes(batch, clean[None], clean), slice(0, 1), "arm", ["clean"], "clean").isel(
                 arm=0, drop=True
             ),
@@ -209,20 +209,20 @@ def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | N
     """Compare noise at a step with noise in a frame: over the whole run, and where both stop at the same step."""
     at_step = results[f"step_{outcome}"]
     same = results[f"frame_{outcome}"].sel(budget="same energy", drop=True)
-    found = {
+    effects = {
         "mean over steps minus mean over frames, same energy": analysis.effect(
             at_step.mean("after_step"), same.mean("frame"), bounds=limits
         )
     }
     if "stop" in results.dims:
-        there = at_step.sel(after_step=results.stop.values).rename(after_step="stop")
+        at_stops = at_step.sel(after_step=results.stop.values).rename(after_step="stop")
         for suffix in ("", "_elsewhere"):
             stopped = results[f"stopped_{outcome}{suffix}"].mean("frame")
             for kind in STOPPED:
                 name = f"after a step minus mean over frames{suffix.replace('_', ', ')}, {kind}"
                 other = stopped.sel(stopping=kind, drop=True)
-                found[name] = analysis.effect(there, other, bounds=limits, along="stop")
-    return {name: headline(one) for name, one in found.items()}
+                effects[name] = analysis.effect(at_stops, other, bounds=limits, along="stop")
+    return {name: headline(one) for name, one in effects.items()}
 
 
 def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, options: Options) -> None:
@@ -230,9 +230,9 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
     clean = analysis.mean(results[f"clean_{outcome}"], bounds=limits)
 
     def curves(values: xr.DataArray, along: str, name: str, what: str, **how: Any) -> None:
-        found = analysis.mean(values, bounds=limits, along=along)
+        means = analysis.mean(values, bounds=limits, along=along)
         title = f"Noise {what} · {options.source}"
-        figure = plot.curves(found, along, value_label=outcome, title=title, reference=clean, **how)
+        figure = plot.curves(means, along, value_label=outcome, title=title, reference=clean, **how)
         plot.save(figure, options.out / f"{outcome}_by_{name}.png")
 
     sigma = results.sigma.rename(step="after_step").isel(after_step=slice(0, -1))
@@ -252,11 +252,11 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
     joined = xr.concat([b.rename("score") for b in both], "budget").rename(budget="noise")
     curves(joined, "frame", "frame", "in one frame, after every step")
     if "stop" in results.dims:
-        there = by_step.sel(after_step=results.stop.values).rename(after_step="stop")
+        at_stops = by_step.sel(after_step=results.stop.values).rename(after_step="stop")
         in_frame = results[f"stopped_{outcome}"].mean("frame")
         away = results[f"stopped_{outcome}_elsewhere"].mean("frame")
         lines = {
-            "all frames": there,
+            "all frames": at_stops,
             **{f"one frame, {k}": in_frame.sel(stopping=k, drop=True) for k in STOPPED},
             **{f"one frame, {k}, judged elsewhere": away.sel(stopping=k, drop=True) for k in STOPPED},
         }

@@ -68,7 +68,7 @@ def main(options: Options) -> int:
 
 
 def ranges(text: str, layers: int) -> dict[str, str]:
-    """Return the ranges of layers that were asked for, by name."""
+    """Return the ranges of layers to average, by name."""
     thirds = dict(zip(("first", "middle", "last"), np.array_split(np.arange(layers), 3), strict=True))
     spelt = {name: f"{part[0]}-{part[-1]}" for name, part in thirds.items() if len(part)}
     if text == "each":
@@ -93,13 +93,13 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     alone = by_sample(outcomes(batch, clean[None], clean).isel(arm=0), pairs)
     if "answer" not in alone:
         raise TaskError("An ensemble is judged by a scorer: the samples of this task have none.")
-    found = by_sample(outcomes(batch, ended, clean), pairs)
+    judged = by_sample(outcomes(batch, ended, clean), pairs)
     labels = (("layers", list(chosen)), ("k", list(options.ks)))
     out = {}
     for name in ("solved", "score"):
         # Of an ensemble of K, the first K seeds took part.
         parts = [
-            found[name].isel(arm=i, seed=slice(0, k)).mean("seed")
+            judged[name].isel(arm=i, seed=slice(0, k)).mean("seed")
             for i, k in enumerate(list(options.ks) * len(chosen))
         ]
         values = xr.concat(parts, "arm").values.reshape(len(chosen), len(options.ks), len(samples))
@@ -120,7 +120,7 @@ def rival(alone: xr.Dataset, name: str, k: int, how: str) -> np.ndarray:
         return values.max(1)
     picked = []
     for answers, row in zip(alone.answer.isel(seed=slice(0, k)).values, values, strict=True):
-        # The answer given most often; of several, the one that came first.
+        # The most frequent answer; of several, the one that came first.
         most = Counter(answers.tolist()).most_common(1)[0][0]
         picked.append(row[answers.tolist().index(most)])
     return np.array(picked)
@@ -135,9 +135,9 @@ def conclude(measured: Measured, options: Options) -> None:
         summary[f"rivals, {name}"] = headline(analysis.mean(results[f"rival_{name}"], bounds=(0, 1)))
         for how in RIVALS:
             other = results[f"rival_{name}"].sel(rival=how, drop=True)
-            found = analysis.effect(results[name], other, bounds=(0, 1), along=["layers", "k"])
-            summary[f"ensemble minus {how}, {name}"] = headline(found)
-    write_summary(options, summary, measured.left_out, found.attrs)
+            difference = analysis.effect(results[name], other, bounds=(0, 1), along=["layers", "k"])
+            summary[f"ensemble minus {how}, {name}"] = headline(difference)
+    write_summary(options, summary, measured.left_out, difference.attrs)
     ours = results.solved.assign_coords(layers=[f"ensemble, {n}" for n in results.layers.values]).rename(
         layers="arm"
     )

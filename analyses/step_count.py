@@ -1,8 +1,8 @@
 """How does the answer depend on the number of denoising steps? The paper's distillation study.
 
-Every sample is generated with each number of steps, from the same noise; with few steps a model that works its
-answer out along them has less room to. Where the task has a right path (maze, loop), results are also given by its length:
-whether the long ones are those that gain from steps.
+Every sample is generated with each number of steps, from the same noise; a model that works its
+answer out along the steps has less room with few of them. Where the task has a right path (maze, loop), the summary also has
+results by the length of the path, which show whether long paths gain from steps.
 
     python analyses/step_count.py --task maze --samples 64 --counts 1 2 4 8 20 --out runs/step_count
 """
@@ -58,8 +58,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
             x = batch.step(step, x).latents
         ended[n] = x
     most = max(options.counts)
-    found = outcomes(batches[most], torch.stack(list(ended.values())), ended[most])
-    data = by_sample(found.rename(arm="steps").assign_coords(steps=list(ended)), pairs)
+    judged = outcomes(batches[most], torch.stack(list(ended.values())), ended[most])
+    data = by_sample(judged.rename(arm="steps").assign_coords(steps=list(ended)), pairs)
     lengths = [explore.path_length(sample) for sample in samples]
     return data if None in lengths else data.assign(length=("sample", lengths))
 
@@ -72,13 +72,13 @@ def bins(lengths: xr.DataArray) -> dict[str, np.ndarray]:
     """
     order = np.sort(lengths.values)
     edges = sorted({int(order[i * len(order) // 4]) for i in range(4)})
-    found: dict[str, np.ndarray] = {}
+    members: dict[str, np.ndarray] = {}
     for low, after in zip(edges, [*edges[1:], int(order[-1]) + 1], strict=True):
         inside = np.flatnonzero((lengths.values >= low) & (lengths.values < after))
         if len(inside) > 1:
             last = int(lengths.values[inside].max())
-            found[f"{low} cells" if low == last else f"{low}-{last} cells"] = inside
-    return found
+            members[f"{low} cells" if low == last else f"{low}-{last} cells"] = inside
+    return members
 
 
 def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:

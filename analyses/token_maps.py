@@ -41,7 +41,7 @@ class Options(PictureOptions):
 
 
 def main(options: Options) -> int:
-    """Record energy everywhere and full states where asked for; draw; save."""
+    """Record energy everywhere and full states at --vis-steps and --layers; draw; save."""
     lens = options.load()
     options.out.mkdir(parents=True, exist_ok=True)
     steps = choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
@@ -64,15 +64,15 @@ def main(options: Options) -> int:
         mean = run["energy"].sel(branch=options.branch).mean(("frame", "y", "x"))
         return {"energy": mean.values.tolist()}
 
-    found, left_out = each_sample(options, "token_maps", lens, analyse)
-    if found:
+    numbers, left_out = each_sample(options, "token_maps", lens, analyse)
+    if numbers:
         dims = ("sample", "step", "layer")
         about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}
-        coords = {"sample": np.array([f"{f['task']}/{f['id']}" for f in found], np.dtypes.StringDType())}
-        results = xr.Dataset({"energy": (dims, [f["energy"] for f in found], about)}, coords)
+        coords = {"sample": np.array([f"{f['task']}/{f['id']}" for f in numbers], np.dtypes.StringDType())}
+        results = xr.Dataset({"energy": (dims, [f["energy"] for f in numbers], about)}, coords)
         save(results, options.out / "results.zarr")
         mean = results.energy.mean(("sample", "step")).values.tolist()
-        summary = {"n": len(found), "mean_energy_by_layer": mean}
+        summary = {"n": len(numbers), "mean_energy_by_layer": mean}
         write_summary(options, summary, left_out)
     print(f"see {options.out}/*/*/")
     return int(bool(left_out))

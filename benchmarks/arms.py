@@ -29,9 +29,9 @@ class Arms:
 
     def bare(self) -> Any:
         """The pipeline alone."""
-        family, given = self.lens.family, dict(self.options)
-        steps, cfg_scale = given.pop("steps"), given.pop("cfg_scale")
-        keywords = family.call.arguments(self.sample, 0, steps, cfg_scale, given)
+        family, arguments = self.lens.family, dict(self.options)
+        steps, cfg_scale = arguments.pop("steps"), arguments.pop("cfg_scale")
+        keywords = family.call.arguments(self.sample, 0, steps, cfg_scale, arguments)
         undo = family.call.quiet(self.lens.pipe, keywords)
         try:
             return self.lens.pipe(**keywords)
@@ -42,16 +42,16 @@ class Arms:
         """Plain hooks on every block, which keep something of each stream's output in memory, without labels.
 
         Args:
-            keep: hidden state [row, token, channel] to what is kept.
-            branches: of so many calls, the first alone is kept, as tools do that drop the others.
+            keep: hidden state [row, token, channel] to the value that the hook keeps.
+            branches: calls of a step. The first alone is kept, as in tools that drop the others.
         """
-        kept: list[Any] = []
+        values: list[Any] = []
         calls = [0] * len(self.blocks)
         sites = [sites["block"] for sites in self.lens.family.anatomy.sites.values()]
 
         def hook(n: int, output: Any) -> None:
             if calls[n] % branches == 0:
-                kept.extend(keep(site.of_output(output)) for site in sites)
+                values.extend(keep(site.of_output(output)) for site in sites)
             calls[n] += 1
 
         handles = [
@@ -63,7 +63,7 @@ class Arms:
         finally:
             for handle in handles:
                 handle.remove()
-        return kept
+        return values
 
     def official(self, branches: int = 1) -> Any:
         """As released tools have them: every block's output off the device, as float32, in memory."""
@@ -108,11 +108,11 @@ def growth(work: Callable[[], Any]) -> float:
 
     watcher = threading.Thread(target=sample)
     watcher.start()
-    kept = work()
+    values = work()
     most[0] = max(most[0], resident())
     ended.set()
     watcher.join()
-    del kept
+    del values
     return (most[0] - start) / 1e6
 
 

@@ -38,7 +38,7 @@ class Options:
     cfg_scale: float = 3.0
     """Over 1, so that both branches run."""
     threads: int = 0
-    """Torch threads; its default unless given."""
+    """Torch threads. Default: torch's own number."""
     store: Path = Path("runs/bench")
     """Folder that stores are made in, and which is removed in the end."""
     arm: str | None = None

@@ -18,11 +18,11 @@ SPACE, TIME, CHANNELS = 32, 8, 128
 
 @contextlib.contextmanager
 def torchaudio() -> Iterator[None]:
-    """Let DiffSynth import where torchaudio is not installed: it encodes sounds that are given; here none is."""
+    """Let DiffSynth import where torchaudio is not installed: torchaudio encodes the user's sounds, and here are none."""
     if importlib.util.find_spec("torchaudio") is not None:
         yield
         return
-    import diffsynth.models.ltx2_text_encoder  # noqa: F401  # transformers must see that torchaudio is not there
+    import diffsynth.models.ltx2_text_encoder  # noqa: F401  # transformers must see that torchaudio is missing
 
     standin: Any = ModuleType("torchaudio")
     standin.transforms = SimpleNamespace(MelSpectrogram=lambda **_: nn.Identity())
@@ -80,7 +80,7 @@ class Video(nn.Module):
         self.basis = nn.Parameter(torch.randn(CHANNELS, 3, generator=torch.Generator().manual_seed(0)))
 
     def encode(self, video: Tensor, *_: Any) -> Tensor:
-        """Encode one frame [row, rgb, 1, height, width], which is all that is asked for here."""
+        """Encode one frame [row, rgb, 1, height, width], which is all that the benchmark needs."""
         patches = nn.functional.avg_pool3d(video, (1, SPACE, SPACE))
         return torch.einsum("lc,bcfyx->blfyx", self.basis, patches)
 

@@ -74,12 +74,12 @@ def ours(hidden: xr.DataArray, batch: int) -> np.ndarray:
 
 def incremental(hidden: xr.DataArray, batch: int, components: int = WANTED) -> np.ndarray:
     """Stream through `IncrementalPCA`, a batch of tokens at a time."""
-    found = IncrementalPCA(components)
+    pca = IncrementalPCA(components)
     for step in range(hidden.sizes["step"]):
         tokens = hidden.isel(step=step).to_numpy().reshape(-1, hidden.sizes["channel"])
         for start in range(0, len(tokens), batch):
-            found.partial_fit(tokens[start : start + batch])
-    return found.components_[:WANTED]
+            pca.partial_fit(tokens[start : start + batch])
+    return pca.components_[:WANTED]
 
 
 def whole(hidden: xr.DataArray, solver: str, kind: str) -> np.ndarray:

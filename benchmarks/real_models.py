@@ -135,7 +135,7 @@ MODELS = {
         small=(2, 9, 64, 96),
         blocks="blocks",
         experts={"high": "dit", "low": "dit2"},
-        branch=lambda given: "cond" if given["positive"] else "uncond",
+        branch=lambda keywords: "cond" if keywords["positive"] else "uncond",
         states=lambda output: {"video": output},
     ),
     "ltx2.3": Model(
@@ -145,7 +145,7 @@ MODELS = {
         small=(2, 9, 64, 96),
         blocks="transformer_blocks",
         experts={"dit": "dit"},
-        branch=lambda given: "cond" if "prompt" in given else "uncond",
+        branch=lambda keywords: "cond" if "prompt" in keywords else "uncond",
         states=lambda output: {"video": output[0].x, "audio": output[1].x},
     ),
 }

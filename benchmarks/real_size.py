@@ -36,7 +36,7 @@ from recorder import Recorder, energy_of
 
 @dataclass
 class Options:
-    """Options of the benchmark; what is not given follows the model and the device."""
+    """Options of the benchmark; their defaults follow the model and the device."""
 
     models: tuple[str, ...] = tuple(MODELS)
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,7 +156,7 @@ def times(ways: dict[str, Callable[[], Any]], options: Options) -> dict[str, lis
     return seconds
 
 
-def page(found: list[dict[str, Any]], options: Options) -> str:
+def page(models: list[dict[str, Any]], options: Options) -> str:
     """Return the page."""
     device = torch.cuda.get_device_name() if options.full else f"CPU ({platform.machine()})"
     lines = [
@@ -176,7 +176,7 @@ def page(found: list[dict[str, Any]], options: Options) -> str:
             "and text) are few, so that it runs at all. Parity and labels are checked as they are on a GPU; times, ratios",
             "and memory say nothing of full size. On a GPU the same command makes this page at full size.",
         ]
-    return "\n".join([*lines, *(line for model in found for line in section(model, options))]) + "\n"
+    return "\n".join([*lines, *(line for model in models for line in section(model, options))]) + "\n"
 
 
 def section(model: dict[str, Any], options: Options) -> list[str]:
@@ -217,19 +217,19 @@ def section(model: dict[str, Any], options: Options) -> list[str]:
 
 def main(options: Options) -> None:
     """Measure every model; print the page, or write it."""
-    found = []
+    models = []
     try:
         for name in options.models:
-            found.append(measure(name, options))
+            models.append(measure(name, options))
             gc.collect()  # a model and its hooks refer to each other; the next one needs the room
     finally:
         shutil.rmtree(options.store, ignore_errors=True)
-    text = page(found, options)
+    text = page(models, options)
     print(text)
     if options.out:
         options.out.write_text(text)
         settings = {k: str(v) for k, v in asdict(options).items()}
-        data = {"settings": settings, "models": found}
+        data = {"settings": settings, "models": models}
         options.out.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
 
 

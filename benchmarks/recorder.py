@@ -36,10 +36,10 @@ class Recorder:
         names = {id(dit): expert for expert, dit in dits.items()}
         model_fn = self.pipe.model_fn
 
-        def called(**given: Any) -> Any:
-            timestep = round(float(given["timestep"].flatten()[0]), 3)
-            self.calls.append((timestep, self.model.branch(given), names[id(given["dit"])]))
-            return model_fn(**given)
+        def called(**keywords: Any) -> Any:
+            timestep = round(float(keywords["timestep"].flatten()[0]), 3)
+            self.calls.append((timestep, self.model.branch(keywords), names[id(keywords["dit"])]))
+            return model_fn(**keywords)
 
         handles = [
             block.register_forward_hook(lambda _, __, output, layer=layer: self._keep(layer, output))

@@ -1,5 +1,6 @@
 """The code in the docs runs as it stands there."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -31,3 +32,21 @@ def test_links_between_pages_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def _resolves(path):
+    """Say whether a dotted path leads to a module, or to a name in one."""
+    try:
+        importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        return hasattr(importlib.import_module(module), name)
+    return True
+
+
+def test_what_the_change_log_says_to_write_instead_exists():
+    changes = (DOCS.parent / "CHANGELOG.md").read_text()
+    rows = [line.split("|") for line in changes.splitlines() if line.startswith("| `")]
+    paths = [path for row in rows for path in re.findall(r"`(dit_lens(?:\.\w+)+)", row[2])]
+    assert len(paths) > 30
+    assert [path for path in paths if not _resolves(path)] == []

@@ -89,8 +89,8 @@ def generate(
 
 
 def _prepare(pipe: Any, sample: Sample, seed: int) -> tuple[torch.Tensor, ...]:
-    given = arguments(sample, seed, 1, 1.0, {})
-    shared = {k: given[k] for k in ("input_image", "height", "width", "num_frames", "seed", "tiled")}
+    keywords = arguments(sample, seed, 1, 1.0, {})
+    shared = {k: keywords[k] for k in ("input_image", "height", "width", "num_frames", "seed", "tiled")}
     units = {type(u).__name__: u for u in pipe.units}
     blank = {"rand_device": "cpu", "vace_reference_image": None, "animate2_reference_video": None}
     noise = units["WanVideoUnit_NoiseInitializer"].process(
@@ -105,7 +105,8 @@ def _prepare(pipe: Any, sample: Sample, seed: int) -> tuple[torch.Tensor, ...]:
         tile_stride=None,
     )["y"]
     words = [
-        prompt.process(pipe, text, True)["context"] for text in (given["prompt"], given["negative_prompt"])
+        prompt.process(pipe, text, True)["context"]
+        for text in (keywords["prompt"], keywords["negative_prompt"])
     ]
     return noise, *words, image
 

@@ -17,7 +17,7 @@ SCENES = {"maze": 1_000_109}
 
 
 def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
-    """Generate one sample of every task with the organism, and see what it believed at every step.
+    """Generate one sample of every task with the organism, and show what the model believed at every step.
 
     Args:
         out: folder to write into.
@@ -51,14 +51,16 @@ def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
         )
     print(f"\nwhat the organism made of one scene of each task, noise seed {seed}, {steps} steps:")
     print("\n".join(lines))
-    print(f"\nlook at {out}/maze/steps.png (what it believed), {out}/maze/maps/ (what its layers held),")
-    print(f"{out}/*/video.mp4 (what it made) and {out}/*/x0/ (what it believed, as videos)")
+    print(
+        f"\nlook at {out}/maze/steps.png (what the model believed), {out}/maze/maps/ (what its layers held),"
+    )
+    print(f"{out}/*/video.mp4 (what the model made) and {out}/*/x0/ (what it believed, as videos)")
     print(f"all of it, for xarray: xarray.open_datatree('{store}', engine='zarr', consolidated=False)")
     print(f"took {time.time() - start:.0f} s")
 
 
 def info(store: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Say what a store holds: its runs, what is complete, what is missing, how large.
+    """Say what a store holds: its runs, whether each is complete, what it lacks, and its size.
 
     Args:
         store: a store, a folder of stores, or one run.
@@ -67,7 +69,7 @@ def info(store: Annotated[Path, tyro.conf.Positional]) -> None:
 
     sights = list(look(store))
     if not sights:
-        raise StoreError(f"{store}: no run is there; give a store, a folder of stores, or one run.")
+        raise StoreError(f"{store}: no run stands there; give a store, a folder of stores, or one run.")
     problems = 0
     for sight in sights:
         try:
@@ -88,17 +90,17 @@ def _held(path: Path) -> list[str]:
     from dit_lens.store import status
     from dit_lens.units import human
 
-    found = status(path)
-    units = sum(len(missing) for missing in found.missing.values())
+    state = status(path)
+    units = sum(len(missing) for missing in state.missing.values())
     lacking = f", {units} units missing" if units else ""
-    lacking += f"; {found.damage}: copy it again, or trace it again" if found.damage else ""
-    size = human(sum(found.bytes.values()))
-    lines = [f"{found.status}, {len(found.committed_steps)} steps, {size}{lacking}"]
-    for name in sorted(found.bytes.keys() | found.missing.keys()):
-        missing = f", {len(found.missing[name])} units missing" if name in found.missing else ""
-        nan, inf = found.nan.get(name, 0), found.inf.get(name, 0)
+    lacking += f"; {state.damage}: copy it again, or trace it again" if state.damage else ""
+    size = human(sum(state.bytes.values()))
+    lines = [f"{state.status}, {len(state.committed_steps)} steps, {size}{lacking}"]
+    for name in sorted(state.bytes.keys() | state.missing.keys()):
+        missing = f", {len(state.missing[name])} units missing" if name in state.missing else ""
+        nan, inf = state.nan.get(name, 0), state.inf.get(name, 0)
         odd = f", {nan} NaN, {inf} Inf" if nan or inf else ""
-        lines.append(f"{name}: {human(found.bytes.get(name, 0))}{missing}{odd}")
+        lines.append(f"{name}: {human(state.bytes.get(name, 0))}{missing}{odd}")
     return lines
 
 

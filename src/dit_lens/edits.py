@@ -115,11 +115,11 @@ def ablate(h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0
     |---|---|---|
     | `"zero"` | 0 | everything |
     | `"token_mean"` | the mean over all tokens of this very value | what tells tokens apart |
-    | `"token_shuffle"` | another token of this very value, drawn without replacement | where each stands |
-    | `"mean"` | the mean at its own place over the samples of `reference` | what tells samples apart |
-    | `"resample"` | what one sample of `reference`, drawn by `seed`, held at its own place | likewise |
+    | `"token_shuffle"` | another token of this very value, drawn without replacement | the place of each token |
+    | `"mean"` | the mean at the same place over the samples of `reference` | what tells samples apart |
+    | `"resample"` | what one sample of `reference`, drawn by `seed`, held at the same place | what tells samples apart |
 
-    The mean and resample ablations of the literature are the last two: they are over data, which must be given.
+    The mean and resample ablations of the literature are the last two: they are over data, so they need `reference`.
 
     Args:
         h: [frame, y, x, channel].
@@ -211,13 +211,13 @@ def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
                 f"{edit} at {at}: the {what} spans {dim} without a coordinate, so that nothing says which is "
                 f"which: add it with {what}.assign_coords({dim}=...)."
             )
-        here, there = getattr(at, dim), source[dim].values.tolist()
-        if here not in there:
+        label, labels = getattr(at, dim), source[dim].values.tolist()
+        if label not in labels:
             raise PlanError(
-                f"{edit} at {at}: the {what} has no {dim}={here!r}, only {there}; "
+                f"{edit} at {at}: the {what} has no {dim}={label!r}, only {labels}; "
                 "place the edit there, or record more."
             )
-        picked = picked.sel({dim: here})
+        picked = picked.sel({dim: label})
     if "step" in dims and "sigma" in picked.coords and abs(float(picked.sigma) - at.sigma) > 1e-4:
         raise PlanError(
             f"{edit} at {at}: the {what}'s step {at.step} has sigma {float(picked.sigma):.4f}, this run's {at.sigma:.4f}: "
@@ -227,8 +227,8 @@ def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
 
 
 def _require_dims(picked: Any, wanted: list[str], at: Spot, edit: str, what: str) -> None:
-    there = getattr(picked, "dims", GRID)
-    left = [str(dim).removeprefix("latent_").removesuffix(f"_{at.stream}") for dim in there]
+    dims = getattr(picked, "dims", GRID)
+    left = [str(dim).removeprefix("latent_").removesuffix(f"_{at.stream}") for dim in dims]
     if left != wanted:
         raise PlanError(
             f"{edit} at {at}: the {what} has the dimensions {left} there, and should have {wanted}: "

@@ -44,7 +44,7 @@ class Lens:
         info: what is known of the checkpoint, for the manifest.
 
     Raises:
-        PlanError: no family knows this pipeline, or a path of the family is not there.
+        PlanError: no family knows this pipeline, or a path of the family is missing in it.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class Lens:
             **arguments: any other keyword of the pipeline's own call.
 
         Raises:
-            PlanError: something asked for cannot be carried out here.
-            CaptureError: something asked for did not happen.
-            StoreError: the store cannot be written or resumed, or holds something else than its name says.
+            PlanError: a part of the plan or an argument cannot be carried out with this model.
+            CaptureError: a record or an edit did not happen.
+            StoreError: the store cannot be written or resumed, or a stored run differs from what is computed now.
         """
         request = Request(
             self.specimen,
@@ -122,9 +122,9 @@ class Lens:
     def trace(self, sample: Sample, seed: int = 0, **options: Any) -> Trace:
         """Open a tracing context: an nnsight trace whose body may also declare records and edits.
 
-        Takes what `run` takes. In the body: `tr.record(f, place)`, `tr.edit(f, place)`, `for call in
-        tr.calls(...)`, and all of nnsight through `lens.nnsight`. After it: `tr.run`. It always runs, also
-        where the store holds the same run already: the body's own values are wanted.
+        Takes what `run` takes, `verify` aside. In the body: `tr.record(f, place)`, `tr.edit(f, place)`, `for call in
+        tr.calls(...)`, and all of nnsight through `lens.nnsight`. After the body: `tr.run`. A trace always runs, from
+        step 0, also where the store holds the same run: the caller wants the body's own values.
         """
         with needing("lens.trace"):
             from dit_lens.engine.trace import open_trace
@@ -141,7 +141,13 @@ class Lens:
     ) -> Batch:
         """Prepare (sample, seed) pairs to go through the model together, step by step; see `Batch`.
 
-        Takes what `run` takes, and `at_once`, the rows in one forward at most.
+        Args:
+            pairs: a sample and a seed each, of one size and number of frames.
+            steps: scheduler steps. Default: the family's.
+            cfg_scale: guidance scale. Default: the family's.
+            at_once: rows in one forward, at most.
+            **options: what else `run` takes: `record`, `edit`, `store`, `encoding`, `verify`, and keywords of the
+                pipeline's own call.
 
         Raises:
             PlanError: the family does not say how to batch, the samples do not fit together, or the batch would not be
@@ -187,11 +193,11 @@ class Lens:
     ) -> xr.Dataset:
         """Run every (sample, noise seed) clean and under every arm, and judge what comes out.
 
-            found = lens.sweep(
+            table = lens.sweep(
                 [(sample, seed) for sample in samples for seed in range(4)],
                 arms={f"no layer {n}": [(dl.zero(), dl.at(site="self_attn", layer=n))] for n in range(lens.layers)},
             )
-            found.solved.mean(("sample", "seed"))
+            table.solved.mean(("sample", "seed"))
 
         Rows go through the model together, and an arm is the clean run up to its first edit. So a row equals
         `lens.run(sample, seed, edit=...)` within float tolerance, not bit for bit. Edits over seeds

@@ -89,5 +89,5 @@ def latents(h: Tensor) -> Tensor:
 
 @keeps("frame", "y", "x", "channel", site="velocity", long_name="velocity after guidance")
 def velocity(h: Tensor) -> Tensor:
-    """v: what the scheduler is given at a step, after guidance."""
+    """v: the velocity that the scheduler steps with, after guidance."""
     return h

@@ -65,8 +65,8 @@ def settle(
     # Over many positions at once, each is given its share of the chance to miss (Bonferroni).
     for share, prefix in ((1, ""), (places, "band_")):
         if f"{prefix}low" in parts and agree.any():
-            found = unanimous(estimate, n, 1 - (1 - level) / share, bounds)
-            for end, value in zip(("low", "high"), found, strict=True):
+            interval = unanimous(estimate, n, 1 - (1 - level) / share, bounds)
+            for end, value in zip(("low", "high"), interval, strict=True):
                 parts[prefix + end] = np.where(agree, value, parts[prefix + end])
     if tuple(bounds) == (0, 1) and outcomes.shape[1] == 1:
         rates = ((outcomes == 0) | (outcomes == 1)).all((0, 1))

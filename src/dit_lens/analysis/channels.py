@@ -57,7 +57,7 @@ def top_channels(hidden: xr.DataArray, k: int = 4, importance: xr.DataArray | No
     Args:
         hidden: [..., frame, y, x, channel]; may be lazy.
         k: how many channels.
-        importance: [channel] or [..., channel]; computed by `channel_importance` when not given, so that each
+        importance: [channel] or [..., channel]; by default computed by `channel_importance`, so that each
             state shows its own channels. Give the importance of one state, or a mean, to follow the same
             channels everywhere.
 
@@ -75,19 +75,19 @@ def top_channels(hidden: xr.DataArray, k: int = 4, importance: xr.DataArray | No
     _check(hidden, k, importance)
     weights = importance.to_numpy()
     best = np.argsort(-weights, axis=-1, kind="stable")[..., :k]
-    own = [str(d) for d in importance.dims[:-1]]
+    state_dims = [str(d) for d in importance.dims[:-1]]
     grid = token_dims(hidden, "top_channels")
 
     outer = [str(d) for d in hidden.dims if d not in (*grid, "channel")]
     maps = [
-        np.moveaxis(state[..., best[tuple(index[d] for d in own)]], -1, 0)
+        np.moveaxis(state[..., best[tuple(index[d] for d in state_dims)]], -1, 0)
         for index, state in units(hidden, [*grid, "channel"], "top_channels")
     ]
     dims = [*outer, "rank", *grid]
     values = np.stack(maps).reshape([*(hidden.sizes[d] for d in outer), *maps[0].shape])
     coords = {name: c for name, c in hidden.coords.items() if set(c.dims) <= set(dims)}
-    coords["channel"] = ([*own, "rank"], hidden["channel"].to_numpy()[best])
-    coords["importance"] = ([*own, "rank"], np.take_along_axis(weights, best, -1))
+    coords["channel"] = ([*state_dims, "rank"], hidden["channel"].to_numpy()[best])
+    coords["importance"] = ([*state_dims, "rank"], np.take_along_axis(weights, best, -1))
     attrs = {"long_name": "channel activation", "units": "1"}
     return xr.DataArray(values, {"rank": np.arange(k), **coords}, dims, "top_channels", attrs)
 

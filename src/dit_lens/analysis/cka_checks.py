@@ -15,16 +15,16 @@ def require_tokens(count: int, debiased: bool, caller: str) -> None:
         raise DitLensError(f"{caller}: {which}, but there are {count}; select more of frame, y, x.")
 
 
-def require_varied(varied: bool, own: float, terms: float, name: str, caller: str) -> None:
+def require_varied(varied: bool, self_hsic: float, terms: float, name: str, caller: str) -> None:
     """Check that a state is like itself: HSIC(x, x) is not 0."""
     if not varied:
         raise DitLensError(
             f"{caller}: all tokens of {name} are the same, so nothing tells them apart and CKA is not "
             "defined; leave this state out."
         )
-    if not own > NOTHING * terms:
+    if not self_hsic > NOTHING * terms:
         raise DitLensError(
-            f"{caller}: the HSIC of {name} with itself is {own:g}, within rounding of 0, so CKA is not "
+            f"{caller}: the HSIC of {name} with itself is {self_hsic:g}, within rounding of 0, so CKA is not "
             "defined: its tokens are equally unlike each other, or its values too large or too small to be "
             "squared twice. Rescale it, compare more tokens, or leave this state out."
         )

@@ -95,12 +95,12 @@ def _unit_kernels(
             if debiased:
                 _u_centre(kernels)
             flat = kernels.reshape(len(kernels), -1)
-            own = np.einsum("sk,sk->s", flat, flat)
+            self_hsic = np.einsum("sk,sk->s", flat, flat)
         for i in range(len(flat)):
             if not finite[i]:
                 raise not_finite(f"{name}[{start + i}]", caller)
-            require_varied(bool(varied[i]), own[i], terms[i], f"{name}[{start + i}]", caller)
-        flat /= np.sqrt(own)[:, None]
+            require_varied(bool(varied[i]), self_hsic[i], terms[i], f"{name}[{start + i}]", caller)
+        flat /= np.sqrt(self_hsic)[:, None]
         yield where, flat
 
 

@@ -63,8 +63,8 @@ class CrossProducts:
             xx, xx_terms = self._xx.hsic(left, left, self.count, debiased)
             yy, yy_terms = self._yy.hsic(right, right, self.count, debiased)
             xy, _ = self._xy.hsic(left, right, self.count, debiased)
-        for side, own, terms in ((left, xx, xx_terms), (right, yy, yy_terms)):
-            require_varied(side.varied, own, terms, side.name, "cka")
+        for side, self_hsic, terms in ((left, xx, xx_terms), (right, yy, yy_terms)):
+            require_varied(side.varied, self_hsic, terms, side.name, "cka")
         return xy / (np.sqrt(xx) * np.sqrt(yy))
 
 
@@ -102,7 +102,7 @@ class _Product:
     """
 
     def __init__(self, x_channels: int, y_channels: int | None) -> None:
-        self.own = y_channels is None
+        self.is_symmetric = y_channels is None
         y_channels = x_channels if y_channels is None else y_channels
         # Column order, as BLAS adds to in place: `cross += x.T @ y` would hold a second matrix.
         self.cross: NDArray[np.float64] = np.zeros((x_channels, y_channels), order="F")
@@ -120,7 +120,7 @@ class _Product:
         """Take in tokens [token, channel] and their squared norms [token]."""
         from scipy.linalg import blas
 
-        if self.own:
+        if self.is_symmetric:
             self.cross = blas.dsyrk(1.0, x.T, 1.0, self.cross, overwrite_c=1)
         else:
             self.cross = blas.dgemm(1.0, x.T, y.T, 1.0, self.cross, trans_b=1, overwrite_c=1)
@@ -137,7 +137,7 @@ class _Product:
         sx, sy = left.total, right.total
         flat = self.cross.ravel(order="K")
         norm, between = float(flat @ flat), float(sx @ self.cross @ sy)
-        if self.own:  # of a triangle: both halves, less the diagonal that was counted twice
+        if self.is_symmetric:  # of a triangle: both halves, less the diagonal that was counted twice
             diagonal = self.cross.diagonal()
             norm = 2 * norm - float(diagonal @ diagonal)
             between = 2 * between - float(diagonal @ np.square(sx))

@@ -63,8 +63,10 @@ def _runs(outcome: xr.DataArray) -> set[tuple[Any, ...]]:
     dims = [d for d in RUN if d in outcome.dims]
     for dim in dims:
         if dim not in outcome.coords or not outcome.indexes[dim].is_unique:
-            found = "repeats labels of" if dim in outcome.coords else "has no labels for"
-            raise DitLensError(f"effect: {name_of(outcome)} {found} {dim}; runs are paired by their labels.")
+            problem = "repeats labels of" if dim in outcome.coords else "has no labels for"
+            raise DitLensError(
+                f"effect: {name_of(outcome)} {problem} {dim}; runs are paired by their labels."
+            )
     return set(product(*(outcome.indexes[d].tolist() for d in dims)))
 
 

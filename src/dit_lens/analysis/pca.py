@@ -99,9 +99,9 @@ def pca_maps(hidden: xr.DataArray, n: int = 3, basis: xr.Dataset | None = None) 
     """Project every token on the main directions of one set of states.
 
     Args:
-        hidden: [..., frame, y, x, channel]; may be lazy and larger than memory. It is read twice (once if
-            `basis` is given).
-        n: how many components; ignored if `basis` is given.
+        hidden: [..., frame, y, x, channel]; may be lazy and larger than memory. It is read twice (once with
+            a `basis`).
+        n: how many components; ignored with a `basis`.
         basis: from `pca_basis`, to project on directions fitted elsewhere: on fewer states, or on another
             run.
 

@@ -39,9 +39,9 @@ def fit_probe(states: NDArray[Any], labels: NDArray[np.bool_]) -> tuple[Array, A
         if wanted.all() or not wanted.any():
             bias[k] = 1.0 if wanted.all() else -1.0
             continue
-        found = LogisticRegression(C=SHRINKAGE, max_iter=2000).fit(scaled, wanted)
-        weight[k] = found.coef_[0] / scale
-        bias[k] = found.intercept_[0] - weight[k] @ mean
+        classifier = LogisticRegression(C=SHRINKAGE, max_iter=2000).fit(scaled, wanted)
+        weight[k] = classifier.coef_[0] / scale
+        bias[k] = classifier.intercept_[0] - weight[k] @ mean
     return weight, bias
 
 

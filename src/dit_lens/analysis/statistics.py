@@ -44,7 +44,7 @@ def mean(
     Args:
         values: [sample, ...] or [sample, seed, ...], bool or number; may be lazy. Other dimensions (step,
             layer, arm, ...) are kept, and share their draws, so curves keep their correlation.
-        bounds: lowest and highest value that one outcome can have. Unless given, (0, 1) where the array is of
+        bounds: lowest and highest value that one outcome can have. Default: (0, 1) where the array is of
             bool or holds nothing but 0 and 1, else none; (-inf, inf) says that there are none.
         along: dimensions whose positions are one family, e.g. "layer" or ["step", "layer"]; adds a band over
             them.

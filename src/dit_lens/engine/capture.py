@@ -8,7 +8,7 @@
                     with step.call(branch):
                         v[branch] = model(step.latents, step.timestep, branch)
                 velocity = step.velocity(v["uncond"] + 3.0 * (v["cond"] - v["uncond"]))
-            x = x + (next_sigma - step.sigma) * velocity
+            x = step.latents + (next_sigma - step.sigma) * velocity
     loop.run["energy"]
 
 The library cannot see the code of such a loop, so its runs are never handed out in place of another: each has a name

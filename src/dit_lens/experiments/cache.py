@@ -1,9 +1,9 @@
 """Results that are made once: Datasets and plain data, under a key that says everything that makes them.
 
-Whatever is kept is whole or not there: it is made under a name of its own, and renamed when it is done. A Dataset
+A result in the cache is whole or does not exist: it is written under a name of its own, and renamed when it is done. A Dataset
 carries a hash over all its files, and is read into memory before the hash is checked, so what is returned is what was
-written. What is damaged, torn or of another key is made again. Several processes may make one result at once: each
-makes its own, and the first that is done is kept.
+written. A result that is damaged, torn or of another key is made again. Several processes may make one result at once: each
+writes its own, and the first that is done stays.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from dit_lens.store.lock import process_lives
 from dit_lens.store.names import NAME_BYTES, absolute, short
 
 SEAL = "files_sha256"
-"""Attribute of a kept Dataset's group: a hash over all its files, this attribute aside."""
+"""Attribute of a cached Dataset's group: a hash over all its files, this attribute aside."""
 _PARTIAL = ".partial-"
 _TAIL_BYTES = 120  # of what a partial name has beside the name
 _TRIES = 100
 
 
 class DamagedError(Exception):
-    """What is kept is not what was written, or nothing is kept."""
+    """A result is not what was written, or does not exist."""
 
 
 # ---- Datasets
 
 
 def kept(stem: Path, key: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
-    """Return the Dataset that stands in `STEM-KEY.zarr`; make it first where it is not there, or not whole.
+    """Return the Dataset that stands in `STEM-KEY.zarr`; make it first where it is missing, or not whole.
 
     Args:
         stem: Folder and first part of the name.
@@ -61,17 +61,17 @@ def kept(stem: Path, key: str, make: Callable[[], xr.Dataset]) -> xr.Dataset:
         return cached
     part = _write_aside(make(), folder)
     try:
-        own = load(part)
+        written = load(part)
         # A whole one that another process made in the meantime stays: it may be read already.
         placed = _put_in_place(part, folder, replace=lambda: _load_if_whole(folder) is None)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     other = None if placed else _load_if_whole(folder)
-    return own if other is None else other
+    return written if other is None else other
 
 
 def save(data: xr.Dataset, folder: Path) -> None:
-    """Write a Dataset whole or not at all, in place of what is there.
+    """Write a Dataset whole or not at all, in place of an older one.
 
     Raises:
         StoreError: If it cannot be written.
@@ -88,7 +88,7 @@ def load(folder: Path) -> xr.Dataset:
     """Read a Dataset that `kept` or `save` wrote, into memory.
 
     Raises:
-        StoreError: If it is not there, or not what was written.
+        StoreError: If the Dataset is missing, or not what was written.
     """
     try:
         return _load(absolute(folder))
@@ -97,7 +97,7 @@ def load(folder: Path) -> xr.Dataset:
 
 
 def _load_if_whole(folder: Path) -> xr.Dataset | None:
-    """Read a Dataset; return None, with a warning where something is there, if it is not whole."""
+    """Read a Dataset; return None where it is missing, and, with a warning, where it is not whole."""
     try:
         return _load(folder)
     except DamagedError as error:
@@ -196,7 +196,7 @@ def _put_in_place(part: Path, folder: Path, replace: Callable[[], bool]) -> bool
 
 
 def kept_json(path: Path, key: str, make: Callable[[], Any], **beside: Any) -> Any:
-    """Return the plain data that stands in a file under a key; make it first where it is not there, or torn.
+    """Return the plain data that stands in a file under a key; make it first where it is missing, or torn.
 
     Args:
         path: The file.
@@ -220,7 +220,7 @@ def kept_json(path: Path, key: str, make: Callable[[], Any], **beside: Any) -> A
 
 
 def save_json(data: Any, path: Path) -> None:
-    """Write plain data whole or not at all, in place of what is there; numpy's numbers and arrays are plain."""
+    """Write plain data whole or not at all, in place of an older file; numpy's numbers and arrays are plain."""
     path = absolute(path)
     part = _partial(path)
     try:
@@ -260,8 +260,8 @@ def _host() -> str:
 
 def _partial(path: Path) -> Path:
     """Return a name beside `path` that nobody else uses, in this process or another."""
-    own = f"{_PARTIAL}{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
-    return path.with_name("." + short(path.name, NAME_BYTES - _TAIL_BYTES) + own)
+    tail = f"{_PARTIAL}{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
+    return path.with_name("." + short(path.name, NAME_BYTES - _TAIL_BYTES) + tail)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Clean runs, kept in a store: experiments start from them, and scripts share them.
 
-A run's last digits depend on the rows beside it, so the batches are cut from what was asked for, not from what is
+A run's last digits depend on the rows beside it, so the pairs decide how batches are cut, not the runs that are
 missing; see `dit_lens.engine.batch_run`.
 """
 
@@ -31,8 +31,8 @@ def clean_runs(
 ) -> list[Run]:
     """Return the unedited run of every (sample, seed), with `latents` and `x0` of every step and the video.
 
-    What the store holds is read, the rest is made: in batches where the family knows how, else one by one. A
-    pair that is asked for twice is made once.
+    Runs in the store are read, missing ones are made: in batches where the family knows how, else one by one. A
+    pair that comes twice is made once.
 
     Raises:
         StoreError: the store cannot be written.

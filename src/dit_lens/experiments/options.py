@@ -110,7 +110,7 @@ class StudyOptions(Options):
     draw: int = 0
     """Another number is another draw of all that is random: every sample's noise seeds, orders of a control."""
     block: int = 8
-    """Samples that are measured, and kept, together. A repeated command goes on after the last block."""
+    """Samples that are measured and stored together. A repeated command goes on after the last block."""
     at_once: int = 64
     """Rows (a sample and a seed each) that go through the model in one forward, at most."""
 

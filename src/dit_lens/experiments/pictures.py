@@ -28,7 +28,7 @@ SHEET_FRAMES = 7
 
 
 def choose(text: str, count: int, name: str, auto: int = 5) -> list[int]:
-    """Read a selector given on a command line.
+    """Read a selector of a command line.
 
     Args:
         text: "all", "0-19,45-49", or "auto" for a few, evenly spread.
@@ -37,7 +37,7 @@ def choose(text: str, count: int, name: str, auto: int = 5) -> list[int]:
         auto: how many "auto" gives.
 
     Raises:
-        PlanError: it cannot be read, or selects what is not there; it names the option.
+        PlanError: the selector cannot be read, or selects nothing that exists; the error names the option.
     """
     if text == "auto":
         return sorted({int(i) for i in np.linspace(0, count - 1, min(auto, count)).round()})
@@ -65,8 +65,8 @@ def believed(
             `lens.decode`.
         sample: its scorer, if any, reads every decoded x0.
         out: folder to write into.
-        steps: which steps; all that were recorded unless given.
-        fps: of the videos; the run's own unless given, or 8 where it has none.
+        steps: which steps. Default: all that were recorded.
+        fps: of the videos. Default: the run's own, or 8 where it has none.
 
     Returns:
         Lists over the steps: `step`, and where there is a scorer `solved`, `score` and `answer`.
@@ -128,7 +128,7 @@ def held(
         out: folder to write into.
         steps: steps to draw.
         layers: layers to draw.
-        branch: guidance branch; the first unless given.
+        branch: guidance branch. Default: the first.
         hidden: name of the full states.
 
     Returns:
@@ -151,15 +151,15 @@ def held(
         )
         colours = analysis.to_rgb(analysis.pca_maps(states.sel(layer=layer))["maps"])
         for step in steps:
-            here, name = states.sel(layer=layer, step=step).load(), f"layer_{layer:02d}/step_{step:03d}"
+            state, name = states.sel(layer=layer, step=step).load(), f"layer_{layer:02d}/step_{step:03d}"
             save(plot.energy_frames(energy.sel(layer=layer, step=step)), f"{name}_energy")
             save(plot.pca_frames(colours.sel(step=step)), f"{name}_pca")
             spatial = analysis.temporal_energy(energy.sel(layer=layer, step=step))
             save(plot.temporal_energy(spatial), f"{name}_temporal_energy")
-            importance = analysis.channel_importance(here)
+            importance = analysis.channel_importance(state)
             save(plot.channel_importance(importance), f"{name}_channels")
             save(
-                plot.top_channels(analysis.top_channels(here, importance=importance)), f"{name}_top_channels"
+                plot.top_channels(analysis.top_channels(state, importance=importance)), f"{name}_top_channels"
             )
     for step in steps:
         save(plot.energy_across_layers(energy.sel(step=step)), f"step_{step:03d}_energy_across_layers")

@@ -35,7 +35,7 @@ class Question:
     """What is asked of a state.
 
     Attributes:
-        name: of what is asked for.
+        name: of the question.
         one: whether exactly one choice is right.
         choices: (sample) to the names of the choices.
         right: (sample, the scorer's answer to the finished video) to the name of what is to be found, "" for nothing.
@@ -85,8 +85,8 @@ def _behind_the_bar(sample: Sample, state: State) -> NDArray[Any]:
     times = len(sample.truth) if sample.truth is not None else sample.num_frames
     per = (times - 1) // (len(state) - 1)  # frames in a latent frame; the first stands alone
     inside = [f for f in range(1, len(state)) if hidden.issuperset(range(1 + (f - 1) * per, 1 + f * per))]
-    found: NDArray[Any] = state[inside, :, 1:-1].mean((0, 2))
-    return found
+    means: NDArray[Any] = state[inside, :, 1:-1].mean((0, 2))
+    return means
 
 
 def _fold(sample: Sample) -> int:
@@ -180,8 +180,8 @@ def fit(batch: Batch, questions: Sequence[Question]) -> xr.Dataset:
     out: dict[str, Any] = {}
     for q in questions:
         folds = np.array([q.fold(sample) for sample, _ in batch.pairs])
-        found = [_fit_fold(q, batch, read, _trained(q, folds, fold)) for fold in range(q.folds)]
-        weight, bias, usual = (np.stack(part) for part in zip(*found, strict=True))
+        fitted = [_fit_fold(q, batch, read, _trained(q, folds, fold)) for fold in range(q.folds)]
+        weight, bias, usual = (np.stack(part) for part in zip(*fitted, strict=True))
         dims = ("fold", "step", "draw", f"{q.name}_choice")
         out[f"{q.name}_weight"] = ((*dims, f"{q.name}_channel"), weight)
         out[f"{q.name}_bias"] = (dims, bias)

@@ -119,7 +119,7 @@ def _scenes(options: Options) -> list[Sample]:
         if len(scenes) == options.scene_count:
             return list(scenes.values())
     raise TaskError(
-        f"--task {options.task} --samples {options.scene_count}: it has so few scenes that only {len(scenes)} are there; "
+        f"--task {options.task} --samples {options.scene_count}: it has so few scenes that only {len(scenes)} exist; "
         f"ask for --samples {len(scenes)}, and for more noise seeds (--seeds)."
     )
 

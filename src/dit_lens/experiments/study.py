@@ -1,4 +1,4 @@
-"""How a script measures its samples: in blocks, or one by one; what an earlier command finished is read, not made again.
+"""How a script measures its samples: in blocks, or one by one; results of an earlier command are read, not made again.
 
 Layout of `--out DIR`: `results.zarr` (an xarray Dataset with the numbers of every sample), `summary.json`,
 `manifest.json`, figures; `blocks/` and `kept/`, what a repeated study goes on from. Scripts that draw pictures of single runs
@@ -56,9 +56,9 @@ def study(
     measure: Callable[[list[Sample]], xr.Dataset],
     using: xr.Dataset | None = None,
 ) -> Measured:
-    """Measure all samples, a block of one shape at a time; what an earlier command measured is read, not made again.
+    """Measure all samples, a block of one shape at a time; blocks of an earlier command are read, not made again.
 
-    Where a block fails its samples are measured one by one, so that one that fails stops no other; it is reported.
+    Where a block fails, its samples are measured one by one, so that a sample that fails stops no other; it is reported.
 
     Args:
         options: of the script.
@@ -139,7 +139,7 @@ def _together(measured: Sequence[xr.Dataset], name: str) -> xr.Dataset:
     except ValueError as error:
         raise DitLensError(
             f"{name}: samples of several numbers of frames do not fit into one table ({error}). Give --num-frames, or "
-            "one --tasks at a time; what is measured is kept."
+            "one --tasks at a time; blocks that are measured stay."
         ) from error
 
 
@@ -151,7 +151,7 @@ def once(
     make: Callable[[], xr.Dataset],
     using: xr.Dataset | None = None,
 ) -> xr.Dataset:
-    """Make something beside the blocks, such as what is fitted on training samples; or read it: `OUT/kept/NAME-KEY.zarr`.
+    """Make a result beside the blocks, such as a fit on training samples; or read it: `OUT/kept/NAME-KEY.zarr`.
 
     Args:
         options: of the script.

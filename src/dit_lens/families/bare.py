@@ -61,7 +61,7 @@ def specimen_of_blocks(
         after: tokens after them.
         channels: of the hidden state, for `lens.estimate`.
         steps: number of steps where the user names none.
-        cfg_scale: guidance scale, likewise.
+        cfg_scale: guidance scale where the user names none.
     """
 
     def tokens(size: Latent) -> Tokens:

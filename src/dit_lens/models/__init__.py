@@ -1,4 +1,4 @@
-"""Loading by name: `load("organism")`, `load("wan2.2", model_root=...)`. Nothing heavy until the files are there."""
+"""Loading by name: `load("organism")`, `load("wan2.2", model_root=...)`. Files are checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def load(
             "diffusers:REPOSITORY_OR_FOLDER"; or "FILE.py:FUNCTION", a function of yours that returns a lens.
         model_root: folder that holds repositories as the hubs name them (`ROOT/Wan-AI/...`). Without one,
             DiffSynth downloads what is not in its own folder.
-        lora: a LoRA file for a model with one DiT; or the name of one that the model is known to have, such as
-            "vbvr", which then goes into every DiT that it has a file for.
+        lora: a LoRA file for a model with one DiT; or the name of a LoRA that docs/models.md lists for the model, such as
+            "vbvr", which goes into every DiT that it has a file for.
         high_noise_lora: a LoRA file for the high-noise DiT of a model with two.
-        low_noise_lora: likewise, for the low-noise one.
+        low_noise_lora: a LoRA file for the low-noise DiT of a model with two.
         lora_alpha: factor of the LoRAs.
-        device: where to run; for the organism "cpu", else "cuda" where there is one, else "cpu", unless given.
-        dtype: a torch dtype or its name; float32 for the organism, else bfloat16, unless given.
+        device: where to run. Default: "cpu" for the organism; for others "cuda", or "cpu" on a machine without it.
+        dtype: a torch dtype or its name. Default: float32 for the organism, bfloat16 for others.
         vram_limit: GiB of the device's memory to use; more stays in the host's memory.
         offload: where weights rest that are not in use: "cpu", "disk", or DiffSynth's VRAM configuration.
 
@@ -54,8 +54,8 @@ def load(
         PlanError: no model has this name, or it does not take an option.
         ModelError: a file is missing or broken, or a LoRA does not fit.
     """
-    given = {"lora": lora, "high_noise_lora": high_noise_lora, "low_noise_lora": low_noise_lora}
-    options = {"model_root": model_root, "vram_limit": vram_limit, "offload": offload, **given}
+    lora_options = {"lora": lora, "high_noise_lora": high_noise_lora, "low_noise_lora": low_noise_lora}
+    options = {"model_root": model_root, "vram_limit": vram_limit, "offload": offload, **lora_options}
     if name == "organism":
         with needing('dl.load("organism")'):
             return _organism(device, dtype, [k for k, v in options.items() if v is not None])
@@ -67,9 +67,9 @@ def load(
             return custom.load(name, device, dtype, more)
     model = catalog.find(name)
     root = None if model_root is None else Path(model_root)
-    adapters = _adapters(name, model, root, given)
+    adapters = _adapters(name, model, root, lora_options)
     parts = (*model.parts, model.tokenizer)
-    found = None if root is None else files.find_all(name, root, parts)
+    files_of_parts = None if root is None else files.find_all(name, root, parts)
     _check_packages(name, model)
 
     from dit_lens.lens import Lens
@@ -77,7 +77,7 @@ def load(
 
     dtype, device = loading.number_type(dtype), device or loading.default_device()
     config, limit = loading.vram(offload, vram_limit, device, dtype)
-    *weights, (tokenizer,) = loading.download(parts) if found is None else found
+    *weights, (tokenizer,) = loading.download(parts) if files_of_parts is None else files_of_parts
     pipe = loading.build(model, weights, tokenizer, device, dtype, config, limit)
     info = {
         "name": name,
@@ -124,10 +124,10 @@ def _is_installed(package: str) -> bool:
 
 
 def _adapters(
-    name: str, model: Model, root: Path | None, given: Mapping[str, str | Path | None]
+    name: str, model: Model, root: Path | None, lora_options: Mapping[str, str | Path | None]
 ) -> dict[str, Path]:
     """Return the LoRA files by option, each checked to be there."""
-    wanted = {option: value for option, value in given.items() if value is not None}
+    wanted = {option: value for option, value in lora_options.items() if value is not None}
     known = model.known_loras.get(str(wanted.get("lora")), {})
     if known:
         del wanted["lora"]

@@ -20,13 +20,13 @@ def load(name: str, device: str | None, dtype: Any, options: list[str]) -> Lens:
 
     Args:
         name: as in the module's first line; a dotted module will do in place of a file.
-        device: where to run; cuda where there is one, unless given.
-        dtype: a torch dtype or its name; bfloat16 unless given.
-        options: names of further options that were given, none of which is taken here.
+        device: where to run. Default: "cuda", or "cpu" on a machine without it.
+        dtype: a torch dtype or its name. Default: bfloat16.
+        options: names of further options that the caller set, none of which is taken here.
 
     Raises:
         PlanError: an option that is not taken, or the function does not return a lens.
-        ModelError: the pipeline, the file or the function is not there.
+        ModelError: the pipeline, the file or the function is missing.
     """
     if options:
         raise PlanError(
@@ -57,10 +57,10 @@ def _function(name: str) -> Lens:
     from dit_lens.lens import Lens
 
     place, _, function = name.rpartition(":")
-    made = getattr(_module(place), function, None)
-    if made is None:
+    make = getattr(_module(place), function, None)
+    if make is None:
         raise ModelError(f"{place} has no function {function!r}.")
-    lens = made()
+    lens = make()
     if not isinstance(lens, Lens):
         raise PlanError(f"{name}() returned a {type(lens).__name__}: it should return a dl.Lens.")
     return lens
@@ -72,7 +72,7 @@ def _module(place: str) -> Any:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-                raise  # it is there, and imports what is not
+                raise  # the file exists, and imports a module that does not
             raise ModelError(
                 f"--model {place}:...: {error}; give a file, such as my_model.py:make."
             ) from error

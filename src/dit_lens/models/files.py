@@ -26,10 +26,10 @@ def find_all(name: str, root: Path, parts: Sequence[Part]) -> list[list[Path]]:
     Raises:
         ModelError: it names every part that is missing or broken, and the commands that get them.
     """
-    found, wrong = [], []
+    files_of_parts, wrong = [], []
     for part in parts:
         files, problem = _look(root, part)
-        found.append(files)
+        files_of_parts.append(files)
         if problem:
             wrong.append((part, problem))
     if wrong:
@@ -44,7 +44,7 @@ def find_all(name: str, root: Path, parts: Sequence[Part]) -> list[list[Path]]:
                 ]
             )
         )
-    return found
+    return files_of_parts
 
 
 def _look(root: Path, part: Part) -> tuple[list[Path], str]:
@@ -67,8 +67,8 @@ def _broken(files: Sequence[Path]) -> str:
             return f"{file} {why}"
     shards = [match for file in files if (match := SHARD.search(file.name))]
     if shards:
-        there, total = {int(m[1]) for m in shards}, int(shards[0][2])
-        if missing := sorted(set(range(1, total + 1)) - there):
+        present, total = {int(m[1]) for m in shards}, int(shards[0][2])
+        if missing := sorted(set(range(1, total + 1)) - present):
             return f"{len(missing)} of {total} shards are missing in {files[0].parent}: {missing}"
     return ""
 

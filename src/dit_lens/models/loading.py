@@ -18,7 +18,7 @@ Offload = str | Mapping[str, Any] | None
 
 
 def number_type(dtype: Any) -> torch.dtype:
-    """Return a torch dtype, of one or of its name; bfloat16 unless given.
+    """Return the torch dtype of a dtype or of its name. Default: bfloat16.
 
     Raises:
         PlanError: there is none of that name.
@@ -67,10 +67,10 @@ def vram(
     rest = {"offload_dtype": dtype, "offload_device": "cpu"}
     if offload == "disk":
         rest = {"offload_dtype": "disk", "offload_device": "disk"}
-    here = {f"{state}_dtype": dtype for state in ("onload", "preparing", "computation")}
+    dtypes = {f"{state}_dtype": dtype for state in ("onload", "preparing", "computation")}
     config = {
         **rest,
-        **here,
+        **dtypes,
         "onload_device": "cpu",
         "preparing_device": device,
         "computation_device": device,
@@ -81,12 +81,12 @@ def vram(
 
 
 def download(parts: Sequence[Part]) -> list[list[Path]]:
-    """Return the files of every part, downloaded by DiffSynth's own means where they are not there.
+    """Return the files of every part, downloaded by DiffSynth's own means where they are missing.
 
     Raises:
         ModelError: a download gave nothing.
     """
-    found = []
+    files_of_parts = []
     for part in parts:
         repo, pattern = part.also[0] if part.also else (part.repo, part.pattern)
         config = ModelConfig(model_id=repo, origin_file_pattern=pattern)
@@ -97,8 +97,8 @@ def download(parts: Sequence[Part]) -> list[list[Path]]:
                 f"{part.role}: nothing came of {pattern} from {repo}; DiffSynth looked in {config.local_model_path}. Check the "
                 "network and DIFFSYNTH_SKIP_DOWNLOAD, or pass model_root=."
             )
-        found.append(sorted(Path(p) for p in paths))
-    return found
+        files_of_parts.append(sorted(Path(p) for p in paths))
+    return files_of_parts
 
 
 def build(

@@ -2,7 +2,7 @@
 
 DiffSynth's loader takes what it knows from a file and passes over the rest in silence, down to a file that
 matches nothing, and the strength that stands in the file's metadata. Here the names that it makes are compared with the
-model's first, and it is given what it merges with the strength in it.
+model's first, and DiffSynth then merges matrices that hold the strength.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def add(pipe: Any, attribute: str, path: Path, alpha: float = 1.0) -> dict[str, 
         added.
 
     Raises:
-        ModelError: the file is not there or not whole, holds another kind of adapter, does not say how strong it is, or
+        ModelError: the file is missing or not whole, holds another kind of adapter, does not say how strong it is, or
             fits no layer, or one of another shape.
     """
     check_file(path)

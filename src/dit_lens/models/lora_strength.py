@@ -144,16 +144,16 @@ def _of_denoiser(path: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     if "lora_alpha" in data:
         return dict(data)
     for base in BASES:
-        own = {k.removeprefix(f"{base}."): v for k, v in data.items() if k.startswith(f"{base}.")}
-        if "lora_alpha" in own:
-            return own
+        entries = {k.removeprefix(f"{base}."): v for k, v in data.items() if k.startswith(f"{base}.")}
+        if "lora_alpha" in entries:
+            return entries
     raise ModelError(
         f"{path}: lora_adapter_metadata says no lora_alpha of {' or '.join(BASES)}; it holds {', '.join(sorted(data)[:4])}."
     )
 
 
 def _by_config(
-    path: Path, source: str, config: Mapping[str, Any], layer: str, rank: int, own: float | None
+    path: Path, source: str, config: Mapping[str, Any], layer: str, rank: int, file_alpha: float | None
 ) -> float:
     """Return alpha / rank as PEFT computes it, patterns and rank stabilisation included."""
     _refuse_config(path, source, config)
@@ -162,11 +162,11 @@ def _by_config(
         raise ModelError(
             f"{path}: {source} says r={r:g} of {layer}, and it has rank {rank}: one of them is of another LoRA."
         )
-    said = _pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", own))
+    said = _pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", file_alpha))
     alpha = _number(path, f"lora_alpha in {source}", said)
-    if own is not None and not math.isclose(own, alpha, rel_tol=1e-3):
+    if file_alpha is not None and not math.isclose(file_alpha, alpha, rel_tol=1e-3):
         raise ModelError(
-            f"{path}: {layer} has an alpha of {own:g} beside it, and {source} says {alpha:g}: remove one."
+            f"{path}: {layer} has an alpha of {file_alpha:g} beside it, and {source} says {alpha:g}: remove one."
         )
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 

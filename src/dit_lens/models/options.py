@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Unset = Annotated[T | None, tyro.conf.arg(help_behavior_hint="")]
-"""An option that need not be given. Its help says what happens then, so the parser adds no "(default: None)"."""
+"""An option that may be left out. Its help says the default, so the parser adds no "(default: None)"."""
 
 
 @dataclass
@@ -44,5 +44,5 @@ class ModelOptions:
         """Load the model."""
         from dit_lens.models import load
 
-        given = {f.name: getattr(self, f.name) for f in fields(ModelOptions) if f.name != "model"}
-        return load(self.model, **given)
+        options = {f.name: getattr(self, f.name) for f in fields(ModelOptions) if f.name != "model"}
+        return load(self.model, **options)

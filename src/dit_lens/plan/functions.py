@@ -56,7 +56,7 @@ class Configured:
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn `f(h, at, *, option)` into a maker: `f(option=1)` gives the function with that option.
 
-    Records take options likewise: `@options` stands above `@keeps(...)`. The function itself stays reachable
+    Records take options too: `@options` stands above `@keeps(...)`. The function itself stays reachable
     as `f.function`.
 
     Raises:

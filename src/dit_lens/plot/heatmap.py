@@ -74,7 +74,7 @@ def heatmap(
         title: of the figure.
         diverging: values have a sign; colours are centred at 0.
         annotate: write the number into every cell; None does where there are at most 60.
-        limits: the values at the ends of the colours; all that is shown unless given.
+        limits: the values at the ends of the colours. Default: the lowest and the highest that is shown.
 
     Raises:
         DitLensError: there are too many or too few dimensions, or nothing was measured.

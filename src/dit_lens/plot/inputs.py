@@ -1,4 +1,4 @@
-"""What a plot may be given: the right dimensions, recorded values; and how to say where they are from."""
+"""What a plot takes: the right dimensions, recorded values; and how to say where they are from."""
 
 from __future__ import annotations
 

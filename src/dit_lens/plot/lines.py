@@ -71,7 +71,7 @@ def sigma_axis(
         ax: a panel with the steps along x.
         array: with a coordinate `sigma` on the dimension `along`; without one nothing is written.
         along: the dimension drawn along x.
-        x: where its positions are drawn; at their labels unless given.
+        x: where its positions are drawn. Default: at their labels.
     """
     if "sigma" not in array.coords or array["sigma"].dims != (along,):
         return

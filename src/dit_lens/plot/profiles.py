@@ -64,7 +64,7 @@ def _summary(
     summarise: Callable[[xr.DataArray], xr.Dataset],
     caller: str,
 ) -> xr.Dataset:
-    """Return the mean over tokens and the band, computed where it is not given."""
+    """Return the mean over tokens and the band, which is computed where the caller has none."""
     require_labelled(energy, caller, xr.DataArray, xr.Dataset)
     if isinstance(energy, xr.Dataset):
         return energy

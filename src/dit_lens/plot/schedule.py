@@ -26,7 +26,7 @@ def schedule(
 
     Args:
         sigmas: [step], noise levels in [0, 1], falling, such as `run["x0"].sigma`.
-        timesteps: [step], in the model's unit (1000 σ for Wan); left out where not given.
+        timesteps: [step], in the model's unit (1000 σ for Wan). Default: not drawn.
         experts: which expert served each step, to colour the steps by.
         final_sigma: noise level after the last step.
         title: of the figure.

@@ -61,8 +61,8 @@ def contact_sheet(
         require_frames(tuple(videos.shape), 5, "contact_sheet")
     rows = [as_video(v, "contact_sheet") for v in videos]
     if not rows or any(r.shape != rows[0].shape for r in rows):
-        found = ", ".join(sorted({str(r.shape) for r in rows})) or "none"
-        raise DitLensError(f"contact_sheet: videos of one shape are needed, one or more; found {found}.")
+        shapes = ", ".join(sorted({str(r.shape) for r in rows})) or "none"
+        raise DitLensError(f"contact_sheet: videos of one shape are needed, one or more; found {shapes}.")
     length = rows[0].shape[0]
     names = (
         [f"frame {i}" for i in range(length)] if column_labels is None else [str(c) for c in column_labels]

@@ -46,7 +46,7 @@ def commitment_steps(
     Args:
         commitment: [sample] or [sample, seed], labels of steps; or the Dataset that `analysis.commitment`
             returns.
-        steps: the steps that were looked at; 0 to the latest commitment unless given. With a coordinate
+        steps: the steps that were looked at. Default: 0 to the latest commitment. With a coordinate
             `sigma`, as `run["x0"].step` has, σ stands along the top.
         by: a dimension, or a coordinate on `sample`, such as "task": a panel for each of its values.
         title: of the figure.

@@ -38,16 +38,16 @@ class Coordinate:
     attrs: dict[str, Any]
 
     @classmethod
-    def of(cls, name: str, given: CoordLike) -> Coordinate:
+    def of(cls, name: str, coord: CoordLike) -> Coordinate:
         """Make a coordinate from what xarray would take for one.
 
         Raises:
             StoreError: If the values are not numbers or strings, or have not one dimension name each.
         """
-        dims, values, attrs = ((name,), given, {})
-        if isinstance(given, tuple) and len(given) in (2, 3) and not np.isscalar(given[1]):
-            dims = (given[0],) if isinstance(given[0], str) else tuple(given[0])
-            values, attrs = given[1], dict(given[2]) if len(given) == 3 else {}
+        dims, values, attrs = ((name,), coord, {})
+        if isinstance(coord, tuple) and len(coord) in (2, 3) and not np.isscalar(coord[1]):
+            dims = (coord[0],) if isinstance(coord[0], str) else tuple(coord[0])
+            values, attrs = coord[1], dict(coord[2]) if len(coord) == 3 else {}
         array = np.asarray(values)
         if array.dtype.kind in "OUST":
             array = np.array([str(label) for label in array.ravel().tolist()], object).reshape(array.shape)

@@ -90,8 +90,8 @@ def _sha256(identity: Any) -> str:
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python and of those packages that are installed, without importing any."""
-    found = {package: version for package in packages if (version := _version(package)) is not None}
-    return {"python": platform.python_version(), **found}
+    installed = {package: version for package in packages if (version := _version(package)) is not None}
+    return {"python": platform.python_version(), **installed}
 
 
 @cache

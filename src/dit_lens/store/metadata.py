@@ -23,7 +23,7 @@ from dit_lens.store.shard import BLOSC
 LAYOUT_ATTR = "dit_lens_layout"
 FILE = "zarr.json"
 _MOST_UNITS = 1_000_000
-"""Units of one variable that a run may be asked for: fifty times those of the largest models."""
+"""Units of one variable that a run may have: fifty times those of the largest models."""
 Recorded = Mapping[str, Sequence[int]] | Sequence[Mapping[str, Sequence[int]]]
 
 
@@ -58,7 +58,7 @@ def zarr_array(
 
 
 def recorded_json(variable: Variable, recorded: Recorded | None) -> Any:
-    """Return what was asked for, as it stands in the attribute `recorded`: positions on every unit dimension.
+    """Return where a variable is recorded, as the attribute `recorded` holds it: positions on every unit dimension.
 
     Raises:
         StoreError: If it names another dimension, or a position outside the run.
@@ -66,19 +66,19 @@ def recorded_json(variable: Variable, recorded: Recorded | None) -> Any:
     if recorded is not None and not isinstance(recorded, Mapping):
         return [recorded_json(variable, part) for part in recorded]
     sizes = {dim: variable.shape[variable.dims.index(dim)] for dim in STATE_DIMS if dim in variable.dims}
-    asked = {
+    positions = {
         dim: [int(position) for position in (recorded or {}).get(dim, range(size))]
         for dim, size in sizes.items()
     }
     unknown = [dim for dim in recorded or {} if dim not in sizes]
-    outside = [dim for dim, size in sizes.items() if not all(0 <= position < size for position in asked[dim])]
+    outside = [dim for dim, size in sizes.items() if not all(0 <= n < size for n in positions[dim])]
     if unknown or outside:
         raise StoreError(
             f"variable {variable.name!r}: recorded={recorded} must hold positions below the sizes {sizes}; "
             f"{'unknown' if unknown else 'out of range'}: {unknown or outside}"
         )
-    _positions_asked(variable, asked)
-    return asked
+    _positions_asked(variable, positions)
+    return positions
 
 
 def units_asked(variable: Variable, recorded: Any) -> set[tuple[int, ...]]:
@@ -110,7 +110,7 @@ def _positions_asked(variable: Variable, part: Any) -> list[list[int]]:
 
 
 def array_json(variable: Variable, recorded: Any) -> dict[str, Any]:
-    """Return the `zarr.json` of a variable, which says all that `Variable` says, and what was asked for."""
+    """Return the `zarr.json` of a variable, which says all that `Variable` says, and where it is recorded."""
     codecs = [bytes_codec(variable.stored_dtype)]
     if variable.compressed:
         codecs.append({"name": "blosc", "configuration": BLOSC})

@@ -86,18 +86,18 @@ def _damage(
         return f"its {journal.NAME} is gone" if variables else ""
     if (sealed := attrs.get("journal")) is not None:
         return "" if journal.seal(data) == sealed else f"its {journal.NAME} was cut or changed"
-    # Written before runs had a seal. Their recorder asked for nothing that it did not write.
+    # Written before runs had a seal. Their recorder wrote everything that it declared.
     for name, variable in variables.items():
-        asked = units_asked(variable, arrays[name]["attributes"]["recorded"])
-        if lacking := sum((name, unit) not in ledger.units for unit in asked):
-            return f"its {journal.NAME} lacks {lacking} of the {len(asked)} units of {name}: it was cut"
+        recorded = units_asked(variable, arrays[name]["attributes"]["recorded"])
+        if lacking := sum((name, unit) not in ledger.units for unit in recorded):
+            return f"its {journal.NAME} lacks {lacking} of the {len(recorded)} units of {name}: it was cut"
     return ""
 
 
 def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
     """Open one run, lazily.
 
-    Floats that are not there read as NaN; integers have none, so select what their attribute `recorded` names, as `Run`
+    Floats that were not recorded read as NaN; integers have no NaN, so select what their attribute `recorded` names, as `Run`
     does. bfloat16 codes read as float32; nothing is cached (`.load()` does). The dataset shows the run as it is now: open
     it again to see what a writer has added. Every variable carries the model that it is of, as the attribute
     `model_fingerprint`, where the manifest says.
@@ -114,7 +114,7 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
 
     Raises:
         StoreError: If `path` holds no run of a known layout, or a complete one whose journal was lost or cut. Reading
-            raises it for an integer that was not asked for or is not committed, and for a file that is not what the
+            raises it for an integer that was not recorded or is not committed, and for a file that is not what the
             journal says.
     """
     path = absolute(path)
@@ -148,9 +148,7 @@ def _check_coordinate(path: Path, name: str, array: Mapping[str, Any]) -> None:
     try:
         check_regular(file, os.stat(file))
     except FileNotFoundError as error:
-        raise StoreError(
-            f"{file} is not there, so {name} has no labels; copy the run again, whole"
-        ) from error
+        raise StoreError(f"{file} is missing, so {name} has no labels; copy the run again, whole") from error
 
 
 def _flat(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -301,18 +299,18 @@ def read_codes(path: Path | str, variable: str, index: Mapping[str, int]) -> np.
     path = absolute(path)
     stored = load_run(path)
     variables, ledger = stored.variables, stored.ledger
-    found = variables.get(variable)
-    if found is None or found.dtype != "bfloat16" or found.encoding == "float16":
+    declared = variables.get(variable)
+    if declared is None or declared.dtype != "bfloat16" or declared.encoding == "float16":
         exact = [v.name for v in variables.values() if v.dtype == "bfloat16" and v.encoding != "float16"]
         raise StoreError(f"{path}: {variable!r} has no bfloat16 codes; these have: {exact}")
-    unit = found.key(index)
+    unit = declared.key(index)
     if (entry := ledger.units.get((variable, unit))) is None:
         raise StoreError(
             f"{path}: {variable} at {dict(index)} is not committed; committed steps: {sorted(ledger.steps)}"
         )
-    out = np.empty(found.chunk_shape, found.stored_dtype)
-    load_unit(os.path.join(path, variable), found, unit, entry, (slice(None),) * out.ndim, out)
-    return (narrow(out) if found.compressed else out).reshape(found.unit_shape)
+    out = np.empty(declared.chunk_shape, declared.stored_dtype)
+    load_unit(os.path.join(path, variable), declared, unit, entry, (slice(None),) * out.ndim, out)
+    return (narrow(out) if declared.compressed else out).reshape(declared.unit_shape)
 
 
 def _describe(path: Path) -> str:

@@ -28,7 +28,7 @@ class Run:
 
     Args:
         path: the run's folder in its store.
-        scratch: the temporary folder that it lives in, where no store was asked for; it goes once neither the
+        scratch: the temporary folder that the run lives in, where it is in no store; the folder goes once neither the
             run nor any lazy array of it is held.
     """
 
@@ -50,7 +50,7 @@ class Run:
         return [str(name) for name in self.dataset.data_vars]
 
     def __getitem__(self, name: str) -> xr.DataArray:
-        """Return what was recorded under a name, on the steps, branches and layers that were asked for.
+        """Return what was recorded under a name, on the steps, branches and layers that the plan records.
 
         Raises:
             StoreError: nothing was recorded under this name.
@@ -69,8 +69,8 @@ class Run:
     def stages(self) -> list[Run]:
         """The runs of all stages of the pipeline, in order; this one alone where there is one."""
         names = self.attrs["manifest"].get("stages", [self.path.name])
-        here = self.path.name
-        return [self if name == here else Run(self.path.parent / name, self._scratch) for name in names]
+        own_name = self.path.name
+        return [self if name == own_name else Run(self.path.parent / name, self._scratch) for name in names]
 
     @property
     def video(self) -> Frames:
@@ -92,12 +92,12 @@ class Run:
 
     @property
     def status(self) -> RunStatus:
-        """What is there and what is missing."""
+        """What is committed and what is missing."""
         return status(self.path)
 
     @property
     def complete(self) -> bool:
-        """Whether all that was asked for is there."""
+        """Whether everything that the plan records is committed."""
         return self.status.complete
 
     def __repr__(self) -> str:

@@ -19,14 +19,14 @@ from dit_lens.store.units import load_unit
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What stands in a run's journal, against what its plan asked for.
+    """What stands in a run's journal, against what its plan records.
 
     Attributes:
-        complete: Whether the run was closed as complete, its journal is whole, and nothing that was asked for is
+        complete: Whether the run was closed as complete, its journal is whole, and nothing that the plan records is
             missing.
-        status: The run's own word: `complete`, `incomplete`, or what `close` was given.
+        status: The run's own word: `complete`, `incomplete`, or the argument of `close`.
         committed_steps: The committed steps, sorted.
-        missing: Per variable, the positions of units that were asked for and are not committed.
+        missing: Per variable, the positions of units that the plan records and that are not committed.
         nan: Per variable, how many NaN its committed units hold.
         inf: The same for infinities.
         bytes: Per variable, the size of its committed files.
@@ -53,8 +53,8 @@ def status(path: Path | str) -> RunStatus:
     ledger = stored.ledger
     missing: dict[str, list[dict[str, int]]] = {}
     for name, variable in stored.variables.items():
-        asked = units_asked(variable, stored.arrays[name]["attributes"]["recorded"])
-        if lacking := sorted(unit for unit in asked if (name, unit) not in ledger.units):
+        recorded = units_asked(variable, stored.arrays[name]["attributes"]["recorded"])
+        if lacking := sorted(unit for unit in recorded if (name, unit) not in ledger.units):
             missing[name] = [dict(zip(variable.unit_dims, unit, strict=True)) for unit in lacking]
     said = stored.attrs["status"]
     return RunStatus(
@@ -90,6 +90,6 @@ def verify(path: Path | str) -> Iterator[str]:
             continue
         values = narrow(out) if variable.compressed else out
         codes = variable.dtype == "bfloat16" and values.dtype == np.uint16
-        if (found := survey(values, codes)[0]) != entry.crc32c:
+        if (crc := survey(values, codes)[0]) != entry.crc32c:
             file = os.path.join(folder, variable.chunk_name(unit))
-            yield f"{file} has crc32c {found:08x}, the journal says {entry.crc32c:08x}; trace this run again"
+            yield f"{file} has crc32c {crc:08x}, the journal says {entry.crc32c:08x}; trace this run again"

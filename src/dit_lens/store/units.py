@@ -31,7 +31,7 @@ class UnitArray(BackendArray):
         variable: What it holds.
         committed: The committed units, by position on the variable's `unit_dims`.
         keep: Whatever holds the folder in being: it lives as long as this array.
-        recorded: The attribute `recorded`: the positions that were asked for. Where a number type has no NaN, no other
+        recorded: The attribute `recorded`: the positions that the plan records. Where a number type has no NaN, no other
             position can be read.
     """
 
@@ -63,13 +63,13 @@ class UnitArray(BackendArray):
 
     def _read(self, key: Key) -> np.ndarray:
         variable = self.variable
-        kept = [
+        selectors = [
             _positions(k, n) if dim in variable.unit_dims else _keep_axis(k) for k, n, dim in self._axes(key)
         ]
         inside: Key = tuple(
-            _ALL if dim in variable.unit_dims else k for k, dim in zip(kept, variable.dims, strict=True)
+            _ALL if dim in variable.unit_dims else k for k, dim in zip(selectors, variable.dims, strict=True)
         )
-        sizes = [len(_positions(k, n)) for k, n, _ in self._axes(tuple(kept))]
+        sizes = [len(_positions(k, n)) for k, n, _ in self._axes(tuple(selectors))]
         out = np.empty(sizes, self.dtype)
         split = [axis for axis, dim in enumerate(variable.dims) if dim in variable.unit_dims]
         for places in product(*(range(sizes[axis]) for axis in split)):
@@ -77,7 +77,7 @@ class UnitArray(BackendArray):
             for axis, place in zip(split, places, strict=True):
                 at[axis] = slice(place, place + 1)
             self._read_unit(
-                tuple(int(kept[axis][place]) for axis, place in zip(split, places, strict=True)),
+                tuple(int(selectors[axis][place]) for axis, place in zip(split, places, strict=True)),
                 inside,
                 out[tuple(at)],
             )
@@ -103,7 +103,7 @@ class UnitArray(BackendArray):
             )
 
     def _require_recorded(self, unit: tuple[int, ...], inside: Key) -> None:
-        """Refuse to read places of a unit that were not asked for: what stands there is no value.
+        """Refuse to read places of a unit that the plan does not record: what stands there is no value.
 
         Raises:
             StoreError: It names one of them.
@@ -112,7 +112,7 @@ class UnitArray(BackendArray):
         dims = [d for d in STATE_DIMS if d in variable.dims and d not in variable.unit_dims]
         if self.recorded is None or not dims:
             return
-        here = dict(zip(variable.unit_dims, unit, strict=True))
+        positions = dict(zip(variable.unit_dims, unit, strict=True))
         chosen = [
             _positions(inside[axis], variable.shape[axis])
             for axis, dim in enumerate(variable.dims)
@@ -120,7 +120,7 @@ class UnitArray(BackendArray):
         ]
         parts = self.recorded if isinstance(self.recorded, list) else [self.recorded]
         for place in product(*chosen):
-            at = here | {dim: int(n) for dim, n in zip(dims, place, strict=True)}
+            at = positions | {dim: int(n) for dim, n in zip(dims, place, strict=True)}
             if not any(all(n in part.get(dim, (n,)) for dim, n in at.items()) for part in parts):
                 raise StoreError(
                     f"{self.folder} at {at} was not recorded, and {self.dtype} has no NaN to say so; read "
@@ -142,17 +142,17 @@ def load_unit(
         out: Array of the resulting shape; codes are decoded if it is a float array.
 
     Raises:
-        StoreError: If the file is not there, or has not the size that the journal says.
+        StoreError: If the file is missing, or has not the size that the journal says.
     """
     path = os.path.join(folder, variable.chunk_name(unit))
     try:
-        found = os.stat(path)
+        info = os.stat(path)
     except FileNotFoundError as error:
         raise StoreError(
-            f"{path} is committed in the journal but not there; copy the run again, whole"
+            f"{path} is committed in the journal but missing; copy the run again, whole"
         ) from error
-    check_regular(path, found)
-    if (size := found.st_size) != entry.bytes:
+    check_regular(path, info)
+    if (size := info.st_size) != entry.bytes:
         raise StoreError(
             f"{path} has {size} bytes, the journal says {entry.bytes}; copy the run again, or trace it again"
         )
@@ -190,7 +190,7 @@ def _load_compressed(path: str, variable: Variable, inside: Key) -> np.ndarray:
         with open(path, "rb") as file:
             decompress(file.read(), out, path)
         return out
-    # Rows that are not asked for are neither read nor decompressed.
+    # Rows outside the index are neither read nor decompressed.
     rows = np.arange(math.prod(shape[:-2])).reshape(shape[:-2])
     return read_compressed(path, shape, inner_size, _outer(rows, inside[: rows.ndim]).ravel().tolist())
 

@@ -95,7 +95,7 @@ def disc(canvas: Canvas, x: float, y: float, radius: float, colour: tuple[float,
 
 
 def ring(canvas: Canvas, x: float, y: float, radius: float, width: float, opacity: float) -> None:
-    """Draw a ring of the given mean radius and line width."""
+    """Draw a ring of a mean radius and a line width."""
     off = np.abs(_distance(canvas.shape, x, y) - radius)
     paint(canvas, opacity * np.clip(width / 2 + 0.5 - off, 0, 1), RING)
 

@@ -20,7 +20,7 @@ def choose(seed: int, goals: int | None = None, size: int = 4, num_frames: int =
 
     Args:
         seed: below 1,000,000 for training, from there on for evaluation.
-        goals: how many goals, 2 to 4; random unless given.
+        goals: how many goals, 2 to 4. Default: random.
         size: cells along each side, 4 to 12.
         num_frames: frames of the video.
     """
@@ -65,8 +65,8 @@ def score_choice(video: NDArray[np.uint8], size: int, start: Cell, goals: list[C
     touched = [i for i, g in enumerate(goals) if any(g in e for e in edges)]
     path = trail.follow(edges, start) if edges else None
     one = len(touched) == 1
-    there = one and trail.read_agent(video[-1], size) == goals[touched[0]]
+    on_goal = one and trail.read_agent(video[-1], size) == goals[touched[0]]
     ends = path is not None and one and path[-1] == goals[touched[0]]
-    solved = ends and there
+    solved = ends and on_goal
     answer = f"goal {touched[0]}" if solved else f"goals {touched} by {trail.spell(edges, start)}"
-    return Score(solved, 1.0 if solved else (int(path is not None) + int(one) + int(there)) / 3.01, answer)
+    return Score(solved, 1.0 if solved else (int(path is not None) + int(one) + int(on_goal)) / 3.01, answer)

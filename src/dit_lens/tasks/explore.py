@@ -45,8 +45,8 @@ def candidates(sample: Sample, frames: Frames, shown: float = SHOWN) -> int:
         return sum(max(s for e, s in strength.items() if goal in e) > shown for goal in known["goals"])
     routes: list[frozenset[Edge]] = known["routes"]
     others = [frozenset[Edge]().union(*(o for o in routes if o is not route)) for route in routes]
-    own = [route - rest for route, rest in zip(routes, others, strict=True)]
-    return sum(float(np.mean([strength[e] for e in part])) > shown for part in own)
+    distinct_parts = [route - rest for route, rest in zip(routes, others, strict=True)]
+    return sum(float(np.mean([strength[e] for e in part])) > shown for part in distinct_parts)
 
 
 def leaning(sample: Sample, frames: Frames) -> str:

@@ -1,4 +1,4 @@
-"""Pictures as what a model is given: 8-bit RGB, the way up that the camera says, on white where they are transparent.
+"""Pictures as a model takes them: 8-bit RGB, the way up that the camera says, on white where they are transparent.
 
 A picture comes from a file, from PIL in any mode, or as an array. What its values mean has to be known: a float
 picture, or one of 32-bit integers, is refused, because its range would have to be guessed.
@@ -71,9 +71,7 @@ def read_image(path: Path) -> Image.Image:
             return _to_rgb(file)
     except _UnknownRangeError as error:
         raise BrokenFileError(path, "image of unknown range", str(error), "Convert it.") from error
-    except (
-        Exception
-    ) as error:  # a decoder given damaged bytes raises anything: SyntaxError, struct.error, ...
+    except Exception as error:  # a decoder of damaged bytes raises anything: SyntaxError, struct.error, ...
         kind = "truncated image" if _is_image(path) else "not an image"
         raise BrokenFileError(path, kind, f"{type(error).__name__}: {error}") from error
 

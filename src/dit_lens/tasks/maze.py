@@ -18,7 +18,7 @@ from dit_lens.tasks.sample import Sample, Score
 from dit_lens.tasks.trail import Edge
 
 HELD_OUT = 16
-"""One in so many layouts is kept for evaluation."""
+"""One layout in this many is for evaluation."""
 LONGEST = 20
 """Cells on a path, at most: more would not be walked in the frames there are."""
 
@@ -31,8 +31,8 @@ def maze(seed: int, size: int = 6, least: int | None = None, num_frames: int = c
     Args:
         seed: below 1,000,000 for training, from there on for evaluation.
         size: cells along each side, 3 to 12.
-        least: cells on the path, at least, up to 20; unless given `size`, and 8 at size 6: the organism solves
-            shorter paths there in one pass, so nothing of them is worked out along the steps.
+        least: fewest cells on the path, up to 20. Default: `size`, and 8 at size 6, where the organism solves
+            shorter paths in one pass, so that nothing of them is worked out along the steps.
         num_frames: frames of the video.
 
     Raises:
@@ -113,10 +113,10 @@ def _path(tree: set[Edge], start: Cell, goal: Cell) -> list[Cell]:
         steps.setdefault(b, []).append(a)
     came, stack = {start: start}, [start]
     while stack:
-        here = stack.pop()
-        for n in steps[here]:
+        cell = stack.pop()
+        for n in steps[cell]:
             if n not in came:
-                came[n] = here
+                came[n] = cell
                 stack.append(n)
     path = [goal]
     while path[-1] != start:

@@ -36,7 +36,7 @@ def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) 
 
     Args:
         seed: below 1,000,000 for training, from there on for evaluation.
-        kind: "disc" or "square"; random unless given.
+        kind: "disc" or "square". Default: random.
         num_frames: frames of the video.
     """
     if kind not in (None, "disc", "square"):
@@ -164,12 +164,12 @@ def score_ball(video: NDArray[np.uint8], end: Cell, colour: str) -> Score:
     A ball's colour is the nearest of the four to the mean colour of its middle. Graded: half for a ball at the
     right place, half for the right colour there.
     """
-    found: dict[Cell, str] = {}
+    balls: dict[Cell, str] = {}
     for cell in ((row, column) for row in range(BOARD) for column in (0, BOARD - 1)):
         colour_there, strength = cv.nearest(video[-1], cv.centre(cell), 4, cv.BALLS)
         if strength > 0.65:  # plain grey comes to 0.57
-            found[cell] = colour_there
-    answer = ", ".join(f"{name} at {r}{c}" for (r, c), name in sorted(found.items())) or "no ball"
-    if found == {end: colour}:
+            balls[cell] = colour_there
+    answer = ", ".join(f"{name} at {r}{c}" for (r, c), name in sorted(balls.items())) or "no ball"
+    if balls == {end: colour}:
         return Score(True, 1.0, answer)
-    return Score(False, min(0.5 * (end in found) + 0.5 * (found.get(end) == colour), 0.99), answer)
+    return Score(False, min(0.5 * (end in balls) + 0.5 * (balls.get(end) == colour), 0.99), answer)

@@ -26,7 +26,7 @@ class Seen:
         hidden: mean over the frames in which it should be hidden (but the first and the last of them), in balls' worth
             of colour.
         colour: of the ball that comes out; empty where none does.
-        lane: likewise, its row of cells.
+        lane: row of cells of the ball that comes out; empty where none does.
     """
 
     hidden: float

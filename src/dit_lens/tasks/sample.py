@@ -52,7 +52,7 @@ class Sample:
             None for text-to-video.
         num_frames: frames to generate, the first included.
         negative_prompt: prompt of the unconditional branch.
-        size: (height, width) in pixels; from the image unless given.
+        size: (height, width) in pixels. Default: the image's.
         task: name of the task, for file names and grouping.
         id: name of the sample within its task.
         truth: a right video [time, height, width, rgb], where known.

@@ -104,20 +104,20 @@ def read_agent(frame: NDArray[np.uint8], size: int) -> Cell | None:
     """Read the cell where the agent stands; None where there is none, or where it is in several places."""
     seen = cv.likeness(frame, cv.AGENT)
     cells = [(r, c) for r in range(size) for c in range(size)]
-    found = [c for c in cells if cv.patch(seen, *cv.centre(c), 3) > 0.5]
-    return found[0] if len(found) == 1 else None
+    agents = [c for c in cells if cv.patch(seen, *cv.centre(c), 3) > 0.5]
+    return agents[0] if len(agents) == 1 else None
 
 
 def follow(edges: frozenset[Edge], start: Cell) -> list[Cell] | None:
     """Walk a set of edges from a cell; None unless they are one simple path from there."""
     path, left = [start], set(edges)
     while left:
-        here = path[-1]
-        ahead = [e for e in left if here in e]
+        end = path[-1]
+        ahead = [e for e in left if end in e]
         if len(ahead) != 1:  # a fork, a cycle, or edges elsewhere
             return None
         left.remove(ahead[0])
-        path.append(ahead[0][1] if ahead[0][0] == here else ahead[0][0])
+        path.append(ahead[0][1] if ahead[0][0] == end else ahead[0][0])
     return path
 
 

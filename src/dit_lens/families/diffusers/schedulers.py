@@ -33,7 +33,7 @@ FLOW = {
     "DPMSolverMultistepScheduler": "the model's outputs of earlier steps",
     "UniPCMultistepScheduler": "the model's outputs of earlier steps",
 }
-"""Flow-matching ones, likewise."""
+"""Flow-matching schedulers that were checked, and what each keeps from step to step."""
 
 
 def is_flow(scheduler: Any) -> bool:

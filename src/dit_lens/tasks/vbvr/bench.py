@@ -84,8 +84,8 @@ class Bench:
     `vbvr.score`, which need no folder to have been opened.
 
     Listing and `len` look at folders only. A sample's files are read when its turn comes, one sample at a
-    time; nothing is kept. A broken sample is left out: a warning names file and reason, `summary()` counts
-    all of them, and the others come as if it were not there. So `len` may be more than what iterating yields.
+    time; no sample stays in memory. A broken sample is left out: a warning names file and reason, `summary()` counts
+    all of them, and the other samples come as if the broken one did not exist. So `len` may be more than what iterating yields.
 
     Example:
         >>> samples = dl.tasks.vbvr("VBVR-Bench", split="In-Domain_50", frames_multiple=4)  # doctest: +SKIP
@@ -116,19 +116,19 @@ class Bench:
 
         Args:
             root: the folder that holds `In-Domain_50` and `Out-of-Domain_50`.
-            split: one of these, or several; all unless given.
-            tasks: whole names, or up to an underscore: `"O-39"`, `["G-2", "O-39_maze"]`, `"G-2,O-39"`; all
-                unless given.
-            max_samples: the first so many of all samples asked for, in order (not so many of each task);
-                broken ones count, so that a repaired file does not shift the choice.
+            split: one of these folders, or several. Default: all.
+            tasks: whole names, or up to an underscore: `"O-39"`, `["G-2", "O-39_maze"]`, `"G-2,O-39"`.
+                Default: all.
+            max_samples: how many of the chosen samples, from the first on (not of each task);
+                broken samples count, so that a repaired file does not shift the choice.
             strict: a broken or missing sample is an error.
             frames_multiple: the number of frames is rounded up to one more than a multiple of this: 4 for Wan
                 (4k + 1), 8 for LTX (8k + 1). 1 leaves it as the ground truth has it.
             size_multiple: height and width are rounded up to a multiple of this: 16 for Wan, 32 for LTX. 1
                 leaves them as the first frame has them. The picture itself is not touched: a pipeline scales
                 it to the sample's size.
-            num_frames: frames of every sample, as they are given here; a sample without a ground-truth video can
-                then be read. Default: the frames of that video.
+            num_frames: frames of every sample. With it, a sample without a ground-truth video can be read. Default: the
+                frames of that video.
 
         Raises:
             TaskError: no such folder, no samples in it, no such split or task (with a hint), or a number
@@ -216,12 +216,12 @@ class Bench:
 
     @property
     def missing(self) -> tuple[Known, ...]:
-        """Samples that the manifest names, of the splits and tasks asked for, and that have no folder."""
+        """Samples that the manifest names, of the chosen splits and tasks, and that have no folder."""
         return self._manifest[0]
 
     @cached_property
     def _manifest(self) -> tuple[tuple[Known, ...], str]:
-        """Missing samples and a note; not read before it is asked for, as the file is large."""
+        """Missing samples and a note; read at its first use, as the file is large."""
         known, note = read_manifest(self.root)
         splits, tasks = self._asked
         missing = [

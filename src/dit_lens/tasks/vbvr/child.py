@@ -22,10 +22,10 @@ WHERE = (
 )
 
 
-def find(given: str | None) -> str | None:
+def find(folder: str | None) -> str | None:
     """Return the folder of the evaluator's package, or None."""
-    if given:
-        places = [given, *(os.path.join(given, name) for name in ("vbvr_bench", "vbvr_pro_bench"))]
+    if folder:
+        places = [folder, *(os.path.join(folder, name) for name in ("vbvr_bench", "vbvr_pro_bench"))]
     else:
         specs = [(importlib.util.find_spec(name), below) for name, below in WHERE]
         places = [
@@ -34,8 +34,8 @@ def find(given: str | None) -> str | None:
             if spec is not None
             for place in spec.submodule_search_locations or ()
         ]
-    found = [p for p in places if os.path.isfile(os.path.join(p, "evaluators", "__init__.py"))]
-    return os.path.abspath(found[0]) if found else None
+    packages = [p for p in places if os.path.isfile(os.path.join(p, "evaluators", "__init__.py"))]
+    return os.path.abspath(packages[0]) if packages else None
 
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
         import cv2
 
         opencv, why = cv2.__version__, ""
-    except Exception as error:  # also a shared library that is not there
+    except Exception as error:  # also a shared library that is missing
         opencv, why = "", str(error)
     return {"evaluator": folder, "opencv": opencv, "why": why}
 
@@ -53,22 +53,22 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
 def judge(request: dict[str, Any]) -> dict[str, Any]:
     """Judge one video."""
     folder = find(request["evaluator"])
-    assert folder, "check was asked first"
+    assert folder, "check comes first"
     sys.path.insert(0, os.path.dirname(folder))
     evaluators = importlib.import_module(os.path.basename(folder) + ".evaluators")
     task = request["info"]["task_name"]
     if task not in evaluators.TASK_EVALUATOR_MAP:
         return {"error": "the evaluator knows no task " + task}
     # As the official run does: the task's own rules alone, on whatever device, as they are NumPy and OpenCV.
-    found = evaluators.get_evaluator(task, "cpu").evaluate(request["info"], task_specific_only=True)
-    details = {k: v for k, v in (found.get("details") or {}).items() if k == "video_frame_count"}
-    kept = {k: found.get(k) for k in ("score", "dimensions", "error")}
-    return {**kept, "details": details, "category": evaluators.get_task_category(task)}
+    verdict = evaluators.get_evaluator(task, "cpu").evaluate(request["info"], task_specific_only=True)
+    details = {k: v for k, v in (verdict.get("details") or {}).items() if k == "video_frame_count"}
+    fields = {k: verdict.get(k) for k in ("score", "dimensions", "error")}
+    return {**fields, "details": details, "category": evaluators.get_task_category(task)}
 
 
 if __name__ == "__main__":
     del sys.path[0]  # the folder of this file, whose modules must not stand in for others of the same name
-    asked = json.load(sys.stdin)
-    answer = judge(asked) if asked.get("info") else check(asked)
+    request = json.load(sys.stdin)
+    answer = judge(request) if request.get("info") else check(request)
     with open(sys.argv[1], "w") as file:
         json.dump(answer, file, default=lambda x: x.item() if hasattr(x, "item") else str(x))

@@ -55,9 +55,9 @@ def score(
         videos: a folder laid out as `In-Domain_50/<task>/00000.mp4`; or videos by label,
             `{"In-Domain_50/<task>/00000": "somewhere/x0.mp4"}`, where a label is `f"{sample.task}/{sample.id}"`.
         time_limit: seconds for one video, the start of the process included.
-        python: a Python in which the evaluator is installed; this one unless given.
-        evaluator: folder of the evaluator's package (`vbvr_bench`), or the folder that holds it; found by
-            that Python unless given.
+        python: a Python in which the evaluator is installed. Default: this one.
+        evaluator: folder of the evaluator's package (`vbvr_bench`), or the folder that holds it. Default:
+            where that Python finds the package.
 
     Returns:
         As `read_scores` returns, on `sample` in the order of numbers.
@@ -69,10 +69,14 @@ def score(
     jobs = _videos(videos)
     python = str(python or sys.executable)
     request = {"evaluator": None if evaluator is None else str(Path(evaluator).expanduser().absolute())}
-    found = _check(python, request, time_limit)
+    evaluator_versions = _check(python, request, time_limit)
     results = [_score_one(root, label, video, python, request, time_limit) for label, video in jobs.items()]
     data = as_dataset(results, "vbvr.score")
-    data.attrs |= {"schema": "dit_lens", "evaluator": found["evaluator"], "opencv": found["opencv"]}
+    data.attrs |= {
+        "schema": "dit_lens",
+        "evaluator": evaluator_versions["evaluator"],
+        "opencv": evaluator_versions["opencv"],
+    }
     return data
 
 
@@ -83,25 +87,25 @@ def _videos(videos: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
         TaskError: there are none, or a label is not split/task/id.
     """
     if isinstance(videos, Mapping):
-        found = {label: Path(path).expanduser() for label, path in videos.items()}
+        paths = {label: Path(path).expanduser() for label, path in videos.items()}
     else:
         folder = Path(videos).expanduser()
         below = [p.relative_to(folder) for p in folder.glob("*/*/*.mp4")]
-        found = {
+        paths = {
             p.with_suffix("").as_posix(): folder / p
             for p in below
             if not any(part.startswith(".") for part in p.parts)
         }
-    for label in found:
+    for label in paths:
         if len(label.split("/")) != 3:
             raise TaskError(
                 f"vbvr.score: the label {label!r} is not split/task/id, such as "
                 "'In-Domain_50/O-39_maze_data-generator/00000'."
             )
-    if not found:
+    if not paths:
         said = "none given" if isinstance(videos, Mapping) else f"none in {videos}"
         raise TaskError(f"vbvr.score: no videos, {said}. Lay them out as In-Domain_50/<task>/00000.mp4.")
-    return dict(sorted(found.items(), key=lambda item: by_number(item[0])))
+    return dict(sorted(paths.items(), key=lambda item: by_number(item[0])))
 
 
 def _check(python: str, request: dict[str, Any], time_limit: float) -> dict[str, Any]:
@@ -111,24 +115,24 @@ def _check(python: str, request: dict[str, Any], time_limit: float) -> dict[str,
         TaskError: no evaluator, or an OpenCV with which it goes wrong.
     """
     try:
-        found = _ask(python, request, time_limit)
+        reply = _ask(python, request, time_limit)
     except _NoAnswerError as error:
         raise TaskError(
             f"vbvr.score: {python} cannot be asked for the evaluator: {error}. {INSTALL}"
         ) from error
-    if not found.get("evaluator"):
+    if not reply.get("evaluator"):
         where = request["evaluator"] or f"{python} (lmms_eval, vbvr_bench)"
         raise TaskError(f"vbvr.score: the official evaluator is not in {where}. {INSTALL}")
-    if not found.get("opencv"):
+    if not reply.get("opencv"):
         raise TaskError(
-            f"vbvr.score: {python} has no OpenCV, which the evaluator needs ({found.get('why')}). {INSTALL}"
+            f"vbvr.score: {python} has no OpenCV, which the evaluator needs ({reply.get('why')}). {INSTALL}"
         )
-    if int(str(found["opencv"]).partition(".")[0]) >= 5:
+    if int(str(reply["opencv"]).partition(".")[0]) >= 5:
         raise TaskError(
-            f"vbvr.score: {python} has OpenCV {found['opencv']}, with which some tasks score 0 in silence. "
+            f"vbvr.score: {python} has OpenCV {reply['opencv']}, with which some tasks score 0 in silence. "
             f'Run `{python} -m pip install "opencv-python-headless<5"`.'
         )
-    return found
+    return reply
 
 
 def _score_one(
@@ -139,8 +143,8 @@ def _score_one(
     try:
         check(video)
         info = {**name, "video_path": str(video.absolute()), **_truth(root / label)}
-        found = _ask(python, {**request, "info": info}, time_limit)
-        return scored({**found, **name}, label)
+        reply = _ask(python, {**request, "info": info}, time_limit)
+        return scored({**reply, **name}, label)
     except (TaskError, _NoAnswerError) as error:
         return scored({**name, "error": str(error)}, label)
 
@@ -149,7 +153,7 @@ def _truth(folder: Path) -> dict[str, Any]:
     """Return what the evaluator is told of the ground truth.
 
     Raises:
-        TaskError: some of it is not there; the evaluator would go on without.
+        TaskError: a part of the folder is missing; the evaluator would go on without.
     """
     for name in FILES:
         check(folder / name)
@@ -192,9 +196,9 @@ def _ask(python: str, request: dict[str, Any], time_limit: float) -> dict[str, A
         if done.returncode:
             raise _NoAnswerError(f"the evaluator ended with exit code {done.returncode}: {' '.join(said)}")
         try:
-            found = json.loads(answer.read_text())
+            reply = json.loads(answer.read_text())
         except (OSError, ValueError) as error:
             raise _NoAnswerError(f"the evaluator wrote no answer that can be read ({error})") from error
-        if not isinstance(found, dict):
-            raise _NoAnswerError(f"the evaluator answered {str(found)[:80]!r}, not an object")
-        return found
+        if not isinstance(reply, dict):
+            raise _NoAnswerError(f"the evaluator answered {str(reply)[:80]!r}, not an object")
+        return reply

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def join(results: xr.Dataset | xr.DataTree, scores: xr.Dataset, strict: bool = F
 def _matched(labels: list[str], scored: list[str]) -> dict[str, int]:
     """Return where the score of each label stands, and of each scored label that no result has.
 
-    A folder `7` beside `00007` is another sample. Where only one of the two spellings is there, they are one sample.
+    A folder `7` beside `00007` is another sample. Where only one of the two spellings occurs, they are one sample.
     """
     at = {label: i for i, label in enumerate(scored)}
     results = set(labels)
@@ -116,14 +117,23 @@ def _report(
         warnings.warn(f"vbvr.join: {'; '.join(parts)}", stacklevel=3)
 
 
+def _identity(node: xr.DataTree) -> dict[str, Any]:
+    """Return what names a run: of its manifest, which is JSON text in `dl.open_runs` and data in plain xarray."""
+    manifest = node.attrs.get("manifest", node.attrs)
+    if isinstance(manifest, str):
+        manifest = json.loads(manifest)
+    identity: dict[str, Any] = manifest.get("identity") or {}
+    return identity
+
+
 def _table_of_runs(runs: xr.DataTree) -> xr.Dataset:
-    """List the runs of a store by the sample and the seed that their manifests name."""
+    """List the runs of a store by the sample and the seed that their manifests name; runs of no sample are left out."""
     import xarray as xr
 
     rows = [
         (node.path.strip("/"), identity["sample"], identity["seed"])
         for node in runs.subtree
-        if (identity := node.attrs.get("manifest", node.attrs).get("identity"))
+        if (identity := _identity(node)) and identity.get("sample")
     ]
     if not rows:
         raise TaskError("vbvr.join: the tree holds no runs. Give dl.open_runs(store).")

@@ -1,6 +1,6 @@
 """Finding the samples of a benchmark folder by the names of its folders; no file is opened.
 
-`ROOT/In-Domain_50/<task>/<00000>/`, likewise `Out-of-Domain_50`; tasks are named
+Samples stand in `ROOT/In-Domain_50/<task>/<00000>/` and `ROOT/Out-of-Domain_50/<task>/<00000>/`. Tasks are named
 `[GO]-<number>_<name>_data-generator` (https://github.com/Video-Reason/VBVR-EvalKit, README, "Download Ground
 Truth Data"). The data generators themselves write another layout,
 `questions/<task>/<name>_task/<name>_00000000/` (https://github.com/Video-Reason/VBVR-DataFactory, README,
@@ -54,10 +54,10 @@ def by_number(name: str) -> tuple[tuple[bool, int, str], ...]:
 def folders(path: Path) -> list[Path]:
     """Return the folders in a folder, without hidden ones, numbers in order."""
     try:
-        found = [p for p in path.iterdir() if not p.name.startswith(".") and p.is_dir()]
+        visible = [p for p in path.iterdir() if not p.name.startswith(".") and p.is_dir()]
     except OSError as error:
         raise TaskError(f"{path}: the folder cannot be listed ({error}). Check its permissions.") from error
-    return sorted(found, key=lambda p: by_number(p.name))
+    return sorted(visible, key=lambda p: by_number(p.name))
 
 
 def _samples(task: Path) -> list[Path]:
@@ -85,8 +85,8 @@ def find(
 
     Args:
         root: the folder of the benchmark.
-        split: folders of splits; all unless given.
-        tasks: names of tasks, whole or up to an underscore (`O-39`); all unless given.
+        split: folders of splits. Default: all.
+        tasks: names of tasks, whole or up to an underscore (`O-39`). Default: all.
 
     Raises:
         TaskError: no such folder, no samples in it, or no such split or task; with a hint.
@@ -94,58 +94,58 @@ def find(
     if not root.is_dir():
         near = _nearest(root.name, [p.name for p in folders(root.parent)]) if root.parent.is_dir() else ""
         raise TaskError(f"vbvr({str(root)!r}): there is no such folder.{near} Expected: {EXPECTED}.")
-    there = {f.name: _tasks(f) for f in folders(root)}
-    there = {name: found for name, found in there.items() if found}
-    if not there:
+    tasks_of = {f.name: _tasks(f) for f in folders(root)}
+    tasks_of = {name: paths for name, paths in tasks_of.items() if paths}
+    if not tasks_of:
         raise TaskError(f"vbvr({str(root)!r}): no samples here. {_hint(root)}")
-    chosen = _chosen(names(split), there, root)
+    chosen = _chosen(names(split), tasks_of, root)
     wanted = names(tasks)
-    found = [
+    entries = [
         SampleEntry(name, task.name, sample.name, sample)
         for name in chosen
-        for task in there[name]
+        for task in tasks_of[name]
         if wanted is None or any(is_task(task.name, w) for w in wanted)
         for sample in _samples(task)
     ]
     for task_name in wanted or ():
-        if not any(is_task(e.task, task_name) for e in found):
-            raise TaskError(_no_task(task_name, chosen, there, root))
-    return found
+        if not any(is_task(e.task, task_name) for e in entries):
+            raise TaskError(_no_task(task_name, chosen, tasks_of, root))
+    return entries
 
 
-def names(given: str | Sequence[str] | None) -> list[str] | None:
-    """Return what was asked for as a list: one name, several, or several in one text with commas."""
-    parts = given.split(",") if isinstance(given, str) else given
+def names(listed: str | Sequence[str] | None) -> list[str] | None:
+    """Return names as a list: one name, several, or several in one text with commas."""
+    parts = listed.split(",") if isinstance(listed, str) else listed
     return None if parts is None else [p.strip() for p in parts if p.strip()]
 
 
-def is_task(name: str, asked: str) -> bool:
+def is_task(name: str, wanted: str) -> bool:
     """Return whether a task is meant: by its whole name, or up to an underscore."""
-    return name == asked or name.startswith(f"{asked}_")
+    return name == wanted or name.startswith(f"{wanted}_")
 
 
-def _chosen(asked: list[str] | None, there: dict[str, list[Path]], root: Path) -> list[str]:
-    for name in asked or ():
-        if name not in there:
+def _chosen(wanted: list[str] | None, tasks_of: dict[str, list[Path]], root: Path) -> list[str]:
+    for name in wanted or ():
+        if name not in tasks_of:
             raise TaskError(
                 f"vbvr({str(root)!r}): split {name!r} is not here, or has no samples; there "
-                f"{_are(sorted(there, key=by_number))}.{_nearest(name, there)}"
+                f"{_are(sorted(tasks_of, key=by_number))}.{_nearest(name, tasks_of)}"
             )
-    return [name for name in there if asked is None or name in asked]
+    return [name for name in tasks_of if wanted is None or name in wanted]
 
 
-def _no_task(asked: str, chosen: list[str], there: dict[str, list[Path]], root: Path) -> str:
-    here = [t.name for name in chosen for t in there[name]]
-    said = f"vbvr({str(root)!r}): no task {asked!r} in {', '.join(chosen)}."
-    for other, found in there.items():
-        if other not in chosen and any(is_task(t.name, asked) for t in found):
+def _no_task(wanted: str, chosen: list[str], tasks_of: dict[str, list[Path]], root: Path) -> str:
+    task_names = [t.name for name in chosen for t in tasks_of[name]]
+    said = f"vbvr({str(root)!r}): no task {wanted!r} in {', '.join(chosen)}."
+    for other, tasks in tasks_of.items():
+        if other not in chosen and any(is_task(t.name, wanted) for t in tasks):
             return f"{said} It is in split {other!r}."
-    return f"{said}{_nearest(asked, here) or f' There {_are(here)}.'}"
+    return f"{said}{_nearest(wanted, task_names) or f' There {_are(task_names)}.'}"
 
 
-def _are(found: list[str]) -> str:
-    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    return f"{'is' if len(found) == 1 else 'are'} {shown}"
+def _are(listed: list[str]) -> str:
+    shown = ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+    return f"{'is' if len(listed) == 1 else 'are'} {shown}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -187,25 +187,25 @@ def _hint(root: Path) -> str:
 
 def hints(root: Path) -> list[str]:
     """Say what of a benchmark folder looks like samples and is passed over, or is taken for something else."""
-    found = []
+    hints = []
     for folder in folders(root):
         inside = folders(folder)
         tasks = [f for f in inside if _samples(f)]
         near = _nearest(folder.name, SPLITS)
         if folder.name not in SPLITS and tasks and near:
-            found.append(f"{folder} is taken for a split of its own.{near}")
+            hints.append(f"{folder} is taken for a split of its own.{near}")
         elif folder.name in SPLITS and not tasks:
-            found.append(f"{folder} holds no samples.")
+            hints.append(f"{folder} holds no samples.")
         elif not tasks and _samples(folder):
-            found.append(
+            hints.append(
                 f"{folder} is passed over: it looks like a task, and stands where a split should be."
             )
         for task in inside if tasks else ():
-            found += _hints_in_task(task)
+            hints += _hints_in_task(task)
     raw = _raw(root)
     if raw is not None:
-        found.append(f"{raw} is passed over: it is in the data generators' raw layout; expected: {EXPECTED}.")
-    return found
+        hints.append(f"{raw} is passed over: it is in the data generators' raw layout; expected: {EXPECTED}.")
+    return hints
 
 
 def _hints_in_task(task: Path) -> list[str]:
@@ -225,6 +225,6 @@ def _raw(root: Path, depth: int = 3) -> Path | None:
     for folder in folders(root):
         if folder.name.endswith("_task") and any(RAW_SAMPLE.fullmatch(f.name) for f in folders(folder)):
             return folder
-        if depth > 1 and (found := _raw(folder, depth - 1)):
-            return found
+        if depth > 1 and (raw := _raw(folder, depth - 1)):
+            return raw
     return None

@@ -32,12 +32,12 @@ def read_manifest(root: Path) -> tuple[list[Known], str]:
         return [], f"no {NAME}, so samples that are missing altogether are not noticed"
     try:
         check(path)
-        found = [_known(item) for item in json.loads(path.read_text("utf-8-sig"))]
+        entries = [_known(item) for item in json.loads(path.read_text("utf-8-sig"))]
     except TaskError as error:
         return [], f"manifest not used: {error}"
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         return [], f"manifest not used: {path} has a form that is not known ({type(error).__name__}: {error})"
-    return found, ""
+    return entries, ""
 
 
 def _known(item: Any) -> Known:

@@ -82,24 +82,24 @@ def read_scores(path: str | Path | Sequence[str | Path]) -> xr.Dataset:
 
     Raises:
         TaskError: no such file, a form that is not known, several forms (their scores measure different
-            things), a sample that is there twice, or a score outside [0, 1].
+            things), a sample that comes twice, or a score outside [0, 1].
     """
     paths = [Path(p) for p in ([path] if isinstance(path, str | Path) else path)]
     if not paths:
         raise TaskError("read_scores: no file given. Give the evaluator's JSON file.")
-    found: list[Scored] = []
+    scores: list[Scored] = []
     forms: dict[str, Path] = {}
     for one in paths:
         form, entries = _entries(one)
         forms.setdefault(form, one)
-        found += [scored(entry, f"{one}: {form}[{i}]") for i, entry in enumerate(entries)]
+        scores += [scored(entry, f"{one}: {form}[{i}]") for i, entry in enumerate(entries)]
     if len(forms) > 1:
         said = ", ".join(f"{p} ({SCHEMAS[form]})" for form, p in forms.items())
         raise TaskError(
             f"read_scores: the files have several forms, whose scores may measure different things: {said}. "
             "Read each form by itself."
         )
-    data = as_dataset(found, ", ".join(map(str, paths)))
+    data = as_dataset(scores, ", ".join(map(str, paths)))
     data.attrs |= {"schema": SCHEMAS[next(iter(forms))], "source": [str(p) for p in paths]}
     return data
 
@@ -205,39 +205,43 @@ def _id(entry: Mapping[str, Any], task: str, where: str) -> str:
     )
 
 
-def as_dataset(found: Sequence[Scored], source: str) -> xr.Dataset:
+def as_dataset(scores: Sequence[Scored], source: str) -> xr.Dataset:
     """Turn scores into a Dataset on `sample`.
 
     Raises:
-        TaskError: a sample is there twice.
+        TaskError: a sample comes twice.
     """
     import xarray as xr
 
-    twice = [label for label, n in Counter(s.label for s in found).items() if n > 1]
+    twice = [label for label, n in Counter(s.label for s in scores).items() if n > 1]
     if twice:
         raise TaskError(
             f"{source}: {len(twice)} samples are scored more than once, such as {twice[0]}. "
             "Give one evaluation of one model."
         )
     text = np.dtypes.StringDType()
-    names = sorted({name for s in found for name in s.dimensions})
-    table = np.array([[s.dimensions.get(n, math.nan) for n in names] for s in found], float)
-    columns = {k: np.array([getattr(s, k) for s in found], text) for k in ("split", "task", "id")}
+    names = sorted({name for s in scores for name in s.dimensions})
+    table = np.array([[s.dimensions.get(n, math.nan) for n in names] for s in scores], float)
+    columns = {k: np.array([getattr(s, k) for s in scores], text) for k in ("split", "task", "id")}
     data = xr.Dataset(
         {
-            "score": ("sample", np.array([s.score for s in found], float), {"long_name": "VBVR-Bench score"}),
-            "error": ("sample", np.array([s.error for s in found], text)),
-            "category": ("sample", np.array([s.category for s in found], text)),
-            "dimensions": (("sample", "dimension"), table.reshape(len(found), len(names))),
+            "score": (
+                "sample",
+                np.array([s.score for s in scores], float),
+                {"long_name": "VBVR-Bench score"},
+            ),
+            "error": ("sample", np.array([s.error for s in scores], text)),
+            "category": ("sample", np.array([s.category for s in scores], text)),
+            "dimensions": (("sample", "dimension"), table.reshape(len(scores), len(names))),
         },
         {
-            "sample": np.array([s.label for s in found], text),
+            "sample": np.array([s.label for s in scores], text),
             "dimension": np.array(names, text),
             **{k: ("sample", v) for k, v in columns.items()},
         },
     )
     measures = {
-        TASK_ONLY if set(s.dimensions) == {"task_specific"} else WEIGHTED for s in found if s.dimensions
+        TASK_ONLY if set(s.dimensions) == {"task_specific"} else WEIGHTED for s in scores if s.dimensions
     }
     data.attrs["measure"] = ", ".join(sorted(measures)) or "unknown"
     return data
