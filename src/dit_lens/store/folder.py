@@ -14,7 +14,7 @@ from dit_lens.store import files, metadata
 from dit_lens.store.coordinates import Coordinate
 from dit_lens.store.journal import Journal
 from dit_lens.store.layout import LAYOUT_VERSION
-from dit_lens.store.manifest import identity_hash, plain
+from dit_lens.store.manifest import plain, plain_hash
 from dit_lens.store.metadata import Recorded
 from dit_lens.store.tenure import Tenure
 
@@ -216,11 +216,12 @@ def _is_torn(file: str) -> bool:
 def _new_attrs(manifest: Mapping[str, Any], coords: Mapping[str, Coordinate]) -> dict[str, Any]:
     # CF's way to say which variables are coordinates though no dimension has their name.
     auxiliary = {name: coord for name, coord in coords.items() if coord.dims != (name,)}
+    data = plain(manifest)
     return {
         metadata.LAYOUT_ATTR: LAYOUT_VERSION,
         "status": "incomplete",
-        "identity_sha256": identity_hash(manifest),
-        "manifest": plain(manifest),
+        "identity_sha256": plain_hash(data),
+        "manifest": data,
         "created": _now(),
     } | ({"coordinates": " ".join(auxiliary)} if auxiliary else {})
 
