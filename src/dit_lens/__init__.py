@@ -74,7 +74,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"dit_lens.{name}")
     if name in _HOME:
         with needing(f"dl.{name}"):
-            return getattr(importlib.import_module(_HOME[name]), name)
+            value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+        return value
     raise AttributeError(f"module 'dit_lens' has no attribute {name!r}")
 
 

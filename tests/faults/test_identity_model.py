@@ -241,10 +241,6 @@ def test_pictures_of_equal_indices_and_other_palettes_are_told_apart(sample, nam
     assert content(pixels, []) != content(pixels.convert("RGB"), [])
 
 
-def test_a_lone_surrogate_in_a_prompt_is_a_prompt(sample, name):
-    assert name(sample=sample.with_(prompt="maze \udc80")) != name(sample=sample.with_(prompt="maze \udc81"))
-
-
 def test_callbacks_made_in_a_loop_are_told_apart(sample, pipe, tmp_path):
     def bar(scale):
         return lambda steps: [s for s in steps if scale]

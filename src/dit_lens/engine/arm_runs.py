@@ -19,7 +19,6 @@ from dit_lens.engine.batch_run import open_writer
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.request import Request
 from dit_lens.engine.runner import coordinates, finished, write_outputs
-from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Plan
 from dit_lens.store import RunWriter
 
@@ -60,9 +59,7 @@ class ArmRuns:
                     loop="batch",
                 )
         stage = self.requests[None, 0].stages[0]
-        self.records = [
-            Binding.of(record, False, batch.layout, batch.sigmas) for record in stage.plan.records
-        ]
+        self.records = [record.bind(False, batch.layout, batch.sigmas) for record in stage.plan.records]
         self._cleanup = ExitStack()
         self._writers: dict[Key, RunWriter] = {}
         self._recorders: dict[Key, Recorder] = {}

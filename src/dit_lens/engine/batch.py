@@ -31,7 +31,7 @@ from dit_lens.engine.rows import Moment, Row
 from dit_lens.engine.stages import check_schedule
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.stepper import Stepper
-from dit_lens.engine.visitor import Place, Visitor, apply_edit
+from dit_lens.engine.visitor import Place, Visitor, apply_edit, spot_of
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.family import Batching
@@ -270,7 +270,7 @@ class Batch:
         def edit(meeting: Meeting, members: list[int], values: Tensor) -> Tensor:
             placed, where, branch = meeting
             moment = Moment(step, self.sigmas[step], self.timesteps[step], self.expert(step))
-            return apply_edit(placed, rows[members[0]].spot(moment, where, branch), values)
+            return apply_edit(placed, spot_of(rows[members[0]], moment, where, branch), values)
 
         return exchange.settle(forward, edit, last=any(row.recorders for row in rows))
 
@@ -293,8 +293,8 @@ class Batch:
             plan = Plan(edits=(edit,))
             plan.check(self.layout, over_seeds=True)
             plan.check_sources(self.specimen.fingerprint)
-            binding = Binding.of(edit, True, self.layout, self.sigmas)
-            if not any(binding.selects(step, self.expert(step)) for step in range(self.steps)):
+            binding = edit.bind(True, self.layout, self.sigmas)
+            if not any((step, self.expert(step)) in binding.served for step in range(self.steps)):
                 raise PlanError(f"edit {edit}: none of its steps is served by {', '.join(binding.experts)}.")
             # The edit is held too, so that its id is not given to another.
             self._bindings[id(edit)] = edit, binding

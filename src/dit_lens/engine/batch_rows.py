@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dit_lens.engine.rows import Row
-from dit_lens.plan.binding import Binding
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
@@ -28,7 +27,7 @@ def rows_of(batch: Batch, pairs: Sequence[int], recorders: Mapping[int, Recorder
     """
     plan = batch.requests[pairs[0]].stages[0].plan
     edits = [batch.binding(edit) for edit in plan.edits]
-    records = [Binding.of(record, False, batch.layout, batch.sigmas) for record in plan.records]
+    records = [record.bind(False, batch.layout, batch.sigmas) for record in plan.records]
     group = 0 if over_seeds(batch) else None
     return [
         Row(

@@ -20,13 +20,23 @@ from tqdm import tqdm
 from dit_lens.engine.batch_rows import over_seeds, rows_of
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.runner import coordinates, finished, write_outputs
-from dit_lens.engine.verify import verify_batch
+from dit_lens.engine.verify import is_due, verify_batch
 from dit_lens.store import RunWriter
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
+    from dit_lens.engine.request import Request
+
+
+def stored_rows(requests: Sequence[Request], verify: str) -> list[Run] | None:
+    """Return the runs of a batch where the store holds them all, and none of them is to be checked; else None."""
+    first = requests[0]
+    if is_due(verify, first.store, first.specimen.pipe, note=False):
+        return None
+    runs = [finished(request) for request in requests]
+    return None if None in runs else [run for run in runs if run is not None]
 
 
 def run_rows(batch: Batch, progress: str | None = None) -> list[Run]:

@@ -208,7 +208,7 @@ class Capture:
         rows = len(streams["video"])
         plan = self.plan
         edits, self._records = (
-            [Binding.of(placed, is_edit, self.layout, self.schedule.sigmas) for placed in items]
+            [placed.bind(is_edit, self.layout, self.schedule.sigmas) for placed in items]
             for is_edit, items in ((True, plan.edits), (False, plan.records))
         )
         identity = {

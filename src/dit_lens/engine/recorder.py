@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,24 +36,29 @@ class Sink:
     """Where the values of one record go.
 
     Attributes:
-        variable: the array in the store.
+        record: what returned them.
+        spot: where the first of them was read.
+        outer: sizes of the dimensions before those of a value in a unit: branch, layer, and sample before them.
         shape: of every value.
         dtype: in which every value is kept.
-        is_state: whether each value is a unit of its own.
+        variable: the array in the store; None as long as nothing is written.
         buffer: what was gathered of the running step, on the model's device; `fill_of` where nothing was asked for.
     """
 
-    variable: Variable
+    record: Binding
+    spot: Spot
+    outer: tuple[int, ...]
     shape: torch.Size
     dtype: torch.dtype
-    is_state: bool
+    variable: Variable | None = None
     buffer: Tensor | None = None
 
     def gather(self, index: tuple[int, ...], value: Tensor) -> None:
         """Put a copy of a value in its place in the running step: the model may write over its own memory."""
         if self.buffer is None:
             fill = fill_of(self.dtype)
-            self.buffer = torch.full(self.variable.unit_shape, fill, dtype=self.dtype, device=value.device)
+            size = (*self.outer, *self.shape)
+            self.buffer = torch.full(size, fill, dtype=self.dtype, device=value.device)
         self.buffer[index].copy_(value)
 
 
@@ -75,15 +80,28 @@ class Recorder:
     Args:
         layout: coordinates of the run.
         samples: rows of a prompt batch.
-        writer: of the run.
+        writer: of the run, or what opens it when there is something to write.
         encoding: how bfloat16 states are stored.
     """
 
-    def __init__(self, layout: Layout, samples: int, writer: RunWriter, encoding: str | None = None) -> None:
-        self.layout, self.samples, self.writer, self.encoding = layout, samples, writer, encoding
+    def __init__(
+        self,
+        layout: Layout,
+        samples: int,
+        writer: RunWriter | Callable[[], RunWriter],
+        encoding: str | None = None,
+    ) -> None:
+        self.layout, self.samples, self._writer, self.encoding = layout, samples, writer, encoding
         self.experts = [layout.experts[0]] * layout.steps
         self._sinks: dict[Binding, Sink] = {}
         self._arriving: deque[Arriving] = deque()
+
+    @property
+    def writer(self) -> RunWriter:
+        """Writes the run."""
+        if callable(self._writer):
+            self._writer = self._writer()
+        return self._writer
 
     def take(self, record: Binding, spot: Spot, read: Tensor, value: Any) -> None:
         """Take what a record returned at a spot.
@@ -106,9 +124,9 @@ class Recorder:
         index: tuple[int, ...] = ()
         if spot.branch is not None and spot.layer is not None:
             index = (self.layout.branches.index(spot.branch), spot.layer)
-        if sink.is_state and self.samples == 1:
-            self._send(sink.variable.name, (spot.step, *index), value)
-        elif sink.is_state:
+        if record.placed.is_state and self.samples == 1:
+            self._send(sink, (spot.step, *index), value)
+        elif record.placed.is_state:
             self._gather_rows(sink, spot, index, value)
         else:
             sink.gather((spot.sample, *index) if self.samples > 1 else index, value)
@@ -117,7 +135,7 @@ class Recorder:
         """Hand over what was gathered, and commit the step."""
         for sink in self._sinks.values():
             if sink.buffer is not None:
-                self.writer.write(sink.variable.name, {"step": step}, to_codes(sink.buffer.cpu()))
+                self.writer.write(self._declared(sink), {"step": step}, to_codes(sink.buffer.cpu()))
                 sink.buffer = None
         self._hand_over(wait=True)
         if len(self.layout.experts) > 1:
@@ -135,7 +153,7 @@ class Recorder:
     # ---- what a record writes
 
     def _open(self, record: Binding, spot: Spot, read: Tensor, value: Tensor) -> Sink:
-        """Check a record's first value, and declare its array."""
+        """Check a record's first value."""
         placed, dims = record.placed, record.placed.kept
         if value.ndim != len(dims):
             raise CaptureError(
@@ -156,33 +174,44 @@ class Recorder:
                 f"record {placed.name} at {spot} returned {_named(value)}, which a store cannot hold: return at least one "
                 "value, of a float, complex, integer or bool type."
             )
-        try:
-            sink = Sink(self._variable(record, value, dtype), value.shape, dtype, placed.is_state)
-            self.writer.declare(sink.variable, self._asked(record))
-        except StoreError as error:
-            raise CaptureError(f"record {placed.name} at {spot}: {error}") from error
-        self._sinks[record] = sink
+        outer = () if placed.on_latents else (len(self.layout.branches), self.layout.layers)
+        if self.samples > 1:
+            outer = (self.samples, *outer)
+        sink = self._sinks[record] = Sink(record, spot, outer, value.shape, dtype)
         return sink
 
-    def _variable(self, record: Binding, value: Tensor, dtype: torch.dtype) -> Variable:
-        placed, layout = record.placed, self.layout
+    def _declared(self, sink: Sink) -> str:
+        """Return the name of a record's array, which is declared when its first unit is written."""
+        if sink.variable is None:
+            sink.variable = self._variable(sink)
+            try:
+                self.writer.declare(sink.variable, self._asked(sink.record))
+            except StoreError as error:
+                raise CaptureError(f"record {sink.record.placed.name} at {sink.spot}: {error}") from error
+        return sink.variable.name
+
+    def _variable(self, sink: Sink) -> Variable:
+        placed, layout = sink.record.placed, self.layout
         sizes = {"step": layout.steps}
         if not placed.on_latents:
             sizes |= {"branch": len(layout.branches), "layer": layout.layers}
         if self.samples > 1:
             sizes = {"sample": self.samples, **sizes}
-        stored = str(dtype).removeprefix("torch.")
+        stored = str(sink.dtype).removeprefix("torch.")
         function: Any = placed.function
-        return Variable(
-            name=placed.variable,
-            dims=(*sizes, *placed.kept),
-            shape=(*sizes.values(), *value.shape),
-            dtype=stored,
-            unit="state" if placed.is_state else "step",
-            units=function.units,
-            long_name=function.long_name + _elsewhere(placed),
-            encoding=self.encoding if stored == "bfloat16" else None,  # type: ignore[arg-type]
-        )
+        try:
+            return Variable(
+                name=placed.variable,
+                dims=(*sizes, *placed.kept),
+                shape=(*sizes.values(), *sink.shape),
+                dtype=stored,
+                unit="state" if placed.is_state else "step",
+                units=function.units,
+                long_name=function.long_name + _elsewhere(placed),
+                encoding=self.encoding if stored == "bfloat16" else None,  # type: ignore[arg-type]
+            )
+        except StoreError as error:
+            raise CaptureError(f"record {placed.name} at {sink.spot}: {error}") from error
 
     def _asked(self, record: Binding) -> dict[str, list[int]]:
         """Return the positions that a record was asked for."""
@@ -207,9 +236,10 @@ class Recorder:
         sink.buffer[spot.sample].copy_(value)
         if spot.sample == self.samples - 1:
             whole, sink.buffer = sink.buffer, None
-            self._send(sink.variable.name, (spot.step, *index), whole)
+            self._send(sink, (spot.step, *index), whole)
 
-    def _send(self, name: str, index: tuple[int, ...], value: Tensor) -> None:
+    def _send(self, sink: Sink, index: tuple[int, ...], value: Tensor) -> None:
+        name = self._declared(sink)
         at = dict(zip(("step", "branch", "layer"), index, strict=True))
         if value.device.type == "cuda":
             # The copy runs beside the computation; whoever needs the bytes waits for the event, never the hook.

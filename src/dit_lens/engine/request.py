@@ -76,8 +76,10 @@ class Request:
         self.arguments = dict(arguments or {})
         self.keywords = self.fresh_keywords()
         calling.refuse(specimen.pipe, self.keywords)
+        specimen.require_weights()
         self.store = None if store is None else absolute(store)
-        passes = (Stage(self.steps, calling.branches(self.keywords)), *calling.later(self.keywords))
+        later = () if calling.later is None else calling.later(self.keywords)
+        passes = (Stage(self.steps, calling.branches(self.keywords)), *later)
         self.stages = [StageRequest(self, number, passes) for number in range(len(passes))]
         self.declare(plan)
 

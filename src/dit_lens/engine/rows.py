@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.places import Spot
 
 if TYPE_CHECKING:
     from dit_lens.engine.recorder import Recorder
@@ -54,25 +53,3 @@ class Row:
     recorders: list[Recorder] = field(default_factory=list)
     sample: int = 0
     group: int | None = None
-
-    @property
-    def bindings(self) -> tuple[Binding, ...]:
-        """Edits, then records: a record reads what the edits leave."""
-        return (*self.edits, *self.records)
-
-    def spot(self, moment: Moment, where: Where, branch: str | None) -> Spot:
-        """Return one place of this row, as edits are told it."""
-        site, stream, layer = where
-        return Spot(
-            site,
-            moment.step,
-            moment.sigma,
-            moment.timestep,
-            self.seed,
-            moment.expert,
-            branch,
-            layer,
-            self.sample,
-            stream,
-            moment.stage,
-        )

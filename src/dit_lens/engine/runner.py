@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +61,10 @@ def run(
         plan: gives the plan when the first call comes, where the body of a trace declares it.
     """
     specimen, keywords = request.specimen, request.fresh_keywords()
-    request.model  # noqa: B018  (it is read before anything is wrapped)
+    if request.store is not None:
+        request.model  # noqa: B018  (it is read before anything is wrapped)
     family, pipe = specimen.family, specimen.pipe
-    scratch = Scratch() if request.store is None else None
+    scratch = cache(Scratch) if request.store is None else None  # one, when there is something to write
     lease = threading.Lock()
     destinations = [Destination(stage, scratch, lease) for stage in request.stages]
 
@@ -78,14 +80,15 @@ def run(
             cleanup.enter_context(traced(specimen.dits.values()))
         for destination in destinations:
             cleanup.callback(destination.abort)
-        if not progress:
-            cleanup.callback(family.call.quiet(pipe, keywords))
         loops = [_loop(destination, settle, watch) for destination in destinations]
-        output = Stages(loops, watch).run(lambda: pipe(**keywords))
+        with ExitStack() as running:
+            if not progress:
+                running.callback(family.call.quiet(pipe, keywords))
+            output = Stages(loops, watch).run(lambda: pipe(**keywords))
         rates = family.codec.rates(pipe, keywords)
         write_outputs(destinations[-1].writer, family.codec.outputs(output, keywords), rates)
         paths = [destination.close() for destination in destinations]
-    return Run(paths[-1], scratch)
+    return Run(paths[-1], None if scratch is None else scratch())
 
 
 def _loop(destination: Destination, settle: Callable[[], None], watch: Watch | None) -> StageLoop:
@@ -104,11 +107,13 @@ class Destination:
 
     Args:
         stage: of the request.
-        scratch: folder to write into where there is no store.
+        scratch: gives the folder to write into where there is no store.
         lease: a lock that is held while the run is made.
     """
 
-    def __init__(self, stage: StageRequest, scratch: Scratch | None, lease: threading.Lock) -> None:
+    def __init__(
+        self, stage: StageRequest, scratch: Callable[[], Scratch] | None, lease: threading.Lock
+    ) -> None:
         self.stage, self.scratch, self._lease = stage, scratch, lease
         self._writer: RunWriter | None = None
         self._aside: Aside | None = None
@@ -128,23 +133,17 @@ class Destination:
         """
         stage, request = self.stage, self.stage.request
         samples = len(range(*next(iter(forward.rows.values())).indices(10**9)))
-        path = stage.path or self.scratch.path / stage.name  # type: ignore[union-attr]  # one of the two is there
-        if request.body is not None and request.store is not None:
+        grids = {stream: tokens.grid for stream, tokens in forward.streams.items()}
+        path = stage.path
+        if path is None:
+            later = partial(self._open_scratch, schedule, grids)
+            return Opened(Recorder(stage.layout, samples, later, request.encoding))
+        if request.body is not None:
             # A body sees all steps, so its run begins anew, whatever stands in the store.
             self._aside = Aside(path)
             path = self._aside.folder
-        grids = {stream: tokens.grid for stream, tokens in forward.streams.items()}
         coords = coordinates(stage.layout, schedule, grids)
-        in_store = request.store is not None
-        self._writer = RunWriter(
-            path.parent,
-            path.name,
-            stage.manifest,
-            coords,
-            durable=in_store,
-            exclusive=in_store,
-            lease=self._lease,
-        )
+        self._writer = RunWriter(path.parent, path.name, stage.manifest, coords, lease=self._lease)
         recorder = Recorder(stage.layout, samples, self._writer, request.encoding)
         committed = self._writer.committed_steps
         if not committed:
@@ -165,8 +164,26 @@ class Destination:
             },
         )
 
+    def _open_scratch(self, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]) -> RunWriter:
+        """Open a run without a store, now that there is something to write. Nobody asks for its name before it ends."""
+        assert self.scratch is not None
+        self._writer = RunWriter(
+            self.scratch().path,
+            f"stage{self.stage.layout.stage}",
+            {},
+            coordinates(self.stage.layout, schedule, grids),
+            durable=False,
+            exclusive=False,
+            lease=self._lease,
+        )
+        return self._writer
+
     def close(self) -> Path:
         """Complete the run; return where it stands."""
+        if self.scratch is not None:
+            self.writer.describe(self.stage.manifest)
+            self.writer.close()
+            return self.writer.path.rename(self.scratch().path / self.stage.name)
         self.writer.close()
         return self.writer.path if self._aside is None else self._aside.take_place()
 

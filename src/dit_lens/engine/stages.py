@@ -209,7 +209,7 @@ class StageLoop:
         schedule = flow.schedule(scheduler)
         check_schedule(schedule, self.layout)
         self._edits, self._records = (
-            [Binding.of(placed, is_edit, self.layout, schedule.sigmas) for placed in items]
+            [placed.bind(is_edit, self.layout, schedule.sigmas) for placed in items]
             for is_edit, items in ((True, plan.edits), (False, plan.records))
         )
         self._opened = self._open_recorder(schedule, forward)
@@ -235,7 +235,7 @@ class StageLoop:
             raise CaptureError(f"The run ended after {self.step} of {self.layout.steps} steps.")
         experts = self.opened.recorder.experts
         for binding in (*self._edits, *self._records):
-            if not any(binding.selects(step, experts[step]) for step in range(self.layout.steps)):
+            if not any((step, experts[step]) in binding.served for step in range(self.layout.steps)):
                 raise CaptureError(
                     f"{binding.placed} never fired in this run: no step had its sigma and expert together."
                 )

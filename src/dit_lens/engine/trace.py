@@ -213,6 +213,7 @@ class Trace(InterleavingTracer):
         """
         specimen, frame = self.specimen, self.info.frame
         self._request = self._make(*self._identity())
+        self._request.model  # noqa: B018  (it is read before nnsight wraps the modules)
         dits = specimen.dits.values()
         with one_interrupt(), traced(dits):
             root = specimen.family.anatomy.root(specimen.pipe)

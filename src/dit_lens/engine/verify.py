@@ -39,13 +39,14 @@ _checked: set[tuple[Path, int]] = set()
 """Stores of which this process has checked a run, with the pipeline that would have made it."""
 
 
-def is_due(verify: str, store: Path | None, specimen_pipe: Any) -> bool:
-    """Say whether the next run that a store hands out is checked; takes note of it.
+def is_due(verify: str, store: Path | None, pipe: Any, note: bool = True) -> bool:
+    """Say whether the next run that a store hands out is checked.
 
     Args:
         verify: `first` (the first run that the process takes from the store), `always` or `never`.
         store: folder of runs.
-        specimen_pipe: the pipeline that would make the run.
+        pipe: the pipeline that would make the run.
+        note: whether it is checked now, and counts from here on.
 
     Raises:
         PlanError: `verify` is none of these.
@@ -54,9 +55,10 @@ def is_due(verify: str, store: Path | None, specimen_pipe: Any) -> bool:
         raise PlanError(f"verify={verify!r}: it is one of {', '.join(CHOICES)}.")
     if verify == "never" or store is None:
         return False
-    key = store.resolve(), id(specimen_pipe)
+    key = store, id(pipe)
     due = verify == "always" or key not in _checked
-    _checked.add(key)
+    if note:
+        _checked.add(key)
     return due
 
 

@@ -18,13 +18,13 @@ from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.site import Tokens, submodule
 from dit_lens.plan.binding import Binding
+from dit_lens.plan.places import Spot
 from dit_lens.plan.plan import Placed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dit_lens.families.specimen import Specimen
-    from dit_lens.plan.places import Spot
 
 Place = tuple[str, str, int]
 """Site, branch and layer of the video."""
@@ -86,7 +86,7 @@ class Visitor:
 
     def _wanted(self) -> set[tuple[str, Where]]:
         wanted: set[tuple[str, Where]] = set()
-        for binding in {b for row in self.rows for b in row.bindings}:
+        for binding in {b for row in self.rows for b in (*row.edits, *row.records)}:
             placed = binding.placed
             for expert in binding.experts:
                 wanted |= {(expert, (placed.site, placed.stream, layer)) for layer in binding.layers}
@@ -140,8 +140,8 @@ class Visitor:
         active = [
             [
                 b
-                for b in row.bindings
-                if (edits if b.is_edit else records) and b.selects(moment.step, moment.expert)
+                for b in (*row.edits, *row.records)  # a record reads what the edits leave
+                if (edits if b.is_edit else records) and (moment.step, moment.expert) in b.served
             ]
             for row in self.rows
         ]
@@ -260,7 +260,7 @@ class Visitor:
 
     def _edit(self, number: int, edit: Binding, where: Where, branch: str | None, value: Tensor) -> Tensor:
         self._mark(number, edit, where, branch)
-        return apply_edit(edit.placed, self.rows[number].spot(self.moment, where, branch), value)
+        return apply_edit(edit.placed, spot_of(self.rows[number], self.moment, where, branch), value)
 
     def _group(self, number: int, edit: Binding) -> int:
         group = self.rows[number].group
@@ -275,11 +275,11 @@ class Visitor:
     ) -> Tensor:
         if self.exchange is not None:
             return self.exchange.meet((placed, where, branch), values[0])[None]
-        return apply_edit(placed, self.rows[numbers[0]].spot(self.moment, where, branch), values)
+        return apply_edit(placed, spot_of(self.rows[numbers[0]], self.moment, where, branch), values)
 
     def _read(self, number: int, record: Binding, where: Where, branch: str | None, value: Tensor) -> None:
         row = self.rows[number]
-        spot = row.spot(self.moment, where, branch)
+        spot = spot_of(row, self.moment, where, branch)
         self._mark(number, record, where, branch)
         result = self._call_record(number, record, spot, value)
         for recorder in row.recorders:
@@ -310,7 +310,7 @@ class Visitor:
     def _mark(self, number: int, binding: Binding, where: Where, branch: str | None) -> None:
         place, fired = (branch, where[2]), self._fired[number, binding]
         if place in fired:
-            spot = self.rows[number].spot(self.moment, where, branch)
+            spot = spot_of(self.rows[number], self.moment, where, branch)
             raise CaptureError(
                 f"{binding.placed} fired twice at {spot}: the module runs more than once a call."
             )
@@ -368,6 +368,13 @@ def _select(
                 selection = selected[where, branch].setdefault(number, Selection())
                 (selection.edits if binding.is_edit else selection.records).append(binding)
     return dict(selected)
+
+
+def spot_of(row: Row, moment: Moment, where: Where, branch: str | None) -> Spot:
+    """Return one place of a row, as edits are told it."""
+    site, stream, layer = where
+    times = moment.step, moment.sigma, moment.timestep
+    return Spot(site, *times, row.seed, moment.expert, branch, layer, row.sample, stream, moment.stage)
 
 
 def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Anatomy:
         latents: streams that have latents of their own.
         multiples: frames are one more than a multiple of the first, height and width multiples of the second.
         root: pipeline to one module that has the experts as submodules under the same names, for nnsight.
-        dtype: pipeline to the number type of its states.
+        dtype: pipeline to the number type of its states. Default: its attribute `torch_dtype`.
         more_sizes: (pipe, keywords, stage) to sizes by stream, of a pipeline with other streams or stages than one
             of video. None where `latent_grid`, `token_grid` and `channels` say all.
     """
@@ -53,7 +53,7 @@ class Anatomy:
     latents: tuple[str, ...] = ("video",)
     multiples: tuple[int, int] = (1, 1)
     root: Callable[[Any], nn.Module] = field(default=lambda pipe: pipe)
-    dtype: Callable[[Any], torch.dtype] = field(default=lambda pipe: pipe.torch_dtype)
+    dtype: Callable[[Any], torch.dtype] | None = None
     more_sizes: Callable[[Any, Keywords, int], Mapping[str, Sizes]] | None = None
 
     def dits(self, pipe: Any) -> dict[str, nn.Module]:
@@ -119,7 +119,7 @@ class Calling:
         quiet: (pipe, keywords) keeps the pipeline's progress bar away; may add keywords; returns what undoes it.
         default_steps: number of steps where the user names none.
         default_cfg: guidance scale where the user names none.
-        later: keywords to the stages after the first.
+        later: keywords to the stages after the first. None where there is one stage.
         silent: keywords that do not change results.
         facts: pipeline to what of it changes results beside its components and arguments, as plain data.
         release: what the pipeline does to its models when a call is over; a call that was cut short has to.
@@ -132,7 +132,7 @@ class Calling:
     quiet: Callable[[Any, dict[str, Any]], Callable[[], None]]
     default_steps: int
     default_cfg: float
-    later: Callable[[Keywords], tuple[Stage, ...]] = field(default=lambda keywords: ())
+    later: Callable[[Keywords], tuple[Stage, ...]] | None = None
     silent: tuple[str, ...] = ()
     facts: Callable[[Any], dict[str, Any]] = field(default=lambda pipe: {})
     release: Callable[[Any], None] = field(default=lambda pipe: None)

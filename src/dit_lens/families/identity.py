@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def identity(
-    pipe: Any, family: Family, dits: Mapping[str, nn.Module], info: Mapping[str, Any]
+    pipe: Any, family: Family, dits: Mapping[str, nn.Module], info: Mapping[str, Any], dtype: str
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what a pipeline is, and a sentence for each part of it that cannot be named.
 
@@ -35,6 +35,7 @@ def identity(
         family: that reads it.
         dits: the DiTs that it holds now, by expert.
         info: what is known of the checkpoint.
+        dtype: number type of its states.
 
     Returns:
         Plain data with `model` (family, fingerprint of the DiTs, `info`), `components` (a hash each), `numerics`, and
@@ -46,7 +47,7 @@ def identity(
     held = _components(pipe)
     modules = [part for part in (*dits.values(), *held.values()) if isinstance(part, nn.Module)]
     if "weights" not in info:
-        _refuse_meta(modules)
+        refuse_on_disk(modules)
     sentences: list[str] = []
     walk = Walk(sentences, checksum=Checksums(_tensors(modules)))
     experts = {name: walk.visit(dit, name) for name, dit in dits.items()}
@@ -55,7 +56,7 @@ def identity(
         "model": {"family": family.name, "fingerprint": digest(experts)[:16], **walk.visit(dict(info))},
         "components": {"class": _short(classes.describe(walk, type(pipe))), **components},
         "numerics": numerics(),
-        "dtype": str(family.anatomy.dtype(pipe)),
+        "dtype": dtype,
         **family.call.facts(pipe),
     }, sentences
 
@@ -67,7 +68,7 @@ def fingerprint(dits: Mapping[str, nn.Module], info: Mapping[str, Any]) -> str:
         PlanError: weights rest on disk, and `info` does not say which.
     """
     if "weights" not in info:
-        _refuse_meta(list(dits.values()))
+        refuse_on_disk(list(dits.values()))
     walk = Walk([], checksum=Checksums(_tensors(list(dits.values()))))
     return digest({name: walk.visit(dit, name) for name, dit in dits.items()})[:16]
 
@@ -109,7 +110,7 @@ def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
         left += [child for child in held["_modules"].values() if child is not None]
 
 
-def _refuse_meta(modules: list[nn.Module]) -> None:
+def refuse_on_disk(modules: list[nn.Module]) -> None:
     """Raise PlanError where weights are not in memory, unless a hook holds them (offloading by accelerate)."""
     for module in modules:
         for name, part in module.named_modules():
@@ -128,4 +129,4 @@ def _short(data: Any) -> Any:
     return data if plain and len(str(data)) <= 64 else digest(data)[:32]
 
 
-__all__ = ["fingerprint", "identity", "numerics"]
+__all__ = ["fingerprint", "identity", "numerics", "refuse_on_disk"]

@@ -12,7 +12,7 @@ from torch import nn
 
 from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
-from dit_lens.families.identity import fingerprint, identity
+from dit_lens.families.identity import fingerprint, identity, refuse_on_disk
 from dit_lens.families.site import blocks_of, experts_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Specimen:
     info: Mapping[str, Any] = field(default_factory=dict)
     envoys: Any = None
     checked_loops: set[str] = field(default_factory=set)
+    _in_memory: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     _checked: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
 
     @classmethod
@@ -67,12 +68,27 @@ class Specimen:
     @property
     def dtype(self) -> torch.dtype:
         """Number type of the model's states."""
-        return self.family.anatomy.dtype(self.pipe)
+        dtype = self.family.anatomy.dtype
+        number: torch.dtype = self.pipe.torch_dtype if dtype is None else dtype(self.pipe)
+        return number
 
     @property
     def layers(self) -> int:
         """Number of blocks of an expert."""
         return len(self.blocks(next(iter(self.dits.values()))))
+
+    def require_weights(self) -> None:
+        """Refuse weights that cannot be told from others, before anything runs.
+
+        Raises:
+            PlanError: they rest on disk, and `info` does not say which.
+        """
+        if "weights" in self.info:
+            return
+        unknown = [dit for dit in self.dits.values() if dit not in self._in_memory]
+        if unknown:
+            refuse_on_disk(unknown)
+            self._in_memory.update(unknown)
 
     def blocks(self, dit: nn.Module) -> list[nn.Module]:
         """Return the blocks of an expert, in the order of the layers."""
@@ -110,7 +126,7 @@ class Specimen:
         Raises:
             PlanError: weights rest on disk, and `info` does not say which.
         """
-        data, sentences = identity(self.pipe, self.family, self.dits, self.info)
+        data, sentences = identity(self.pipe, self.family, self.dits, self.info, str(self.dtype))
         if unnamed is not None:
             unnamed += sentences
         return data

@@ -1,13 +1,12 @@
-"""A placed function on one run: what it selects there. The engine looks it up at every step."""
+"""A placed function on one run: what it selects there. `Placed.bind` makes it; the engine looks it up at every step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from typing import TYPE_CHECKING
 
-from dit_lens.errors import PlanError
-from dit_lens.plan.plan import Layout, Placed
+if TYPE_CHECKING:
+    from dit_lens.plan.plan import Placed
 
 
 @dataclass(frozen=True, eq=False)  # two equal edits are two edits
@@ -21,6 +20,9 @@ class Binding:
         branches: selected guidance branches; empty outside the blocks.
         layers: selected layers; empty outside the blocks.
         experts: selected DiTs.
+        served: (step, expert) at which the function fires, where that expert serves that step.
+        places: (branch, layer) at which it fires in such a step; (None, None) outside the blocks.
+        over_seeds: whether it is an edit that sees the rows of several seeds together.
     """
 
     placed: Placed
@@ -29,36 +31,6 @@ class Binding:
     branches: frozenset[str]
     layers: frozenset[int]
     experts: frozenset[str]
-
-    @classmethod
-    def of(cls, placed: Placed, is_edit: bool, layout: Layout, sigmas: Sequence[float]) -> Binding:
-        """Resolve a place.
-
-        Raises:
-            PlanError: no step that it selects has a noise level in its range.
-        """
-        low, high = placed.place.sigma or (-inf, inf)
-        steps = frozenset(s for s in placed.steps(layout) if low <= sigmas[s] <= high)
-        if not steps:
-            raise PlanError(f"{placed}: no selected step has its sigma there; they are {list(sigmas)}.")
-        inside = not placed.on_latents
-        branches = placed.branches(layout) if inside else ()
-        layers = placed.layers(layout) if inside else ()
-        experts = placed.place.expert or layout.experts
-        return cls(placed, is_edit, steps, frozenset(branches), frozenset(layers), frozenset(experts))
-
-    @property
-    def over_seeds(self) -> bool:
-        """Whether the edit sees the rows of several seeds together."""
-        return bool(getattr(self.placed.function, "over_seeds", False))
-
-    @property
-    def places(self) -> list[tuple[str | None, int | None]]:
-        """The (branch, layer) at which the function fires in a selected step; (None, None) outside the blocks."""
-        if self.placed.on_latents:
-            return [(None, None)]
-        return [(branch, layer) for branch in self.branches for layer in self.layers]
-
-    def selects(self, step: int, expert: str) -> bool:
-        """Say whether a step that an expert serves is selected."""
-        return step in self.steps and expert in self.experts
+    served: frozenset[tuple[int, str]]
+    places: tuple[tuple[str | None, int | None], ...]
+    over_seeds: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 
 from dit_lens.plan.places import DIMS, GRID_DIMS, LATENT_DIMS
 
@@ -37,6 +38,30 @@ def units_problem(units: str) -> str:
     if units in TIME_UNITS or " since " in units:
         return f"xarray turns units={units!r} into time differences or dates; use a symbol, such as 's'"
     return ""
+
+
+@lru_cache(maxsize=1024)
+def record_problem(
+    dims: tuple[object, ...],
+    units: str,
+    variable: str,
+    streams: tuple[str, ...],
+    variables: tuple[str, ...] = (),
+) -> str:
+    """Say why a record cannot be recorded as it is declared; empty where it can.
+
+    Args:
+        dims: that it keeps.
+        units: of its values.
+        variable: name of the array that it writes; empty where that was checked.
+        streams: that the model carries.
+        variables: names of all arrays of the run.
+    """
+    return (
+        dims_problem(dims, streams, variables)
+        or (variable_problem(variable, streams) if variable else "")
+        or units_problem(units)
+    )
 
 
 def variable_problem(name: str, streams: Collection[str]) -> str:

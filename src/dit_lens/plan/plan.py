@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from dit_lens.errors import PlanError
+from dit_lens.plan.binding import Binding
 from dit_lens.plan.functions import Configured, describe, restore
-from dit_lens.plan.names import dims_problem, units_problem, variable_problem
+from dit_lens.plan.names import record_problem
 from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, grid_dim, positions
-from dit_lens.plan.selectors import at
 
 Entry = Callable[..., Any] | tuple[Callable[..., Any], At]
 
@@ -94,6 +95,37 @@ class Placed:
     def is_state(self) -> bool:
         """Whether a record keeps the full states of blocks, each a unit of its own in the store."""
         return not self.on_latents and self.is_whole
+
+    def bind(self, is_edit: bool, layout: Layout, sigmas: Sequence[float]) -> Binding:
+        """Resolve the place on a run.
+
+        Args:
+            is_edit: whether the function replaces the value.
+            layout: coordinates of the run.
+            sigmas: noise level of each step.
+
+        Raises:
+            PlanError: no step that the place selects has a noise level in its range.
+        """
+        low, high = self.place.sigma or (-inf, inf)
+        steps = frozenset(step for step in self.steps(layout) if low <= sigmas[step] <= high)
+        if not steps:
+            raise PlanError(f"{self}: no selected step has its sigma there; they are {list(sigmas)}.")
+        outside: tuple[tuple[str | None, int | None], ...] = ((None, None),)
+        branches = () if self.on_latents else self.branches(layout)
+        layers = () if self.on_latents else self.layers(layout)
+        experts = self.place.expert or layout.experts
+        return Binding(
+            placed=self,
+            is_edit=is_edit,
+            steps=steps,
+            branches=frozenset(branches),
+            layers=frozenset(layers),
+            experts=frozenset(experts),
+            served=frozenset((step, expert) for step in steps for expert in experts),
+            places=outside if self.on_latents else tuple((b, n) for b in branches for n in layers),
+            over_seeds=bool(getattr(self.function, "over_seeds", False)),
+        )
 
     def steps(self, layout: Layout) -> tuple[int, ...]:
         """Return the selected steps, sigma and expert aside."""
@@ -178,11 +210,7 @@ class Placed:
                 f"{what}: a record reads the whole grid; select {', '.join(self.place.region)} afterwards."
             )
         units = getattr(self.function, "units", "1")
-        problem = (
-            dims_problem(tuple(dims), tuple(layout.sites))
-            or variable_problem(self.variable, tuple(layout.sites))
-            or units_problem(str(units))
-        )
+        problem = record_problem(_hashable(dims), str(units), self.variable, tuple(layout.sites))
         if problem:
             raise PlanError(f"{what}: {problem}.")
 
@@ -223,11 +251,11 @@ class Plan:
 
     def with_record(self, function: Callable[..., Any], place: At | None = None) -> Plan:
         """Return the plan with one more record."""
-        return Plan((*self.records, Placed(function, place or at())), self.edits)
+        return Plan((*self.records, Placed(function, place or At())), self.edits)
 
     def with_edit(self, function: Callable[..., Any], place: At | None = None) -> Plan:
         """Return the plan with one more edit."""
-        return Plan(self.records, (*self.edits, Placed(function, place or at())))
+        return Plan(self.records, (*self.edits, Placed(function, place or At())))
 
     def in_stage(self, layout: Layout) -> Plan:
         """Return what of the plan is placed in the stage of a layout.
@@ -262,7 +290,7 @@ class Plan:
                 raise PlanError(
                     f"Two records write {record.variable!r}: merge their places, or give one function another name."
                 )
-            if problem := dims_problem(tuple(record.function.dims), (), names):  # type: ignore[attr-defined]
+            if problem := record_problem(_hashable(record.function.dims), "1", "", (), tuple(names)):  # type: ignore[attr-defined]
                 raise PlanError(f"record {record}: {problem}.")
 
     def completed(self, always: Iterable[Placed]) -> Plan:
@@ -360,6 +388,11 @@ class Plan:
         return "Plan:" + "".join(f"\n  {line}" for line in lines) if lines else "Plan: nothing"
 
 
+def _hashable(dims: Iterable[object]) -> tuple[object, ...]:
+    """Return dimensions as data that can be looked up: what is no text, by how it is written."""
+    return tuple(dim if isinstance(dim, str) else (repr(dim),) for dim in dims)
+
+
 def _placed(entries: Iterable[Entry] | Entry) -> Iterable[Placed]:
     if callable(entries) or (isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[1], At)):
         entries = [entries]  # one entry alone
@@ -371,7 +404,7 @@ def _placed(entries: Iterable[Entry] | Entry) -> Iterable[Placed]:
                 raise PlanError(f"{entry!r}: give a function, or a pair (function, dl.at(...)).")
             yield Placed(*entry)
         else:
-            yield Placed(entry, at())
+            yield Placed(entry, At())
 
 
 __all__ = ["Entry", "Layout", "Placed", "Plan", "Spot"]

@@ -140,6 +140,10 @@ class RunFolder:
                 return array["shape"][array["dimension_names"].index(dim)]
         return 0
 
+    def describe(self, manifest: Mapping[str, Any]) -> None:
+        """Say anew what made the run; the last files say it."""
+        self.attrs |= _described(manifest)
+
     def take_files(self) -> list[tuple[str, bytes]]:
         """Return the metadata files that are to be written before anything else, once: path and bytes."""
         if not self._saved:
@@ -213,15 +217,18 @@ def _is_torn(file: str) -> bool:
     return os.path.isfile(file) and not files.read_file(file).strip(b"\0")
 
 
+def _described(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    data = plain(manifest)
+    return {"identity_sha256": plain_hash(data), "manifest": data}
+
+
 def _new_attrs(manifest: Mapping[str, Any], coords: Mapping[str, Coordinate]) -> dict[str, Any]:
     # CF's way to say which variables are coordinates though no dimension has their name.
     auxiliary = {name: coord for name, coord in coords.items() if coord.dims != (name,)}
-    data = plain(manifest)
     return {
         metadata.LAYOUT_ATTR: LAYOUT_VERSION,
         "status": "incomplete",
-        "identity_sha256": plain_hash(data),
-        "manifest": data,
+        **_described(manifest),
         "created": _now(),
     } | ({"coordinates": " ".join(auxiliary)} if auxiliary else {})
 

@@ -107,6 +107,11 @@ class RunWriter:
         """The run's folder."""
         return Path(self._folder.path)
 
+    def describe(self, manifest: Mapping[str, Any]) -> None:
+        """Say anew what made the run, where that is known only in the end; `close` writes it."""
+        self._check_open()
+        self._folder.describe(manifest)
+
     @property
     def committed_steps(self) -> set[int]:
         """The steps that are on disk and stand in the journal; after resuming, those to leave out."""
