@@ -86,15 +86,16 @@ class Committer:
         for path, data in changed:
             files.write_file(path, data, self._durable)
 
-    def commit(self, step: int, info: dict[str, Any]) -> None:
+    def commit(self, step: int, info: dict[str, Any], at: float) -> None:
         """Ask for a step to exist. `settle` does it, for several steps at once where they come fast.
 
         Args:
             step: The step.
             info: What else its journal line says.
+            at: When that was asked for, on the monotonic clock.
         """
         self._asked[step] = info
-        self._since = self._since or time.monotonic()
+        self._since = at if self._since is None else self._since
 
     def due(self) -> float | None:
         """Return in how many seconds `settle` is to be called; None where no commit was asked for."""

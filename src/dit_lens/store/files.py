@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from dit_lens.errors import StoreError
@@ -129,7 +130,7 @@ def sync_path(path: str) -> None:
 def _syncfs(path: str) -> bool:
     # Linux only, and not in `os`. It also waits for what others have written on this file system; but we wait
     # in a background thread, and for 24 files it costs a tenth of the CPU time of 24 fsyncs.
-    call = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if os.name == "posix" else None
+    call = _syncfs_call()
     if call is None:
         return False
     fd = os.open(path, os.O_RDONLY)
@@ -139,3 +140,8 @@ def _syncfs(path: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+@cache
+def _syncfs_call() -> Any:
+    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if os.name == "posix" else None

@@ -14,7 +14,7 @@ from dit_lens.store import files, metadata
 from dit_lens.store.coordinates import Coordinate
 from dit_lens.store.journal import Journal
 from dit_lens.store.layout import LAYOUT_VERSION
-from dit_lens.store.manifest import identity_hash, plain
+from dit_lens.store.manifest import plain, plain_hash
 from dit_lens.store.metadata import Recorded
 from dit_lens.store.tenure import Tenure
 
@@ -218,7 +218,8 @@ def _is_torn(file: str) -> bool:
 
 
 def _described(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {"identity_sha256": identity_hash(manifest), "manifest": plain(manifest)}
+    data = plain(manifest)
+    return {"identity_sha256": plain_hash(data), "manifest": data}
 
 
 def _new_attrs(manifest: Mapping[str, Any], coords: Mapping[str, Coordinate]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ PACKAGES = (
 )
 """Packages whose versions may change what a run holds."""
 
+_PLAIN = {str, bool, int}
+
 
 def plain(value: Any, where: str = "manifest") -> Any:
     """Return `value` as what JSON can hold: tuples become lists, numpy scalars numbers, and arrays lists.
@@ -35,6 +37,8 @@ def plain(value: Any, where: str = "manifest") -> Any:
     Raises:
         StoreError: If something in it has no exact JSON form; the message says where it stands.
     """
+    if value is None or type(value) in _PLAIN:
+        return value
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if value is None or isinstance(value, str | bool | int):
@@ -60,13 +64,20 @@ def plain(value: Any, where: str = "manifest") -> Any:
 
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of plain data: keys sorted, no spaces, UTF-8 as it is."""
-    return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    return _canonical(plain(value))
+
+
+def _canonical(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def identity_hash(manifest: Mapping[str, Any]) -> str:
     """Return the sha256, in hex, of a manifest's identity."""
+    return plain_hash(plain(manifest))
+
+
+def plain_hash(manifest: Mapping[str, Any]) -> str:
+    """Return the same of a manifest that `plain` has made."""
     return _sha256(manifest.get("identity", manifest))
 
 
@@ -79,13 +90,13 @@ def run_name(identity: Mapping[str, Any], prefix: str) -> str:
         >>> run_name({"seed": 7, "steps": 20}, "maze")
         'maze-ff3eb4b4df'
     """
-    digits = _sha256(identity)[:10]
+    digits = _sha256(plain(identity))[:10]
     return f"{cut(prefix, NAME_BYTES - len(digits) - 1)}-{digits}"
 
 
-def _sha256(identity: Any) -> str:
+def _sha256(data: Any) -> str:
     # A prompt may hold half of a surrogate pair, which UTF-8 proper has no bytes for.
-    return hashlib.sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_canonical(data).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

@@ -1,6 +1,9 @@
 """One background thread that does a writer's disk work in order, and ends at the first thing that fails.
 
-The caller's side uses only primitives that an interrupt cannot leave half done: `queue.SimpleQueue` and plain
+The thread looks for tasks by itself, a few times a second, and is woken only where the caller waits or much data does.
+A thread woken for every small task takes the interpreter from its caller, and does alone what many tasks need once.
+
+The caller's side uses only primitives that an interrupt cannot leave half done: `deque`, `queue.SimpleQueue` and plain
 locks, which are C code. Every number is written by one side alone.
 """
 
@@ -20,7 +23,7 @@ from dit_lens.errors import StoreError
 
 _WAKE_AT = 8 << 20  # bytes
 _LOOK_AGAIN = 0.05  # seconds after which the caller looks whether the thread is still alive
-_ASK_AGAIN = 0.2  # seconds after which an idle thread asks whether it is still wanted
+_PATIENCE = 0.2  # seconds for which a task may wait; as often the thread asks whether it is still wanted
 
 Task = tuple[Callable[[], None], int, str]
 """What to do, the bytes of data that it holds, and its name in an error."""
@@ -38,7 +41,7 @@ class Worker:
             that was itself.
         due: In how many seconds `settle` is to be called; None while nothing is put off.
         end: What frees everything that the tasks use; the thread's last act.
-        wanted: Whether anybody may still call; an idle thread asks several times a second.
+        wanted: Whether anybody may still call; an idle thread asks a few times a second.
     """
 
     def __init__(
@@ -51,12 +54,10 @@ class Worker:
     ) -> None:
         self._max_bytes, self._settle, self._due, self._end = max_bytes, settle, due, end
         self._wanted = wanted
-        self._waiting: deque[Task] = deque()  # given, and not handed over yet
-        self._waiting_bytes = 0
-        self._inbox: queue.SimpleQueue[tuple[deque[Task], bool]] = (
-            queue.SimpleQueue()
-        )  # tasks; whether the last
+        self._tasks: deque[Task] = deque()  # given, and not begun yet
+        self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether no task comes after those given
         self._given_bytes = self._given = 0  # written by the caller
+        self._woken_at = 0  # bytes that had been given when the thread was last woken; written by the caller
         self._done_bytes = self._done = 0  # written by the thread
         self._bell = threading.Lock()  # the thread releases it after every task, for a caller that waits
         self._bell.acquire()
@@ -69,30 +70,28 @@ class Worker:
         self._life = weakref.ref(body)
         _thread.start_new_thread(body, ())
 
-    def submit(self, task: Callable[[], None], nbytes: int, label: str, wake: bool = True) -> None:
+    def submit(self, task: Callable[[], None], nbytes: int, label: str) -> None:
         """Queue a task that holds `nbytes` of data; wait only while the queue is full.
+
+        The task begins within a fraction of a second, or at once where much data waits.
 
         Args:
             task: What to do.
             nbytes: Size of the data that it holds.
             label: Its name in an error.
-            wake: Whether the thread gets the task at once. Otherwise the task waits for the next one that
-                wakes, or until much waits: a thread woken for every small task takes the interpreter from its
-                caller.
 
         Raises:
             StoreError: If an earlier task failed; names that task's label.
         """
         if self._held and self._held + nbytes > self._max_bytes:
-            self._hand_over()
+            self._wake()
             self._wait(lambda: not self._held or self._held + nbytes <= self._max_bytes)
         self.check()
-        self._waiting.append((task, nbytes, label))
-        self._waiting_bytes += nbytes
+        self._tasks.append((task, nbytes, label))
         self._given_bytes += nbytes
         self._given += 1
-        if wake or self._waiting_bytes >= _WAKE_AT:
-            self._hand_over()
+        if self._given_bytes - max(self._woken_at, self._done_bytes) >= _WAKE_AT:
+            self._wake()
 
     def join(self) -> None:
         """Return when all tasks given so far are done.
@@ -100,7 +99,7 @@ class Worker:
         Raises:
             StoreError: If one failed.
         """
-        self._hand_over()
+        self._wake()
         self._wait(lambda: self._done >= self._given)
         self.check()
         if self._done < self._given:
@@ -108,7 +107,7 @@ class Worker:
 
     def stop(self) -> None:
         """End the thread after the tasks given so far; never raises for a task that failed."""
-        self._hand_over(last=True)
+        self._wake(last=True)
         self._wait(lambda: False)
         if not self._freed:  # the thread was killed before it came to it
             self._end()
@@ -116,7 +115,7 @@ class Worker:
 
     def leave(self) -> None:
         """Let the thread end after the tasks that it has, without waiting for it."""
-        self._inbox.put((deque(), True))
+        self._wakes.put(True)
 
     def check(self) -> None:
         """Raise StoreError if a task failed."""
@@ -139,9 +138,9 @@ class Worker:
         """Whether the thread has not ended, in whatever way; a process that was forked off has none."""
         return not self._ended and self._life() is not None and os.getpid() == self._pid
 
-    def _hand_over(self, last: bool = False) -> None:
-        tasks, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-        self._inbox.put((tasks, last))
+    def _wake(self, last: bool = False) -> None:
+        self._woken_at = self._given_bytes
+        self._wakes.put(last)
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         """Return when `ready` says so, or when the thread has ended: then nothing is left to wait for."""
@@ -157,9 +156,7 @@ class Worker:
                 self._end()
                 self._freed = True
             self._failure = failure  # told only now: who hears of it can open the run again
-            with suppress(queue.Empty):
-                while True:
-                    self._inbox.get_nowait()  # the data of what is not done goes now
+            self._tasks.clear()  # the data of what is not done goes now
         finally:
             self._ended = True
             self._ring()
@@ -170,15 +167,16 @@ class Worker:
         try:
             last = False
             while not last:
-                tasks, last = self._next()
-                while tasks:
-                    task, nbytes, label = tasks.popleft()
+                last = self._await_tasks()
+                while self._tasks:
+                    task, nbytes, label = self._tasks.popleft()
                     task()
                     del task  # the data goes before the room for it is given back
                     self._done_bytes += nbytes
                     self._done += 1
                     self._ring()
-                label = "commit"
+                    label = "commit"
+                    self._settle_if_due()  # also while tasks keep coming
             self._settle()
         except BaseException as error:
             with suppress(BaseException):
@@ -186,18 +184,21 @@ class Worker:
             return label, error
         return None
 
-    def _next(self) -> tuple[deque[Task], bool]:
-        """Return the next tasks, and whether they are the last; settle where that is due."""
-        while True:
-            left = self._due()
-            if left is not None and left <= 0:
-                self._settle()
-                left = None
-            try:
-                return self._inbox.get(timeout=_ASK_AGAIN if left is None else min(left, _ASK_AGAIN))
-            except queue.Empty:
-                if not self._wanted():
-                    return deque(), True
+    def _await_tasks(self) -> bool:
+        """Wait until tasks are to be done; return whether none comes after those given."""
+        left = self._settle_if_due()
+        try:
+            return self._wakes.get(timeout=_PATIENCE if left is None else min(left, _PATIENCE))
+        except queue.Empty:
+            return not self._wanted()
+
+    def _settle_if_due(self) -> float | None:
+        """Settle where that is due; return in how many seconds it will be, None where nothing is put off."""
+        left = self._due()
+        if left is None or left > 0:
+            return left
+        self._settle()
+        return None
 
     def _ring(self) -> None:
         if self._bell.locked():

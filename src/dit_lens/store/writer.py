@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from functools import partial
@@ -166,7 +167,7 @@ class RunWriter:
         task = partial(self._committer.write_unit, variable, key, values)
         self._tenure.changing = True
         self._save()
-        self._worker.submit(task, values.nbytes, label, wake=False)
+        self._worker.submit(task, values.nbytes, label)
         self._open.add((name, key))
         self._tenure.changing = False
 
@@ -192,7 +193,7 @@ class RunWriter:
         task = partial(self._committer.write_plain, path, data)
         self._tenure.changing = True
         self._save()
-        self._worker.submit(task, len(data), f"coordinate {name}", wake=False)
+        self._worker.submit(task, len(data), f"coordinate {name}")
         self._tenure.changing = False
 
     def set_recorded(self, name: str, recorded: Recorded) -> None:
@@ -213,6 +214,8 @@ class RunWriter:
     def commit_step(self, step: int, info: Mapping[str, Any] | None = None) -> None:
         """Make a step exist: once all of it is on disk, its lines go into the journal. Returns before that.
 
+        The disk is asked for it half a second later at the latest, or when the writer is flushed or closed.
+
         Args:
             step: Position on the step dimension.
             info: Plain data to stand in the step's journal line, e.g. sigma, timestep, expert.
@@ -228,7 +231,8 @@ class RunWriter:
             raise StoreError(
                 f"step {step} of {self.path} is committed already; on resume, skip committed_steps"
             )
-        task = partial(self._committer.commit, int(step), plain(dict(info or {}), "info"))
+        words = plain(dict(info or {}), "info")
+        task = partial(self._committer.commit, int(step), words, time.monotonic())
         self._tenure.changing = True
         self._save()
         self._worker.submit(task, 0, f"commit of step {step}")
@@ -251,7 +255,7 @@ class RunWriter:
 
     def _save(self) -> None:
         if changed := self._folder.take_files():
-            self._worker.submit(partial(self._committer.write_metadata, changed), 0, "metadata", wake=False)
+            self._worker.submit(partial(self._committer.write_metadata, changed), 0, "metadata")
 
     def close(self, status: str = "complete") -> None:
         """Write what waits, then the status, the time and the totals. Closing again does nothing.
@@ -264,15 +268,16 @@ class RunWriter:
             return
         try:
             self._check_open()
-            self._worker.join()  # what went wrong there comes first
             if lost := sorted({key[0] for _, key in self._open if key}):
+                self._worker.join()  # what went wrong there comes first
                 raise StoreError(
                     f"{self.path}: units of steps {lost} were written; call commit_step for them"
                 )
             self._tenure.changing = True
             self._save()
             self._worker.submit(partial(self._end, status), 0, "end of the run")
-            self._worker.join()
+            self._worker.stop()
+            self._worker.join()  # raises what went wrong
         finally:
             self.abort()
 
