@@ -3,11 +3,16 @@
 The bytes of a tensor are taken in the order of its shape (whatever its strides), as rows of `ROW` signed bytes x, the last
 filled up with zeros. Every row has `COLUMNS` sums h = sum_i w_i x_i with fixed pseudorandom weights w in [-128, 127]; a
 tensor's checksum is the sha256 of its number type, its shape and the sums of all its rows. The sums are exact 32-bit
-integers, so that no order of summing matters, and one matrix product of integers makes them on a CPU or a GPU.
+integers, so that no order of summing matters, and one matrix product of integers makes them on a CPU or a GPU. No row holds
+bytes of two tensors, so that nothing can move from one to the next unseen. A tensor of up to `SMALL` bytes is hashed by its
+bytes themselves.
 
 For any two rows that differ, at most one value of one weight makes a sum equal; so all sums are equal with a probability
 of at most 2^-128 over the weights (multilinear hashing; Carter and Wegman 1979). The weights are public: it is not meant
 against someone who looks for a collision. Nothing is kept from call to call: a `.data` write leaves no trace.
+
+What counts for speed, in a model of some hundred small tensors, is the number of calls: tensors of one device and number
+type are laid into one buffer by one `torch.cat`, and the buffer is small enough to be in the cache when it is hashed.
 """
 
 from __future__ import annotations
@@ -15,51 +20,61 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ROW = 1 << 15
-"""Bytes that are hashed together: 2^15 products of at most 2^14 do not overflow 32 bits."""
+ROW = 1 << 14
+"""Bytes that are hashed together: 2^14 products of at most 2^14 do not overflow 32 bits."""
 
 COLUMNS = 16
 """Sums of each row."""
 
-BLOCK = 128
-"""Rows that go through one product (4 MiB)."""
+BLOCK = 256
+"""Rows of a large tensor that go through one product (4 MiB)."""
+
+GATHERED = 64
+"""Rows of smaller tensors that go through one product (1 MiB, which stays in a core's cache)."""
+
+FEWEST = 32
+"""Rows that a GPU's product of integers takes at least."""
 
 SMALL = 1 << 12
 """Bytes up to which the bytes themselves stand in place of their sums."""
+
+Part = tuple[int, int, int]
+"""Position of a tensor, and the first and last row of some sums that belong to it."""
 
 
 class Checksums:
     """Checksums of tensors, each computed once; one object serves one look at a model.
 
     Args:
-        tensors: hashed together, which is faster than one by one.
+        tensors: hashed together, which is faster than one by one; those that are not plain blocks of numbers are left out.
+
+    Attributes:
+        known: checksums by the identity of the tensor, which this object keeps alive.
     """
 
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
-        self._known: dict[Any, str] = {}
+        self.known: dict[int, str] = {}
         self._alive: list[Tensor] = []
-        self._add([t for t in tensors if _is_plain(t) and not t.is_meta])
+        self._add(list({id(t): t for t in tensors if _is_plain(t) and not t.is_meta}.values()))
 
     def __call__(self, tensor: Tensor) -> Any:
         """Return a block of numbers as plain data: its checksum, or its type and shape where it has no values."""
         if tensor.is_meta:
             return {"@meta": str(tensor.dtype), "shape": list(tensor.shape)}
-        key = _place(tensor)
-        if key not in self._known:
+        if id(tensor) not in self.known:
             self._add([tensor])
-        return self._known[key]
+        return self.known[id(tensor)]
 
     def _add(self, tensors: list[Tensor]) -> None:
-        distinct = {_place(t): t for t in tensors}
-        self._known.update(zip(distinct, checksums(list(distinct.values())), strict=True))
-        self._alive += distinct.values()
+        self.known.update(zip(map(id, tensors), checksums(tensors), strict=True))
+        self._alive += tensors
 
 
 def checksum(tensor: Tensor) -> str:
@@ -73,30 +88,37 @@ def checksums(tensors: Sequence[Tensor]) -> list[str]:
 
     Nothing waits for a GPU until all is on its way.
     """
-    plain = [
-        t.detach().resolve_conj().resolve_neg() if t.is_complex() or t.is_neg() else t.detach()
-        for t in tensors
-    ]
-    sizes = [_size(t) for t in plain]
-    parts: list[tuple[int, Tensor]] = []  # position of a tensor, and its bytes or some of its hashes
-    by_device: dict[torch.device, list[int]] = {}
+    plain = [t.resolve_conj().resolve_neg() if t.is_complex() or t.is_neg() else t for t in tensors]
+    groups: dict[Any, tuple[list[int], list[int]]] = {}  # positions of small and of other tensors
     for n, tensor in enumerate(plain):
-        if sizes[n] <= SMALL:
-            parts.append((n, tensor.reshape(-1).view(torch.int8)))
-            continue
-        if sizes[n] >= BLOCK * ROW:
-            parts += [(n, hashes) for hashes in _whole_blocks(tensor)]
-        by_device.setdefault(tensor.device, []).append(n)
-    for members in by_device.values():
-        parts += [(members[n], hashes) for n, hashes in _rest([plain[m] for m in members])]
+        group = groups.setdefault((tensor.device, tensor.dtype), ([], []))
+        group[tensor.nbytes > SMALL].append(n)
+    small: list[tuple[list[int], Tensor]] = []
+    hashed: list[tuple[list[Part], Tensor]] = []
+    for few_bytes, others in groups.values():
+        if few_bytes:
+            small.append((few_bytes, torch.cat([_flat(plain[n]) for n in few_bytes])))
+        if others:
+            hashed += _hash_group(plain, others)
     bodies: list[list[bytes]] = [[] for _ in plain]
-    for (n, _), body in zip(parts, _fetch([hashes for _, hashes in parts]), strict=True):
-        bodies[n].append(body)
-    return [_name(tensor, b"".join(body)) for tensor, body in zip(plain, bodies, strict=True)]
+    for positions, body in zip((p for p, _ in small), _fetch([t for _, t in small]), strict=True):
+        ends = accumulate((plain[n].nbytes for n in positions), initial=0)
+        for n, (start, end) in zip(positions, pairwise(ends), strict=True):
+            bodies[n].append(body[start:end])
+    width = 4 * COLUMNS
+    for parts, body in zip((p for p, _ in hashed), _fetch([t for _, t in hashed]), strict=True):
+        for n, start, end in parts:
+            bodies[n].append(body[start * width : end * width])
+    sha256 = hashlib.sha256
+    return [
+        sha256(b"".join((_header(tensor.dtype, tensor.shape), *body))).hexdigest()[:32]
+        for tensor, body in zip(plain, bodies, strict=True)
+    ]
 
 
-def _name(tensor: Tensor, body: bytes) -> str:
-    return hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode() + body).hexdigest()[:32]
+@lru_cache(maxsize=4096)
+def _header(dtype: torch.dtype, shape: torch.Size) -> bytes:
+    return f"{dtype} {list(shape)} ".encode()
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -106,50 +128,65 @@ def _is_plain(tensor: Tensor) -> bool:
     return plain and tensor.layout is torch.strided and not tensor.is_quantized
 
 
-def _place(tensor: Tensor) -> Any:
-    """Return what two tensors share that are one: where their numbers are, and how they stand there."""
-    where = (tensor.device.type, tensor.device.index, tensor.data_ptr(), tensor.is_conj(), tensor.is_neg())
-    return (*where, tensor.dtype, tensor.shape, tensor.stride())
+def _hash_group(tensors: Sequence[Tensor], positions: list[int]) -> Iterator[tuple[list[Part], Tensor]]:
+    """Hash tensors of one device and number type.
 
-
-def _whole_blocks(tensor: Tensor) -> list[Tensor]:
-    """Return the hashes of the rows of a tensor that make whole blocks, [row, COLUMNS] a block."""
-    step = BLOCK * ROW
-    return [
-        _hash_rows(_bytes(tensor, n, n + step).view(BLOCK, ROW))
-        for n in range(0, _size(tensor) - step + 1, step)
-    ]
-
-
-def _rest(tensors: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """Hash what stands after the whole blocks of tensors of one device, many of them together in one buffer.
+    A long stretch of a tensor is hashed where it is; the rest of it, or all of a shorter one, is laid beside others.
 
     Yields:
-        Position of a tensor, and the hashes of some of its rows, [row, COLUMNS]; in order.
+        Which rows of some sums belong to which tensor, and the sums, [row, COLUMNS]; a tensor's in the order of its bytes.
     """
-    buffer = torch.empty(BLOCK, ROW, dtype=torch.int8, device=tensors[0].device)
-    flat = buffer.view(-1)
-    used, owners = 0, list[tuple[int, slice]]()
+    first = tensors[positions[0]]
+    gathered = _Gathered(first.device, first.dtype)
+    for n in positions:
+        tensor = tensors[n]
+        start, size = 0, tensor.nbytes
+        while size - start >= GATHERED * ROW:
+            rows = min(BLOCK, (size - start) // ROW)
+            elements = _elements(tensor, start, start + rows * ROW)
+            yield [(n, 0, rows)], _hash_rows(elements.view(torch.int8).view(rows, ROW))
+            start += rows * ROW
+        if start == size:
+            continue
+        if not gathered.has_room(size - start):
+            yield gathered.hash()
+        gathered.add(n, _elements(tensor, start, size), size - start)
+    if gathered.rows:
+        yield gathered.hash()
 
-    def flush() -> Iterator[tuple[int, Tensor]]:
-        hashes = _hash_rows(buffer[:used] if used > BLOCK // 2 else buffer)
-        yield from ((owner, hashes[rows]) for owner, rows in owners)
 
-    for n, tensor in enumerate(tensors):
-        start, end = _size(tensor) // (BLOCK * ROW) * BLOCK * ROW, _size(tensor)
-        while start < end:
-            if used == BLOCK:
-                yield from flush()
-                used, owners = 0, []
-            stop = min(end, start + (BLOCK - used) * ROW)
-            part, size, rows = _bytes(tensor, start, stop), stop - start, -((start - stop) // ROW)
-            flat.narrow(0, used * ROW, size).copy_(part)
-            if size % ROW:
-                flat.narrow(0, used * ROW + size, rows * ROW - size).zero_()
-            owners.append((n, slice(used, used + rows)))
-            used, start = used + rows, start + rows * ROW
-    if used:
-        yield from flush()
+class _Gathered:
+    """Tensors of one device and number type that are hashed together, each in rows of its own."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._bytes = torch.empty(GATHERED * ROW, dtype=torch.int8, device=device)
+        self._elements = self._bytes.view(dtype)
+        self._zeros = torch.zeros(ROW, dtype=torch.int8, device=device).view(dtype)
+        self._fewest = 1 if device.type == "cpu" else FEWEST
+        self._members: list[Tensor] = []
+        self._parts: list[Part] = []
+        self.rows = 0
+
+    def has_room(self, size: int) -> bool:
+        """Say whether so many bytes more have room."""
+        return self.rows + math.ceil(size / ROW) <= GATHERED
+
+    def add(self, position: int, elements: Tensor, size: int) -> None:
+        """Add the elements of a tensor, `size` bytes."""
+        rows = math.ceil(size / ROW)
+        self._members.append(elements)
+        if missing := rows * ROW - size:
+            self._members.append(self._zeros[: missing // self._zeros.element_size()])
+        self._parts.append((position, self.rows, self.rows + rows))
+        self.rows += rows
+
+    def hash(self) -> tuple[list[Part], Tensor]:
+        """Return the sums of all that was added, and whose they are; begin anew."""
+        used = self.rows * ROW // self._elements.element_size()
+        torch.cat(self._members, out=self._elements[:used])
+        sums = _hash_rows(self._bytes.view(GATHERED, ROW)[: max(self.rows, self._fewest)])
+        parts, self._parts, self._members, self.rows = self._parts, [], [], 0
+        return parts, sums
 
 
 def _hash_rows(rows: Tensor) -> Tensor:
@@ -161,37 +198,37 @@ def _hash_rows(rows: Tensor) -> Tensor:
         return (rows.double() @ weights.double()).to(torch.int32)
 
 
-def _bytes(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Return a range of a tensor's bytes, in the order of its shape; only this range is copied, if any."""
-    width = tensor.element_size()
-    first, last = start // width, math.ceil(end / width)
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 1 else tensor.reshape(-1)
+
+
+def _elements(tensor: Tensor, start: int, end: int) -> Tensor:
+    """Return the elements in a range of a tensor's bytes, in the order of its shape; only this range is copied, if any."""
+    if start == 0 and end == tensor.nbytes and tensor.is_contiguous():
+        return _flat(tensor)
+    first, last = start // tensor.element_size(), end // tensor.element_size()
     if tensor.is_contiguous():
-        return tensor.view(-1)[first:last].view(torch.int8)
+        return tensor.view(-1)[first:last]
     while tensor.dim() > 1 and tensor.shape[0] == 1:
         tensor = tensor[0]
     row = math.prod(tensor.shape[1:])
     above = first // row
     part = tensor[above : math.ceil(last / row)].reshape(-1)
-    return part[first - above * row : last - above * row].contiguous().view(torch.int8)
+    return part[first - above * row : last - above * row].contiguous()
 
 
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _fetch(hashes: list[Tensor]) -> Iterator[bytes]:
-    """Bring hashes to the host: one transfer a device and type, in place of one a tensor."""
+def _fetch(tensors: list[Tensor]) -> list[bytes]:
+    """Bring tensors to the host, as bytes: one transfer a device and type, in place of one a tensor."""
     groups: dict[Any, list[int]] = {}
-    for n, part in enumerate(hashes):
-        groups.setdefault((part.device, part.dtype), []).append(n)
+    for n, tensor in enumerate(tensors):
+        groups.setdefault((tensor.device, tensor.dtype), []).append(n)
     fetched: dict[int, bytes] = {}
     for members in groups.values():
-        together = (
-            torch.cat([hashes[n].reshape(-1) for n in members]).cpu().view(torch.uint8).numpy().tobytes()
-        )
-        ends = list(accumulate((_size(hashes[n]) for n in members), initial=0))
-        fetched |= {n: together[a:b] for n, (a, b) in zip(members, pairwise(ends), strict=True)}
-    return (fetched[n] for n in range(len(hashes)))
+        together = torch.cat([tensors[n].reshape(-1) for n in members]).cpu()
+        body = together.view(torch.uint8).numpy().tobytes()
+        ends = accumulate((tensors[n].nbytes for n in members), initial=0)
+        fetched |= {n: body[start:end] for n, (start, end) in zip(members, pairwise(ends), strict=True)}
+    return [fetched[n] for n in range(len(tensors))]
 
 
 @cache
