@@ -337,6 +337,20 @@ def test_what_a_late_import_reaches_counts_through_the_files_that_it_imports(tmp
     assert not {"late_outer", "late_inner"} & set(sys.modules)
 
 
+def test_a_library_has_one_name_before_it_is_imported_and_after(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "late_library.py").write_text("__version__ = '1'\nK = 1\n")
+    monkeypatch.syspath_prepend(folder)
+    module = module_of("def f(h, at):\n    import late_library\n    return h * late_library.K\n")
+    before = code(module)
+    importlib.import_module("late_library")
+    try:
+        assert code(module) == before
+    finally:
+        del sys.modules["late_library"]
+
+
 BRANCHES = """
 if A:
     class C:

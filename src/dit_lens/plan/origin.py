@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata as metadata
+import importlib.util
 import platform
 import sys
 import sysconfig
@@ -73,8 +74,19 @@ def is_library_module(name: str) -> bool:
         return False
     if top in sys.stdlib_module_names and top != "__main__":
         return True
-    file = getattr(sys.modules.get(name), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)
+    file = getattr(sys.modules.get(name), "__file__", None) or _file_of(top)
     return bool(file) and is_library_file(str(file))
+
+
+def _file_of(top: str) -> str | None:
+    """Return where a top-level module comes from, the same whether it is imported already or not."""
+    if (module := sys.modules.get(top)) is not None:
+        return getattr(module, "__file__", None)
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None else spec.origin
 
 
 def is_library_code(code: types.CodeType, module: Any = None) -> bool:
@@ -101,7 +113,7 @@ def library(name: str) -> str:
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names:
         return f"python {platform.python_version()}"
-    file = str(getattr(sys.modules.get(top), "__file__", None) or "")
+    file = _file_of(top) or ""
     sources = "" if not file or _is_installed(file) else f" {_sources(str(Path(file).parent))}"
     return f"{top} {_version(top)}{sources}"
 
