@@ -256,14 +256,14 @@ def test_callbacks_made_in_a_loop_are_told_apart(sample, pipe, tmp_path):
 
 @pytest.fixture
 def video_pipe():
-    from families.conftest import wan
+    from unit.families.conftest import wan
 
     torch.manual_seed(0)
     return wan().to("cpu")
 
 
 def diffusers_name(pipe, tmp_path):
-    from families.conftest import SHORT, VIDEO
+    from unit.families.conftest import SHORT, VIDEO
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "This run gets a name")
@@ -309,7 +309,7 @@ def test_what_changes_a_diffusers_pipeline_changes_the_name(change, video_pipe, 
 
 
 def test_the_shift_of_a_flow_matching_scheduler_counts_as_it_is_set(tmp_path):
-    from families.conftest import SHORT, VIDEO, ltx
+    from unit.families.conftest import SHORT, VIDEO, ltx
 
     torch.manual_seed(0)
     pipe = ltx()
@@ -381,7 +381,7 @@ elif kind == "blocks":
     )
     sample, more = dl.Sample(prompt="p", size=(8, 8), num_frames=1), {}
 else:
-    from families import conftest
+    from unit.families import conftest
     pipe = getattr(conftest, kind)()
     sample, more = dl.Sample(**conftest.CASES[kind][1]), conftest.CASES[kind][2]
     lens = dl.Lens(pipe)

@@ -670,7 +670,7 @@ def test_what_does_not_go_into_a_batch_is_refused(lens, given, words):
 
 def test_the_code_of_the_page_runs(lens, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "ltx2.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "ltx2.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
     scope = {"dl": dl, "lens": lens, "image": SAMPLE.image}
     # At this model's size.

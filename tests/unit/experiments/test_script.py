@@ -10,7 +10,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import Options
 from dit_lens.experiments.script import run_script
 
-ANALYSES = Path(__file__).parents[2] / "analyses"
+ANALYSES = Path(__file__).parents[3] / "analyses"
 
 
 def start(main, monkeypatch, *arguments):

@@ -11,7 +11,7 @@ import pytest
 from dit_lens.errors import StoreError
 from dit_lens.store import open_run, open_runs, status, verify
 
-ARCHIVES = Path(__file__).parents[1] / "data" / "archives" / "v1"
+ARCHIVES = Path(__file__).parents[2] / "data" / "archives" / "v1"
 STORES = sorted(path.name for path in ARCHIVES.glob("*.zarr"))
 
 READ = """

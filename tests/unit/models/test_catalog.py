@@ -7,7 +7,7 @@ import pytest
 
 from dit_lens.models import catalog
 
-PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs/models.md").read_text()
 
 
 @pytest.mark.parametrize("name", catalog.MODELS)

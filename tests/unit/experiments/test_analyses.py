@@ -20,7 +20,7 @@ from dit_lens.plan.plan import Placed
 from dit_lens.tasks import explore
 
 pytestmark = pytest.mark.slow
-SCRIPTS = Path(__file__).parents[2] / "analyses"
+SCRIPTS = Path(__file__).parents[3] / "analyses"
 SMALL = {"samples": 4, "block": 2, "steps": 4}
 STUDIES = {
     "noise_sensitivity": {"task": "circle", "cka_layers": "0,9", "stops": "0,2"},

@@ -17,7 +17,7 @@ from dit_lens.models.options import ModelOptions
 from dit_lens.plot import write_video
 
 pytestmark = pytest.mark.slow
-SCRIPTS = Path(__file__).parents[2] / "analyses"
+SCRIPTS = Path(__file__).parents[3] / "analyses"
 IN, OUT = "In-Domain_50", "Out-of-Domain_50"
 SORT, MAZE = "G-3_stable_sort_data-generator", "O-39_maze_data-generator"
 

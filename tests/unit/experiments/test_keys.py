@@ -18,7 +18,7 @@ import dit_lens as dl
 from dit_lens.experiments import keys
 from dit_lens.experiments.options import StudyOptions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 HELPERS = '''
 """Helpers of the user's."""

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 spec = importlib.util.spec_from_file_location("tiny_ltx", Path(__file__).parent / "ltx.py")
 tiny_ltx = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny_ltx)
-SCRIPTS = Path(__file__).parents[2] / "analyses"
+SCRIPTS = Path(__file__).parents[3] / "analyses"
 TASK = "In-Domain_50/O-39_maze_data-generator"
 FAMILIES = ("wan", "ltx2", "diffusers", "flux", "blocks")
 ON_A_FOLDER = {
