@@ -118,7 +118,7 @@ class Specimen:
     def __content__(self, walk: Any) -> dict[str, Any]:
         """Return what a function that reads the specimen is named by."""
 
-        def parts() -> list[Any]:
+        def parts(*_: Any) -> list[Any]:
             return [self.family.name, walk.visit(self.pipe, "its pipeline"), walk.visit(dict(self.info))]
 
         return {"@specimen": walk.node(self, parts)}

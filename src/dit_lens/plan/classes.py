@@ -67,7 +67,7 @@ def describe(walk: Walk, kind: type) -> Any:
         walk.classes[kind] = {"@class": name, "library": origin.library(kind.__module__)}
         return walk.classes[kind]
     with walk.at(f"class {kind.__qualname__}"):
-        return {"@class": kind.__qualname__, "code": walk.node(kind, lambda: _members(walk, kind))}
+        return {"@class": kind.__qualname__, "code": walk.node(kind, _members)}
 
 
 def _members(walk: Walk, kind: type) -> list[Any]:
