@@ -52,7 +52,7 @@ THEMSELVES = frozenset({type(None), bool, int, str})
 TORCH_TEXT = ("dtype", "device", "layout", "memory_format", "qscheme")
 
 
-class Gathering(Protocol):
+class Gatherer(Protocol):
     """What takes tensors to hash them together."""
 
     def take(self, tensors: Iterable[Any]) -> int | None:
@@ -95,13 +95,13 @@ class Walk:
         unnamed: list[str],
         what: str = "",
         checksum: Callable[[Any], Any] | None = None,
-        gathering: Gathering | None = None,
+        gathering: Gatherer | None = None,
         exact: bool = False,
     ) -> None:
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.gathering, self.exact = checksum, gathering, exact
         self._modules: dict[type, bool] = {}
-        self.recipes: dict[Any, modules.Recipe] = {}
+        self.recipes: dict[Any, modules.ModuleRecipe] = {}
         self.written: dict[type, frozenset[str]] = {}
         self.classes: dict[type, Any] = {}
         self._done: dict[int, Any] = {}

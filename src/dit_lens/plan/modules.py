@@ -27,7 +27,7 @@ _INSIDE = (*HOOKS, "_modules", "_parameters", "_buffers")
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ModuleRecipe:
     """How modules of one class that have attributes of the same names are read.
 
     Attributes:
@@ -56,7 +56,7 @@ def describe(walk: Walk, value: Any) -> Any:
     return {"@object": type(value).__qualname__, "code": code}
 
 
-def _leaf(walk: Walk, recipe: Recipe, held: Mapping[str, Any]) -> list[Any] | None:
+def _leaf(walk: Walk, recipe: ModuleRecipe, held: Mapping[str, Any]) -> list[Any] | None:
     """Return the data of a module of a library that holds nothing but plain values and tensors; None for others."""
     if not recipe.library or held["_modules"]:
         return None
@@ -120,7 +120,7 @@ def _part(walk: Walk, part: Any, name: str) -> Any:
     return leaf if leaf is not None else walk.node(part, _parts, name)
 
 
-def _recipe(walk: Walk, value: Any, held: Mapping[str, Any]) -> Recipe:
+def _recipe(walk: Walk, value: Any, held: Mapping[str, Any]) -> ModuleRecipe:
     """Return how a module is read."""
     kind = type(value)
     recipe = walk.recipes.get((kind, *held))
@@ -136,7 +136,7 @@ def _recipe(walk: Walk, value: Any, held: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _recipe_of_library(walk: Walk, kind: type, present: tuple[str, ...]) -> Recipe:
+def _recipe_of_library(walk: Walk, kind: type, present: tuple[str, ...]) -> ModuleRecipe:
     recipe = _OF_LIBRARIES.get((kind, present))
     if recipe is None:
         if len(_OF_LIBRARIES) >= attributes.MOST_RECIPES:
@@ -145,21 +145,21 @@ def _recipe_of_library(walk: Walk, kind: type, present: tuple[str, ...]) -> Reci
     return recipe
 
 
-_OF_LIBRARIES: dict[tuple[type, tuple[str, ...]], Recipe] = {}
+_OF_LIBRARIES: dict[tuple[type, tuple[str, ...]], ModuleRecipe] = {}
 """Kept from run to run: a library's class does not change."""
 
 
-def _make(walk: Walk, kind: type, present: tuple[str, ...]) -> Recipe:
+def _make(walk: Walk, kind: type, present: tuple[str, ...]) -> ModuleRecipe:
     names = tuple(sorted(attributes.counted(walk, kind, present)))
-    return Recipe(names, itemgetter(*names, *_INSIDE), *_head(walk, kind, names))
+    return ModuleRecipe(names, itemgetter(*names, *_INSIDE), *_head(walk, kind, names))
 
 
-def _recipe_for_one(walk: Walk, value: Any, held: Mapping[str, Any]) -> Recipe:
+def _recipe_for_one(walk: Walk, value: Any, held: Mapping[str, Any]) -> ModuleRecipe:
     """Return how a module is read in which what an attribute holds decides whether it counts, or that has slots."""
     own = attributes.plain(walk, value)
     names = tuple(sorted(own))
     values = (*(own[name] for name in names), *(held.get(name) or {} for name in _INSIDE))
-    return Recipe(names, lambda _: values, *_head(walk, type(value), names))
+    return ModuleRecipe(names, lambda _: values, *_head(walk, type(value), names))
 
 
 def _head(walk: Walk, kind: type, names: tuple[str, ...]) -> tuple[str, bool]:

@@ -48,7 +48,7 @@ def describe(walk: Walk, value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ObjectRecipe:
     """How objects of a library's class that have attributes of the same names, and nothing else, are read.
 
     Attributes:
@@ -60,16 +60,16 @@ class Recipe:
     described: Any
 
 
-_OF_LIBRARIES: dict[tuple[type, tuple[str, ...]], Recipe] = {}
+_OF_LIBRARIES: dict[tuple[type, tuple[str, ...]], ObjectRecipe] = {}
 """Kept from run to run: a library's class does not change."""
 
 
-def recipe_of(value: Any, kind: type) -> Recipe | None:
+def recipe_of(value: Any, kind: type) -> ObjectRecipe | None:
     """Return how an object is read, where an object of the same class and attributes has been read before."""
     return _OF_LIBRARIES.get((kind, tuple(value.__dict__))) if kind.__dictoffset__ else None
 
 
-def describe_by(recipe: Recipe, walk: Walk, value: Any) -> Any:
+def describe_by(recipe: ObjectRecipe, walk: Walk, value: Any) -> Any:
     """Return an object as data, as `describe` does."""
     parts = lambda walk, value: ["object", recipe.described, _named(walk, vars(value), recipe.names)]  # noqa: E731
     return {"@object": type(value).__qualname__, "code": walk.node(value, parts)}
@@ -87,7 +87,7 @@ def _keep_recipe(walk: Walk, value: Any, kind: type, described: Any) -> None:
         if len(_OF_LIBRARIES) >= attributes.MOST_RECIPES:
             _OF_LIBRARIES.clear()
         names = tuple(sorted(attributes.counted(walk, kind, present), key=str))
-        _OF_LIBRARIES[kind, present] = Recipe(names, described)
+        _OF_LIBRARIES[kind, present] = ObjectRecipe(names, described)
 
 
 def _in_python(kind: type) -> bool:
