@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import dit_lens as dl
-from dit_lens.families.fingerprint import Checksums, checksum
+from dit_lens.families.fingerprint import checksum, tensor_data
 from dit_lens.plan.content import Walk
 
 TESTS = Path(__file__).parents[1]
@@ -100,7 +100,7 @@ def test_unusual_tensors_are_told_apart_by_their_parts():
         lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
     ):
         one, same, changed = (
-            Walk(unnamed, checksum=Checksums()).visit(make(t)) for t in (dense, dense, other)
+            Walk(unnamed, checksum=tensor_data).visit(make(t)) for t in (dense, dense, other)
         )
         assert one == same != changed and unnamed == []
     with torch.inference_mode():

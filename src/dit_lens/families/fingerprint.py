@@ -3,16 +3,15 @@
 The bytes of a tensor are taken in the order of its shape (whatever its strides), as rows of `ROW` signed bytes x, the last
 filled up with zeros. Every row has `COLUMNS` sums h = sum_i w_i x_i with fixed pseudorandom weights w in [-128, 127]; a
 tensor's checksum is the sha256 of its number type, its shape and the sums of all its rows. The sums are exact 32-bit
-integers, so that no order of summing matters, and one matrix product of integers makes them on a CPU or a GPU. No row holds
-bytes of two tensors, so that nothing can move from one to the next unseen. A tensor of up to `SMALL` bytes is hashed by its
-bytes themselves.
+integers, so that no order of summing matters, and one matrix product of integers makes them on a CPU or a GPU.
 
 For any two rows that differ, at most one value of one weight makes a sum equal; so all sums are equal with a probability
 of at most 2^-128 over the weights (multilinear hashing; Carter and Wegman 1979). The weights are public: it is not meant
 against someone who looks for a collision. Nothing is kept from call to call: a `.data` write leaves no trace.
 
-What counts for speed, in a model of some hundred small tensors, is the number of calls: tensors of one device and number
-type are laid into one buffer by one `torch.cat`, and the buffer is small enough to be in the cache when it is hashed.
+A model of some hundred small tensors takes as many calls. So the tensors of a model have one checksum (`Gathering`): those
+of one number type are laid end to end, a mebibyte at a time, which is hashed while it is in the cache. The number type and
+shape of every tensor, in order, stand before the sums, and say where each of them ends.
 """
 
 from __future__ import annotations
@@ -34,47 +33,65 @@ COLUMNS = 16
 """Sums of each row."""
 
 BLOCK = 256
-"""Rows of a large tensor that go through one product (4 MiB)."""
+"""Rows of a tensor that go through one product (4 MiB)."""
 
-GATHERED = 64
-"""Rows of smaller tensors that go through one product (1 MiB, which stays in a core's cache)."""
+CHUNK = 64 * ROW
+"""Bytes of small tensors that are laid end to end (1 MiB); a tensor of as many bytes is hashed where it rests."""
 
 FEWEST = 32
 """Rows that a GPU's product of integers takes at least."""
 
-SMALL = 1 << 12
-"""Bytes up to which the bytes themselves stand in place of their sums."""
-
-Part = tuple[int, int, int]
-"""Position of a tensor, and the first and last row of some sums that belong to it."""
+_TYPES = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
-class Checksums:
-    """Checksums of tensors, each computed once; one object serves one look at a model.
-
-    Args:
-        tensors: hashed together, which is faster than one by one; those that are not plain blocks of numbers are left out.
+class Gathering:
+    """Tensors that are hashed together, in the order in which they were taken.
 
     Attributes:
-        known: checksums by the identity of the tensor, which this object keeps alive.
+        tensors: that were taken; None stands for a parameter that a module does not have.
+        meta: whether a tensor without values was refused.
     """
 
-    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
-        self.known: dict[int, str] = {}
-        self._alive: list[Tensor] = []
-        self._add(list({id(t): t for t in tensors if _is_plain(t) and not t.is_meta}.values()))
+    def __init__(self) -> None:
+        self.tensors: list[Tensor | None] = []
+        self.meta = False
 
-    def __call__(self, tensor: Tensor) -> Any:
-        """Return a block of numbers as plain data: its checksum, or its type and shape where it has no values."""
-        if tensor.is_meta:
-            return {"@meta": str(tensor.dtype), "shape": list(tensor.shape)}
-        if id(tensor) not in self.known:
-            self._add([tensor])
-        return self.known[id(tensor)]
+    def take(self, tensors: Iterable[Tensor | None]) -> int | None:
+        """Take tensors, and return the position of the first; take none and return None where one is no block of numbers."""
+        position = len(self.tensors)
+        strided = torch.strided
+        for t in tensors:
+            if t is not None and (
+                type(t) not in _TYPES or t.layout is not strided or t.is_meta or t.is_quantized
+            ):
+                self.meta |= t.is_meta
+                del self.tensors[position:]
+                return None
+            self.tensors.append(t)
+        return position
 
-    def _add(self, tensors: list[Tensor]) -> None:
-        self.known.update(zip(map(id, tensors), checksums(tensors), strict=True))
-        self._alive += tensors
+
+@torch.no_grad()
+def joint_checksums(gatherings: Sequence[Gathering]) -> list[str]:
+    """Return the checksum of the tensors of each gathering, 64 hex digits.
+
+    Nothing waits for a GPU until all is on its way.
+    """
+    large = {id(t): t for one in gatherings for t in one.tensors if t is not None and t.nbytes >= CHUNK}
+    sums: list[Tensor] = []
+    ends = [0]
+    for one in gatherings:
+        sums += _chunks([t for t in one.tensors if t is not None and t.nbytes < CHUNK])
+        ends.append(len(sums))
+    own = dict(zip(large, checksums(list(large.values())), strict=True))
+    bodies = _fetch(sums)
+    names = []
+    for one, (start, end) in zip(gatherings, pairwise(ends), strict=True):
+        table = tuple([None if t is None else (t.dtype, t.shape) for t in one.tensors])
+        apart = [own[id(t)] for t in one.tensors if id(t) in own] if own else []
+        text = f"{_table(table)} {' '.join(apart)} ".encode()
+        names.append(hashlib.sha256(text + b"".join(bodies[start:end])).hexdigest())
+    return names
 
 
 def checksum(tensor: Tensor) -> str:
@@ -88,105 +105,89 @@ def checksums(tensors: Sequence[Tensor]) -> list[str]:
 
     Nothing waits for a GPU until all is on its way.
     """
-    plain = [t.resolve_conj().resolve_neg() if t.is_complex() or t.is_neg() else t for t in tensors]
-    groups: dict[Any, tuple[list[int], list[int]]] = {}  # positions of small and of other tensors
-    for n, tensor in enumerate(plain):
-        group = groups.setdefault((tensor.device, tensor.dtype), ([], []))
-        group[tensor.nbytes > SMALL].append(n)
-    small: list[tuple[list[int], Tensor]] = []
-    hashed: list[tuple[list[Part], Tensor]] = []
-    for few_bytes, others in groups.values():
-        if few_bytes:
-            small.append((few_bytes, torch.cat([_flat(plain[n]) for n in few_bytes])))
-        if others:
-            hashed += _hash_group(plain, others)
-    bodies: list[list[bytes]] = [[] for _ in plain]
-    for positions, body in zip((p for p, _ in small), _fetch([t for _, t in small]), strict=True):
-        ends = accumulate((plain[n].nbytes for n in positions), initial=0)
-        for n, (start, end) in zip(positions, pairwise(ends), strict=True):
-            bodies[n].append(body[start:end])
-    width = 4 * COLUMNS
-    for parts, body in zip((p for p, _ in hashed), _fetch([t for _, t in hashed]), strict=True):
-        for n, start, end in parts:
-            bodies[n].append(body[start * width : end * width])
-    sha256 = hashlib.sha256
-    return [
-        sha256(b"".join((_header(tensor.dtype, tensor.shape), *body))).hexdigest()[:32]
-        for tensor, body in zip(plain, bodies, strict=True)
-    ]
+    sums: list[Tensor] = []
+    ends = [0]
+    for tensor in tensors:
+        sums += _blocks(_resolved(tensor))
+        ends.append(len(sums))
+    bodies = _fetch(sums)
+    names = []
+    for tensor, (start, end) in zip(tensors, pairwise(ends), strict=True):
+        text = f"{tensor.dtype} {list(tensor.shape)} ".encode()
+        names.append(hashlib.sha256(text + b"".join(bodies[start:end])).hexdigest()[:32])
+    return names
 
 
-@lru_cache(maxsize=4096)
-def _header(dtype: torch.dtype, shape: torch.Size) -> bytes:
-    return f"{dtype} {list(shape)} ".encode()
+def tensor_data(tensor: Tensor) -> Any:
+    """Return a block of numbers as plain data: its checksum, or its type and shape where it has no values."""
+    if tensor.is_meta:
+        return {"@meta": str(tensor.dtype), "shape": list(tensor.shape)}
+    return checksum(tensor)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Say whether a tensor is a block of numbers, and nothing else."""
-    kind = type(tensor)
-    plain = kind is Tensor or kind is torch.nn.Parameter or kind is torch.nn.Buffer
-    return plain and tensor.layout is torch.strided and not tensor.is_quantized
+@lru_cache(maxsize=64)
+def _table(table: tuple[tuple[torch.dtype, torch.Size] | None, ...]) -> str:
+    """Return the hash of number types and shapes; it is slow to write them out."""
+    text = repr([None if one is None else (str(one[0]), tuple(one[1])) for one in table])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hash_group(tensors: Sequence[Tensor], positions: list[int]) -> Iterator[tuple[list[Part], Tensor]]:
-    """Hash tensors of one device and number type.
+def _resolved(tensor: Tensor) -> Tensor:
+    """Return a tensor whose numbers stand in memory as they are."""
+    return tensor.resolve_conj().resolve_neg() if tensor.is_complex() or tensor.is_neg() else tensor
 
-    A long stretch of a tensor is hashed where it is; the rest of it, or all of a shorter one, is laid beside others.
+
+def _chunks(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """Hash small tensors laid end to end, those of each number type by themselves.
+
+    Where a chunk ends depends on shapes and number types alone, not on where the tensors rest.
 
     Yields:
-        Which rows of some sums belong to which tensor, and the sums, [row, COLUMNS]; a tensor's in the order of its bytes.
+        The sums of one chunk, [row, COLUMNS].
     """
-    first = tensors[positions[0]]
-    gathered = _Gathered(first.device, first.dtype)
-    for n in positions:
-        tensor = tensors[n]
-        start, size = 0, tensor.nbytes
-        while size - start >= GATHERED * ROW:
-            rows = min(BLOCK, (size - start) // ROW)
-            elements = _elements(tensor, start, start + rows * ROW)
-            yield [(n, 0, rows)], _hash_rows(elements.view(torch.int8).view(rows, ROW))
-            start += rows * ROW
-        if start == size:
-            continue
-        if not gathered.has_room(size - start):
-            yield gathered.hash()
-        gathered.add(n, _elements(tensor, start, size), size - start)
-    if gathered.rows:
-        yield gathered.hash()
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for members in by_type.values():
+        start = size = 0
+        for n, tensor in enumerate(members):
+            if size + tensor.nbytes > CHUNK:
+                yield _hash_chunk(members[start:n], size)
+                start, size = n, 0
+            size += tensor.nbytes
+        if size:
+            yield _hash_chunk(members[start:], size)
 
 
-class _Gathered:
-    """Tensors of one device and number type that are hashed together, each in rows of its own."""
+def _hash_chunk(tensors: list[Tensor], size: int) -> Tensor:
+    """Return the sums of tensors of one number type that have `size` bytes together, [row, COLUMNS]."""
+    device = tensors[0].device
+    if any([t.device != device or t.is_neg() or t.is_conj() for t in tensors]):
+        tensors = [_resolved(t.to(device)) for t in tensors]
+    rows = math.ceil(size / ROW)
+    padded = rows if device.type == "cpu" else max(rows, FEWEST)
+    if missing := padded * ROW - size:
+        tensors.append(_zeros(device)[:missing].view(tensors[0].dtype))
+    flat = torch._C._nn.flatten_dense_tensors(tensors).view(torch.int8)
+    return _hash_rows(flat.view(padded, ROW))[:rows]
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._bytes = torch.empty(GATHERED * ROW, dtype=torch.int8, device=device)
-        self._elements = self._bytes.view(dtype)
-        self._zeros = torch.zeros(ROW, dtype=torch.int8, device=device).view(dtype)
-        self._fewest = 1 if device.type == "cpu" else FEWEST
-        self._members: list[Tensor] = []
-        self._parts: list[Part] = []
-        self.rows = 0
 
-    def has_room(self, size: int) -> bool:
-        """Say whether so many bytes more have room."""
-        return self.rows + math.ceil(size / ROW) <= GATHERED
+def _blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """Hash a tensor where it rests.
 
-    def add(self, position: int, elements: Tensor, size: int) -> None:
-        """Add the elements of a tensor, `size` bytes."""
-        rows = math.ceil(size / ROW)
-        self._members.append(elements)
-        if missing := rows * ROW - size:
-            self._members.append(self._zeros[: missing // self._zeros.element_size()])
-        self._parts.append((position, self.rows, self.rows + rows))
-        self.rows += rows
-
-    def hash(self) -> tuple[list[Part], Tensor]:
-        """Return the sums of all that was added, and whose they are; begin anew."""
-        used = self.rows * ROW // self._elements.element_size()
-        torch.cat(self._members, out=self._elements[:used])
-        sums = _hash_rows(self._bytes.view(GATHERED, ROW)[: max(self.rows, self._fewest)])
-        parts, self._parts, self._members, self.rows = self._parts, [], [], 0
-        return parts, sums
+    Yields:
+        The sums of some of its rows, [row, COLUMNS], in order.
+    """
+    size, step = tensor.nbytes, BLOCK * ROW
+    whole = size // ROW * ROW
+    for start in range(0, whole, step):
+        end = min(whole, start + step)
+        if end - start < FEWEST * ROW:  # the last rows, with the rest
+            whole = start
+            break
+        yield _hash_rows(_bytes(tensor, start, end).view(-1, ROW))
+    if size > whole:
+        yield _hash_chunk([_bytes(tensor, whole, size)], size - whole)
 
 
 def _hash_rows(rows: Tensor) -> Tensor:
@@ -198,34 +199,28 @@ def _hash_rows(rows: Tensor) -> Tensor:
         return (rows.double() @ weights.double()).to(torch.int32)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() == 1 else tensor.reshape(-1)
-
-
-def _elements(tensor: Tensor, start: int, end: int) -> Tensor:
-    """Return the elements in a range of a tensor's bytes, in the order of its shape; only this range is copied, if any."""
-    if start == 0 and end == tensor.nbytes and tensor.is_contiguous():
-        return _flat(tensor)
-    first, last = start // tensor.element_size(), end // tensor.element_size()
+def _bytes(tensor: Tensor, start: int, end: int) -> Tensor:
+    """Return a range of a tensor's bytes, in the order of its shape; only this range is copied, if any."""
+    width = tensor.element_size()
+    first, last = start // width, math.ceil(end / width)
     if tensor.is_contiguous():
-        return tensor.view(-1)[first:last]
+        return tensor.view(-1)[first:last].view(torch.int8)
     while tensor.dim() > 1 and tensor.shape[0] == 1:
         tensor = tensor[0]
     row = math.prod(tensor.shape[1:])
     above = first // row
     part = tensor[above : math.ceil(last / row)].reshape(-1)
-    return part[first - above * row : last - above * row].contiguous()
+    return part[first - above * row : last - above * row].contiguous().view(torch.int8)
 
 
 def _fetch(tensors: list[Tensor]) -> list[bytes]:
-    """Bring tensors to the host, as bytes: one transfer a device and type, in place of one a tensor."""
-    groups: dict[Any, list[int]] = {}
+    """Bring sums to the host, as bytes: one transfer a device, in place of one a tensor."""
+    groups: dict[torch.device, list[int]] = {}
     for n, tensor in enumerate(tensors):
-        groups.setdefault((tensor.device, tensor.dtype), []).append(n)
+        groups.setdefault(tensor.device, []).append(n)
     fetched: dict[int, bytes] = {}
     for members in groups.values():
-        together = torch.cat([tensors[n].reshape(-1) for n in members]).cpu()
-        body = together.view(torch.uint8).numpy().tobytes()
+        body = torch.cat([tensors[n] for n in members]).cpu().numpy().tobytes()
         ends = accumulate((tensors[n].nbytes for n in members), initial=0)
         fetched |= {n: body[start:end] for n, (start, end) in zip(members, pairwise(ends), strict=True)}
     return [fetched[n] for n in range(len(tensors))]
@@ -239,4 +234,11 @@ def _weights(device: torch.device) -> Tensor:
         return torch.frombuffer(bytearray(stream), dtype=torch.int8).view(ROW, COLUMNS).to(device)
 
 
-__all__ = ["Checksums", "checksum", "checksums"]
+@cache
+def _zeros(device: torch.device) -> Tensor:
+    """Return as many zeros as are ever missing at the end of a chunk."""
+    with torch.inference_mode(False):
+        return torch.zeros(FEWEST * ROW, dtype=torch.int8, device=device)
+
+
+__all__ = ["Gathering", "checksum", "checksums", "joint_checksums", "tensor_data"]

@@ -10,16 +10,17 @@ from disk later (`info={"weights": ...}` names them).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dit_lens.errors import PlanError
-from dit_lens.families.fingerprint import Checksums
-from dit_lens.plan import classes, objects
-from dit_lens.plan.content import Walk, digest
+from dit_lens.families.fingerprint import Gathering, joint_checksums, tensor_data
+from dit_lens.plan import attributes, classes, modules
+from dit_lens.plan.content import Walk
+from dit_lens.plan.digests import digest
 
 if TYPE_CHECKING:
     from dit_lens.families.family import Family
@@ -45,20 +46,20 @@ def identity(
         PlanError: weights rest on disk, and `info` does not say which.
     """
     held = _components(pipe)
-    modules = [part for part in (*dits.values(), *held.values()) if isinstance(part, nn.Module)]
-    if "weights" not in info:
-        refuse_on_disk(modules)
-    sentences: list[str] = []
-    walk = Walk(sentences, checksum=Checksums(_tensors(modules)))
-    experts = {name: walk.visit(dit, name) for name, dit in dits.items()}
-    components = {name: _short(walk.visit(part, name)) for name, part in sorted(held.items())}
+    look = _Look(info)
+    for name, part in (*dits.items(), *sorted(held.items())):
+        look.at(part, name)
+    described = look.described()
+    experts = dict(zip(dits, described, strict=False))
+    components = {name: _short(data) for name, data in zip(sorted(held), described[len(dits) :], strict=True)}
+    walk = look.walk
     return {
         "model": {"family": family.name, "fingerprint": digest(experts)[:16], **walk.visit(dict(info))},
         "components": {"class": _short(classes.describe(walk, type(pipe))), **components},
         "numerics": numerics(),
         "dtype": dtype,
         **family.call.facts(pipe),
-    }, sentences
+    }, look.sentences
 
 
 def fingerprint(dits: Mapping[str, nn.Module], info: Mapping[str, Any]) -> str:
@@ -67,10 +68,50 @@ def fingerprint(dits: Mapping[str, nn.Module], info: Mapping[str, Any]) -> str:
     Raises:
         PlanError: weights rest on disk, and `info` does not say which.
     """
-    if "weights" not in info:
-        refuse_on_disk(list(dits.values()))
-    walk = Walk([], checksum=Checksums(_tensors(list(dits.values()))))
-    return digest({name: walk.visit(dit, name) for name, dit in dits.items()})[:16]
+    look = _Look(info)
+    for name, dit in dits.items():
+        look.at(dit, name)
+    return digest(dict(zip(dits, look.described(), strict=True)))[:16]
+
+
+class _Look:
+    """One look at the parts of a pipeline: each has data of its own, with a checksum of all tensors that it holds.
+
+    Args:
+        info: what is known of the checkpoint.
+
+    Attributes:
+        sentences: one for each part that cannot be named.
+        walk: the way through the parts.
+    """
+
+    def __init__(self, info: Mapping[str, Any]) -> None:
+        self.sentences: list[str] = []
+        self.walk = Walk(self.sentences, checksum=tensor_data, exact=True)
+        self._weights_named = "weights" in info
+        self._parts: list[tuple[Any, Any, Gathering]] = []
+
+    def at(self, part: Any, name: str) -> None:
+        """Look at a part."""
+        self.walk.gathering = gathering = Gathering()
+        data = self.walk.visit(part, name)
+        self._parts.append((part, data, gathering))
+        self.walk.gathering = None
+
+    def described(self) -> list[Any]:
+        """Return the data of the parts, in the order in which they were looked at.
+
+        Raises:
+            PlanError: weights rest on disk, and `info` does not say which.
+        """
+        if not self._weights_named and any(gathering.meta for _, _, gathering in self._parts):
+            refuse_on_disk([part for part, _, _ in self._parts if isinstance(part, nn.Module)])
+        with_tensors = [gathering for _, _, gathering in self._parts if gathering.tensors]
+        checksums = dict(zip(map(id, with_tensors), joint_checksums(with_tensors), strict=True))
+        return [
+            [data, checksums[id(gathering)]] if gathering.tensors else data
+            for _, data, gathering in self._parts
+        ]
 
 
 def numerics() -> dict[str, Any]:
@@ -88,26 +129,12 @@ def numerics() -> dict[str, Any]:
 def _components(pipe: Any) -> dict[str, Any]:
     """Return all that a pipeline holds, by name; what its own call writes is left out."""
     walk = Walk([])
-    held = objects.attributes(walk, pipe)
+    held = attributes.plain(walk, pipe)
     if isinstance(pipe, nn.Module):
         held |= {**pipe._modules, **pipe._parameters, **pipe._buffers}
-        if hooks := objects.hooks(walk, vars(pipe)):
+        if hooks := modules.hooks(walk, vars(pipe)):
             held["hooks"] = hooks
     return held
-
-
-def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
-    seen: set[nn.Module] = set()
-    left = modules[::-1]
-    while left:
-        module = left.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        held = vars(module)
-        for part in ("_parameters", "_buffers"):
-            yield from (tensor for tensor in held[part].values() if tensor is not None)
-        left += [child for child in held["_modules"].values() if child is not None]
 
 
 def refuse_on_disk(modules: list[nn.Module]) -> None:

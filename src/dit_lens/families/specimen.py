@@ -12,7 +12,7 @@ from torch import nn
 
 from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
-from dit_lens.families.fingerprint import Checksums
+from dit_lens.families.fingerprint import tensor_data
 from dit_lens.families.identity import fingerprint, identity, refuse_on_disk
 from dit_lens.families.site import blocks_of, experts_of
 
@@ -134,14 +134,13 @@ class Specimen:
 
     def __content__(self, walk: Any) -> dict[str, Any]:
         """Return what a function that reads the specimen is named by; its tensors are hashed where they rest."""
-        checksums = Checksums()
 
         def checksum(tensor: torch.Tensor) -> Any:
             if tensor.is_meta and "weights" not in self.info:
                 return walk.unnamed(tensor, "a tensor whose values rest on disk")
-            return checksums(tensor)
+            return tensor_data(tensor)
 
-        def parts() -> list[Any]:
+        def parts(*_: Any) -> list[Any]:
             before, walk.checksum = walk.checksum, walk.checksum or checksum
             try:
                 return [self.family.name, walk.visit(self.pipe, "its pipeline"), walk.visit(dict(self.info))]

@@ -106,7 +106,9 @@ def image(walk: Walk, value: Any) -> Any:
 
 
 def tensor(walk: Walk, value: Any) -> Any:
-    """Return a torch tensor as data, by the walk's own checksum where it has one."""
+    """Return a torch tensor as data: by its position where it is gathered, by the walk's own checksum where it has one."""
+    if walk.gathering is not None and (position := walk.gathering.take([value])) is not None:
+        return {"@tensor": position}
     if value.is_meta and walk.checksum is None:
         return walk.unnamed(value, "a tensor without values (on the meta device)")
     plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"

@@ -66,7 +66,7 @@ def describe(walk: Walk, value: Any) -> Any | None:
         return {"@method": walk.visit(value.__func__), "self": walk.visit(value.__self__, "its object")}
     if isinstance(value, functools.partial):
         parts = [walk.visit(value.func), walk.visit(value.args), walk.visit(value.keywords)]
-        return {"@partial": walk.node(value, lambda: parts)}
+        return {"@partial": walk.node(value, lambda *_: parts)}
     is_cython = type(value).__name__ == "cython_function_or_method"
     if is_cython or isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
         holder = getattr(value, "__self__", None)
@@ -94,7 +94,7 @@ def _named(value: Any) -> dict[str, Any]:
 def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:
     """Return a function made in Python as data: its name, and the hash of its code and of all that it reads."""
     with walk.at(f"function {value.__qualname__}"):
-        return {"function": name_of(value), "code": walk.node(value, lambda: _parts(walk, value))}
+        return {"function": name_of(value), "code": walk.node(value, _parts)}
 
 
 def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
@@ -243,4 +243,4 @@ def module(walk: Walk, value: types.ModuleType) -> Any:
         return {"@module": value.__name__, "library": origin.library(value.__name__)}
     with walk.at(f"module {value.__name__}"):
         held = {k: v for k, v in vars(value).items() if k not in MODULE_UNTOLD}
-        return {"@module": value.__name__, "code": walk.node(value, lambda: ["module", walk.visit(held)])}
+        return {"@module": value.__name__, "code": walk.node(value, lambda *_: ["module", walk.visit(held)])}

@@ -71,7 +71,7 @@ def describe(walk: Walk, kind: type) -> Any:
     if walk.counts_whole(kind.__module__):
         return {"@class": name}
     with walk.at(f"class {kind.__qualname__}"):
-        return {"@class": kind.__qualname__, "code": walk.node(kind, lambda: _members(walk, kind))}
+        return {"@class": kind.__qualname__, "code": walk.node(kind, _members)}
 
 
 def _members(walk: Walk, kind: type) -> list[Any]:

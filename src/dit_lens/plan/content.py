@@ -33,11 +33,12 @@ import re
 import types
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-from dit_lens.plan import arrays, callables, classes, objects, origin
+from dit_lens.plan import arrays, callables, classes, modules, objects, origin
+from dit_lens.plan.digests import digest
 
 WRITTEN_OUT = (
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction),
@@ -45,7 +46,17 @@ WRITTEN_OUT = (
 )
 """Types whose text says all that they hold."""
 
+THEMSELVES = frozenset({type(None), bool, int, str})
+"""Types whose values are their own data."""
+
 TORCH_TEXT = ("dtype", "device", "layout", "memory_format", "qscheme")
+
+
+class Gatherer(Protocol):
+    """What takes tensors to hash them together."""
+
+    def take(self, tensors: Iterable[Any]) -> int | None:
+        """Take tensors, and return the position of the first; None where it takes none of them."""
 
 
 def content(value: Any, unnamed: list[str], what: str = "") -> Any:
@@ -57,11 +68,6 @@ def content(value: Any, unnamed: list[str], what: str = "") -> Any:
         what: what the value is, for those sentences, such as "argument callback".
     """
     return Walk(unnamed, what).whole(value)
-
-
-def digest(data: Any) -> str:
-    """Return the hash of plain data, whose dicts are in an order that does not depend on the process."""
-    return hashlib.sha256(repr(data).encode()).hexdigest()  # five times as fast as JSON
 
 
 class Walk:
@@ -78,11 +84,14 @@ class Walk:
             module counts by the code of its file, and of the files that it imports.
         whole: packages and modules whose code the caller counts as a whole: their functions and classes stand by name,
             as a library's do.
+        gathering: takes tensors that the caller hashes together; their data is then their position there.
+        exact: whether numbers of other types differ from the beginning.
 
     Attributes:
         exact: whether numbers of other types differ, as they do where code computes with them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
+        recipes: how modules are read, by class and names of attributes; see `modules`.
     """
 
     def __init__(
@@ -92,10 +101,14 @@ class Walk:
         checksum: Callable[[Any], Any] | None = None,
         importing: bool = False,
         whole: tuple[str, ...] = (),
+        gathering: Gatherer | None = None,
+        exact: bool = False,
     ) -> None:
         self._sentences, self._path = unnamed, [what] if what else []
-        self.checksum, self.importing, self.exact = checksum, importing, False
+        self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
         self._whole = tuple(f"{name}." for name in whole)
+        self._modules: dict[type, bool] = {}
+        self.recipes: dict[Any, modules.ModuleRecipe] = {}
         self.written: dict[type, frozenset[str]] = {}
         self.classes: dict[type, Any] = {}
         self._done: dict[int, Any] = {}
@@ -115,7 +128,7 @@ class Walk:
     def visit(self, value: Any, label: str = "") -> Any:
         """Return the data of a value; `label` says where it stands in the value around it."""
         kind = type(value)
-        if value is None or kind is bool or kind is str or kind is int:
+        if kind in THEMSELVES:
             return value
         if not label:
             return self._dispatch(value, kind)
@@ -158,16 +171,18 @@ class Walk:
 
     def _apart(self, value: Any) -> Any:
         """Return the data of one of several values that have no order: none of them knows of the others."""
-        walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing)
+        # It gathers nothing: that has an order.
+        walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing, exact=self.exact)
         walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
-        walk.exact, walk.written, walk.classes = self.exact, self.written, self.classes
+        walk._modules, walk.written = self._modules, self.written
+        walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
         data = walk.visit(value)
         self._lowest = min(self._lowest, walk._lowest)
         return data
 
-    def node(self, value: Any, make: Callable[[], Any]) -> Any:
-        """Return the hash of a value that may refer to itself; it is made once."""
+    def node(self, value: Any, parts: Callable[[Walk, Any], Any], label: str = "") -> Any:
+        """Return the hash of a value that may refer to itself, from what it holds; it is made once."""
         key = id(value)
         if key in self._done:
             return self._done[key]
@@ -176,9 +191,13 @@ class Walk:
             return {"@back": len(self._open) - self._open[key]}
         depth, around = len(self._open), self._lowest
         self._open[key], self._lowest = depth, math.inf
+        if label:
+            self._path.append(label)
         try:
-            data = digest(make())
+            data = digest(parts(self, value))
         finally:
+            if label:
+                self._path.pop()
             del self._open[key]
             inner, self._lowest = self._lowest, min(around, self._lowest)
         if inner >= depth:  # closed in itself: the same data wherever it stands
@@ -192,13 +211,23 @@ class Walk:
     def _dispatch(self, value: Any, kind: type) -> Any:
         if kind is float:
             return self._number(value)
-        if kind in self.classes and hasattr(value, "_forward_hooks"):
-            return objects.describe_module(self, value)  # what most of a model is
+        if self.is_module(value):
+            return modules.describe(self, value)
         if kind in (list, tuple, dict, set, frozenset, OrderedDict):
             return self._container(value, kind)
         return self._other(value, kind)
 
+    def is_module(self, value: Any) -> bool:
+        """Say whether a value is a torch module."""
+        kind = type(value)
+        known = self._modules.get(kind)
+        if known is None:
+            known = self._modules[kind] = modules.is_module(kind)
+        return known and "_forward_hooks" in value.__dict__
+
     def _container(self, value: Any, kind: type) -> Any:
+        if (kind is list or kind is tuple) and THEMSELVES.issuperset(map(type, value)):
+            return [*value] if kind is list else {"@tuple": [*value]}
         key = id(value)
         if key in self._open:
             self._lowest = min(self._lowest, self._open[key])
@@ -222,7 +251,10 @@ class Walk:
 
     def _mapping(self, value: Mapping[Any, Any], ordered: bool = False) -> Any:
         if not ordered and all(type(key) is str and not key.startswith("@") for key in value):
-            return {key: self.visit(value[key], f"[{key!r}]") for key in sorted(value)}
+            return {
+                key: value[key] if type(value[key]) in THEMSELVES else self.visit(value[key], f"[{key!r}]")
+                for key in sorted(value)
+            }
         items = [[self._apart(key), key] for key in value]
         if not ordered:
             items.sort(key=lambda item: json.dumps(item[0], sort_keys=True))
@@ -256,6 +288,8 @@ class Walk:
         )
 
     def _other(self, value: Any, kind: type) -> Any:
+        if (recipe := objects.recipe_of(value, kind)) is not None:
+            return objects.describe_by(recipe, self, value)
         if isinstance(value, type):
             return classes.describe(self, value)
         if isinstance(value, types.ModuleType):

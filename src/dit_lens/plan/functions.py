@@ -13,7 +13,8 @@ from typing import Any
 
 from dit_lens.errors import PlanError
 from dit_lens.plan import callables
-from dit_lens.plan.content import Walk, digest
+from dit_lens.plan.content import Walk
+from dit_lens.plan.digests import digest
 from dit_lens.plan.origin import FRAMEWORKS
 
 

@@ -1,58 +1,22 @@
-"""Objects by class and state: attributes, slots, what a torch module holds; objects in C by what they tell for pickling."""
+"""Objects by class and state: attributes, slots; objects in C by what they tell for pickling."""
 
 from __future__ import annotations
 
 import copyreg
-import functools
 import io
 import logging
 import re
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import callables, classes, origin
+from dit_lens.plan import attributes, callables, classes, origin
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
-
-UNTOLD = frozenset(
-    (
-        *("name_or_path", "_name_or_path", "_commit_hash", "_diffusers_version", "transformers_version"),
-        *("_class_name", "_use_default_values", "vocab_file", "tokenizer_file", "merges_file", "init_kwargs"),
-        *(
-            "_progress_bar_config",
-            "deprecation_warnings",
-            "_in_target_context_manager",
-            "verbose",
-            "_cpp_class",
-        ),
-    )
-)
-"""Attributes of libraries' objects that say where something is from, or how it talks; never what it computes."""
-
-MACHINERY = frozenset(
-    (
-        *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"),
-        *("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"),
-        *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
-        *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"),
-        *("_load_state_dict_post_hooks", "_compiled_call_impl", "_is_hf_initialized"),
-    )
-)
-"""What torch keeps in a module beside its plain attributes; what of it counts is read by itself."""
-
-REPLACED = ("forward", "__call__", "model_fn", "step")
-"""Methods that whoever watches a model puts in place of its own."""
-
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_GUESTS = ("dit_lens.", "nnsight.", "transformers.utils.output_capturing.")
-"""Where hooks come from that watch a model, and do not make it another one."""
-
-STATE = frozenset({"timestep_list", "_output_capturing_hooks_installed"})
-"""Attributes of libraries' objects that a run changes in place."""
 
 _BUILT_ON = (dict, list, tuple, set, frozenset, str, bytes, int, float, complex, BaseException, deque)
 
@@ -80,14 +44,50 @@ def describe(walk: Walk, value: Any) -> Any:
         return {"@value": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
     if hasattr(kind, "__next__") and not _in_python(kind):
         return walk.unnamed(value, f"an iterator ({kind.__name__}), which is used up as it is read,")
-    return {"@object": kind.__qualname__, "code": walk.node(value, lambda: _parts(walk, value, kind))}
+    return {"@object": kind.__qualname__, "code": walk.node(value, _parts)}
 
 
-def describe_module(walk: Walk, value: Any) -> Any:
-    """Return a torch module as data."""
-    kind = type(value)
-    parts = lambda: ["module", classes.describe(walk, kind), *_module(walk, value, kind)]  # noqa: E731
-    return {"@object": kind.__qualname__, "code": walk.node(value, parts)}
+@dataclass(frozen=True, slots=True)
+class ObjectRecipe:
+    """How objects of a library's class that have attributes of the same names, and nothing else, are read.
+
+    Attributes:
+        names: attributes that count, in order.
+        described: the class as data.
+    """
+
+    names: tuple[str, ...]
+    described: Any
+
+
+_OF_LIBRARIES: dict[tuple[type, tuple[str, ...]], ObjectRecipe] = {}
+"""Kept from run to run: a library's class does not change."""
+
+
+def recipe_of(value: Any, kind: type) -> ObjectRecipe | None:
+    """Return how an object is read, where an object of the same class and attributes has been read before."""
+    return _OF_LIBRARIES.get((kind, tuple(value.__dict__))) if kind.__dictoffset__ else None
+
+
+def describe_by(recipe: ObjectRecipe, walk: Walk, value: Any) -> Any:
+    """Return an object as data, as `describe` does."""
+    parts = lambda walk, value: ["object", recipe.described, _named(walk, vars(value), recipe.names)]  # noqa: E731
+    return {"@object": type(value).__qualname__, "code": walk.node(value, parts)}
+
+
+def _keep_recipe(walk: Walk, value: Any, kind: type, described: Any) -> None:
+    """Keep how an object is read, if that follows from its class and the names of its attributes alone."""
+    if not kind.__dictoffset__:
+        return
+    present = tuple(value.__dict__)
+    by_class = classes.is_library(kind) and not attributes.slots(kind) and not hasattr(kind, "__getattr__")
+    if not by_class or "__array__" in present or "tobytes" in present or kind.__name__ == "FrozenDict":
+        return
+    if not any(map(attributes.depends, present)):
+        if len(_OF_LIBRARIES) >= attributes.MOST_RECIPES:
+            _OF_LIBRARIES.clear()
+        names = tuple(sorted(attributes.counted(walk, kind, present), key=str))
+        _OF_LIBRARIES[kind, present] = ObjectRecipe(names, described)
 
 
 def _in_python(kind: type) -> bool:
@@ -95,14 +95,14 @@ def _in_python(kind: type) -> bool:
     return bool(kind.__flags__ & (1 << 9)) and hasattr(kind, "__module__") and "__dict__" in dir(kind)
 
 
-def _parts(walk: Walk, value: Any, kind: type) -> list[Any]:
+def _parts(walk: Walk, value: Any) -> list[Any]:
+    kind = type(value)
     described = classes.describe(walk, kind)
     if isinstance(value, _BUILT_ON):
         return ["object", described, _items(walk, value), _state(walk, value, kind)]
-    if hasattr(value, "named_modules") and hasattr(value, "_forward_hooks"):
-        return ["module", described, *_module(walk, value, kind)]
     base = next((b for b in kind.__mro__ if not b.__flags__ & (1 << 9)), object)
-    if base is object and (hasattr(value, "__dict__") or _slots(kind)):
+    if base is object and (hasattr(value, "__dict__") or attributes.slots(kind)):
+        _keep_recipe(walk, value, kind, described)
         return ["object", described, _state(walk, value, kind)]
     if base is object and kind.__flags__ & (1 << 9) and origin.is_library_module(kind.__module__) is False:
         return ["object", described, {}]
@@ -113,7 +113,7 @@ def _items(walk: Walk, value: Any) -> Any:
     """Return what an object holds as the builtin that its class is built on."""
     if isinstance(value, dict):
         # An object of a library that a dict backs, such as a configuration, says as little by some keys.
-        untold = UNTOLD if classes.is_library(type(value)) else frozenset()
+        untold = attributes.UNTOLD if classes.is_library(type(value)) else frozenset()
         return walk.visit({k: v for k, v in dict.items(value) if k not in untold})
     if isinstance(value, set | frozenset):
         return walk.visit(set(value))
@@ -126,101 +126,23 @@ def _items(walk: Walk, value: Any) -> Any:
     return walk.visit(value.args)
 
 
-def _slots(kind: type) -> list[str]:
-    """Return the slots of a class, and of those that it inherits from, by the names under which they stand."""
-    names = []
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            private = name.startswith("__") and not name.endswith("__")
-            names.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
-
-
 def _state(walk: Walk, value: Any, kind: type) -> dict[str, Any]:
     """Return the attributes of an object; what a run itself writes into a library's object is left out."""
-    held = attributes(walk, value) if hasattr(value, "__dict__") else {}
-    held |= {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
+    held = attributes.plain(walk, value)
     if kind.__name__ == "FrozenDict":  # it holds its items as attributes too
         held = {}
-    return {str(name): walk.visit(held[name], f"its attribute {name!r}") for name in sorted(held, key=str)}
+    return _named(walk, held, sorted(held, key=str))
 
 
-def _left_out(walk: Walk, kind: type) -> frozenset[str]:
-    known = _LEFT_OUT.get(kind)
-    if known is None:
-        cached = {
-            n for b in kind.__mro__ for n, m in vars(b).items() if isinstance(m, functools.cached_property)
-        }
-        known = (
-            classes.written_by_runs(walk, kind)
-            | cached
-            | (UNTOLD | STATE if classes.is_library(kind) else frozenset())
-        )
-        if classes.is_library(kind):
-            _LEFT_OUT[kind] = known
-    return known
-
-
-_LEFT_OUT: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
-
-
-def attributes(walk: Walk, value: Any) -> dict[str, Any]:
-    """Return the attributes of an object that say what it is: no machinery of torch's, nothing that a run writes."""
-    held, left_out = vars(value), _left_out(walk, type(value))
-    if "_diffusers_hook" in held and not held["_diffusers_hook"].hooks:  # a run leaves an empty one behind
-        left_out = left_out | {"_diffusers_hook"}
+def _named(walk: Walk, held: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return attributes as data, by name."""
+    plain = (type(None), bool, int, str)
     return {
-        name: item
-        for name, item in held.items()
-        if not (
-            name in MACHINERY
-            or name in left_out
-            or "nnsight" in name
-            or (name in REPLACED and _is_guest(item))
-        )
+        str(name): held[name]
+        if type(held[name]) in plain
+        else walk.visit(held[name], f"its attribute {name!r}")
+        for name in names
     }
-
-
-def _module(walk: Walk, value: Any, kind: type) -> list[Any]:
-    """Return what a torch module holds: attributes, parameters, buffers, parts, and hooks of the user's own."""
-    held, plain = vars(value), {}
-    for name, item in sorted(attributes(walk, value).items()):
-        item_kind = type(item)
-        if item is None or item_kind is bool or item_kind is int or item_kind is str:
-            plain[name] = item
-        else:
-            plain[name] = walk.visit(item, f"its attribute {name!r}")
-    tensors = [
-        [name, None if tensor is None else walk.visit(tensor, name)]
-        for part in ("_parameters", "_buffers")
-        for name, tensor in held[part].items()
-    ]
-    parts = [
-        [name, None if part is None else walk.visit(part, name)] for name, part in held["_modules"].items()
-    ]
-    return [plain, tensors, parts, hooks(walk, held)]
-
-
-def hooks(walk: Walk, held: Mapping[str, Any]) -> list[Any]:
-    """Return the hooks of a module that are not there to watch it."""
-    found = []
-    for name in HOOKS:
-        for key, hook in (held.get(name) or {}).items():
-            if not _is_guest(hook):
-                flags = [key in held.get(f"{name}_{flag}", ()) for flag in ("with_kwargs", "always_called")]
-                found.append([name, walk.visit(hook, "a hook"), flags])
-    return found
-
-
-def _is_guest(hook: Any) -> bool:
-    """Say whether a hook is this library's own, or nnsight's."""
-    inner = hook
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    inner = getattr(inner, "__func__", inner)
-    module = getattr(inner, "__globals__", {}).get("__name__") or getattr(type(inner), "__module__", "")
-    return f"{module}.".startswith(_GUESTS)
 
 
 def _reduced(walk: Walk, value: Any, kind: type) -> Any:

@@ -42,7 +42,7 @@ def describe_source(
     data = [callables.named(walk, name, attributes, around) for name, attributes in sorted(readings)]
     return {
         "source": hashlib.sha256(ast.dump(tree).encode()).hexdigest(),
-        "reads": walk.node(tree, lambda: data),
+        "reads": walk.node(tree, lambda *_: data),
     }
 
 

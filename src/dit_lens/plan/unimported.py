@@ -74,7 +74,7 @@ def _file(walk: Walk, spec: ModuleSpec, follow: Follow) -> Any:
         return walk.visit(Path(spec.origin).read_bytes())
     imports = () if spec.origin.startswith(origin.HERE) else bytecode.imports(code)
     package = spec.parent or ""
-    return walk.node(code, lambda: [bytecode.analyse(code).digest, [follow(r, package) for r in imports]])
+    return walk.node(code, lambda *_: [bytecode.analyse(code).digest, [follow(r, package) for r in imports]])
 
 
 @functools.lru_cache(maxsize=1 << 10)

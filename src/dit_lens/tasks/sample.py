@@ -116,7 +116,7 @@ class Sample:
     def __content__(self, walk: Any) -> dict[str, Any]:
         """Return what names the sample: all that it holds, but not the folder that it was read from."""
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
-        return {"@sample": walk.node(self, lambda: [walk.visit(type(self)), walk.visit(held)])}
+        return {"@sample": walk.node(self, lambda *_: [walk.visit(type(self)), walk.visit(held)])}
 
     @property
     def height(self) -> int:

@@ -1,0 +1,115 @@
+"""Which attributes of an object say what it is: no machinery of torch's, nothing that a run writes or that watches it."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from dit_lens.plan import classes
+
+if TYPE_CHECKING:
+    from dit_lens.plan.content import Walk
+
+UNTOLD = frozenset(
+    (
+        *("name_or_path", "_name_or_path", "_commit_hash", "_diffusers_version", "transformers_version"),
+        *("_class_name", "_use_default_values", "vocab_file", "tokenizer_file", "merges_file", "init_kwargs"),
+        *(
+            "_progress_bar_config",
+            "deprecation_warnings",
+            "_in_target_context_manager",
+            "verbose",
+            "_cpp_class",
+        ),
+    )
+)
+"""Attributes of libraries' objects that say where something is from, or how it talks; never what it computes."""
+
+MACHINERY = frozenset(
+    (
+        *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"),
+        *("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"),
+        *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
+        *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"),
+        *("_load_state_dict_post_hooks", "_compiled_call_impl", "_is_hf_initialized"),
+    )
+)
+"""What torch keeps in a module beside its plain attributes; what of it counts is read by itself."""
+
+REPLACED = ("forward", "__call__", "model_fn", "step")
+"""Methods that whoever watches a model puts in place of its own."""
+
+STATE = frozenset({"timestep_list", "_output_capturing_hooks_installed"})
+"""Attributes of libraries' objects that a run changes in place."""
+
+MOST_RECIPES = 4096
+"""Classes of libraries, with the names of the attributes of their objects, of which is kept which count."""
+
+_GUESTS = ("dit_lens.", "nnsight.", "transformers.utils.output_capturing.")
+"""Where hooks come from that watch a model, and do not make it another one."""
+
+
+def plain(walk: Walk, value: Any) -> dict[str, Any]:
+    """Return the attributes of an object that say what it is, with those that stand in slots."""
+    kind = type(value)
+    held = vars(value) if hasattr(value, "__dict__") else {}
+    data = {name: held[name] for name in counted(walk, kind, held) if not _watches(name, held[name])}
+    return data | {name: getattr(value, name) for name in slots(kind) if hasattr(value, name)}
+
+
+def counted(walk: Walk, kind: type, names: Iterable[str]) -> list[str]:
+    """Return which names of attributes count in objects of a class."""
+    left_out = _left_out(walk, kind)
+    return [n for n in names if not (n in MACHINERY or n in left_out or "nnsight" in n)]
+
+
+def depends(name: str) -> bool:
+    """Say whether an attribute counts or not by what it holds."""
+    return name in REPLACED or name == "_diffusers_hook"
+
+
+def _watches(name: str, item: Any) -> bool:
+    """Say whether an attribute is there to watch an object, or is left behind by that."""
+    if name == "_diffusers_hook":
+        return not item.hooks  # a run leaves an empty one behind
+    return name in REPLACED and is_guest(item)
+
+
+def slots(kind: type) -> list[str]:
+    """Return the slots of a class, and of those that it inherits from, by the names under which they stand."""
+    names = []
+    for base in kind.__mro__:
+        declared = vars(base).get("__slots__", ())
+        for name in (declared,) if isinstance(declared, str) else tuple(declared):
+            private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def is_guest(hook: Any) -> bool:
+    """Say whether a hook is this library's own, or nnsight's."""
+    inner = hook
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    inner = getattr(inner, "__func__", inner)
+    module = getattr(inner, "__globals__", {}).get("__name__") or getattr(type(inner), "__module__", "")
+    return f"{module}.".startswith(_GUESTS)
+
+
+def _left_out(walk: Walk, kind: type) -> frozenset[str]:
+    known = _LEFT_OUT.get(kind)
+    if known is None:
+        cached = {
+            n for b in kind.__mro__ for n, m in vars(b).items() if isinstance(m, functools.cached_property)
+        }
+        library = classes.is_library(kind)
+        known = classes.written_by_runs(walk, kind) | cached | (UNTOLD | STATE if library else frozenset())
+        if library:
+            _LEFT_OUT[kind] = known
+    return known
+
+
+_LEFT_OUT: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
+"""Of libraries' classes, whose version says what their code is."""
