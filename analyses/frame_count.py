@@ -68,9 +68,7 @@ def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict
         counts_of.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
     for frames, counts_wanted in counts_of.items():
         if counts_wanted != [frames]:
-            print(
-                f"{', '.join(map(str, counts_wanted))} frames asked for: the model makes {frames}, once."
-            )
+            print(f"{', '.join(map(str, counts_wanted))} frames asked for: the model makes {frames}, once.")
     return counts_of
 
 
