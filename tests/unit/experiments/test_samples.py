@@ -53,7 +53,7 @@ def test_no_scene_is_drawn_twice_and_a_task_with_too_few_says_so():
     scenes = list(draw(StudyOptions(task="occlude", samples=24)))
     assert len({(s.image.tobytes(), s.prompt) for s in scenes}) == 24
     assert [s.id for s in scenes] == sorted((s.id for s in scenes), key=int)
-    with pytest.raises(dl.TaskError, match=r"only 24 are there; ask for --samples 24.*--seeds"):
+    with pytest.raises(dl.TaskError, match=r"only 24 exist; ask for --samples 24.*--seeds"):
         draw(StudyOptions(task="occlude", samples=25))
 
 

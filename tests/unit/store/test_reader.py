@@ -30,7 +30,7 @@ def test_it_is_lazy_and_named(kit, run):
         path.unlink()
     picked = ds.hidden.sel(branch="cond", layer=[0, 2]).isel(step=-1)
     assert picked.dims == ("layer", "frame", "y", "x", "channel")
-    with pytest.raises(StoreError, match="committed in the journal but not there"):
+    with pytest.raises(StoreError, match="committed in the journal but missing"):
         picked.load()
 
 
