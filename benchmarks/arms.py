@@ -75,16 +75,27 @@ class Arms:
 
     def nnsight_cache(self) -> Any:
         """Nnsight's own cache of every block's output."""
-        from nnsight import NNsight
+        from dit_lens.engine.envoys import release, wrap
 
-        from dit_lens.engine.envoys import release
-
-        model = NNsight(self.lens.family.anatomy.root(self.lens.pipe))
+        root = self.lens.specimen.family.anatomy.root(self.lens.specimen.pipe)
+        model = wrap(root)
         blocks = [model.dit.blocks[i] for i in range(self.lens.layers)]
         with model.trace(None, fn=lambda _: self.bare()) as tracer:
             cache = tracer.cache(modules=blocks)
-        release(self.lens.specimen)
+        release(root)
         return cache
+
+    def without_records(self) -> dl.Run:
+        """A traced run that records nothing, without a store."""
+        return self.lens.run(self.sample, 0, **self.options)
+
+    def batch(self, seeds: int, steps: int) -> None:
+        """Several seeds of the sample through the model together, without records."""
+        options = self.options | {"steps": steps}
+        batch = self.lens.batch([(self.sample, seed) for seed in range(seeds)], **options)
+        latents = batch.noise
+        for step in range(batch.steps):
+            latents = batch.step(step, latents).latents
 
     def ours(self, record: list[Any]) -> dl.Run:
         """A traced run into a store."""

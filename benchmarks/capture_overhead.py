@@ -1,11 +1,15 @@
 """What does capture cost? The bare pipeline against what a user could do, interleaved in one run, as ratios.
 
-    python benchmarks/capture_overhead.py [--rounds 7] [--steps 20] [--out benchmarks/capture_overhead.json]
+    python benchmarks/capture_overhead.py [--rounds 7] [--steps 20] [--clock cpu] [--out benchmarks/capture_overhead.json]
 
-Arms: the bare pipeline; the official-style hook (`.detach().cpu().float()` of every block, kept in memory);
-a plain hook that keeps the energy alone, without labels; nnsight's cache of every block; ours: energy of all
-layers into a store; full states of all layers into a store. Each round runs all arms in a shuffled order, in
-one process for the times, in a process of its own for the memory (`--arm`).
+Arms: the bare pipeline; `lens.run` without records and without a store; the official-style hook
+(`.detach().cpu().float()` of every block, kept in memory); a plain hook that keeps the energy alone, without labels;
+nnsight's cache of every block; ours: energy of all layers into a store; full states of all layers into a store; and a
+batch of four seeds on fewer steps, whose ratio is to the bare pipeline on as many steps. Each round runs all arms in a
+shuffled order, in one process for the times, in a process of its own for the memory (`--arm`).
+
+`--clock cpu` takes the CPU time of the whole process, the writer's thread included, with one thread of torch: what else
+the machine does counts less than on the clock on the wall.
 """
 
 from __future__ import annotations
@@ -20,13 +24,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 import dit_lens as dl
 from arms import Arms, growth
 from dit_lens.tasks.canvas import EVAL_SEED
+
+BATCH_SEEDS, BATCH_STEPS = 4, 8
+BATCH = f"batch of {BATCH_SEEDS} seeds, {BATCH_STEPS} steps (per run)"
 
 
 @dataclass
@@ -37,8 +44,10 @@ class Options:
     steps: int = 20
     cfg_scale: float = 3.0
     """Over 1, so that both branches run."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """Time on the wall, or CPU time of the whole process."""
     threads: int = 0
-    """Torch threads. Default: torch's own number."""
+    """Torch threads. Default: torch's own; 1 with `--clock cpu`."""
     store: Path = Path("runs/bench")
     """Folder that stores are made in, and which is removed in the end."""
     arm: str | None = None
@@ -52,11 +61,13 @@ def arms_of(options: Options) -> dict[str, Callable[[], Any]]:
     arms = Arms(lens, sample, options.store, steps=options.steps, cfg_scale=options.cfg_scale)
     return {
         "bare": arms.bare,
+        "lens.run without records": arms.without_records,
         "official-style hook": arms.official,
         "plain hook: energy": arms.plain_energy,
         "nnsight cache": arms.nnsight_cache,
         "ours: energy": lambda: arms.ours([dl.energy]),
         "ours: full states": lambda: arms.ours([dl.hidden]),
+        BATCH: lambda: arms.batch(BATCH_SEEDS, BATCH_STEPS),
     }
 
 
@@ -69,10 +80,10 @@ def peak(options: Options, arm: str) -> float:
 
 def main(options: Options) -> None:
     """Time all arms, interleaved; print a table; write JSON."""
-    if options.threads:
+    if threads := options.threads or (1 if options.clock == "cpu" else 0):
         import torch
 
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(threads)
     arms = arms_of(options)
     if options.arm:
         arms["bare"]()
@@ -84,8 +95,9 @@ def main(options: Options) -> None:
         shutil.rmtree(options.store, ignore_errors=True)
 
 
-def measure(options: Options, arms: dict[str, Callable[[], Any]]) -> dict[str, dict[str, float]]:
+def measure(options: Options, arms: dict[str, Callable[[], Any]]) -> dict[str, dict[str, Any]]:
     """Time all arms in a shuffled order, round after round; return a row of figures for each."""
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     for work in arms.values():
         work()  # not counted
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -93,15 +105,19 @@ def measure(options: Options, arms: dict[str, Callable[[], Any]]) -> dict[str, d
         order = list(arms)
         random.shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             arms[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
+    seconds[BATCH] = [taken / BATCH_SEEDS for taken in seconds[BATCH]]
     rows = {}
     for name, taken in seconds.items():
-        ratios = sorted(t / b for t, b in zip(taken, seconds["bare"], strict=True))
+        share = BATCH_STEPS / options.steps if name == BATCH else 1.0  # of the bare pipeline's steps
+        ratios = sorted(t / (b * share) for t, b in zip(taken, seconds["bare"], strict=True))
+        lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
         rows[name] = {
             "median_s": statistics.median(taken),
-            "ratio_median": statistics.median(ratios),
+            "ratio_median": median,
+            "ratio_quartiles": [lower, upper],
             "ratio_min": ratios[0],
             "ratio_max": ratios[-1],
             "growth_MB": peak(options, name),
@@ -109,14 +125,16 @@ def measure(options: Options, arms: dict[str, Callable[[], Any]]) -> dict[str, d
     return rows
 
 
-def report(options: Options, rows: dict[str, dict[str, float]]) -> None:
+def report(options: Options, rows: dict[str, dict[str, Any]]) -> None:
     """Print the rows as a table, and write them as JSON."""
-    print("| arm | median s | ratio | min | max | memory MB |\n|---|---|---|---|---|---|")
+    print("| arm | median s | ratio | quartiles | min | max | memory MB |\n|---|---|---|---|---|---|---|")
     for name, r in rows.items():
-        ratios = f"{r['ratio_median']:.3f} | {r['ratio_min']:.3f} | {r['ratio_max']:.3f}"
+        quartiles = "{:.3f}, {:.3f}".format(*r["ratio_quartiles"])
+        ratios = f"{r['ratio_median']:.3f} | {quartiles} | {r['ratio_min']:.3f} | {r['ratio_max']:.3f}"
         print(f"| {name} | {r['median_s']:.3f} | {ratios} | {r['growth_MB']:.0f} |")
     if options.out:
-        about = {"command": " ".join(["python", *sys.argv]), "rounds": options.rounds, "steps": options.steps}
+        about: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "clock": options.clock}
+        about |= {"rounds": options.rounds, "steps": options.steps}
         options.out.write_text(json.dumps({**about, "arms": rows}, indent=1) + "\n")
 
 

@@ -18,7 +18,7 @@ from nnsight.intervention.interleaver import Event, Mediator
 from dit_lens.errors import CaptureError
 
 if TYPE_CHECKING:
-    from dit_lens.engine.session import Call
+    from dit_lens.engine.stages import Call
 
 LOCATION = "dit_lens.call"
 """Where the body waits for the next call of a DiT, in nnsight's terms."""

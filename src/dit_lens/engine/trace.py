@@ -49,6 +49,7 @@ def open_trace(specimen: Specimen, sample: Sample, seed: int, **options: Any) ->
     }
     plan = Plan.of(options.pop("record", ()), options.pop("edit", ()))
     progress = bool(options.pop("progress", False))
+    options.pop("verify", None)  # a trace takes no run out of a store: it always runs
 
     def request(body: Mapping[str, Any], unnamed: Sequence[str]) -> Request:
         return Request(specimen, sample, seed, plan, arguments=options, body=body, unnamed=unnamed, **spare)

@@ -19,13 +19,8 @@ from dit_lens.errors import StoreError
 from dit_lens.store import files
 from dit_lens.store.journal import Journal
 from dit_lens.store.journal import read as read_journal
+from dit_lens.store.names import PARTIAL, REPLACED
 from dit_lens.store.status import status
-
-PARTIAL = ".partial-"
-"""Between the name of a run and a few digits: the folder in which a new run of this name is written."""
-
-REPLACED = ".replaced-"
-"""The same, of an old run that a new one replaces."""
 
 _FRESH = 60.0
 """Seconds for which a folder without a writer's name is left alone: another process may just be making it."""

@@ -8,6 +8,12 @@ from pathlib import Path
 
 from dit_lens.errors import StoreError
 
+PARTIAL = ".partial-"
+"""Between the name of a run and a few digits: the folder in which a new run of this name is written."""
+
+REPLACED = ".replaced-"
+"""Between the name of a run and a few digits: the folder of an old run that a new one replaces."""
+
 NAME_BYTES = 255
 """The longest file name that common file systems take."""
 _HASH_DIGITS = 10

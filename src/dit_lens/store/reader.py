@@ -32,7 +32,7 @@ from dit_lens.store.metadata import (
     units_asked,
     variable_of,
 )
-from dit_lens.store.names import absolute
+from dit_lens.store.names import PARTIAL, REPLACED, absolute
 from dit_lens.store.units import UnitArray, load_unit
 
 
@@ -266,7 +266,8 @@ def _look(folder: str, seen: set[str]) -> Iterator[Sight]:
         yield Sight(Path(folder), is_copy=is_copy(metadata))
     elif metadata is None or metadata["node_type"] == "group":
         for name in names:
-            if not name.startswith("."):
+            # What a killed process left beside the place of a run is no run of the store.
+            if not name.startswith(".") and PARTIAL not in name and REPLACED not in name:
                 yield from _look(os.path.join(folder, name), seen)
 
 
