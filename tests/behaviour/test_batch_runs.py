@@ -115,3 +115,31 @@ def test_a_sweep_that_is_interrupted_leaves_no_lock_and_ends_the_next_time(
 def test_records_of_a_sweep_need_a_store(lens, sample):
     with pytest.raises(dl.PlanError, match="goes with store"):
         lens.sweep([(sample, 0)], {}, steps=1, record=[dl.energy])
+
+
+def test_a_run_of_an_ensemble_is_named_by_the_seeds_that_meet(lens, sample, tmp_path):
+    options = {
+        "steps": 2,
+        "record": [dl.x0],
+        "edit": [(dl.mean_over_seeds(), dl.at(layer=1))],
+        "verify": "never",
+    }
+    two = lens.batch([(sample, 0), (sample, 1)], store=tmp_path, **options).run()
+    four = lens.batch([(sample, k) for k in range(4)], store=tmp_path, **options).run()
+    assert not {r.path for r in two} & {r.path for r in four}
+    alone = lens.batch([(sample, k) for k in range(4)], **options).run()
+    for run, expected in zip(four, alone, strict=True):
+        assert np.array_equal(run["x0"].values, expected["x0"].values)
+
+
+def test_one_edit_over_seeds_twice_at_a_place_meets_twice(lens, sample):
+    def pulled(h, at):
+        return h + 0.5 * (h.mean(0, keepdim=True) - h)
+
+    pulled.over_seeds = True
+    place = dl.at(layer=1)
+    edit = [(pulled, place), (dl.add_noise(scale=1.0), place), (pulled, place)]
+    pairs = [(sample, k) for k in range(3)]
+    together, apart = (lens.batch(pairs, at_once=n, steps=2, edit=edit, record=[dl.x0]).run() for n in (3, 1))
+    for a, b in zip(together, apart, strict=True):
+        assert np.allclose(a["x0"].values, b["x0"].values, **CLOSE)

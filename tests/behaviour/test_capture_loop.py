@@ -131,3 +131,27 @@ def test_a_loop_is_refused_before_it_starts(lens):
             lens.capture(sigmas)
     with pytest.raises(dl.PlanError, match="out of range"):
         lens.capture(SIGMAS, record=[(dl.energy, dl.at(layer=9))])
+
+
+def test_a_loop_that_hands_the_model_something_else_is_refused(lens):
+    model, x = lens.pipe.dit, torch.randn(1, 2, 2, 4, 4)
+    told = torch.tensor([1000.0])
+    noise = [(dl.add_noise(scale=0.5), dl.at(site="latents"))]
+    with pytest.raises(dl.CaptureError, match=r"as they were before their edit: hand it step\.latents"):
+        with lens.capture(SIGMAS, record=[dl.energy], edit=noise) as loop:
+            with loop.step(x) as step, step.call("cond"):
+                model(x, told, 0.0)
+    with pytest.raises(dl.CaptureError, match="has 2 rows, and the call of cond has 1"):
+        with lens.capture(SIGMAS, record=[dl.energy]) as loop:
+            with loop.step(x) as step, step.call("cond"):
+                model(step.latents.repeat(2, 1, 1, 1, 1), told, 0.0)
+    with pytest.raises(dl.CaptureError, match=r"velocity \(1, 2\)"):
+        with lens.capture(SIGMAS) as loop:
+            with loop.step(x) as step:
+                with step.call("cond"):
+                    model(step.latents, told, 0.0)
+                step.velocity(torch.zeros(1, 2))
+    with pytest.raises(dl.PlanError, match="give numbers"):
+        lens.capture(["a"])
+    assert lens.capture(SIGMAS, branches="cond").branches == ("cond",)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

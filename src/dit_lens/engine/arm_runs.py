@@ -17,7 +17,7 @@ from torch import Tensor
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.batch_run import open_writer
 from dit_lens.engine.recorder import Recorder
-from dit_lens.engine.request import Request
+from dit_lens.engine.request import Request, seeds_together
 from dit_lens.engine.runner import coordinates, finished, write_outputs
 from dit_lens.plan.plan import Plan
 from dit_lens.store import RunWriter
@@ -45,6 +45,7 @@ class ArmRuns:
         self.batch = batch
         self.requests: dict[Key, Request] = {}
         for arm, plan in plans.items():
+            together = seeds_together(plan, batch.pairs)
             for pair, (sample, seed) in enumerate(batch.pairs):
                 self.requests[arm, pair] = Request(
                     batch.specimen,
@@ -57,6 +58,7 @@ class ArmRuns:
                     encoding=encoding,
                     arguments=batch.arguments,
                     loop="batch",
+                    together=together[pair],
                 )
         stage = self.requests[None, 0].stages[0]
         self.records = [record.bind(False, batch.layout, batch.sigmas) for record in stage.plan.records]

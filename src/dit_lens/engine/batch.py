@@ -26,7 +26,7 @@ from torch import Tensor
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.inputs import ModelInputs
 from dit_lens.engine.pipeline_check import check_against_pipeline
-from dit_lens.engine.request import Request
+from dit_lens.engine.request import Request, seeds_together
 from dit_lens.engine.rows import Moment, Row
 from dit_lens.engine.stages import check_schedule
 from dit_lens.engine.stepped import Stepped
@@ -110,8 +110,9 @@ class Batch:
                 encoding=encoding,
                 arguments=arguments,
                 loop="batch",
+                together=seeds,
             )
-            for sample, seed in self.pairs
+            for (sample, seed), seeds in zip(self.pairs, seeds_together(plan, self.pairs), strict=True)
         ]
         first = self.requests[0]
         if len(first.stages) > 1:
@@ -268,7 +269,7 @@ class Batch:
             return self._forward(step, latents[one], pairs[one], rows[one], watch, exchange, records=last)
 
         def edit(meeting: Meeting, members: list[int], values: Tensor) -> Tensor:
-            placed, where, branch = meeting
+            placed, where, branch, _ = meeting
             moment = Moment(step, self.sigmas[step], self.timesteps[step], self.expert(step))
             return apply_edit(placed, spot_of(rows[members[0]], moment, where, branch), values)
 

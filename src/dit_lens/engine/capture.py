@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from dit_lens.engine.recorder import Recorder
+from dit_lens.engine.recorder import Recorder, same_bits
 from dit_lens.engine.request import sample_content
 from dit_lens.engine.rows import Row
 from dit_lens.engine.runner import coordinates, write_outputs
@@ -83,15 +83,20 @@ class Capture:
         store: str | Path | None = None,
         encoding: str | None = None,
     ) -> None:
-        levels = [float(sigma) for sigma in sigmas]
-        told = [1000 * sigma for sigma in levels] if timesteps is None else [float(t) for t in timesteps]
+        try:
+            levels = [float(sigma) for sigma in sigmas]
+            told = [1000 * sigma for sigma in levels] if timesteps is None else [float(t) for t in timesteps]
+        except (TypeError, ValueError) as error:
+            raise PlanError(
+                f"capture: sigmas={sigmas!r}, timesteps={timesteps!r}: give numbers ({error})."
+            ) from error
         if not levels or len(told) != len(levels):
             raise PlanError(
                 f"capture: {len(levels)} sigmas and {len(told)} timesteps; give one of each for every step."
             )
         self.specimen, self.plan, self.schedule = specimen, plan, Schedule(levels, told)
         self.sample, self.seed, self.encoding = sample, seed, encoding
-        self.branches = tuple(branches)
+        self.branches = (branches,) if isinstance(branches, str) else tuple(branches)
         self.layout = Layout(
             specimen.paths,
             specimen.layers,
@@ -180,7 +185,7 @@ class Capture:
         if self._stepper is None:
             self._open(streams, expert)
         start = self.stepper.begin(number, expert, streams)
-        step = CapturedStep(self, number, expert, start)
+        step = CapturedStep(self, number, expert, start, streams)
         yield step
         if missing := sorted(set(start) - step.solved):
             raise CaptureError(
@@ -251,8 +256,15 @@ class CapturedStep:
         solved: streams whose velocity was told.
     """
 
-    def __init__(self, capture: Capture, number: int, expert: str, start: Mapping[str, Tensor]) -> None:
-        self._capture, self._expert, self._start = capture, expert, start
+    def __init__(
+        self,
+        capture: Capture,
+        number: int,
+        expert: str,
+        start: Mapping[str, Tensor],
+        unedited: Mapping[str, Tensor],
+    ) -> None:
+        self._capture, self._expert, self._start, self._unedited = capture, expert, start, unedited
         self.number = number
         self.sigma = capture.schedule.sigmas[number]
         self.timestep = capture.schedule.timesteps[number]
@@ -290,8 +302,25 @@ class CapturedStep:
         tokens = {"video": Tokens(grid, before, after)}
         tokens |= {stream: Tokens(counts) for stream, counts in (streams or {}).items()}
         parts = {name: slice(n * rows, (n + 1) * rows) for n, name in enumerate(names)}
-        with capture.stepper.calling(Forward(self._expert, parts, tokens, self.timestep)):
-            yield
+        dit = capture.specimen.dits[self._expert]
+        handle = dit.register_forward_pre_hook(self._refuse_unedited, with_kwargs=True)
+        try:
+            with capture.stepper.calling(Forward(self._expert, parts, tokens, self.timestep)):
+                yield
+        finally:
+            handle.remove()
+
+    def _refuse_unedited(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse a model that is given the latents as they were before their edit."""
+        for stream, edited in self._start.items():
+            before = self._unedited[stream]
+            if edited is not before and any(
+                isinstance(value, Tensor) and same_bits(value, before) for value in (*args, *kwargs.values())
+            ):
+                raise CaptureError(
+                    f"capture: the model was given the {stream} latents of step {self.number} as they were before their edit: "
+                    "hand it step.latents."
+                )
 
     def velocity(self, velocity: Tensor, stream: str = "video") -> Tensor:
         """Tell the velocity after guidance; return what the loop is to step with, edits included.
@@ -301,6 +330,12 @@ class CapturedStep:
         """
         if stream in self.solved:
             raise CaptureError(f"capture: step {self.number} was told its velocity of {stream} twice.")
+        start = self._start[stream]
+        if velocity.shape != start.shape:
+            raise CaptureError(
+                f"capture: step {self.number} was told a velocity {tuple(velocity.shape)} of {stream}, whose latents are "
+                f"{tuple(start.shape)}: tell it after guidance, on [row, channel, frame, y, x]."
+            )
         self.solved.add(stream)
-        solution, _ = self._capture.stepper.solve(stream, self._start[stream], velocity)
+        solution, _ = self._capture.stepper.solve(stream, start, velocity)
         return solution

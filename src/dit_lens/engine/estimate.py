@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from dit_lens.engine.recorder import kept_type
 from dit_lens.engine.request import Request
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Sizes
+from dit_lens.families.site import submodule
+from dit_lens.families.specimen import Specimen
 from dit_lens.plan.plan import Layout, Placed, Plan
 from dit_lens.units import human
 
@@ -62,7 +65,12 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, layout: Layout, sizes: Mapping[str, Sizes], dtype: torch.dtype, samples: int = 1
+    plan: Plan,
+    layout: Layout,
+    sizes: Mapping[str, Sizes],
+    dtype: torch.dtype,
+    samples: int = 1,
+    widths: Mapping[tuple[str, str], int] | None = None,
 ) -> Estimate:
     """Estimate a plan on one stage of a run.
 
@@ -76,6 +84,7 @@ def estimate(
         sizes: of its streams, by name.
         dtype: of the states.
         samples: rows of a prompt batch.
+        widths: channels at sites whose width is not that of the residual stream, by (stream, site).
 
     Raises:
         PlanError: a record does not run on shapes alone, or returns what a store cannot hold.
@@ -83,7 +92,9 @@ def estimate(
 
     def shape(record: Placed) -> tuple[int, ...]:
         own = sizes[record.stream]
-        return (*own.latent[1:], own.latent[0]) if record.on_latents else (*own.tokens, own.channels)
+        if record.on_latents:
+            return (*own.latent[1:], own.latent[0])
+        return (*own.tokens, (widths or {}).get((record.stream, record.site), own.channels))
 
     return Estimate(tuple(_line(record, layout, shape(record), dtype, samples) for record in plan.records))
 
@@ -124,6 +135,20 @@ def _on_shapes(record: Placed, shape: tuple[int, ...], dtype: torch.dtype) -> to
     return result
 
 
+def _widths(specimen: Specimen) -> dict[tuple[str, str], int]:
+    """Return the channels at the sites that a linear layer gives or is given, by (stream, site)."""
+    block = specimen.blocks(next(iter(specimen.dits.values())))[0]
+    widths = {}
+    for stream, sites in specimen.sites.items():
+        for name, site in sites.items():
+            layer = submodule(block, site.path)
+            while isinstance(layer, nn.Sequential) and len(layer):
+                layer = layer[-1 if site.end == "output" else 0]
+            if isinstance(layer, nn.Linear):
+                widths[stream, name] = layer.out_features if site.end == "output" else layer.in_features
+    return widths
+
+
 def estimate_request(request: Request) -> Estimate:
     """Estimate all stages of a request."""
     specimen, prompt = request.specimen, request.sample.prompt
@@ -137,6 +162,7 @@ def estimate_request(request: Request) -> Estimate:
             anatomy.sizes(specimen.pipe, request.sample, request.keywords, stage.layout.stage),
             specimen.dtype,
             samples=1 if isinstance(prompt, str) else len(prompt),
+            widths=_widths(specimen),
         ).lines
     ]
     return Estimate(tuple(lines))

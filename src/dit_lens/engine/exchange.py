@@ -13,8 +13,8 @@ from dit_lens.engine.recorder import same_bits
 from dit_lens.engine.rows import Where
 from dit_lens.plan.plan import Placed
 
-Meeting = tuple[Placed, Where, str | None]
-"""Where rows are seen together: an edit over seeds, at a place, on a branch."""
+Meeting = tuple[Placed, Where, str | None, int]
+"""Where rows are seen together: an edit over seeds, at a place, on a branch, and which of the meetings there it is."""
 
 T = TypeVar("T")
 

@@ -19,6 +19,8 @@ from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart
 from dit_lens.families.patching import one_interrupt, traced
+from dit_lens.plan.content import content
+from dit_lens.plan.digests import digest
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
@@ -108,20 +110,13 @@ def check_against_pipeline(batch: Batch) -> None:
         PlanError: it differs; the message says in what, at which step, and by how much.
     """
     specimen, request = batch.specimen, batch.requests[0]
-    pipe = specimen.pipe
     loop = {k: v for k, v in request.keywords.items() if k not in PER_RUN}
     functions = sorted(name for name, value in loop.items() if callable(value) and "callback" in name)
     if functions:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
-    scheduler = [type(pipe.scheduler).__name__, repr(getattr(pipe.scheduler, "config", None))]
-    key = repr(
-        (
-            sorted(loop.items(), key=str),
-            scheduler,
-            list(specimen.dits),
-            sorted(map(id, specimen.dits.values())),
-        )
-    )
+    model = specimen.identity()  # the pipeline's class and all its parts, as they are now
+    sample = request.sample
+    key = digest([content(loop, []), model, sample.image is None])
     if key in specimen.checked_loops:
         return
     observed = _observe(batch)

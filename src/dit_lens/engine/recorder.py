@@ -109,7 +109,7 @@ class Recorder:
         Args:
             record: what read it.
             spot: where it read.
-            read: what it was given, [frame, y, x, channel].
+            read: what it was given, [frame, y, x, channel]: a copy of its own.
             value: what it returned.
 
         Raises:
@@ -125,7 +125,8 @@ class Recorder:
         if spot.branch is not None and spot.layer is not None:
             index = (self.layout.branches.index(spot.branch), spot.layer)
         if record.placed.is_state and self.samples == 1:
-            self._send(sink, (spot.step, *index), value)
+            is_copy = value.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
+            self._send(sink, (spot.step, *index), value, is_copy)
         elif record.placed.is_state:
             self._gather_rows(sink, spot, index, value)
         else:
@@ -236,9 +237,10 @@ class Recorder:
         sink.buffer[spot.sample].copy_(value)
         if spot.sample == self.samples - 1:
             whole, sink.buffer = sink.buffer, None
-            self._send(sink, (spot.step, *index), whole)
+            self._send(sink, (spot.step, *index), whole, True)
 
-    def _send(self, sink: Sink, index: tuple[int, ...], value: Tensor) -> None:
+    def _send(self, sink: Sink, index: tuple[int, ...], value: Tensor, is_copy: bool) -> None:
+        """Send a full state on its way; what is no copy may be written over by its owner."""
         name = self._declared(sink)
         at = dict(zip(("step", "branch", "layer"), index, strict=True))
         if value.device.type == "cuda":
@@ -250,7 +252,7 @@ class Recorder:
             self._arriving.append(Arriving(name, at, host, arrived))
             self._hand_over(wait=False)
         else:
-            host = value.clone(memory_format=torch.contiguous_format)
+            host = value.contiguous() if is_copy else value.clone(memory_format=torch.contiguous_format)
             self.writer.write(name, at, to_codes(host))
 
     def _hand_over(self, wait: bool) -> None:

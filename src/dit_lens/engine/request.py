@@ -14,6 +14,7 @@ from dit_lens.errors import PlanError
 from dit_lens.families.call import Stage
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.content import content
+from dit_lens.plan.digests import digest
 from dit_lens.plan.places import At, is_several, is_truth, whole_number
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import run_name, versions
@@ -41,6 +42,7 @@ class Request:
         loop: who drives the steps: the pipeline, or a batch, whose runs are equal within float tolerance only.
         body: what a trace's body does and reads.
         unnamed: what of the body cannot be named, in sentences.
+        together: the seeds that edits over seeds see together with this one, in their order; none without such edits.
 
     Attributes:
         keywords: of the pipeline's call.
@@ -65,11 +67,13 @@ class Request:
         loop: str = "pipeline",
         body: Mapping[str, Any] | None = None,
         unnamed: Sequence[str] = (),
+        together: Sequence[int] = (),
     ) -> None:
         calling = specimen.family.call
         self.specimen, self.sample, self.seed = specimen, sample, seed_of(seed)
         self.encoding = encoding_of(encoding, str(specimen.dtype).removeprefix("torch."))
         self.loop, self.body, self._unnamed = loop, body, unnamed
+        self.together = [seed_of(s) for s in together]
         self._identity: tuple[Plan, dict[str, Any]] | None = None
         self.steps = steps_of(steps, calling.default_steps)
         self.cfg_scale = scale_of(cfg_scale, calling.default_cfg)
@@ -126,6 +130,8 @@ class Request:
             "body": self.body,
             "versions": versions(),
         }
+        if self.together:
+            identity["seeds together"] = self.together
         warn_unnamed([*unnamed, *sentences])
         return identity
 
@@ -219,6 +225,18 @@ class StageRequest:
     def path(self) -> Path | None:
         """Where the run stands in its store; None without a store."""
         return None if self.request.store is None else self.request.store / self.name
+
+
+def seeds_together(plan: Plan, pairs: Sequence[tuple[Sample, int]]) -> list[list[int]]:
+    """Return, for each pair, the seeds of its sample that the edits over seeds of a plan see; none without such edits."""
+    if not any(getattr(edit.function, "over_seeds", False) for edit in plan.edits):
+        return [[] for _ in pairs]
+    samples = [digest(sample_content(sample, [])) for sample, _ in pairs]
+    seeds: dict[str, list[int]] = {}
+    for sample, (_, seed) in zip(samples, pairs, strict=True):
+        if seed not in seeds.setdefault(sample, []):
+            seeds[sample].append(seed)
+    return [seeds[sample] for sample in samples]
 
 
 def seed_of(seed: Any) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from dit_lens.engine.exchange import Exchange
+from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.recorder import same_bits
 from dit_lens.engine.rows import Moment, Row, Where
 from dit_lens.errors import CaptureError, PlanError
@@ -172,6 +172,12 @@ class Visitor:
         """Apply what is placed here to the call's rows of h [row, token, channel]; None where nothing changed."""
         site, stream, layer = where
         out = None
+        rows = max(part.stop for part in forward.rows.values())
+        if len(h) != rows:
+            raise CaptureError(
+                f"{site} at layer {layer}, step={self.moment.step}: the value has {len(h)} rows, and the call of "
+                f"{' and '.join(forward.rows)} has {rows}: which rows are which branch is unknown."
+            )
         for branch, part in forward.rows.items():
             watched = stream == "video" and (site, branch, layer) in self.watch
             if not watched and (where, branch) not in self._selected:
@@ -243,6 +249,7 @@ class Visitor:
         if not waiting:
             return values
         out = values.clone()
+        ordinal = 0  # of the meetings at this place: one edit may stand there twice
         while waiting:
             meetings: dict[tuple[int, Placed], list[int]] = defaultdict(list)
             for number, edits in list(waiting.items()):
@@ -253,9 +260,10 @@ class Visitor:
                 else:
                     del waiting[number]
             for (_, placed), numbers in meetings.items():
-                out[numbers] = self._meet(numbers, placed, where, branch, out[numbers])
+                out[numbers] = self._meet(numbers, (placed, where, branch, ordinal), out[numbers])
                 for number in numbers:
                     self._mark(number, waiting[number].popleft(), where, branch)
+            ordinal += 1
         return out
 
     def _edit(self, number: int, edit: Binding, where: Where, branch: str | None, value: Tensor) -> Tensor:
@@ -270,40 +278,42 @@ class Visitor:
             )
         return group
 
-    def _meet(
-        self, numbers: list[int], placed: Placed, where: Where, branch: str | None, values: Tensor
-    ) -> Tensor:
+    def _meet(self, numbers: list[int], meeting: Meeting, values: Tensor) -> Tensor:
         if self.exchange is not None:
-            return self.exchange.meet((placed, where, branch), values[0])[None]
+            return self.exchange.meet(meeting, values[0])[None]
+        placed, where, branch, _ = meeting
         return apply_edit(placed, spot_of(self.rows[numbers[0]], self.moment, where, branch), values)
 
     def _read(self, number: int, record: Binding, where: Where, branch: str | None, value: Tensor) -> None:
         row = self.rows[number]
         spot = spot_of(row, self.moment, where, branch)
         self._mark(number, record, where, branch)
-        result = self._call_record(number, record, spot, value)
+        copy, result = self._call_record(number, record, spot, value)
         for recorder in row.recorders:
-            recorder.take(record, spot, value, result)
+            recorder.take(record, spot, copy, result)
 
-    def _call_record(self, number: int, record: Binding, spot: Spot, value: Tensor) -> Any:
-        """Call a record, and refuse one that changes its value.
+    def _call_record(self, number: int, record: Binding, spot: Spot, value: Tensor) -> tuple[Tensor, Any]:
+        """Call a record on a copy of the value, and refuse one that changes it.
 
-        In-place operations are counted by torch; what they do not count (`.data`, numpy) shows in the value, which is
-        compared the first time.
+        In-place operations are counted by torch; what they do not count (`.data`, numpy) shows in the copy, which is
+        compared the first time. Whatever a record does, the run is not changed.
+
+        Returns:
+            The copy, and what the record returned.
         """
-        if value.is_inference():  # these are not counted
-            with torch.inference_mode(False):
-                value = value.clone()
+        # Operations on inference tensors are not counted.
+        with torch.inference_mode(False) if value.is_inference() else nullcontext():
+            copy = value.clone()
+        version = copy._version
+        result = record.placed.function(copy)
         first = (number, record) not in self._seen
-        before, version = value.clone() if first else value, value._version
-        result = record.placed.function(value)
-        if value._version != version or (first and not same_bits(value, before)):
+        if copy._version != version or (first and not same_bits(copy, value)):
             raise PlanError(
-                f"record {record.placed.name} at {spot} changes the value that it reads, which would change the run: compute on "
-                "a copy (h.clone()), or place it as an edit."
+                f"record {record.placed.name} at {spot} changes the value that it reads: compute on a copy (h.clone()), or place "
+                "it as an edit, which may change the run."
             )
         self._seen.add((number, record))
-        return result
+        return copy, result
 
     # ---- audit
 
