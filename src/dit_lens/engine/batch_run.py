@@ -21,6 +21,7 @@ from dit_lens.engine.batch_rows import over_seeds, rows_of
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.runner import coordinates, finished, write_outputs
 from dit_lens.engine.verify import is_due, verify_batch
+from dit_lens.families.patching import one_interrupt
 from dit_lens.store import RunWriter
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
@@ -41,6 +42,11 @@ def stored_rows(requests: Sequence[Request], verify: str) -> list[Run] | None:
 
 def run_rows(batch: Batch, progress: str | None = None) -> list[Run]:
     """Make the run of every pair of a batch; see `Batch.run`."""
+    with one_interrupt():
+        return _run_rows(batch, progress)
+
+
+def _run_rows(batch: Batch, progress: str | None) -> list[Run]:
     requests = batch.requests
     scratch = Scratch() if requests[0].store is None else None
     root = requests[0].store if scratch is None else scratch.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.family import Batching, Prepared
+from dit_lens.families.patching import guarded, one_interrupt, traced
 from dit_lens.families.site import Tokens
 
 if TYPE_CHECKING:
@@ -76,11 +78,11 @@ class ModelInputs:
 
 
 def _prepare(specimen: Specimen, batching: Batching, keywords: dict[str, Any]) -> dict[str, Prepared]:
-    undo = specimen.family.call.quiet(specimen.pipe, keywords)
-    try:
-        return batching.prepare(specimen.pipe, keywords)
-    finally:
-        undo()
+    with ExitStack() as cleanup:
+        cleanup.enter_context(one_interrupt())
+        cleanup.enter_context(traced(specimen.dits.values()))
+        cleanup.callback(specimen.family.call.quiet(specimen.pipe, keywords))
+        return guarded(lambda: batching.prepare(specimen.pipe, keywords))
 
 
 def _stack(branch: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

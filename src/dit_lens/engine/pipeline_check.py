@@ -18,7 +18,7 @@ from dit_lens.engine.recorder import same_bits
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart
-from dit_lens.families.patching import one_interrupt, traced
+from dit_lens.families.patching import guarded, one_interrupt, traced
 from dit_lens.plan.content import content
 from dit_lens.plan.digests import digest
 
@@ -142,9 +142,16 @@ def _observe(batch: Batch) -> list[Observed]:
         cleanup.enter_context(one_interrupt())
         cleanup.enter_context(traced(specimen.dits.values()))
         cleanup.callback(calling.quiet(pipe, keywords))
-        cleanup.callback(calling.intercept(pipe, specimen.family.anatomy, observer))
+
+        def observe() -> None:
+            undo = calling.intercept(pipe, specimen.family.anatomy, observer)
+            try:
+                pipe(**keywords)
+            finally:
+                undo()
+
         try:
-            pipe(**keywords)
+            guarded(observe)
         except EnoughError:
             calling.release(pipe)
     return observer.steps

@@ -36,11 +36,11 @@ def finished(request: Request) -> Run | None:
     path = None
     for stage in request.stages:
         path = stage.path
-        if path is None or not (path / "zarr.json").exists():
-            return None
         try:
-            if not status(path).complete:
+            if path is None or not (path / "zarr.json").exists() or not status(path).complete:
                 return None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error}; give another store") from error
         except StoreError:
             return None  # not readable as it is: the writer says why, or takes it over
     return None if path is None else Run(path)

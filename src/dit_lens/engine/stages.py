@@ -6,7 +6,6 @@ Labels come from the pipeline (a family's `intercept` drives `call` and `advance
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from dit_lens.engine.stepper import Latents, Stepper
 from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.call import Forward, Schedule
+from dit_lens.families.patching import guarded
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Layout, Plan
 
@@ -275,9 +275,17 @@ class Stages:
         """Run the pipeline; all that was installed is removed, whatever happens."""
         specimen = self._now.specimen
         family, pipe = specimen.family, specimen.pipe
-        with ExitStack() as installed:
-            installed.callback(family.call.intercept(pipe, family.anatomy, self))
-            installed.callback(lambda: self._now.remove())
+
+        undo: list[Callable[[], None]] = []
+
+        def clean() -> None:
+            self._now.remove()
+            while undo:
+                undo[-1]()
+                undo.pop()
+
+        def drive() -> Any:
+            undo.append(family.call.intercept(pipe, family.anatomy, self))
             out = work()
             if self._watch is not None:
                 self._watch(None)
@@ -285,6 +293,8 @@ class Stages:
             if self._now is not self.loops[-1]:
                 raise CaptureError(f"The run ended in stage {self._now.layout.stage} of {len(self.loops)}.")
             return out
+
+        return guarded(drive, clean)
 
     @property
     def seed(self) -> int:

@@ -16,7 +16,7 @@ from dit_lens.engine.recorder import same_bits
 from dit_lens.engine.rows import Moment, Row, Where
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.call import Forward
-from dit_lens.families.site import Tokens, submodule
+from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.places import Spot
 from dit_lens.plan.plan import Placed
@@ -64,7 +64,7 @@ class Visitor:
         self.states: dict[Place, Tensor] = {}
         self.forward: Forward | None = None
         self._moment: Moment | None = None
-        self._handles: list[Any] = []
+        self._hooked: list[tuple[nn.Module, Any]] = []  # modules, and what their hooks call
         self._active: Sequence[Sequence[Binding]] = ()
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
         self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
@@ -81,8 +81,11 @@ class Visitor:
                     for name, site in sites.items():
                         where = name, stream, layer
                         if (expert, where) in wanted:
-                            visit = self._visit_at(where)
-                            self._handles.append(site.attach(submodule(block, site.path), visit))
+                            visit, module = self._visit_at(where), submodule(block, site.path)
+                            self._hooked.append(
+                                (module, visit)
+                            )  # before it is hooked: an interrupt may come in between
+                            site.attach(module, visit)
 
     def _wanted(self) -> set[tuple[str, Where]]:
         wanted: set[tuple[str, Where]] = set()
@@ -98,17 +101,20 @@ class Visitor:
     def installed(self, dits: Mapping[str, nn.Module]) -> Iterator[None]:
         """Hook the modules while a block runs."""
         try:
-            self.install(dits)
-            yield
-        finally:
+            try:
+                self.install(dits)
+                yield
+            finally:
+                self.remove()
+        finally:  # once more, where an interrupt came in between
             self.remove()
 
     def remove(self) -> None:
-        """Remove all hooks; what cannot be removed is inert, since no call is running."""
+        """Remove all hooks. Removing them twice does no harm; no call is running, so what is left is inert."""
         self.forward = None
-        while self._handles:
-            self._handles[-1].remove()
-            self._handles.pop()
+        while self._hooked:
+            detach(*self._hooked[-1])
+            self._hooked.pop()
 
     def _visit_at(self, where: Where) -> Any:
         def visit(h: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_lens.errors import PlanError
 
@@ -46,22 +46,61 @@ def refuse_compiled(name: str, dit: nn.Module) -> None:
             )
 
 
+T = TypeVar("T")
+_ACTIVE = threading.local()
+"""By thread, as `patches`: how to take back what the run that is under way has put on objects."""
+
+
+def guarded(work: Callable[[], T], clean: Callable[[], None] = lambda: None) -> T:
+    """Do some work, and then take back all that `set_attribute` has put on objects meanwhile.
+
+    An interrupt may come at any moment, also while things are put on or taken back. So each is noted before it is put
+    on, taking back twice does no harm, and what one interrupt cut short is taken back once more.
+
+    Args:
+        work: what is done.
+        clean: what else is cleaned up; called once or twice.
+    """
+    patches: list[Callable[[], None]] = []
+    around = getattr(_ACTIVE, "patches", None)
+
+    def restore() -> None:
+        while patches:
+            patches[-1]()  # takes itself off the list
+        clean()
+        _ACTIVE.patches = around
+
+    try:
+        try:
+            _ACTIVE.patches = patches
+            return work()
+        finally:
+            restore()
+    finally:
+        restore()
+
+
 def set_attribute(holder: Any, name: str, value: Any) -> Callable[[], None]:
     """Set an instance attribute; return what puts back what was there, or removes it where nothing was.
 
     A function serves the thread that sets it. Another thread, which may run the same module bare, gets the function
-    that was there before.
+    that was there before. Inside `guarded`, all is put back at the end.
     """
     had, before = name in vars(holder), vars(holder).get(name)
     current = getattr(holder, name, None)
-    setattr(holder, name, here(value, current) if callable(value) and callable(current) else value)
+    patches: list[Callable[[], None]] | None = getattr(_ACTIVE, "patches", None)
 
     def put_back() -> None:
         if had:
             setattr(holder, name, before)
-        else:
+        elif name in vars(holder):
             delattr(holder, name)
+        if patches is not None and put_back in patches:
+            patches.remove(put_back)
 
+    if patches is not None:
+        patches.append(put_back)
+    setattr(holder, name, here(value, current) if callable(value) and callable(current) else value)
     return put_back
 
 
@@ -104,9 +143,12 @@ def traced(dits: Iterable[nn.Module]) -> Iterator[None]:
     parts = [part for dit in dits for part in (dit, *(m for m in dit.modules() if m._parameters))]
     mark = _Mark()
     try:
-        _set(parts, mark)
-        yield
-    finally:
+        try:
+            _set(parts, mark)
+            yield
+        finally:
+            _clear(parts, mark)
+    finally:  # once more, where an interrupt came in between
         _clear(parts, mark)
 
 
@@ -178,7 +220,10 @@ def one_interrupt() -> Iterator[None]:
             raise KeyboardInterrupt
 
     try:
-        signal.signal(signal.SIGINT, interrupt)
-        yield
-    finally:
+        try:
+            signal.signal(signal.SIGINT, interrupt)
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    finally:  # once more, where an interrupt came in between
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -100,6 +100,7 @@ class Site:
             new = visit(self.of_inputs(own, given))
             return None if new is None else self.into_inputs(own, given, new)
 
+        on_output.visit = on_input.visit = visit  # type: ignore[attr-defined]  # by which `detach` knows them
         if self.end == "input":
             return module.register_forward_pre_hook(on_input, with_kwargs=True)
         return module.register_forward_hook(on_output)
@@ -179,6 +180,17 @@ def _tensor(value: Any, site: Site) -> Tensor:
         )
     found: Tensor = value
     return found
+
+
+def detach(module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> None:
+    """Remove the hook by which `Site.attach` lets a function see a module's hidden state, where it is there."""
+    for hooks, also in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    ):
+        for key in [key for key, hook in hooks.items() if getattr(hook, "visit", None) is visit]:
+            hooks.pop(key, None)
+            also.pop(key, None)
 
 
 def blocks_of(dit: nn.Module, paths: Sequence[str]) -> list[nn.Module]:

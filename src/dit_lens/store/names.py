@@ -25,6 +25,9 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     Raises:
         StoreError: If it begins with the home of a user who is not known.
     """
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise StoreError(f"store={path!r} is no folder: give a path, such as 'runs/'")
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
