@@ -92,7 +92,7 @@ class Lens:
             encoding: how bfloat16 states are stored: "float32", "codes" or "float16" (see
                 docs/store-layout.md).
             verify: which runs of the store are begun again for one step, and compared bit for bit, before they are
-                returned: the "first" one that this process takes from the store, "always" or "never".
+                returned: the "first" one that this lens takes from the store, "always" or "never".
             progress: show the pipeline's progress bar.
             **arguments: any other keyword of the pipeline's own call.
 
@@ -115,7 +115,7 @@ class Lens:
         stored = runner.finished(request)
         if stored is None:
             return runner.run(request, progress)
-        if is_due(verify, request.store, self.specimen.pipe):
+        if is_due(verify, request.store, self.specimen):
             verify_run(request, stored)
         return stored
 

@@ -402,3 +402,45 @@ def test_equal_runs_have_one_name_in_every_process(kind, tmp_path):
         assert out.returncode == 0, out.stderr[-2000:]
         names |= set(out.stdout.split()[-2:])
     assert len(names) == 1 and len(list((tmp_path / "store").glob("*-*"))) == 1
+
+
+# ---- settings of all of torch
+
+
+def test_autocast_and_hooks_of_all_modules_are_another_model(name):
+    plain = name()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert name() != plain
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, args, out: None)
+    assert name() != plain
+    hook.remove()
+    assert name() == plain
+
+
+SCRIPT = """
+import warnings
+
+from dit_lens.plan.content import content
+
+
+class Gain:
+    def __init__(self):
+        self.factor = {factor}
+
+    def __call__(self, state):
+        return state * {factor}
+
+
+print(content(Gain().__call__, []), content(Gain, []))
+"""
+
+
+def test_a_profiled_script_has_classes_of_its_own(tmp_path):
+    said = []
+    for number, factor in enumerate((2, 3)):
+        path = tmp_path / f"script{number}.py"
+        path.write_text(SCRIPT.format(factor=factor).replace("self.factor = 3", "self.factor = 2"))
+        command = [sys.executable, "-m", "cProfile", "-o", str(tmp_path / "profile"), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        said.append(done.stdout)
+    assert said[0] != said[1]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import dit_lens as dl
 
@@ -75,3 +76,37 @@ def test_a_check_changes_nothing_and_leaves_nothing_behind(
     again = lens.run(sample, store=tmp_path, record=record, edit=edit, verify="always", **PLAN)
     assert again.path == first.path and left_behind(pipe) == []
     assert np.array_equal(run_bare(pipe, sample, steps=3, cfg_scale=2.0), before)
+
+
+def test_a_run_that_failed_the_comparison_is_compared_again(tiny_pipe, sample, tmp_path, other_attention):
+    lens = dl.Lens(tiny_pipe())
+    pairs = [(sample, 0), (sample, 1)]
+    lens.run(sample, store=tmp_path / "one", **PLAN)
+    lens.batch(pairs, store=tmp_path / "rows", **PLAN).run()
+    other_attention()
+    for _ in range(2):
+        with pytest.raises(dl.StoreError, match="not what this model makes now"):
+            lens.run(sample, store=tmp_path / "one", **PLAN)
+        with pytest.raises(dl.StoreError, match="not what this model makes now"):
+            lens.batch(pairs, store=tmp_path / "rows", **PLAN).run()
+
+
+def test_a_batch_is_not_run_with_another_model_than_it_was_prepared_with(tiny_pipe, sample, tmp_path):
+    pipe = tiny_pipe()
+    lens = dl.Lens(pipe)
+    batch = lens.batch([(sample, 0)], store=tmp_path, **PLAN)
+    with torch.no_grad():
+        next(pipe.dit.parameters()).mul_(2)
+    with pytest.raises(dl.PlanError, match="changed since this batch was prepared"):
+        batch.run()
+
+
+def test_a_batch_that_runs_again_is_named_by_what_its_edit_holds_then(tiny_pipe, sample, tmp_path):
+    factor = [0.5]
+    edit = [(lambda state, spot: state * factor[0], dl.at(layer=1))]
+    batch = dl.Lens(tiny_pipe()).batch([(sample, 0)], store=tmp_path, edit=edit, **PLAN)
+    (first,) = batch.run()
+    factor[0] = 2.0
+    (second,) = batch.run()
+    assert first.path != second.path
+    assert not np.array_equal(first.dataset["latents"].values, second.dataset["latents"].values)

@@ -67,6 +67,7 @@ class Batch:
 
     Attributes:
         noise: what step 0 starts from, [row, channel, frame, y, x].
+        model: what the model was when the batch was prepared, as plain data.
         requests: what each pair is asked for.
         arguments: other keywords of the pipeline's call.
         layout: coordinates of a run.
@@ -120,6 +121,7 @@ class Batch:
         self.cfg_scale, self.keywords = first.cfg_scale, first.keywords
         self.layout = first.stages[0].layout
         self.at_once = min(at_once, self.batching.most or at_once)
+        self.model = specimen.identity()
         self.inputs = ModelInputs.of(specimen, self.requests)
         self.noise = self.inputs.noise
         self.scheduler = copy.deepcopy(
@@ -325,10 +327,27 @@ class Batch:
         Raises:
             StoreError: the store cannot be written.
             CaptureError: something asked for did not happen.
+            PlanError: the model is no longer what it was when the batch was prepared.
         """
         from dit_lens.engine.batch_run import run_rows
 
         return run_rows(self, progress)
+
+    def name_anew(self) -> None:
+        """Let the runs be named by what is there now: edits and records may hold other values than at the last time.
+
+        Raises:
+            PlanError: the model is no longer what prompts and noise were prepared with.
+        """
+        unnamed: list[str] = []
+        model = self.specimen.identity(unnamed)
+        for request in self.requests:
+            request.name_anew(model, unnamed)
+        if model != self.model and not unnamed:  # what cannot be named is equal to nothing, itself included
+            raise PlanError(
+                "The model has changed since this batch was prepared with it, so its runs would bear the name of a model that "
+                "did not make them: call lens.batch again."
+            )
 
     # ---- what states and latents stand for
 

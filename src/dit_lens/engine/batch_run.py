@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def stored_rows(requests: Sequence[Request], verify: str) -> list[Run] | None:
     """Return the runs of a batch where the store holds them all, and none of them is to be checked; else None."""
     first = requests[0]
-    if is_due(verify, first.store, first.specimen.pipe, note=False):
+    if is_due(verify, first.store, first.specimen):
         return None
     runs = [finished(request) for request in requests]
     return None if None in runs else [run for run in runs if run is not None]
@@ -47,6 +47,7 @@ def run_rows(batch: Batch, progress: str | None = None) -> list[Run]:
 
 
 def _run_rows(batch: Batch, progress: str | None) -> list[Run]:
+    batch.name_anew()
     requests = batch.requests
     scratch = Scratch() if requests[0].store is None else None
     root = requests[0].store if scratch is None else scratch.path

@@ -114,9 +114,7 @@ def check_against_pipeline(batch: Batch) -> None:
     functions = sorted(name for name, value in loop.items() if callable(value) and "callback" in name)
     if functions:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
-    model = specimen.identity()  # the pipeline's class and all its parts, as they are now
-    sample = request.sample
-    key = digest([content(loop, []), model, sample.image is None])
+    key = digest([content(loop, []), batch.model, request.sample.image is None])
     if key in specimen.checked_loops:
         return
     observed = _observe(batch)

@@ -110,6 +110,10 @@ class Request:
             self._identity = self.plan, self._describe()
         return self._identity[1]
 
+    def name_anew(self, model: dict[str, Any], unnamed: list[str]) -> None:
+        """Forget the name, and make it from what there is now; the model is read already, once for many requests."""
+        self.model, self._identity = (model, unnamed), None
+
     def _describe(self) -> dict[str, Any]:
         unnamed = [*self._unnamed]
         silent = self.specimen.family.call.silent

@@ -30,23 +30,20 @@ from dit_lens.store.run import Run
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
     from dit_lens.engine.request import Request
+    from dit_lens.families.specimen import Specimen
 
 CHOICES = ("first", "always", "never")
 CLOSE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """How far a row may be off, as a share of its size, where other rows stand beside it now."""
 
-_checked: set[tuple[Path, int]] = set()
-"""Stores of which this process has checked a run, with the pipeline that would have made it."""
 
-
-def is_due(verify: str, store: Path | None, pipe: Any, note: bool = True) -> bool:
+def is_due(verify: str, store: Path | None, specimen: Specimen) -> bool:
     """Say whether the next run that a store hands out is checked.
 
     Args:
-        verify: `first` (the first run that the process takes from the store), `always` or `never`.
+        verify: `first` (the first run that the lens takes from the store), `always` or `never`.
         store: folder of runs.
-        pipe: the pipeline that would make the run.
-        note: whether it is checked now, and counts from here on.
+        specimen: the model that would make the run.
 
     Raises:
         PlanError: `verify` is none of these.
@@ -55,11 +52,13 @@ def is_due(verify: str, store: Path | None, pipe: Any, note: bool = True) -> boo
         raise PlanError(f"verify={verify!r}: it is one of {', '.join(CHOICES)}.")
     if verify == "never" or store is None:
         return False
-    key = store, id(pipe)
-    due = verify == "always" or key not in _checked
-    if note:
-        _checked.add(key)
-    return due
+    return verify == "always" or store not in specimen.checked_stores
+
+
+def _passed(request: Request) -> None:
+    """Take note that a run of a store has stood the comparison; one that failed leaves the next to be checked."""
+    if request.store is not None:
+        request.specimen.checked_stores.add(request.store)
 
 
 def verify_run(request: Request, run: Run) -> None:
@@ -90,8 +89,10 @@ def verify_run(request: Request, run: Run) -> None:
         with suppress(EnoughError):
             output = Stages(loops).run(lambda: pipe(**keywords))
             _compare_outputs(run, family.codec.outputs(output, keywords))  # a run of one step
+            _passed(request)
             return
         family.call.release(pipe)
+    _passed(request)
 
 
 def _after_first(run: Run, step: int, latents: Latents) -> None:
@@ -187,19 +188,19 @@ def verify_batch(batch: Batch, part: Sequence[int], runs: Mapping[int, Run]) -> 
     Raises:
         StoreError: what the step gives now is not what is stored.
     """
-    store = batch.requests[0].store
-    if not runs or not is_due(batch.verify, store, batch.specimen.pipe):
+    if not runs or not is_due(batch.verify, batch.requests[0].store, batch.specimen):
         return
     names = [batch.requests[n].stages[0].name for n in part]
     same_rows = {n: run.attrs["manifest"].get("batch", {}).get("rows") == names for n, run in runs.items()}
     recorders = {n: Comparison(run, batch.layout).recorder() for n, run in runs.items() if same_rows[n]}
     rows = rows_of(batch, part, recorders)
     after = batch.advance(0, batch.noise[list(part)], list(part), rows).latents
-    if batch.steps == 1 or any(e.site == "latents" for e in batch.requests[0].plan.edits):
-        return  # what step 1 starts from is edited first
+    # What step 1 starts from is edited first.
+    edited = any(edit.site == "latents" for edit in batch.requests[0].plan.edits)
     for row, n in enumerate(part):
-        if n in runs:
+        if n in runs and batch.steps > 1 and not edited:
             _compare_row(runs[n], {s: x[row] for s, x in apart(after).items()}, same_rows[n])
+    _passed(batch.requests[0])
 
 
 def _compare_row(run: Run, latents: Latents, exact: bool) -> None:

@@ -56,7 +56,7 @@ def identity(
     return {
         "model": {"family": family.name, "fingerprint": digest(experts)[:16], **walk.visit(dict(info))},
         "components": {"class": _short(classes.describe(walk, type(pipe))), **components},
-        "numerics": numerics(),
+        "numerics": {**numerics(), "hooks": [walk.visit(hook) for hook in _hooks_of_all_modules()]},
         "dtype": dtype,
         **family.call.facts(pipe),
     }, look.sentences
@@ -123,7 +123,18 @@ def numerics() -> dict[str, Any]:
         "reduced_precision": backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "default_dtype": str(torch.get_default_dtype()),
+        "autocast": {
+            device: str(torch.get_autocast_dtype(device))
+            for device in ("cpu", "cuda")
+            if torch.is_autocast_enabled(device)
+        },
     }
+
+
+def _hooks_of_all_modules() -> list[Any]:
+    """Return the hooks that torch calls at every module."""
+    hooks = torch.nn.modules.module
+    return [*hooks._global_forward_pre_hooks.values(), *hooks._global_forward_hooks.values()]
 
 
 def _components(pipe: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ class Specimen:
         info: what is known of the checkpoint, for the manifest.
         envoys: the pipeline as nnsight sees it, while a trace runs.
         checked_loops: arguments with which a batch was found to be the pipeline's own loop.
+        checked_stores: stores of which a run was begun again, and was what is stored.
     """
 
     pipe: Any
@@ -37,6 +39,7 @@ class Specimen:
     info: Mapping[str, Any] = field(default_factory=dict)
     envoys: Any = None
     checked_loops: set[str] = field(default_factory=set)
+    checked_stores: set[Path] = field(default_factory=set)
     _in_memory: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     _checked: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
 

@@ -70,9 +70,9 @@ def _framework_of(filename: str) -> str | None:
 def is_library_module(name: str) -> bool:
     """Say whether a module, by its name, belongs to Python or to an installed library."""
     top = name.partition(".")[0]
-    if top == "dit_lens":
+    if top in ("dit_lens", "__main__"):  # a script's own classes, also where a profiler of Python's runs it
         return False
-    if top in sys.stdlib_module_names and top != "__main__":
+    if top in sys.stdlib_module_names:
         return True
     file = getattr(sys.modules.get(name), "__file__", None) or _file_of(top)
     return bool(file) and is_library_file(str(file))
