@@ -43,14 +43,6 @@ def test_what_is_named_by_a_sample_lies_below_its_folder(tmp_path, parts):
     assert tmp_path / "out" in path.resolve().parents
 
 
-def test_half_a_surrogate_pair_survives(lens, sample, tmp_path):
-    run = lens.run(sample.with_(prompt="a \ud800 b", id="\udfff"), steps=1, store=tmp_path)
-    assert run.attrs["manifest"]["identity"]["sample"]["prompt"] == "a \ud800 b"
-    again = lens.run(sample.with_(prompt="a \ud800 b", id="\udfff"), steps=1, store=tmp_path)
-    assert again.path == run.path
-    run.dataset.to_netcdf(tmp_path / "run.nc")
-
-
 def test_a_relative_store_and_a_tilde_mean_one_folder_for_ever(lens, sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
