@@ -165,3 +165,31 @@ def test_kill_9_in_the_middle_loses_no_committed_step(tmp_path):
     a, b = open_run(path), open_run(whole)
     for name in a.data_vars:
         assert np.array_equal(a[name].values, b[name].values), name
+
+
+class Counting:
+    """An edit that grows with every call; it fails at one of them, which its name does not count."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, state, spot):
+        if str(self.calls) == os.environ.get("FAILS_AT"):
+            raise Interrupted
+        self.calls += 1
+        return state * (1 + 0.01 * self.calls)
+
+
+def test_a_run_whose_edit_keeps_state_begins_anew(lens, sample, tmp_path, monkeypatch):
+    def run(folder):
+        edit = [(Counting(), dl.at(layer=1))]
+        return lens.run(sample, store=tmp_path / folder, edit=edit, steps=4)
+
+    whole = run("whole")
+    monkeypatch.setenv("FAILS_AT", "5")
+    with pytest.raises(Interrupted):
+        run("interrupted")
+    monkeypatch.delenv("FAILS_AT")
+    again = run("interrupted")
+    assert again.path.name == whole.path.name
+    same(again, whole)

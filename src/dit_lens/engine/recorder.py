@@ -82,6 +82,7 @@ class Recorder:
         samples: rows of a prompt batch.
         writer: of the run, or what opens it when there is something to write.
         encoding: how bfloat16 states are stored.
+        words: gives what else the journal says of a step when it is committed.
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class Recorder:
         samples: int,
         writer: RunWriter | Callable[[], RunWriter],
         encoding: str | None = None,
+        words: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.layout, self.samples, self._writer, self.encoding = layout, samples, writer, encoding
+        self._words = words
         self.experts = [layout.experts[0]] * layout.steps
         self._sinks: dict[Binding, Sink] = {}
         self._arriving: deque[Arriving] = deque()
@@ -142,7 +145,7 @@ class Recorder:
         if len(self.layout.experts) > 1:
             self.experts[step] = str(info["expert"])
             self.writer.set_coord("expert", self.experts)
-        self.writer.commit_step(step, info)
+        self.writer.commit_step(step, {**info, **self._words()})
 
     def end_run(self, records: Iterable[Binding]) -> None:
         """Say of records placed on some experts which steps those served: known only now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch
 from dit_lens.errors import StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.patching import one_interrupt, traced
+from dit_lens.plan.digests import digest
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, status
@@ -116,6 +118,7 @@ class Destination:
     ) -> None:
         self.stage, self.scratch, self._lease = stage, scratch, lease
         self._writer: RunWriter | None = None
+        self._functions = ""  # digest of the plan's functions when the run begins
         self._aside: Aside | None = None
 
     @property
@@ -143,8 +146,14 @@ class Destination:
             self._aside = Aside(path)
             path = self._aside.folder
         coords = coordinates(stage.layout, schedule, grids)
-        self._writer = RunWriter(path.parent, path.name, stage.manifest, coords, lease=self._lease)
-        recorder = Recorder(stage.layout, samples, self._writer, request.encoding)
+        make = partial(RunWriter, path.parent, path.name, stage.manifest, coords, lease=self._lease)
+        self._writer = make()
+        if any(words.get("state kept") for words in self._writer.words.values()):
+            self._writer.abort()
+            shutil.rmtree(path)
+            self._writer = make()
+        self._functions = digest(request.plan.to_json([]))
+        recorder = Recorder(stage.layout, samples, self._writer, request.encoding, self._state)
         committed = self._writer.committed_steps
         if not committed:
             return Opened(recorder)
@@ -163,6 +172,10 @@ class Destination:
                 for step in sorted(committed)
             },
         )
+
+    def _state(self) -> dict[str, bool]:
+        """Say whether a function has kept something of the steps so far: a run resumed without that would be another."""
+        return {} if digest(self.stage.request.plan.to_json([])) == self._functions else {"state kept": True}
 
     def _open_scratch(self, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]) -> RunWriter:
         """Open a run without a store, now that there is something to write. Nobody asks for its name before it ends."""

@@ -117,6 +117,11 @@ class RunWriter:
         """The steps that are on disk and stand in the journal; after resuming, those to leave out."""
         return set(self._ledger.steps)
 
+    @property
+    def words(self) -> dict[int, dict[str, Any]]:
+        """What the journal says of each committed step: the `info` that it was committed with, and the writer's own."""
+        return {step: dict(words) for step, words in self._ledger.steps.items()}
+
     def declare(self, variable: Variable, recorded: Recorded | None = None) -> None:
         """Add an array to the run; the same one again is fine.
 
