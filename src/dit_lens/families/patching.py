@@ -8,6 +8,7 @@ the thread that installed it, and no other.
 from __future__ import annotations
 
 import functools
+import gc
 import signal
 import threading
 import time
@@ -116,7 +117,7 @@ def undo_all(undo: Sequence[Callable[[], None]]) -> Callable[[], None]:
 
 # ---- marks
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # the end of a trace that was abandoned may come from the collector, at any line
 
 
 class _Mark:
@@ -153,6 +154,8 @@ def traced(dits: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _set(parts: Iterable[nn.Module], mark: _Mark) -> None:
+    if any(_holder(part) is not None for part in parts):
+        gc.collect()  # a mark that several interrupts left in the cycle of a traceback
     with _LOCK:
         for part in parts:
             holder = _holder(part)

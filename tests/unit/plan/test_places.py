@@ -219,7 +219,7 @@ def optional(strategy):
 
 
 selectors = st.integers(-9, 9) | st.lists(st.integers(-9, 9), min_size=1) | texts().map(lambda case: case[0])
-names = st.lists(st.text(min_size=1), min_size=1)
+names = st.lists(st.text(min_size=1).filter(str.strip), min_size=1)
 places = st.builds(
     at,
     site=optional(st.sampled_from(["block", "q", "latents"])),
