@@ -26,7 +26,7 @@ from torch import Tensor
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.inputs import ModelInputs
 from dit_lens.engine.pipeline_check import check_against_pipeline
-from dit_lens.engine.request import Request, seeds_together
+from dit_lens.engine.request import Request, name_anew, seeds_together
 from dit_lens.engine.rows import Moment, Row
 from dit_lens.engine.stages import check_schedule
 from dit_lens.engine.stepped import Stepped
@@ -339,10 +339,7 @@ class Batch:
         Raises:
             PlanError: the model is no longer what prompts and noise were prepared with.
         """
-        unnamed: list[str] = []
-        model = self.specimen.identity(unnamed)
-        for request in self.requests:
-            request.name_anew(model, unnamed)
+        model, unnamed = name_anew(self.requests, self.specimen)
         if model != self.model and not unnamed:  # what cannot be named is equal to nothing, itself included
             raise PlanError(
                 "The model has changed since this batch was prepared with it, so its runs would bear the name of a model that "

@@ -9,9 +9,9 @@ that it was made with.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from dit_lens.engine.batch_rows import over_seeds, rows_of
 from dit_lens.engine.recorder import Recorder
-from dit_lens.engine.runner import coordinates, finished, write_outputs
+from dit_lens.engine.request import Request, name_anew
+from dit_lens.engine.runner import begun_anew, coordinates, finished, write_outputs
 from dit_lens.engine.verify import is_due, verify_batch
 from dit_lens.families.patching import one_interrupt
 from dit_lens.store import RunWriter
@@ -28,7 +29,6 @@ from dit_lens.store.scratch import Scratch
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
-    from dit_lens.engine.request import Request
 
 
 def stored_rows(requests: Sequence[Request], verify: str) -> list[Run] | None:
@@ -36,6 +36,7 @@ def stored_rows(requests: Sequence[Request], verify: str) -> list[Run] | None:
     first = requests[0]
     if is_due(verify, first.store, first.specimen):
         return None
+    name_anew(requests, first.specimen)
     runs = [finished(request) for request in requests]
     return None if None in runs else [run for run in runs if run is not None]
 
@@ -114,9 +115,6 @@ def _make(
 
 def open_writer(path: Path, manifest: dict[str, Any], coords: dict[str, Any], durable: bool) -> RunWriter:
     """Open a run to write it from the start: what an interrupted batch left of it may have had other rows beside it."""
-    writer = RunWriter(path.parent, path.name, manifest, coords, durable=durable)
-    if not writer.committed_steps:
-        return writer
-    writer.abort()
-    shutil.rmtree(path)
-    return RunWriter(path.parent, path.name, manifest, coords, durable=durable)
+    make = partial(RunWriter, path.parent, path.name, manifest, coords, durable=durable)
+    writer = make()
+    return begun_anew(writer, make) if writer.committed_steps else writer

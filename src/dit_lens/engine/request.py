@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,6 @@ class Request:
             self._identity = self.plan, self._describe()
         return self._identity[1]
 
-    def name_anew(self, model: dict[str, Any], unnamed: list[str]) -> None:
-        """Forget the name, and make it from what there is now; the model is read already, once for many requests."""
-        self.model, self._identity = (model, unnamed), None
-
     def _describe(self) -> dict[str, Any]:
         unnamed = [*self._unnamed]
         silent = self.specimen.family.call.silent
@@ -152,6 +148,19 @@ class Request:
         words = "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
         # A file system takes 255 bytes. The hash tells runs apart, the words are for people.
         return f"{words.encode()[:LONGEST_NAME].decode(errors='ignore')}-seed{self.seed}"
+
+
+def name_anew(requests: Iterable[Request], specimen: Specimen) -> tuple[dict[str, Any], list[str]]:
+    """Let requests be named by what there is now. The model is read once for all of them.
+
+    Returns:
+        What the model is, and what of it cannot be named.
+    """
+    unnamed: list[str] = []
+    model = specimen.identity(unnamed), unnamed
+    for request in requests:
+        request.model, request._identity = model, None
+    return model
 
 
 class StageRequest:

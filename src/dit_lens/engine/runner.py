@@ -149,9 +149,7 @@ class Destination:
         make = partial(RunWriter, path.parent, path.name, stage.manifest, coords, lease=self._lease)
         self._writer = make()
         if any(words.get("state kept") for words in self._writer.words.values()):
-            self._writer.abort()
-            shutil.rmtree(path)
-            self._writer = make()
+            self._writer = begun_anew(self._writer, make)
         self._functions = digest(request.plan.to_json([]))
         recorder = Recorder(stage.layout, samples, self._writer, request.encoding, self._state)
         committed = self._writer.committed_steps
@@ -206,6 +204,13 @@ class Destination:
             self._writer.abort()
         if self._aside is not None:
             self._aside.give_up()
+
+
+def begun_anew(writer: RunWriter, make: Callable[[], RunWriter]) -> RunWriter:
+    """Remove what an interrupted run left, and return another writer of it."""
+    writer.abort()
+    shutil.rmtree(writer.path)
+    return make()
 
 
 OUTPUTS = {
