@@ -1,16 +1,12 @@
 """Ctrl-C at any moment, once and twice: the run is freed, nothing hangs, and the next try makes it right."""
 
 import ctypes
-import faulthandler
-import os
 import random
 import signal
 import sys
-import tempfile
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,24 +20,15 @@ from dit_lens.store.worker import Worker
 
 STEPS, LAYERS = 6, 2
 MOMENTS = 50
+SLOW = 60  # seconds: by then a test hangs
 
 
-@pytest.fixture(autouse=True)
-def no_hang():
-    """End the process, with every thread's stack, where a test would hang."""
-    faulthandler.dump_traceback_later(60, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
+pytestmark = pytest.mark.usefixtures("no_hang")
 
 
 @pytest.fixture
-def tmp_path(tmp_path):
-    """A folder in memory, where there is one: what is tested is not how fast a disk is."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
+def tmp_path(in_memory):
+    return in_memory
 
 
 def values_of(step, layer):

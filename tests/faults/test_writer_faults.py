@@ -1,13 +1,11 @@
 """Every way in which writing can fail ends the run at once, says why, frees it, and keeps what was committed."""
 
 import errno
-import faulthandler
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -22,22 +20,12 @@ STEPS, LAYERS = 3, 2
 SLOW = 30  # seconds: by then a test hangs
 
 
-@pytest.fixture(autouse=True)
-def no_hang():
-    """End the process, with every thread's stack, where a test would hang."""
-    faulthandler.dump_traceback_later(SLOW, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
+pytestmark = pytest.mark.usefixtures("no_hang")
 
 
 @pytest.fixture
-def tmp_path(tmp_path):
-    """A folder in memory, where there is one: what is tested is not how fast a disk is."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
+def tmp_path(in_memory):
+    return in_memory
 
 
 def values_of(name, *key):

@@ -3,20 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-
-from dit_lens.models.organism import LATENT_CHANNELS, WEIGHTS
-from dit_lens.models.organism.modules import LinearCodec
-
-
-@pytest.fixture(scope="session")
-def codec():
-    state = load_file(WEIGHTS)
-    codec = LinearCodec(LATENT_CHANNELS)
-    codec.load_state_dict(
-        {k.removeprefix("vae."): v.float() for k, v in state.items() if k.startswith("vae.")}
-    )
-    return codec
 
 
 @pytest.fixture(scope="session")
