@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from dit_lens.errors import CaptureError, StoreError
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.places import GRID_DIMS, Spot, grid_dim
 from dit_lens.plan.plan import Layout, Placed
-from dit_lens.store import RunWriter, Variable
+from dit_lens.store import Variable
+from dit_lens.store.metadata import Recorded
 
 _AS_THEY_ARE = {
     *(torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool),
@@ -41,6 +42,8 @@ class Sink:
         outer: sizes of the dimensions before those of a value in a unit: branch, layer, and sample before them.
         shape: of every value.
         dtype: in which every value is kept.
+        is_whole: whether the values are whole states, in the model's own number type.
+        is_unit: whether each value is a unit of the store: a full state of a block.
         variable: the array in the store; None as long as nothing is written.
         buffer: what was gathered of the running step, on the model's device; `fill_of` where nothing was asked for.
     """
@@ -50,11 +53,16 @@ class Sink:
     outer: tuple[int, ...]
     shape: torch.Size
     dtype: torch.dtype
+    is_whole: bool
+    is_unit: bool
     variable: Variable | None = None
     buffer: Tensor | None = None
 
     def gather(self, index: tuple[int, ...], value: Tensor) -> None:
         """Put a copy of a value in its place in the running step: the model may write over its own memory."""
+        if self.buffer is None and not index:
+            self.buffer = value.clone(memory_format=torch.contiguous_format)
+            return
         if self.buffer is None:
             fill = fill_of(self.dtype)
             size = (*self.outer, *self.shape)
@@ -72,6 +80,25 @@ class Arriving:
     arrived: torch.cuda.Event
 
 
+class Writer(Protocol):
+    """What a recorder hands its units to; see `RunWriter`."""
+
+    def declare(self, variable: Variable, recorded: Recorded | None = None) -> None:
+        """Add an array."""
+
+    def write(self, name: str, index: Mapping[str, int], values: np.ndarray) -> None:
+        """Take one unit."""
+
+    def set_coord(self, name: str, values: Any) -> None:
+        """Replace a coordinate's values."""
+
+    def set_recorded(self, name: str, recorded: Recorded) -> None:
+        """Say anew what was asked of a variable."""
+
+    def commit_step(self, step: int, info: Mapping[str, Any] | None = None) -> None:
+        """Make a step exist."""
+
+
 class Recorder:
     """Takes what records return, checks it, and hands it to the store in its units.
 
@@ -80,7 +107,7 @@ class Recorder:
     Args:
         layout: coordinates of the run.
         samples: rows of a prompt batch.
-        writer: of the run, or what opens it when there is something to write.
+        writer: of the run.
         encoding: how bfloat16 states are stored.
         words: gives what else the journal says of a step when it is committed.
     """
@@ -89,22 +116,15 @@ class Recorder:
         self,
         layout: Layout,
         samples: int,
-        writer: RunWriter | Callable[[], RunWriter],
+        writer: Writer,
         encoding: str | None = None,
         words: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self.layout, self.samples, self._writer, self.encoding = layout, samples, writer, encoding
+        self.layout, self.samples, self.writer, self.encoding = layout, samples, writer, encoding
         self._words = words
         self.experts = [layout.experts[0]] * layout.steps
         self._sinks: dict[Binding, Sink] = {}
         self._arriving: deque[Arriving] = deque()
-
-    @property
-    def writer(self) -> RunWriter:
-        """Writes the run."""
-        if callable(self._writer):
-            self._writer = self._writer()
-        return self._writer
 
     def take(self, record: Binding, spot: Spot, read: Tensor, value: Any) -> None:
         """Take what a record returned at a spot.
@@ -121,19 +141,19 @@ class Recorder:
         """
         value = _with_values(record, spot, value)
         sink = self._sinks.get(record) or self._open(record, spot, read, value)
-        if value.shape != sink.shape or kept_type(value.dtype, record.placed.is_whole) != sink.dtype:
+        if value.shape != sink.shape or kept_type(value.dtype, sink.is_whole) != sink.dtype:
             raise self._changed(record, spot, sink, value)
         value = value.to(sink.dtype)
         index: tuple[int, ...] = ()
         if spot.branch is not None and spot.layer is not None:
             index = (self.layout.branches.index(spot.branch), spot.layer)
-        if record.placed.is_state and self.samples == 1:
-            is_copy = value.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
-            self._send(sink, (spot.step, *index), value, is_copy)
-        elif record.placed.is_state:
+        if not sink.is_unit:
+            sink.gather((spot.sample, *index) if self.samples > 1 else index, value)
+        elif self.samples > 1:
             self._gather_rows(sink, spot, index, value)
         else:
-            sink.gather((spot.sample, *index) if self.samples > 1 else index, value)
+            is_copy = value.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
+            self._send(sink, (spot.step, *index), value, is_copy)
 
     def end_step(self, step: int, info: Mapping[str, Any]) -> None:
         """Hand over what was gathered, and commit the step."""
@@ -181,7 +201,8 @@ class Recorder:
         outer = () if placed.on_latents else (len(self.layout.branches), self.layout.layers)
         if self.samples > 1:
             outer = (self.samples, *outer)
-        sink = self._sinks[record] = Sink(record, spot, outer, value.shape, dtype)
+        sink = Sink(record, spot, outer, value.shape, dtype, placed.is_whole, placed.is_state)
+        self._sinks[record] = sink
         return sink
 
     def _declared(self, sink: Sink) -> str:
@@ -278,18 +299,18 @@ def _with_values(record: Binding, spot: Spot, value: Any) -> Tensor:
     Raises:
         CaptureError: it is not a tensor, or one without values of its own.
     """
-    name = record.placed.name
     if not isinstance(value, Tensor):
         raise CaptureError(
-            f"record {name} at {spot} returned {_named(value)}; it declares the dimensions {record.placed.kept}: return a "
-            "tensor of those, as torch.as_tensor(...) makes one of a number or an array."
+            f"record {record.placed.name} at {spot} returned {_named(value)}; it declares the dimensions "
+            f"{record.placed.kept}: return a tensor of those, as torch.as_tensor(...) makes one of a number or an array."
         )
-    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+    if value.is_nested or value.layout is not torch.strided or value.is_quantized or value.is_meta:
         kind = "nested" if value.is_nested else f"{value.layout}, on the device {value.device.type!r}"
         raise CaptureError(
-            f"record {name} at {spot} returned a tensor that is {kind}: return a dense tensor that holds values."
+            f"record {record.placed.name} at {spot} returned a tensor that is {kind}: return a dense tensor that holds values."
         )
-    return value.detach().resolve_conj().resolve_neg()
+    value = value.detach() if value.requires_grad else value
+    return value.resolve_conj().resolve_neg() if value.is_conj() or value.is_neg() else value
 
 
 def _named(value: Any) -> str:

@@ -19,11 +19,11 @@ from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch
 from dit_lens.errors import StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.patching import one_interrupt, traced
-from dit_lens.plan.digests import digest
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, status
 from dit_lens.store.aside import Aside
+from dit_lens.store.draft import Draft
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
 
@@ -117,12 +117,12 @@ class Destination:
         self, stage: StageRequest, scratch: Callable[[], Scratch] | None, lease: threading.Lock
     ) -> None:
         self.stage, self.scratch, self._lease = stage, scratch, lease
-        self._writer: RunWriter | None = None
-        self._functions = ""  # digest of the plan's functions when the run begins
+        self._writer: RunWriter | Draft | None = None
+        self._state = ""  # of the plan's functions when the run begins
         self._aside: Aside | None = None
 
     @property
-    def writer(self) -> RunWriter:
+    def writer(self) -> RunWriter | Draft:
         """Writes the run; there once the first call has come."""
         if self._writer is None:
             raise StoreError("The model never ran: nothing was written.")
@@ -135,24 +135,25 @@ class Destination:
             StoreError: the run cannot be written, or not be taken up where it stopped.
         """
         stage, request = self.stage, self.stage.request
-        samples = len(range(*next(iter(forward.rows.values())).indices(10**9)))
+        samples = forward.samples
         grids = {stream: tokens.grid for stream, tokens in forward.streams.items()}
+        coords = coordinates(stage.layout, schedule, grids)
         path = stage.path
         if path is None:
-            later = partial(self._open_scratch, schedule, grids)
-            return Opened(Recorder(stage.layout, samples, later, request.encoding))
+            assert self.scratch is not None
+            self._writer = Draft(self.scratch().path / f"stage{stage.layout.stage}", coords)
+            return Opened(Recorder(stage.layout, samples, self._writer, request.encoding))
         if request.body is not None:
             # A body sees all steps, so its run begins anew, whatever stands in the store.
             self._aside = Aside(path)
             path = self._aside.folder
-        coords = coordinates(stage.layout, schedule, grids)
         make = partial(RunWriter, path.parent, path.name, stage.manifest, coords, lease=self._lease)
-        self._writer = make()
-        if any(words.get("state kept") for words in self._writer.words.values()):
-            self._writer = begun_anew(self._writer, make)
-        self._functions = digest(request.plan.to_json([]))
-        recorder = Recorder(stage.layout, samples, self._writer, request.encoding, self._state)
-        committed = self._writer.committed_steps
+        self._writer = writer = make()
+        if any(words.get("state kept") for words in writer.words.values()):
+            self._writer = writer = begun_anew(writer, make)
+        self._state = request.plan.state()
+        recorder = Recorder(stage.layout, samples, writer, request.encoding, self._words)
+        committed = writer.committed_steps
         if not committed:
             return Opened(recorder)
         if schedule.state:
@@ -171,32 +172,25 @@ class Destination:
             },
         )
 
-    def _state(self) -> dict[str, bool]:
+    def _words(self) -> dict[str, bool]:
         """Say whether a function has kept something of the steps so far: a run resumed without that would be another."""
-        return {} if digest(self.stage.request.plan.to_json([])) == self._functions else {"state kept": True}
-
-    def _open_scratch(self, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]) -> RunWriter:
-        """Open a run without a store, now that there is something to write. Nobody asks for its name before it ends."""
-        assert self.scratch is not None
-        self._writer = RunWriter(
-            self.scratch().path,
-            f"stage{self.stage.layout.stage}",
-            {},
-            coordinates(self.stage.layout, schedule, grids),
-            durable=False,
-            exclusive=False,
-            lease=self._lease,
-        )
-        return self._writer
+        return {} if self.stage.request.plan.state() == self._state else {"state kept": True}
 
     def close(self) -> Path:
-        """Complete the run; return where it stands."""
-        if self.scratch is not None:
-            self.writer.describe(self.stage.manifest)
-            self.writer.close()
-            return self.writer.path.rename(self.scratch().path / self.stage.name)
-        self.writer.close()
-        return self.writer.path if self._aside is None else self._aside.take_place()
+        """Complete the run; return where it stands, or will stand when somebody reads it."""
+        writer = self.writer
+        if isinstance(writer, RunWriter):
+            writer.close()
+            return writer.path if self._aside is None else self._aside.take_place()
+        assert self.scratch is not None
+        path = self.scratch().path / self.stage.name
+        finish = partial(writer.finish, self.stage.manifest, path)
+        if writer.is_written:
+            finish()
+        else:
+            self.scratch().put_off(finish, writer.nbytes)
+            self._writer = None
+        return path
 
     def abort(self) -> None:
         """Let go of the run; it stays incomplete where it is not closed."""
@@ -221,7 +215,7 @@ OUTPUTS = {
 
 
 def write_outputs(
-    writer: RunWriter, outputs: Mapping[str, np.ndarray], rates: Mapping[str, float] | None = None
+    writer: RunWriter | Draft, outputs: Mapping[str, np.ndarray], rates: Mapping[str, float] | None = None
 ) -> None:
     """Write what the pipeline made, by the names of `OUTPUTS`, with its positions per second where known."""
     for name, values in outputs.items():

@@ -214,7 +214,7 @@ class StageLoop:
         )
         self._opened = self._open_recorder(schedule, forward)
         self._streams = tuple(stream for stream in self.layout.latents if stream in forward.streams)
-        samples = len(range(*next(iter(forward.rows.values())).indices(10**9)))
+        samples = forward.samples
         rows = [
             Row(self.seed, self._edits, self._records, [self._opened.recorder], sample)
             for sample in range(samples)

@@ -143,13 +143,13 @@ class Comparison:
 
     def open(self, schedule: Schedule, forward: Forward) -> Opened:
         """Take the place of a run's destination."""
-        samples = len(range(*next(iter(forward.rows.values())).indices(10**9)))
+        samples = forward.samples
         return Opened(self.recorder(samples))
 
     def recorder(self, samples: int = 1) -> Recorder:
         """Return a recorder that compares in place of writing."""
         encoding = self.run.attrs["manifest"]["identity"]["encoding"]
-        return Recorder(self.layout, samples, self, encoding)  # type: ignore[arg-type]  # it writes to this
+        return Recorder(self.layout, samples, self, encoding)
 
     def declare(self, variable: Variable, recorded: Any = None) -> None:
         """Take note of a variable."""
@@ -176,7 +176,7 @@ class Comparison:
     def set_recorded(self, name: str, recorded: Any) -> None:
         """Take no notice: what was asked for is said in the stored run."""
 
-    def commit_step(self, step: int, info: Mapping[str, Any]) -> None:
+    def commit_step(self, step: int, info: Mapping[str, Any] | None = None) -> None:
         """Take no notice: nothing is written."""
 
 

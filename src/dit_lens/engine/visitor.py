@@ -176,34 +176,40 @@ class Visitor:
 
     def _visit(self, forward: Forward, where: Where, h: Tensor) -> Tensor | None:
         """Apply what is placed here to the call's rows of h [row, token, channel]; None where nothing changed."""
-        site, stream, layer = where
-        out = None
-        rows = max(part.stop for part in forward.rows.values())
-        if len(h) != rows:
-            raise CaptureError(
-                f"{site} at layer {layer}, step={self.moment.step}: the value has {len(h)} rows, and the call of "
-                f"{' and '.join(forward.rows)} has {rows}: which rows are which branch is unknown."
-            )
-        for branch, part in forward.rows.items():
-            watched = stream == "video" and (site, branch, layer) in self.watch
-            if not watched and (where, branch) not in self._selected:
-                continue
-            tokens = self._tokens(forward, where, branch, h)
-            values = h[part, tokens.part].unflatten(1, tokens.grid)
+        branches = [b for b in forward.rows if (where, b) in self._selected or self._watches(where, b)]
+        if not branches:
+            return None
+        tokens = self._tokens(forward, where, h)
+        part, grid, out = tokens.part, tokens.grid, None
+        for branch in branches:
+            rows = forward.rows[branch]
+            flat = h[rows, part]
+            values = flat.view(flat.shape[0], *grid, flat.shape[2])
             new = self.apply(where, branch, values)
-            if watched:
+            if self._watches(where, branch):
+                site, _, layer = where
                 assert layer is not None
                 self.states[site, branch, layer] = new.clone()
             if new is not values:
                 out = h.clone() if out is None else out
-                out[part, tokens.part] = new.flatten(1, 3)
+                out[rows, part] = new.flatten(1, 3)
         return out
 
-    def _tokens(self, forward: Forward, where: Where, branch: str, h: Tensor) -> Tokens:
-        """Return how the stream's tokens stand in h."""
+    def _watches(self, where: Where, branch: str) -> bool:
         site, stream, layer = where
-        tokens = forward.streams.get(stream)
-        place = f"{site} at layer {layer}, {self._moment_label(branch)}"
+        return bool(self.watch) and stream == "video" and (site, branch, layer) in self.watch
+
+    def _tokens(self, forward: Forward, where: Where, h: Tensor) -> Tokens:
+        """Return how the stream's tokens stand in h, whose rows are those of the call.
+
+        Raises:
+            CaptureError: h does not hold them.
+        """
+        site, stream, layer = where
+        tokens, rows = forward.streams.get(stream), forward.row_count
+        if tokens is not None and h.ndim == 3 and h.shape[1] == tokens.total and h.shape[0] == rows:
+            return tokens
+        place = f"{site} at layer {layer}, {self._moment_label('+'.join(forward.rows))}"
         if tokens is None:
             raise CaptureError(f"{place}: this run has no stream {stream!r}.")
         if h.ndim != 3 or h.shape[1] != tokens.total:
@@ -212,7 +218,9 @@ class Visitor:
                 f"{tokens.after} after it make {tokens.total} [row, token, channel]: this site does not hold the {stream}'s "
                 "tokens; place it elsewhere."
             )
-        return tokens
+        raise CaptureError(
+            f"{place}: the value has {h.shape[0]} rows, and the call has {rows}: which rows are which branch is unknown."
+        )
 
     def _moment_label(self, branch: str) -> str:
         moment = self.moment
@@ -236,7 +244,7 @@ class Visitor:
         selected = self._selected.get((where, branch))
         if selected is None:
             return values
-        if len(values) != len(self.rows):
+        if values.shape[0] != len(self.rows):
             raise CaptureError(
                 f"{where[0]}, {self._moment_label(str(branch))}: the model ran on {len(values)} rows, and {len(self.rows)} were "
                 "prepared."
@@ -307,9 +315,8 @@ class Visitor:
         Returns:
             The copy, and what the record returned.
         """
-        # Operations on inference tensors are not counted.
         with torch.inference_mode(False) if value.is_inference() else nullcontext():
-            copy = value.clone()
+            copy = value.clone()  # operations on inference tensors are not counted
         version = copy._version
         result = record.placed.function(copy)
         first = (number, record) not in self._seen
@@ -318,7 +325,8 @@ class Visitor:
                 f"record {record.placed.name} at {spot} changes the value that it reads: compute on a copy (h.clone()), or place "
                 "it as an edit, which may change the run."
             )
-        self._seen.add((number, record))
+        if first:
+            self._seen.add((number, record))
         return copy, result
 
     # ---- audit

@@ -88,9 +88,10 @@ class Site:
         def on_output(_: Any, __: Any, output: Any) -> Any:
             if get_ident() != owner:
                 return None
-            if pick(output, self._item(output)) is None:
+            state = pick(output, self._item(output))
+            if state is None:
                 return None  # the last block of a joint model may drop the text: nothing is captured there
-            new = visit(self.of_output(output))
+            new = visit(_tensor(state, self))
             return None if new is None else self.into_output(output, new)
 
         def on_input(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

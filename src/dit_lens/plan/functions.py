@@ -15,7 +15,7 @@ from dit_lens.errors import PlanError
 from dit_lens.plan import callables
 from dit_lens.plan.content import Walk
 from dit_lens.plan.digests import digest
-from dit_lens.plan.origin import FRAMEWORKS
+from dit_lens.plan.origin import FRAMEWORKS, is_own_code
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,11 @@ def describe(function: Callable[..., Any], unnamed: list[str] | None = None) -> 
     if "function" in data:
         return dict(data)
     return {"function": callables.name_of(function), "code": digest(data)}
+
+
+def keeps_nothing(function: Callable[..., Any]) -> bool:
+    """Say whether a function is a plain one of this package: those keep nothing from call to call."""
+    return type(function) is types.FunctionType and is_own_code(function.__code__)
 
 
 def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[..., Any]:

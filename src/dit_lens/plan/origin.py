@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata as metadata
 import importlib.util
+import os
 import platform
 import sys
 import sysconfig
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-HERE = str(Path(__file__).resolve().parents[1])
+HERE = str(Path(__file__).resolve().parents[1]) + os.sep
 """Folder of this package."""
 
 FRAMEWORKS = (

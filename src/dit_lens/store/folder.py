@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from dit_lens.errors import StoreError
 from dit_lens.store import files, metadata
+from dit_lens.store.arrays import Arrays
 from dit_lens.store.coordinates import Coordinate
 from dit_lens.store.journal import Journal
 from dit_lens.store.layout import LAYOUT_VERSION
@@ -41,7 +41,7 @@ class RunFolder:
     ) -> None:
         self.path = path
         self.attrs = _new_attrs(manifest, coords)
-        self.arrays: dict[str, dict[str, Any]] = {}
+        self.arrays = Arrays(path)
         self._saved = False
         self._final: dict[str, dict[str, Any]] = {}  # arrays whose metadata changes when the run ends
         self._files: list[tuple[str, bytes]] = []  # to be written
@@ -83,7 +83,7 @@ class RunFolder:
             for leftover in (name for name in names if name.endswith(files.PARTIAL)):
                 os.unlink(os.path.join(folder, leftover))
         self.attrs = previous
-        self.arrays = group["consolidated_metadata"]["metadata"]
+        self.arrays = Arrays(self.path, group["consolidated_metadata"]["metadata"])
         if committed:
             self._written = set(self.arrays)
         else:  # a power cut may have torn any of it
@@ -91,27 +91,11 @@ class RunFolder:
 
     def _add_coord(self, coord: Coordinate) -> None:
         array = coord.to_json()
-        self.check(coord.name, array)
+        self.arrays.check(coord.name, array)
         self.add(coord.name, array)
         if coord.name not in self._written:
             chunk, data = coord.chunk()
             self._files.append((os.path.join(self.path, coord.name, chunk), data))
-
-    def check(self, name: str, array: dict[str, Any]) -> None:
-        """Refuse an array that differs from the one of this name, or from the sizes of the run.
-
-        Raises:
-            StoreError: If it does.
-        """
-        if known := self.arrays.get(name):
-            array = json.loads(metadata.array_bytes(array))
-            if json.loads(metadata.array_bytes(known)) != array:
-                raise StoreError(
-                    f"{name} of {self.path} is declared already, and differs in {_difference(known, array)}; "
-                    "give the second record another name"
-                )
-            return
-        self._check_sizes(name, array)
 
     def add(self, name: str, array: dict[str, Any]) -> None:
         """Add an array that was checked, unless it is there."""
@@ -123,26 +107,14 @@ class RunFolder:
     def _array_file(self, name: str, array: Mapping[str, Any]) -> tuple[str, bytes]:
         return os.path.join(self.path, name, metadata.FILE), metadata.array_bytes(array)
 
-    def _check_sizes(self, name: str, array: Mapping[str, Any]) -> None:
-        sizes = dict(zip(array["dimension_names"], array["shape"], strict=True))
-        for other, known in self.arrays.items():
-            for dim, size in zip(known["dimension_names"], known["shape"], strict=True):
-                if sizes.get(dim, size) != size:
-                    raise StoreError(
-                        f"{name} has size {sizes[dim]} along {dim!r}, but {other} of {self.path} has {size}: "
-                        "one size per dimension and run; give the full size, or the dimension another name"
-                    )
-
-    def size(self, dim: str) -> int:
-        """Return the run's size along a dimension, 0 if no array has it."""
-        for array in self.arrays.values():
-            if dim in array["dimension_names"]:
-                return array["shape"][array["dimension_names"].index(dim)]
-        return 0
-
     def describe(self, manifest: Mapping[str, Any]) -> None:
         """Say anew what made the run; the last files say it."""
         self.attrs |= _described(manifest)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether no metadata is to be written."""
+        return self._saved and not self._files
 
     def take_files(self) -> list[tuple[str, bytes]]:
         """Return the metadata files that are to be written before anything else, once: path and bytes."""
@@ -231,12 +203,6 @@ def _new_attrs(manifest: Mapping[str, Any], coords: Mapping[str, Coordinate]) ->
         **_described(manifest),
         "created": _now(),
     } | ({"coordinates": " ".join(auxiliary)} if auxiliary else {})
-
-
-def _difference(known: Mapping[str, Any], array: Mapping[str, Any]) -> str:
-    both = [known | known["attributes"], array | array["attributes"]]
-    keys = [key for key in both[1] if key != "attributes" and both[0].get(key) != both[1][key]]
-    return ", ".join(f"{key} ({both[0].get(key)} there, {both[1][key]} now)" for key in keys)
 
 
 def _now() -> str:

@@ -33,9 +33,20 @@ class Run:
     """
 
     def __init__(self, path: Path, scratch: Scratch | None = None) -> None:
-        self.path = absolute(path)
+        self._path = absolute(path)
         self._scratch = scratch
         self._dataset: xr.Dataset | None = None
+
+    @property
+    def path(self) -> Path:
+        """The run's folder. A run in no store is written when its folder is first asked for.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        if self._scratch is not None:
+            self._scratch.settle()
+        return self._path
 
     @property
     def dataset(self) -> xr.Dataset:

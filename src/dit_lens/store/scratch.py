@@ -1,5 +1,7 @@
 """Folders of runs for which no store was asked: gone with the run, and with the process however it ends.
 
+A small run is put off: its folder is filled when somebody reads it (`draft.py`).
+
 The folder of one run goes when nobody holds the run or one of its arrays. All folders of a process lie in one, which
 goes at exit and at SIGTERM; what a killed process left is removed by the next one.
 """
@@ -16,13 +18,18 @@ import tempfile
 import threading
 import uuid
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from dit_lens.errors import StoreError
 from dit_lens.store.lock import process_lives
 
 _PREFIX = "dit_lens_"
 _COLLECT_FROM = 8  # from this many folders on, some may only wait for the garbage collector
+_MOST_BYTES = 64 << 20  # of all runs together that are put off; the oldest are written then
 
 
 class _Parent:
@@ -31,7 +38,8 @@ class _Parent:
     def __init__(self) -> None:
         self.path: str | None = None
         self.pid = 0
-        self.scratches: weakref.WeakSet[Scratch] = weakref.WeakSet()
+        self.scratches: weakref.WeakValueDictionary[int, Scratch] = weakref.WeakValueDictionary()  # in order
+        self.numbers = count()
         self.collect_at = _COLLECT_FROM
 
     def get(self) -> str:
@@ -55,8 +63,22 @@ class _Parent:
             gc.collect()
             self.collect_at = max(_COLLECT_FROM, 2 * len(self.scratches))
 
+    def bound(self, most_bytes: int) -> None:
+        """Write the oldest of what was put off, until it takes no more memory than this."""
+        scratches = [reference() for reference in self.scratches.valuerefs()]
+        waiting = [scratch for scratch in scratches if scratch is not None and scratch.nbytes]
+        excess = sum(s.nbytes for s in waiting) - most_bytes
+        for scratch in waiting:
+            if excess <= 0:
+                break
+            excess -= scratch.nbytes
+            with suppress(StoreError, OSError):  # whoever reads the run is told; it stays in memory
+                scratch.settle()
+
 
 _PARENT = _Parent()
+if hasattr(os, "register_at_fork"):  # two processes would fill one folder
+    os.register_at_fork(before=lambda: _PARENT.bound(0))
 
 
 class Scratch:
@@ -64,6 +86,7 @@ class Scratch:
 
     Attributes:
         path: The folder.
+        nbytes: Size of what was put off.
     """
 
     def __init__(self) -> None:
@@ -71,7 +94,43 @@ class Scratch:
         self.path = Path(_PARENT.get()) / uuid.uuid4().hex[:12]
         self.path.mkdir()
         self._finalizer = weakref.finalize(self, _remove, str(self.path), os.getpid())
-        _PARENT.scratches.add(self)
+        self._start()
+        _PARENT.scratches[next(_PARENT.numbers)] = self
+
+    def _start(self) -> None:
+        self._lock, self.nbytes = threading.RLock(), 0
+        self._writes: list[Callable[[], None]] = []  # that were put off
+
+    def put_off(self, write: Callable[[], None], nbytes: int) -> None:
+        """Leave it to the first reader to fill the folder.
+
+        Args:
+            write: Fills it.
+            nbytes: Size of the data that waits for it.
+        """
+        self._writes.append(write)
+        self.nbytes += nbytes
+        _PARENT.bound(_MOST_BYTES)
+
+    def settle(self) -> None:
+        """Fill the folder, where that was put off.
+
+        Raises:
+            StoreError: It cannot be written. What was put off is kept, and can be asked for again.
+        """
+        with self._lock:
+            while self._writes:
+                self._writes[0]()
+                del self._writes[0]
+            self.nbytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.settle()
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]  # of another process, or another copy, which removes it
+        self._start()
 
     def remove(self) -> None:
         """Remove the folder now."""

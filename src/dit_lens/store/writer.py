@@ -136,7 +136,7 @@ class RunWriter:
         """
         self._check_open()
         array = array_json(variable, recorded_json(variable, recorded))
-        self._folder.check(variable.name, array)
+        self._folder.arrays.check(variable.name, array)
         self._tenure.changing = True
         self._folder.add(variable.name, array)
         self._variables[variable.name] = variable
@@ -229,7 +229,7 @@ class RunWriter:
             StoreError: If the step is committed already, or something given earlier could not be written.
         """
         self._check_open()
-        steps = self._folder.size("step")
+        steps = self._folder.arrays.size("step")
         if not 0 <= step < steps:
             raise StoreError(f"step {step} is not in 0..{steps - 1}, the steps of {self.path}")
         if step in self._given:
@@ -259,7 +259,8 @@ class RunWriter:
         self._tenure.changing = False
 
     def _save(self) -> None:
-        if changed := self._folder.take_files():
+        if not self._folder.is_saved:
+            changed = self._folder.take_files()
             self._worker.submit(partial(self._committer.write_metadata, changed), 0, "metadata")
 
     def close(self, status: str = "complete") -> None:
