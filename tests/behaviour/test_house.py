@@ -1,6 +1,7 @@
 """The layout of folders is the architecture: arrows point down, no circle, one name a class."""
 
 import ast
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -109,3 +110,22 @@ def test_importing_the_plan_and_the_store_needs_no_torch():
         }
         if module.split(".")[1:2] in (["plan"], ["store"]):
             assert not any(str(name).split(".")[0] == "torch" for name in names), module
+
+
+def test_a_value_passes_few_files_on_its_way_to_a_record(lens, sample):
+    lens.run(sample, steps=1, record=[dit_lens.energy])  # what happens once a process does not count
+    files, reached = set(), False
+
+    def watch(frame, event, _):
+        nonlocal reached
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and not reached and file.is_relative_to(SOURCE):
+            files.add(file)
+            reached = frame.f_code.co_name == "energy" and file.name == "records.py"
+
+    sys.setprofile(watch)
+    try:
+        lens.run(sample, steps=2, record=[dit_lens.energy])
+    finally:
+        sys.setprofile(None)
+    assert reached and len(files) <= 16, sorted(str(file.relative_to(SOURCE)) for file in files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.family import Batching, Prepared
-from dit_lens.families.patching import guarded, one_interrupt, traced
+from dit_lens.families.patching import guarded
 from dit_lens.families.site import Tokens
 
 if TYPE_CHECKING:
@@ -78,10 +77,7 @@ class ModelInputs:
 
 
 def _prepare(specimen: Specimen, batching: Batching, keywords: dict[str, Any]) -> dict[str, Prepared]:
-    with ExitStack() as cleanup:
-        cleanup.enter_context(one_interrupt())
-        cleanup.enter_context(traced(specimen.dits.values()))
-        cleanup.callback(specimen.family.call.quiet(specimen.pipe, keywords))
+    with specimen.held(keywords):
         return guarded(lambda: batching.prepare(specimen.pipe, keywords))
 
 

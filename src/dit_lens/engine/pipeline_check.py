@@ -7,7 +7,6 @@ later, a callback) shows in one of the four things that are compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from dit_lens.engine.recorder import same_bits
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart
-from dit_lens.families.patching import guarded, one_interrupt, traced
+from dit_lens.families.patching import guarded
 from dit_lens.plan.content import content
 from dit_lens.plan.digests import digest
 
@@ -136,18 +135,15 @@ def _observe(batch: Batch) -> list[Observed]:
     specimen, request = batch.specimen, batch.requests[0]
     pipe, calling = specimen.pipe, specimen.family.call
     keywords, observer = request.fresh_keywords(), Observer(request.seed)
-    with ExitStack() as cleanup:
-        cleanup.enter_context(one_interrupt())
-        cleanup.enter_context(traced(specimen.dits.values()))
-        cleanup.callback(calling.quiet(pipe, keywords))
 
-        def observe() -> None:
-            undo = calling.intercept(pipe, specimen.family.anatomy, observer)
-            try:
-                pipe(**keywords)
-            finally:
-                undo()
+    def observe() -> None:
+        undo = calling.intercept(pipe, specimen.family.anatomy, observer)
+        try:
+            pipe(**keywords)
+        finally:
+            undo()
 
+    with specimen.held(keywords):
         try:
             guarded(observe)
         except EnoughError:

@@ -107,7 +107,7 @@ class Recorder:
     Args:
         layout: coordinates of the run.
         samples: rows of a prompt batch.
-        writer: of the run.
+        writer: of the run, or what opens it when there is something to write.
         encoding: how bfloat16 states are stored.
         words: gives what else the journal says of a step when it is committed.
     """
@@ -116,15 +116,22 @@ class Recorder:
         self,
         layout: Layout,
         samples: int,
-        writer: Writer,
+        writer: Writer | Callable[[], Writer],
         encoding: str | None = None,
         words: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
-        self.layout, self.samples, self.writer, self.encoding = layout, samples, writer, encoding
+        self.layout, self.samples, self._writer, self.encoding = layout, samples, writer, encoding
         self._words = words
         self.experts = [layout.experts[0]] * layout.steps
         self._sinks: dict[Binding, Sink] = {}
         self._arriving: deque[Arriving] = deque()
+
+    @property
+    def writer(self) -> Writer:
+        """Writes the run."""
+        if callable(self._writer):
+            self._writer = self._writer()
+        return self._writer
 
     def take(self, record: Binding, spot: Spot, read: Tensor, value: Any) -> None:
         """Take what a record returned at a spot.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.engine.recorder import Recorder
-from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch
+from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch, samples_of
 from dit_lens.errors import StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.patching import one_interrupt, traced
@@ -135,18 +135,17 @@ class Destination:
             StoreError: the run cannot be written, or not be taken up where it stopped.
         """
         stage, request = self.stage, self.stage.request
-        samples = forward.samples
+        samples = samples_of(forward)
         grids = {stream: tokens.grid for stream, tokens in forward.streams.items()}
-        coords = coordinates(stage.layout, schedule, grids)
         path = stage.path
         if path is None:
-            assert self.scratch is not None
-            self._writer = Draft(self.scratch().path / f"stage{stage.layout.stage}", coords)
-            return Opened(Recorder(stage.layout, samples, self._writer, request.encoding))
+            later = partial(self._open_draft, schedule, grids)
+            return Opened(Recorder(stage.layout, samples, later, request.encoding))
         if request.body is not None:
             # A body sees all steps, so its run begins anew, whatever stands in the store.
             self._aside = Aside(path)
             path = self._aside.folder
+        coords = coordinates(stage.layout, schedule, grids)
         make = partial(RunWriter, path.parent, path.name, stage.manifest, coords, lease=self._lease)
         self._writer = writer = make()
         if any(words.get("state kept") for words in writer.words.values()):
@@ -175,6 +174,14 @@ class Destination:
     def _words(self) -> dict[str, bool]:
         """Say whether a function has kept something of the steps so far: a run resumed without that would be another."""
         return {} if self.stage.request.plan.state() == self._state else {"state kept": True}
+
+    def _open_draft(self, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]) -> Draft:
+        """Begin a run in no store, now that there is something to write. Nobody asks for its name before it ends."""
+        assert self.scratch is not None
+        layout = self.stage.layout
+        coords = coordinates(layout, schedule, grids)
+        self._writer = draft = Draft(self.scratch().path / f"stage{layout.stage}", coords)
+        return draft
 
     def close(self) -> Path:
         """Complete the run; return where it stands, or will stand when somebody reads it."""

@@ -214,7 +214,7 @@ class StageLoop:
         )
         self._opened = self._open_recorder(schedule, forward)
         self._streams = tuple(stream for stream in self.layout.latents if stream in forward.streams)
-        samples = forward.samples
+        samples = samples_of(forward)
         rows = [
             Row(self.seed, self._edits, self._records, [self._opened.recorder], sample)
             for sample in range(samples)
@@ -240,6 +240,12 @@ class StageLoop:
                     f"{binding.placed} never fired in this run: no step had its sigma and expert together."
                 )
         self.opened.recorder.end_run(self._records)
+
+
+def samples_of(forward: Forward) -> int:
+    """Return the number of rows that a branch of a call has: those of a prompt batch."""
+    part = next(iter(forward.rows.values()))
+    return int(part.stop) - int(part.start or 0)
 
 
 def check_schedule(schedule: Schedule, layout: Layout) -> None:

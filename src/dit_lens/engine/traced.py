@@ -146,7 +146,7 @@ class TracedCall:
         return out
 
     def _part(self, value: Tensor, what: str) -> slice:
-        rows = self._call.forward.row_count
+        rows = max(rows.stop for rows in self._call.forward.rows.values())
         if value.ndim == 0 or value.shape[0] != rows or self._rows is None:
             raise CaptureError(
                 f"{what} at {self._call} is {tuple(value.shape)}, but the batch of all branches has {rows} rows: the rows of "

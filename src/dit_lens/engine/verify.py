@@ -7,7 +7,6 @@ another kernel) shows in the first step.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,11 @@ import numpy as np
 from dit_lens.engine.batch_rows import rows_of
 from dit_lens.engine.pipeline_check import EnoughError
 from dit_lens.engine.recorder import Recorder
-from dit_lens.engine.stages import Opened, StageLoop, Stages
+from dit_lens.engine.stages import Opened, StageLoop, Stages, samples_of
 from dit_lens.engine.stepper import Latents
 from dit_lens.errors import PlanError, StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.latents import apart
-from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.plan import Layout
 from dit_lens.store import Variable
 from dit_lens.store.run import Run
@@ -82,10 +80,7 @@ def verify_run(request: Request, run: Run) -> None:
                 started=partial(_after_first, stored),
             )
         )
-    with ExitStack() as cleanup:
-        cleanup.enter_context(one_interrupt())
-        cleanup.enter_context(traced(specimen.dits.values()))
-        cleanup.callback(family.call.quiet(pipe, keywords))
+    with specimen.held(keywords):
         try:
             output = Stages(loops).run(lambda: pipe(**keywords))
         except EnoughError:
@@ -143,7 +138,7 @@ class Comparison:
 
     def open(self, schedule: Schedule, forward: Forward) -> Opened:
         """Take the place of a run's destination."""
-        samples = forward.samples
+        samples = samples_of(forward)
         return Opened(self.recorder(samples))
 
     def recorder(self, samples: int = 1) -> Recorder:

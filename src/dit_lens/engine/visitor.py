@@ -206,7 +206,7 @@ class Visitor:
             CaptureError: h does not hold them.
         """
         site, stream, layer = where
-        tokens, rows = forward.streams.get(stream), forward.row_count
+        tokens, rows = forward.streams.get(stream), max([part.stop for part in forward.rows.values()])
         if tokens is not None and h.ndim == 3 and h.shape[1] == tokens.total and h.shape[0] == rows:
             return tokens
         place = f"{site} at layer {layer}, {self._moment_label('+'.join(forward.rows))}"

@@ -43,17 +43,6 @@ class Forward:
     streams: Mapping[str, Tokens]
     timestep: float
 
-    @property
-    def row_count(self) -> int:
-        """Number of rows that the call has."""
-        return max([int(part.stop) for part in self.rows.values()])
-
-    @property
-    def samples(self) -> int:
-        """Number of rows that a branch has: those of a prompt batch."""
-        part = next(iter(self.rows.values()))
-        return int(part.stop) - int(part.start or 0)
-
 
 @dataclass(frozen=True)
 class Schedule:

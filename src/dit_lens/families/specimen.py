@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
 from dit_lens.families.fingerprint import tensor_data
 from dit_lens.families.identity import fingerprint, identity, refuse_on_disk
+from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.families.site import blocks_of, experts_of
 
 if TYPE_CHECKING:
@@ -109,6 +111,22 @@ class Specimen:
         return {
             stream: {name: site.path for name, site in sites.items()} for stream, sites in self.sites.items()
         }
+
+    @contextmanager
+    def held(self, keywords: dict[str, Any]) -> Iterator[None]:
+        """Hold the pipeline for one call of it: its DiTs are marked as being traced, and no progress bar is shown.
+
+        Args:
+            keywords: of the call.
+
+        Raises:
+            PlanError: a DiT is being traced already.
+        """
+        with ExitStack() as cleanup:
+            cleanup.enter_context(one_interrupt())
+            cleanup.enter_context(traced(self.dits.values()))
+            cleanup.callback(self.family.call.quiet(self.pipe, keywords))
+            yield
 
     def fingerprint(self) -> str:
         """Hash the DiTs that the pipeline holds now: every value of every tensor, their settings, hooks and classes.

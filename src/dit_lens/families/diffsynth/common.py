@@ -42,7 +42,8 @@ def interceptor(
                 return model_fn(**{**keywords, "latents": latents["video"]})
 
             def skip() -> Tensor:
-                return latents.new_zeros((forward.row_count, *latents.shape[1:]))
+                rows = max(rows.stop for rows in forward.rows.values())
+                return latents.new_zeros((rows, *latents.shape[1:]))
 
             return listener.call(forward, {"video": latents}, proceed, skip)
 
