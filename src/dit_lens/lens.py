@@ -88,7 +88,7 @@ class Lens:
             edit: functions, or (function, place) pairs.
             steps: scheduler steps. Default: the family's.
             cfg_scale: guidance scale. Default: the family's. 1 runs the conditional branch alone.
-            store: folder of runs to write into. Default: a temporary one, gone with the run.
+            store: folder of runs to write into. Default: a temporary one, filled when the run is read, gone with it.
             encoding: how bfloat16 states are stored: "float32", "codes" or "float16" (see
                 docs/store-layout.md).
             verify: which runs of the store are begun again for one step, and compared bit for bit, before they are

@@ -78,13 +78,13 @@ def _align(
     Raises:
         DitLensError: a label is in one of them only and `drop` is not set, or none is in both.
     """
-    ours, theirs = with_edit[dim].to_numpy().tolist(), without[dim].to_numpy().tolist()
-    at = {label: i for i, label in enumerate(theirs)}
-    both = [i for i, label in enumerate(ours) if label in at]
-    lone = [f"{dim} {label} without the edit" for label in ours if label not in at]
-    lone += [f"{dim} {label} with the edit" for label in theirs if label not in set(ours)]
+    edited, clean = with_edit[dim].to_numpy().tolist(), without[dim].to_numpy().tolist()
+    at = {label: i for i, label in enumerate(clean)}
+    both = [i for i, label in enumerate(edited) if label in at]
+    lone = [f"{dim} {label} without the edit" for label in edited if label not in at]
+    lone += [f"{dim} {label} with the edit" for label in clean if label not in set(edited)]
     if lone and not (drop and both):
         more = f", and {len(lone) - 6} more" if len(lone) > 6 else ""
         remedy = "set drop_unpaired=True" if dim in RUN and both else "select what both have"
         raise DitLensError(f"effect: there is no {', no '.join(lone[:6])}{more}; run them, or {remedy}.")
-    return with_edit.isel({dim: both}), without.isel({dim: [at[ours[i]] for i in both]})
+    return with_edit.isel({dim: both}), without.isel({dim: [at[edited[i]] for i in both]})

@@ -182,11 +182,11 @@ class Batch:
                 f"{len(latents)} latents, {len(pairs)} rows out of {len(self.pairs)} pairs, {len(placed)} lists of edits: give "
                 "one of each for every row."
             )
-        made = [
+        traced_rows = [
             Row(self.pairs[pair][1], [self.binding(edit) for edit in row_edits], group=number)
             for pair, row_edits, number in zip(pairs, placed, numbers, strict=True)
         ]
-        return self.advance(step, latents, pairs, made, watch)
+        return self.advance(step, latents, pairs, traced_rows, watch)
 
     @torch.no_grad()
     def advance(

@@ -62,8 +62,8 @@ def _run_rows(batch: Batch, progress: str | None) -> list[Run]:
     for part in parts:
         verify_batch(batch, part, {n: runs[n] for n in part if n in runs})
         if missing := [n for n in part if n not in runs]:
-            made = _make(batch, part, missing, paths, scratch, progress)
-            runs |= dict(zip(missing, made, strict=True))
+            new_runs = _make(batch, part, missing, paths, scratch, progress)
+            runs |= dict(zip(missing, new_runs, strict=True))
     return [runs[n] for n in firsts]
 
 

@@ -91,10 +91,10 @@ def estimate(
     """
 
     def shape(record: Placed) -> tuple[int, ...]:
-        own = sizes[record.stream]
+        size = sizes[record.stream]
         if record.on_latents:
-            return (*own.latent[1:], own.latent[0])
-        return (*own.tokens, (widths or {}).get((record.stream, record.site), own.channels))
+            return (*size.latent[1:], size.latent[0])
+        return (*size.tokens, (widths or {}).get((record.stream, record.site), size.channels))
 
     return Estimate(tuple(_line(record, layout, shape(record), dtype, samples) for record in plan.records))
 

@@ -32,8 +32,8 @@ def specimen_of_blocks(
     latent: Callable[[Sample], Latent],
     grid: Callable[[Latent], tuple[int, int, int]],
     condition: Callable[[Sample, str], Mapping[str, Any]] = lambda sample, branch: {},
-    forward: Callable[..., Tensor] = lambda model, latents, timestep, **given: model(
-        latents, timestep, **given
+    forward: Callable[..., Tensor] = lambda model, latents, timestep, **conditions: model(
+        latents, timestep, **conditions
     ),
     decode: Callable[[Tensor], np.ndarray] | None = None,
     sites: Mapping[str, str | Site] | None = None,
@@ -178,10 +178,10 @@ class Bare(nn.Module):
         return noise.to(self.device, self.torch_dtype)
 
     def model_fn(
-        self, *, dit: nn.Module, latents: Tensor, timestep: Tensor, branch: str, **given: Any
+        self, *, dit: nn.Module, latents: Tensor, timestep: Tensor, branch: str, **conditions: Any
     ) -> Tensor:
         """Run the model once, on one branch."""
-        out = self.velocity(dit, latents, timestep.expand(len(latents)), **given)
+        out = self.velocity(dit, latents, timestep.expand(len(latents)), **conditions)
         if out.shape != latents.shape:
             raise PlanError(
                 f"blocks(forward=...) returned {tuple(out.shape)} for latents {tuple(latents.shape)} [row, channel, frame, "

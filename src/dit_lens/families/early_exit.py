@@ -36,8 +36,8 @@ def ending_in(
     states = [None] * (len(blocks) - 1) + [state]
     restore = undo_all(
         [
-            set_attribute(block, "forward", _passing(anatomy, block, own, before, after))
-            for block, own in zip(blocks, states, strict=True)
+            set_attribute(block, "forward", _passing(anatomy, block, replacement, before, after))
+            for block, replacement in zip(blocks, states, strict=True)
         ]
     )
     try:
@@ -52,10 +52,10 @@ def _passing(
     """Return a block's forward that returns what it was given, or a state in the video's place."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = args, kwargs
+        inputs = args, kwargs
         out: Any = (None,) * len(anatomy.sites) if len(anatomy.sites) > 1 else None
         for stream, sites in anatomy.sites.items():
-            value = sites["block_in"].of_inputs(block, given)
+            value = sites["block_in"].of_inputs(block, inputs)
             if stream == "video" and state is not None:
                 value = torch.cat([value[:, :before], state, value[:, value.shape[1] - after :]], 1)
             out = put(out, sites["block"].item or (), value)

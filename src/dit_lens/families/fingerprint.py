@@ -83,12 +83,12 @@ def joint_checksums(gatherings: Sequence[Gathering]) -> list[str]:
     for one in gatherings:
         sums += _chunks([t for t in one.tensors if t is not None and t.nbytes < CHUNK])
         ends.append(len(sums))
-    own = dict(zip(large, checksums(list(large.values())), strict=True))
+    large_sums = dict(zip(large, checksums(list(large.values())), strict=True))
     bodies = _fetch(sums)
     names = []
     for one, (start, end) in zip(gatherings, pairwise(ends), strict=True):
         table = tuple([None if t is None else (t.dtype, t.shape) for t in one.tensors])
-        apart = [own[id(t)] for t in one.tensors if id(t) in own] if own else []
+        apart = [large_sums[id(t)] for t in one.tensors if id(t) in large_sums] if large_sums else []
         text = f"{_table(table)} {' '.join(apart)} ".encode()
         names.append(hashlib.sha256(text + b"".join(bodies[start:end])).hexdigest())
     return names

@@ -94,12 +94,12 @@ class Site:
             new = visit(_tensor(state, self))
             return None if new is None else self.into_output(output, new)
 
-        def on_input(own: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def on_input(target: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if get_ident() != owner:
                 return None
-            given = args, kwargs
-            new = visit(self.of_inputs(own, given))
-            return None if new is None else self.into_inputs(own, given, new)
+            inputs = args, kwargs
+            new = visit(self.of_inputs(target, inputs))
+            return None if new is None else self.into_inputs(target, inputs, new)
 
         on_output.visit = on_input.visit = visit  # type: ignore[attr-defined]  # by which `detach` knows them
         if self.end == "input":
@@ -114,15 +114,15 @@ class Site:
         """Return what the module returned, with another hidden state."""
         return put(output, self._item(output), new)
 
-    def of_inputs(self, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
+    def of_inputs(self, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
         """Return the hidden state in the arguments that the module was given, (positional, by name)."""
-        return _tensor(pick(given, self._argument(module, given)), self)
+        return _tensor(pick(inputs, self._argument(module, inputs)), self)
 
     def into_inputs(
-        self, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]], new: Any
+        self, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], new: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with another hidden state."""
-        args, kwargs = put(given, self._argument(module, given), new)
+        args, kwargs = put(inputs, self._argument(module, inputs), new)
         return args, kwargs
 
     def _item(self, output: Any) -> Item:
@@ -130,9 +130,9 @@ class Site:
             return self.item
         return (0,) if isinstance(output, tuple) else ()
 
-    def _argument(self, module: nn.Module, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Item:
+    def _argument(self, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Item:
         """Return the steps from (args, kwargs) to the hidden state."""
-        args, kwargs = given
+        args, kwargs = inputs
         first, *rest = self.item or (0,)
         if isinstance(first, str) and first not in kwargs:
             # The class's own: what wraps the instance's (nnsight, offloading) may name them otherwise.
@@ -179,8 +179,8 @@ def _tensor(value: Any, site: Site) -> Tensor:
             f"The {site.end} of {site.path or 'the block'} carries a {type(value).__name__} at {site.item}, not a "
             "tensor: say where the hidden state stands, with Site(item=...)."
         )
-    found: Tensor = value
-    return found
+    tensor: Tensor = value
+    return tensor
 
 
 def detach(module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> None:

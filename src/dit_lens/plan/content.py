@@ -246,8 +246,8 @@ class Walk:
 
     def in_any_order(self, values: Any) -> list[Any]:
         """Return the data of values that have no order, in an order of their content."""
-        found = [self._apart(value) for value in values]
-        return sorted(found, key=lambda data: json.dumps(data, sort_keys=True))
+        items = [self._apart(value) for value in values]
+        return sorted(items, key=lambda data: json.dumps(data, sort_keys=True))
 
     def _mapping(self, value: Mapping[Any, Any], ordered: bool = False) -> Any:
         if not ordered and all(type(key) is str and not key.startswith("@") for key in value):

@@ -68,17 +68,17 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
     named = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
 
     @functools.wraps(function)
-    def make(*args: Any, **given: Any) -> Configured:
+    def make(*args: Any, **values: Any) -> Configured:
         # patch(source) reads better than patch(source=source): positional options go in order.
-        given = {**dict(zip([p.name for p in named], args, strict=False)), **given}
-        unknown = set(given) - {p.name for p in named}
-        missing = {p.name for p in named if p.default is p.empty} - set(given)
+        values = {**dict(zip([p.name for p in named], args, strict=False)), **values}
+        unknown = set(values) - {p.name for p in named}
+        missing = {p.name for p in named if p.default is p.empty} - set(values)
         if unknown or missing or len(args) > len(named):
             raise PlanError(
                 f"{function.__name__}() takes the options {[p.name for p in named]}; "
                 f"unknown: {sorted(unknown)}, missing: {sorted(missing)}."
             )
-        chosen = {p.name: given.get(p.name, p.default) for p in named}
+        chosen = {p.name: values.get(p.name, p.default) for p in named}
         if check := getattr(function, "check_options", None):
             check(**chosen)
         return Configured(function, chosen)

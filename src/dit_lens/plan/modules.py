@@ -94,7 +94,7 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
         held = value.__dict__
         recipe = _recipe(walk, value, held)
         *values, before, after, back_before, back_after, parts, parameters, buffers = recipe.read(held)
-        own = [
+        attribute_data = [
             item if type(item) in PLAIN else walk.visit(item, f"its attribute {name!r}")
             for name, item in zip(recipe.names, values, strict=True)
         ]
@@ -104,7 +104,7 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
             tensors = [[[n, walk.visit(t, n)] for n, t in part.items()] for part in (parameters, buffers)]
         inner = [[name, None if part is None else _part(walk, part, name)] for name, part in parts.items()]
         hooked = hooks(walk, held) if before or after or back_before or back_after else []
-        return ["module", head, own, tensors, inner, hooked]
+        return ["module", head, attribute_data, tensors, inner, hooked]
     finally:
         walk.exact = exact
 
@@ -156,9 +156,9 @@ def _make(walk: Walk, kind: type, present: tuple[str, ...]) -> ModuleRecipe:
 
 def _recipe_for_one(walk: Walk, value: Any, held: Mapping[str, Any]) -> ModuleRecipe:
     """Return how a module is read in which what an attribute holds decides whether it counts, or that has slots."""
-    own = attributes.plain(walk, value)
-    names = tuple(sorted(own))
-    values = (*(own[name] for name in names), *(held.get(name) or {} for name in _INSIDE))
+    plain_attributes = attributes.plain(walk, value)
+    names = tuple(sorted(plain_attributes))
+    values = (*(plain_attributes[name] for name in names), *(held.get(name) or {} for name in _INSIDE))
     return ModuleRecipe(names, lambda _: values, *_head(walk, type(value), names))
 
 

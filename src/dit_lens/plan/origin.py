@@ -126,10 +126,12 @@ def _version(top: str) -> str:
             return metadata.version(names.pop())
         except metadata.PackageNotFoundError:
             continue
-    found = getattr(sys.modules.get(top), "__version__", None)
-    if found is None:  # slow, and rarely needed: it reads what every distribution holds
-        found = next((metadata.version(d) for d in metadata.packages_distributions().get(top, ())), "unknown")
-    return str(found)
+    version = getattr(sys.modules.get(top), "__version__", None)
+    if version is None:  # slow, and rarely needed: it reads what every distribution holds
+        version = next(
+            (metadata.version(d) for d in metadata.packages_distributions().get(top, ())), "unknown"
+        )
+    return str(version)
 
 
 def _sources(folder: str) -> str:

@@ -187,15 +187,15 @@ class Placed:
             self.layers(layout)
         except PlanError as error:
             raise PlanError(f"{what}: {error}") from None
-        for field, given, there in (
+        for field, selected, present in (
             ("branch", self.place.branch, layout.branches),
             ("expert", self.place.expert, layout.experts),
         ):
-            for name in given or ():
-                if name not in there:
+            for name in selected or ():
+                if name not in present:
                     hint = "; with cfg_scale=1 only cond runs" if field == "branch" else ""
                     raise PlanError(
-                        f"{what}: this run has no {field} {name!r}, only {', '.join(there)}{hint}."
+                        f"{what}: this run has no {field} {name!r}, only {', '.join(present)}{hint}."
                     )
         if kind == "record":
             self._check_record(what, layout)
@@ -350,10 +350,10 @@ class Plan:
         """
         for edit in self.edits:
             for name, value in getattr(edit.function, "options", {}).items():
-                theirs = getattr(value, "attrs", {}).get("model_fingerprint")
-                if theirs is not None and theirs != fingerprint():
+                source = getattr(value, "attrs", {}).get("model_fingerprint")
+                if source is not None and source != fingerprint():
                     raise PlanError(
-                        f"edit {edit}: its {name} is of a run of another model (fingerprint {theirs}; this model: "
+                        f"edit {edit}: its {name} is of a run of another model (fingerprint {source}; this model: "
                         f"{fingerprint()}): record it with this model. Where the two are meant to be mixed, "
                         f"pass {name}.drop_attrs()."
                     )

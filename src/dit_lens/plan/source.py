@@ -145,17 +145,19 @@ def _chain(node: ast.AST) -> tuple[ast.Name | None, tuple[str, ...]]:
 
 def _scope(node: Any, known: set[str]) -> Iterator[Reading]:
     """Go through what a function, a class or a comprehension reads from outside; what it sets is its own."""
-    own = set(known)
+    local_names = set(known)
     for inner in ast.walk(node):
         if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-            own.add(inner.id)
+            local_names.add(inner.id)
         elif isinstance(inner, ast.arg):
-            own.add(inner.arg)
+            local_names.add(inner.arg)
         elif isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            own.add(inner.name)
+            local_names.add(inner.name)
     for child in ast.iter_child_nodes(node):
         yield from (
-            _statement(child, set(own)) if isinstance(child, ast.stmt) else _expression(child, set(own))
+            _statement(child, set(local_names))
+            if isinstance(child, ast.stmt)
+            else _expression(child, set(local_names))
         )
 
 

@@ -27,18 +27,19 @@ def write_partial(path: str, buffers: Iterable[Any]) -> int:
     total = 0
     fd = os.open(path + PARTIAL, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
     try:
-        batch: list[memoryview] = []
-        for buffer in buffers:
-            batch.append(memoryview(buffer).cast("B"))
-            if len(batch) == _BUFFERS_AT_ONCE or batch[-1].nbytes >= 1 << 20:
-                total += _write_all(fd, batch)
-                batch = []
-        total += _write_all(fd, batch)
+        try:
+            batch: list[memoryview] = []
+            for buffer in buffers:
+                batch.append(memoryview(buffer).cast("B"))
+                if len(batch) == _BUFFERS_AT_ONCE or batch[-1].nbytes >= 1 << 20:
+                    total += _write_all(fd, batch)
+                    batch = []
+            total += _write_all(fd, batch)
+        finally:
+            os.close(fd)
     except BaseException:
-        os.close(fd)
         remove_partial(path)
         raise
-    os.close(fd)
     return total
 
 
@@ -98,9 +99,9 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
-def check_regular(path: str | os.PathLike[str], found: os.stat_result) -> None:
+def check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
     """Raise StoreError unless a path is a plain file."""
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{os.fspath(path)} is no plain file, so it is not read; copy the run again, whole")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -69,10 +70,11 @@ class RunFolder:
         group = metadata.load_run_group(self.path)
         if group is None:
             return
-        previous, own = group["attributes"], self.attrs["identity_sha256"]
-        if (theirs := previous["identity_sha256"]) != own:
+        previous = group["attributes"]
+        stored, asked_for = previous["identity_sha256"], self.attrs["identity_sha256"]
+        if stored != asked_for:
             raise StoreError(
-                f"{self.path} holds a run of another manifest (sha256 {theirs[:10]}, this one {own[:10]}); "
+                f"{self.path} holds a run of another manifest (sha256 {stored[:10]}, this one {asked_for[:10]}); "
                 "name runs with run_name(identity, prefix), so that two that differ never share a name"
             )
         if previous["status"] == "complete":
@@ -133,8 +135,8 @@ class RunFolder:
         array = self.arrays[name]
         variable = metadata.variable_of(name, array)
         assert variable is not None
-        asked = {"recorded": metadata.recorded_json(variable, recorded)}
-        self._final[name] = array | {"attributes": array["attributes"] | asked}
+        attributes = {"recorded": metadata.recorded_json(variable, recorded)}
+        self._final[name] = array | {"attributes": array["attributes"] | attributes}
 
     def final_files(self, status: str) -> list[tuple[str, bytes]]:
         """Return the metadata files that end the run, path and bytes, the one that says so last.
@@ -177,9 +179,14 @@ def _ensure_store(root: str) -> None:
         raise StoreError(f"{root} is a zarr array, not a folder of runs; give another folder as the store")
     if group is None:
         # Several writers may do this at once, so each has a file of its own to rename.
-        own, data = f"{file}.{uuid.uuid4().hex}", metadata.group_bytes({}, None)
-        files.write_file(own, data, durable=False)
-        os.replace(own, file)
+        aside, data = f"{file}.{uuid.uuid4().hex}", metadata.group_bytes({}, None)
+        files.write_file(aside, data, durable=False)
+        try:
+            os.replace(aside, file)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(aside)
+            raise
     elif metadata.LAYOUT_ATTR in group["attributes"]:
         raise StoreError(f"{root} is a run; give the folder that holds it as the store")
 

@@ -173,12 +173,12 @@ class Journal:
 
     def _check_place(self) -> None:
         """Refuse to go on with a file that is no longer the run's journal: its folder was removed."""
-        own = os.fstat(self._descriptor)
+        opened = os.fstat(self._descriptor)
         try:
             current = os.stat(self.path)
         except FileNotFoundError:
             current = None
-        if current is None or (own.st_dev, own.st_ino) != (current.st_dev, current.st_ino):
+        if current is None or (opened.st_dev, opened.st_ino) != (current.st_dev, current.st_ino):
             raise StoreError(f"{self.path} was removed or replaced while the run was written")
 
     @property

@@ -74,9 +74,9 @@ class Tenure:
         self._freed = True
 
 
-def free_leftovers(folder: str, own: Tenure) -> bool:
+def free_leftovers(folder: str, successor: Tenure) -> bool:
     """Free a run from those of this process who no longer work with it; return whether there were any."""
-    leftovers = [t for t in tenures() if t is not own and t.folder == folder and t.over]
+    leftovers = [t for t in tenures() if t is not successor and t.folder == folder and t.over]
     for tenure in leftovers:
         tenure.free()
     return bool(leftovers)

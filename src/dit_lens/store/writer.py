@@ -74,7 +74,7 @@ class RunWriter:
         lease: threading.Lock | None = None,
     ) -> None:
         self._closed = True  # until it is open
-        parsed = {key: Coordinate.of(key, given) for key, given in coords.items()}
+        parsed = {key: Coordinate.of(key, values) for key, values in coords.items()}
         path = _run_folder(root, name)
         self._tenure = Tenure(path, lease)
         try:

@@ -85,8 +85,8 @@ def run_model(
     pipe: Any, dit: Any, keywords: Mapping[str, Any], latents: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Run one branch outside the pipeline's loop; see `Batching.model`."""
-    own = {"dit": dit, "latents": latents["video"], "timestep": told(pipe, keywords["timestep"])}
-    return {"video": pipe.model_fn(**{**keywords, **own})}
+    of_step = {"dit": dit, "latents": latents["video"], "timestep": told(pipe, keywords["timestep"])}
+    return {"video": pipe.model_fn(**{**keywords, **of_step})}
 
 
 def told(pipe: Any, timestep: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def arguments(
     batch = not isinstance(sample.prompt, str)
     assert sample.size is not None  # a sample settles it
     height, width = sample.size
-    own = {
+    defaults = {
         "prompt": list(sample.prompt) if batch else sample.prompt,
         # One negative prompt a row, so that both branches of a prompt batch have the same rows.
         "negative_prompt": [sample.negative_prompt] * len(sample.prompt) if batch else sample.negative_prompt,
@@ -108,7 +108,7 @@ def arguments(
         "switch_DiT_boundary": 0.875,
         "tiled": False,
     }
-    return own | dict(extra)
+    return defaults | dict(extra)
 
 
 def branches(keywords: Mapping[str, Any]) -> tuple[str, ...]:
@@ -182,13 +182,13 @@ def _need_image(pipe: Any, keywords: Mapping[str, Any]) -> None:
     dit = pipe.dit
     if dit is None:
         return
-    given = [name for name in IMAGES if keywords.get(name) is not None]
-    if dit.require_vae_embedding and dit.in_dim != pipe.vae.model.z_dim and not given:
+    images = [name for name in IMAGES if keywords.get(name) is not None]
+    if dit.require_vae_embedding and dit.in_dim != pipe.vae.model.z_dim and not images:
         raise PlanError(
             f"This model takes {dit.in_dim} channels, {pipe.vae.model.z_dim} of latents and the rest of an image: give a "
             f"sample with an image, or {' or '.join(IMAGES[1:])}."
         )
-    clip = pipe.image_encoder is not None or "control_video" in given
+    clip = pipe.image_encoder is not None or "control_video" in images
     if dit.has_image_input and dit.require_clip_embedding and not clip:
         raise PlanError(
             "This model's cross-attention takes its first 257 context tokens for an image's, and the pipeline has no image "

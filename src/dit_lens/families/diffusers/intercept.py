@@ -365,16 +365,16 @@ class Loop(ABC):
         start = self.start
         if start is None:
             raise CaptureError("The scheduler stepped before the model ran.")
-        own = start.arrangement.read_whole(start.x)
+        seen = start.arrangement.read_whole(start.x)
         same = output.shape == sample.shape and len(sample) % len(start.x) == 0
         cut = 0
         if same:
             if sample.ndim == 5:  # a given first frame may be left out
-                cut = own.shape[2] - sample.shape[start.arrangement.layout.index("f")]
+                cut = seen.shape[2] - sample.shape[start.arrangement.layout.index("f")]
             same = cut >= 0 and (cut == 0 or not start.arrangement.before)
         if same:
             stepped = start.arrangement.read_whole(sample[: len(start.x)])
-            expected = own[:, :, cut:]
+            expected = seen[:, :, cut:]
             same = stepped.shape == expected.shape and _equal(stepped.to(expected.dtype), expected)
         if not same:
             raise CaptureError(

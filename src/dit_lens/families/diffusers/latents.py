@@ -242,11 +242,11 @@ def frames_put_in(hidden: Tensor, x: Tensor, arrangement: Arrangement) -> Tensor
     Raises:
         CaptureError: the input holds something else than x_s: a part of a frame, or all frames, differ.
     """
-    own = arrangement.read_whole(x)
+    seen = arrangement.read_whole(x)
     differing = []
     for part in parts(hidden, x):
         value = arrangement.read_whole(hidden[part])
-        expected = own.to(value.dtype)
+        expected = seen.to(value.dtype)
         same = ((value == expected) | (value.isnan() & expected.isnan())).all(1)  # [row, frame, y, x]
         differs = ~same.transpose(0, 1).flatten(1)  # [frame, position]
         differing.append(torch.stack([differs.any(1), differs.all(1)]))

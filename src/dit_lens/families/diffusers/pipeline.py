@@ -96,7 +96,7 @@ def arguments(
         )
     if scale == "true_cfg_scale" and cfg_scale <= 1:
         negative = None
-    own = {
+    defaults = {
         "prompt": prompt,
         "negative_prompt": negative,
         "image": sample.image,
@@ -110,7 +110,7 @@ def arguments(
         "use_resolution_binning": False,
         "output_type": "latent" if batch else "np",
     }
-    out = {name: value for name, value in own.items() if name in known} | dict(extra)
+    out = {name: value for name, value in defaults.items() if name in known} | dict(extra)
     if sample.image is not None and "image" not in known:
         raise PlanError(f"{what} takes no image, and this sample has one: pass sample.with_(image=None).")
     for name, parameter in known.items():
@@ -174,14 +174,14 @@ def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the decoded frames, where the pipeline was asked for them."""
     if keywords.get("output_type", "pil") not in ("np", "pil"):
         return {}
-    found = (
+    decoded = (
         output[0] if isinstance(output, tuple) else getattr(output, "frames", getattr(output, "images", None))
     )
-    if found is None or (len(found) != 1 and isinstance(found, np.ndarray) and found.ndim == 5):
+    if decoded is None or (len(decoded) != 1 and isinstance(decoded, np.ndarray) and decoded.ndim == 5):
         return {}
-    if isinstance(found, np.ndarray):
-        return {"video": as_pixels(found[0] if found.ndim == 5 else found)}
-    return {"video": as_frames(found[0] if isinstance(found[0], list) else found)}
+    if isinstance(decoded, np.ndarray):
+        return {"video": as_pixels(decoded[0] if decoded.ndim == 5 else decoded)}
+    return {"video": as_frames(decoded[0] if isinstance(decoded[0], list) else decoded)}
 
 
 def as_pixels(frames: np.ndarray) -> np.ndarray:

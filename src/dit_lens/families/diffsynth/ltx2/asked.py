@@ -26,7 +26,7 @@ def arguments(
     if not isinstance(sample.prompt, str):
         raise PlanError(f"{sample.task}/{sample.id}: LTX-2 takes one prompt a run; give each as a sample.")
     image = {} if sample.image is None else {"input_images": [sample.image], "input_images_indexes": [0]}
-    own = {
+    defaults = {
         "prompt": sample.prompt,
         "negative_prompt": sample.negative_prompt,
         "seed": seed,
@@ -39,7 +39,7 @@ def arguments(
         "tiled": False,
         **image,
     }
-    return own | dict(extra)
+    return defaults | dict(extra)
 
 
 def branches(keywords: Mapping[str, Any]) -> tuple[str, ...]:

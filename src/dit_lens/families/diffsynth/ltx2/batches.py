@@ -40,9 +40,9 @@ def run_model(
     pipe: Any, dit: Any, keywords: Mapping[str, Any], latents: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Run one branch of a batch; returns the velocities by stream."""
-    own = {"video_latents": latents["video"], "audio_latents": narrow(latents["audio"])}
-    own |= {"dit": dit, "timestep": told(pipe, keywords["timestep"])}
-    video, audio = pipe.model_fn(**{**keywords, **own})
+    of_step = {"video_latents": latents["video"], "audio_latents": narrow(latents["audio"])}
+    of_step |= {"dit": dit, "timestep": told(pipe, keywords["timestep"])}
+    video, audio = pipe.model_fn(**{**keywords, **of_step})
     return {"video": video, "audio": wide(audio)}
 
 

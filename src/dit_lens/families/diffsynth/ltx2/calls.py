@@ -66,7 +66,7 @@ def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], N
 
     def call(**keywords: Any) -> Any:
         listener.enter(stage)
-        given = {"video": keywords["video_latents"], "audio": wide(keywords["audio_latents"])}
+        latents_of_call = {"video": keywords["video_latents"], "audio": wide(keywords["audio_latents"])}
 
         def proceed(latents: Mapping[str, Tensor]) -> Any:
             new = {"video_latents": latents["video"], "audio_latents": narrow(latents["audio"])}
@@ -75,7 +75,7 @@ def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], N
         def skip() -> Any:
             return torch.zeros_like(keywords["video_latents"]), torch.zeros_like(keywords["audio_latents"])
 
-        return listener.call(look(keywords), given, proceed, skip)
+        return listener.call(look(keywords), latents_of_call, proceed, skip)
 
     def step(
         scheduler: Any, latents: Tensor, progress_id: int, noise_pred: Tensor, **keywords: Any
@@ -83,11 +83,11 @@ def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], N
         """Step one stream. The pipeline blends its mask into the velocity here, before the scheduler's own step."""
         stream = "video" if latents is keywords["video_latents"] else "audio"
         into, out_of = (wide, narrow) if stream == "audio" else (_same, _same)
-        own = scheduler.step
+        scheduler_step = scheduler.step
 
         def advance(velocity: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Tensor:
             def proceed(velocity: Tensor, latents: Tensor) -> Tensor:
-                return into(own(out_of(velocity), timestep, out_of(latents), **more))
+                return into(scheduler_step(out_of(velocity), timestep, out_of(latents), **more))
 
             return out_of(listener.advance(into(velocity), timestep, into(sample), proceed, stream))
 
