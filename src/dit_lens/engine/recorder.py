@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dit_lens.errors import CaptureError, StoreError
 from dit_lens.plan.binding import Binding
+from dit_lens.plan.functions import keeps_nothing
 from dit_lens.plan.places import GRID_DIMS, Spot, grid_dim
 from dit_lens.plan.plan import Layout, Placed
 from dit_lens.store import Variable
@@ -44,6 +45,7 @@ class Sink:
         dtype: in which every value is kept.
         is_whole: whether the values are whole states, in the model's own number type.
         is_unit: whether each value is a unit of the store: a full state of a block.
+        is_let_go: whether the record keeps no hold of what it returns: nobody will write over it.
         variable: the array in the store; None as long as nothing is written.
         buffer: what was gathered of the running step, on the model's device; `fill_of` where nothing was asked for.
     """
@@ -55,6 +57,7 @@ class Sink:
     dtype: torch.dtype
     is_whole: bool
     is_unit: bool
+    is_let_go: bool
     variable: Variable | None = None
     buffer: Tensor | None = None
 
@@ -159,7 +162,9 @@ class Recorder:
         elif self.samples > 1:
             self._gather_rows(sink, spot, index, value)
         else:
-            is_copy = value.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
+            is_copy = (
+                value.untyped_storage().data_ptr() == read.untyped_storage().data_ptr() and sink.is_let_go
+            )
             self._send(sink, (spot.step, *index), value, is_copy)
 
     def end_step(self, step: int, info: Mapping[str, Any]) -> None:
@@ -208,7 +213,8 @@ class Recorder:
         outer = () if placed.on_latents else (len(self.layout.branches), self.layout.layers)
         if self.samples > 1:
             outer = (self.samples, *outer)
-        sink = Sink(record, spot, outer, value.shape, dtype, placed.is_whole, placed.is_state)
+        is_let_go = keeps_nothing(placed.function)
+        sink = Sink(record, spot, outer, value.shape, dtype, placed.is_whole, placed.is_state, is_let_go)
         self._sinks[record] = sink
         return sink
 
@@ -363,5 +369,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a.is_complex():
         a, b = torch.view_as_real(a), torch.view_as_real(b)
-    codes = _CODES[a.element_size()]
-    return torch.equal(a.view(codes), b.view(codes))
+    return torch.equal(bits(a), bits(b))
+
+
+def bits(values: Tensor) -> Tensor:
+    """Return the bits of real values, as integers of their size."""
+    return values.view(_CODES[values.element_size()])

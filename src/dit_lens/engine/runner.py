@@ -229,7 +229,7 @@ def write_outputs(
         dims, dtype, words = OUTPUTS[name]
         rate = (rates or {}).get(name)
         writer.declare(Variable(name, dims, values.shape, dtype, unit="run", long_name=words, rate=rate))
-        writer.write(name, {}, values)
+        writer.write(name, {}, np.array(values))  # whoever made them may use their memory again
 
 
 def to_latents(stored: xr.DataArray, step: int) -> Tensor:

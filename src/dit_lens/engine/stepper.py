@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from dit_lens.engine.recorder import same_bits
+from dit_lens.engine.recorder import bits
 from dit_lens.engine.rows import Moment
 from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError
@@ -85,20 +86,24 @@ class Stepper:
     def solve(self, stream: str, latents: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """Return the velocity, after guidance and edits, and the x0 that it stands for.
 
-        An edit of x0 becomes the velocity that gives it.
+        An edit of x0 becomes the velocity that gives it; records see what the scheduler is given.
 
         Args:
             stream: of the latents.
             latents: x_s, what the step started from.
             velocity: after guidance.
         """
-        step = self.visitor.moment.step
-        velocity = self.visitor.on_latents("velocity", stream, velocity)
+        visitor, step = self.visitor, self.visitor.moment.step
+        velocity = visitor.on_latents("velocity", stream, velocity, records=False)
         x0 = self.flow.x0(self.scheduler, latents, velocity, step)
-        new = self.visitor.on_latents("x0", stream, x0)
-        if new is x0 or same_bits(new, x0):
-            return velocity, x0
-        return self.flow.velocity(self.scheduler, latents, new, step).to(velocity.dtype), new
+        new = visitor.on_latents("x0", stream, x0, records=False)
+        if new is not x0:
+            # Where x0 was left alone the velocity stays as it was: the way back rounds.
+            back = self.flow.velocity(self.scheduler, latents, new, step).to(velocity.dtype)
+            velocity = torch.where(bits(new) == bits(x0), velocity, back)
+        visitor.on_latents("velocity", stream, velocity, edits=False)
+        visitor.on_latents("x0", stream, new, edits=False)
+        return velocity, new
 
     def end(self) -> None:
         """Audit the step, and commit it in every run that the rows stand for.

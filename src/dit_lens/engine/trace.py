@@ -117,8 +117,8 @@ class Trace(InterleavingTracer):
 
         Args:
             step: As in `at`.
-            branch: One branch; where one batch carries several, its rows alone. Default: all.
-            expert: One expert. Default: all.
+            branch: One branch; where one batch carries several, its rows alone. Default: "all".
+            expert: One expert. Default: "all".
             stage: One stage, where there are several. Default: all.
 
         Yields:
@@ -130,6 +130,7 @@ class Trace(InterleavingTracer):
         """
         body = self._need_body()
         place = Placed(_never, at(step=step, branch=branch, expert=expert, stage=stage))
+        branch, expert = _one("branch", place.place.branch), _one("expert", place.place.expert)
         selected = {
             (layout.stage, step)
             for layout in (stage.layout for stage in self._need_request().stages)
@@ -307,6 +308,13 @@ class Trace(InterleavingTracer):
 
 def _never() -> None:
     raise AssertionError("a trace runs its own job")
+
+
+def _one(name: str, names: tuple[str, ...] | None) -> str | None:
+    """Return the one name that `calls` goes through; None for all."""
+    if names is not None and len(names) > 1:
+        raise PlanError(f"calls({name}={names}): give one, or 'all', and look at call.{name}.")
+    return None if names is None else names[0]
 
 
 def _steps(place: Placed, layout: Layout) -> tuple[int, ...]:

@@ -154,7 +154,9 @@ class Visitor:
         if active != self._active:
             self._active, self._selected = active, _select(active)
 
-    def on_latents(self, site: str, stream: str, latents: Tensor, edits: bool = True) -> Tensor:
+    def on_latents(
+        self, site: str, stream: str, latents: Tensor, edits: bool = True, records: bool = True
+    ) -> Tensor:
         """Edit and record what stands on the latent grid; the very same tensor where no bit changed.
 
         Args:
@@ -162,6 +164,7 @@ class Visitor:
             stream: of the latents.
             latents: [row, channel, frame, y, x].
             edits: whether edits are applied.
+            records: whether records are taken.
         """
         where = site, stream, None
         if (where, None) not in self._selected:
@@ -169,7 +172,7 @@ class Visitor:
         # The first latents of a prompt batch are one row, which the model repeats for every prompt.
         rows = latents.expand(max(len(self.rows), len(latents)), *latents.shape[1:])
         values = rows.permute(0, 2, 3, 4, 1)
-        new = self.apply(where, None, values, edits)
+        new = self.apply(where, None, values, edits, records)
         if new is values or same_bits(new, values):
             return latents
         return new.permute(0, 4, 1, 2, 3)
@@ -187,13 +190,21 @@ class Visitor:
             values = flat.view(flat.shape[0], *grid, flat.shape[2])
             new = self.apply(where, branch, values)
             if self._watches(where, branch):
-                site, _, layer = where
-                assert layer is not None
-                self.states[site, branch, layer] = new.clone()
+                self._keep_state(where, branch, new)
             if new is not values:
                 out = h.clone() if out is None else out
                 out[rows, part] = new.flatten(1, 3)
         return out
+
+    def _keep_state(self, where: Where, branch: str, state: Tensor) -> None:
+        site, _, layer = where
+        assert layer is not None
+        if (site, branch, layer) in self.states:
+            raise CaptureError(
+                f"{site} at layer {layer}, {self._moment_label(branch)}, is watched, and ran twice: the module runs more than "
+                "once a call."
+            )
+        self.states[site, branch, layer] = state.clone()
 
     def _watches(self, where: Where, branch: str) -> bool:
         site, stream, layer = where
@@ -239,7 +250,9 @@ class Visitor:
 
     # ---- values
 
-    def apply(self, where: Where, branch: str | None, values: Tensor, edits: bool = True) -> Tensor:
+    def apply(
+        self, where: Where, branch: str | None, values: Tensor, edits: bool = True, records: bool = True
+    ) -> Tensor:
         """Edit and record values [row, frame, y, x, channel]; the very same tensor where no edit is placed."""
         selected = self._selected.get((where, branch))
         if selected is None:
@@ -251,7 +264,7 @@ class Visitor:
             )
         out = self._edited(selected, where, branch, values) if edits else values
         for number, selection in selected.items():
-            for record in selection.records:
+            for record in selection.records if records else ():
                 self._read(number, record, where, branch, out[number])
         return out
 

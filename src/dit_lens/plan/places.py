@@ -109,7 +109,7 @@ class At:
         """Return which cells of a grid (frame, y, x) are selected, as booleans.
 
         Raises:
-            PlanError: a position is not there, or the mask is of another grid.
+            PlanError: a position is not there, the mask is of another grid, or no cell is selected.
         """
         chosen = np.ones(shape, bool)
         for axis, dim in enumerate(("frame", "y", "x")):
@@ -123,6 +123,8 @@ class At:
                 )
             packed = np.frombuffer(bytes.fromhex(self.mask[1]), np.uint8)
             chosen &= np.unpackbits(packed, count=chosen.size).astype(bool).reshape(shape)
+        if not chosen.any():
+            raise PlanError(f"{self}: no cell of the grid {tuple(shape)} is in all of frame, y, x and mask.")
         return chosen
 
     def to_json(self) -> dict[str, Any]:

@@ -402,7 +402,7 @@ def _hashable(dims: Iterable[object]) -> tuple[object, ...]:
 def _placed(entries: Iterable[Entry] | Entry) -> Iterable[Placed]:
     if callable(entries) or (isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[1], At)):
         entries = [entries]  # one entry alone
-    if not isinstance(entries, Iterable):
+    if not isinstance(entries, Iterable) or isinstance(entries, Mapping | str):
         raise PlanError(f"{entries!r}: give a function, a pair (function, dl.at(...)), or a list of these.")
     for entry in entries:
         if isinstance(entry, tuple):
