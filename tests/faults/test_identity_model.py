@@ -358,7 +358,7 @@ import dit_lens as dl
 
 kind, store = sys.argv[1:]
 words = {"a", "b", "c", "d", "e"}
-table = {word: {word, "x", "y"} for word in words}
+table = {word: {word, "x", "y"} for word in sorted(words)}
 
 class Push:
     names = frozenset({"k", "l", "m"})

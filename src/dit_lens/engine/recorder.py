@@ -244,8 +244,8 @@ class Recorder:
                 shape=(*sizes.values(), *sink.shape),
                 dtype=stored,
                 unit="state" if placed.is_state else "step",
-                units=function.units,
-                long_name=function.long_name + _elsewhere(placed),
+                units=getattr(function, "units", "1"),
+                long_name=getattr(function, "long_name", "") + _elsewhere(placed),
                 encoding=self.encoding if stored == "bfloat16" else None,  # type: ignore[arg-type]
             )
         except StoreError as error:

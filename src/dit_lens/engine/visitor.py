@@ -230,7 +230,8 @@ class Visitor:
                 "tokens; place it elsewhere."
             )
         raise CaptureError(
-            f"{place}: the value has {h.shape[0]} rows, and the call has {rows}: which rows are which branch is unknown."
+            f"{place}: the value has {h.shape[0]} rows, and the call of {' and '.join(forward.rows)} has {rows}: which rows are "
+            "which branch is unknown."
         )
 
     def _moment_label(self, branch: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import signal
 import threading
 import time
@@ -124,7 +125,13 @@ class _Mark:
     """What one trace holds while it runs. A mark counts as long as it lives: an interrupt cannot leave it behind."""
 
     def __init__(self) -> None:
-        self.thread = threading.current_thread().name
+        self.thread, self.ident = threading.current_thread().name, threading.get_ident()
+        self.pid = os.getpid()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the trace runs in this process: of a parent's, only the thread that was forked goes on."""
+        return self.pid == os.getpid() or self.ident == threading.get_ident()
 
 
 _MARKS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Mark]] = weakref.WeakKeyDictionary()
@@ -178,7 +185,8 @@ def _clear(parts: Iterable[nn.Module], mark: _Mark) -> None:
 def _holder(part: nn.Module) -> _Mark | None:
     """Return the mark that stands on a module, where its trace is still there."""
     reference = _MARKS.get(part)
-    return None if reference is None else reference()
+    mark = None if reference is None else reference()
+    return mark if mark is not None and mark.counts else None
 
 
 def here(function: Callable[..., Any], before: Callable[..., Any]) -> Callable[..., Any]:

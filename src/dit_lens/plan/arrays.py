@@ -8,11 +8,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dit_lens.plan import classes, origin
+
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
 
 SLAB = 1 << 24
 """Values of an array that are read at a time: a lazy array may be far larger than memory."""
+
+
+_MARKS = ("_is_hf", "_dynamo")
+"""How the names of attributes begin that libraries leave on tensors."""
 
 
 def is_tensor(value: Any) -> bool:
@@ -22,8 +28,15 @@ def is_tensor(value: Any) -> bool:
 
 
 def is_array(value: Any) -> bool:
-    """Say whether a value is an array of numpy's, or one that numpy can read (Dask, JAX)."""
-    return hasattr(value, "dtype") and hasattr(value, "shape") and hasattr(value, "__array__")
+    """Say whether a value is an array of numpy's, or of a library's that numpy can read (Dask, JAX).
+
+    An object of the user's that only looks like one holds more than its values.
+    """
+    kind = type(value)
+    of_numpy = any(base.__module__ == "numpy" and base.__name__ == "ndarray" for base in kind.__mro__)
+    if not of_numpy and not origin.is_library_module(str(kind.__module__)):
+        return False
+    return hasattr(kind, "__array__") and hasattr(value, "dtype") and hasattr(value, "shape")
 
 
 def reader_of(value: Any) -> Callable[[Walk, Any], Any] | None:
@@ -38,7 +51,7 @@ def reader_of(value: Any) -> Callable[[Walk, Any], Any] | None:
         return labelled  # a bare Variable
     if root == "pandas" and hasattr(value, "to_numpy"):
         return table
-    if hasattr(value, "tobytes") and hasattr(value, "mode") and hasattr(value, "size"):
+    if any(base.__module__ == "PIL.Image" and base.__name__ == "Image" for base in kind.__mro__):
         return image
     return array if is_array(value) else None
 
@@ -49,6 +62,7 @@ def array(walk: Walk, value: Any) -> Any:
     data: dict[str, Any] = {"@array": "numpy", "shape": list(value.shape), "dtype": str(dtype)}
     if kind.__module__ != "numpy" and kind.__module__.partition(".")[0] not in ("dask", "numpy", "xarray"):
         data["kind"] = f"{kind.__module__}.{kind.__qualname__}"
+        data |= _of_user(walk, value)
     if hasattr(value, "mask") and hasattr(value, "filled"):
         data |= {"kind": "masked", "mask": array(walk, _numpy(value.mask)), "fill": repr(value.fill_value)}
         value = value.data
@@ -59,6 +73,17 @@ def array(walk: Walk, value: Any) -> Any:
     else:
         data["sha256"] = _digest(value)
     return data
+
+
+def _of_user(walk: Walk, value: Any) -> dict[str, Any]:
+    """Return what an array or a tensor of a class of the user's holds beside its values: attributes, and code."""
+    kind = type(value)
+    if origin.is_library_module(str(kind.__module__)):
+        return {}
+    return {
+        "class": classes.describe(walk, kind),
+        "attributes": walk.visit(dict(getattr(value, "__dict__", {}))),
+    }
 
 
 def labelled(walk: Walk, value: Any) -> Any:
@@ -82,6 +107,7 @@ def _sorted(variables: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
 def table(walk: Walk, value: Any) -> Any:
     """Return a pandas table, column or index as data."""
     data: dict[str, Any] = {"@table": type(value).__name__}
+    data |= {"attrs": walk.visit(dict(value.attrs))} if getattr(value, "attrs", None) else {}
     if hasattr(value, "columns"):
         columns = [[walk.visit(name), table(walk, value.iloc[:, n])] for n, name in enumerate(value.columns)]
         return data | {"columns": columns, "index": table(walk, value.index)}
@@ -106,7 +132,16 @@ def image(walk: Walk, value: Any) -> Any:
 
 
 def tensor(walk: Walk, value: Any) -> Any:
-    """Return a torch tensor as data: by its position where it is gathered, by the walk's own checksum where it has one."""
+    """Return a torch tensor as data, with the attributes that the user has given it."""
+    held = {name: held for name, held in vars(value).items() if not name.startswith(_MARKS)}
+    data = _values(walk, value)
+    if not held or walk.gathering is not None or "attributes" in data:
+        return data
+    return {"@tensor": data, "attributes": walk.visit(held)}
+
+
+def _values(walk: Walk, value: Any) -> Any:
+    """Return a tensor's values: by position where they are gathered, by the walk's own checksum where it has one."""
     if walk.gathering is not None and (position := walk.gathering.take([value])) is not None:
         return {"@tensor": position}
     if value.is_meta and walk.checksum is None:
@@ -145,7 +180,7 @@ def _unusual(walk: Walk, value: Any) -> Any:
     parts = tensor_parts(value)
     if parts is None:
         return walk.unnamed(value, f"a tensor of the kind {type(value).__name__} ({value.layout})")
-    return data | {name: walk.visit(part) for name, part in parts.items()}
+    return data | _of_user(walk, value) | {name: walk.visit(part) for name, part in parts.items()}
 
 
 def tensor_parts(value: Any) -> dict[str, Any] | None:

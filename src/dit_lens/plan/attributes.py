@@ -62,6 +62,8 @@ def plain(walk: Walk, value: Any) -> dict[str, Any]:
 def counted(walk: Walk, kind: type, names: Iterable[str]) -> list[str]:
     """Return which names of attributes count in objects of a class."""
     left_out = _left_out(walk, kind)
+    if not any(map(classes.is_of_models, kind.__mro__)):
+        return [n for n in names if n not in left_out]
     return [n for n in names if not (n in MACHINERY or n in left_out or "nnsight" in n)]
 
 
@@ -101,8 +103,13 @@ def is_guest(hook: Any) -> bool:
 def _left_out(walk: Walk, kind: type) -> frozenset[str]:
     known = _LEFT_OUT.get(kind)
     if known is None:
+        # A value that a class of the user's has cached may be older than what it was made of.
         cached = {
-            n for b in kind.__mro__ for n, m in vars(b).items() if isinstance(m, functools.cached_property)
+            n
+            for b in kind.__mro__
+            if classes.is_of_models(b)
+            for n, m in vars(b).items()
+            if isinstance(m, functools.cached_property)
         }
         library = classes.is_library(kind)
         known = classes.written_by_runs(walk, kind) | cached | (UNTOLD | STATE if library else frozenset())

@@ -10,7 +10,7 @@ import dis
 import hashlib
 import types
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import SourceFileLoader
@@ -62,7 +62,7 @@ class Code:
 @lru_cache(maxsize=1 << 14)
 def analyse(code: types.CodeType) -> Code:
     """Return what code does and what it reads, nested functions included."""
-    readings = dict.fromkeys(_readings(code, frozenset(code.co_freevars)))
+    readings = dict.fromkeys(_readings(code, frozenset(code.co_freevars), {}))
     return Code(hashlib.sha256(_text(code).encode()).hexdigest(), tuple(readings))
 
 
@@ -126,15 +126,24 @@ def constant(value: Any) -> str:
     return repr(value)
 
 
-def _readings(code: types.CodeType, outer: frozenset[str]) -> Iterator[Reading]:
-    """Go through what code reads; `outer` are the variables of the functions around the outermost code."""
+def _readings(
+    code: types.CodeType, outer: frozenset[str], around: Mapping[str, Reading]
+) -> Iterator[Reading]:
+    """Go through what code reads.
+
+    Args:
+        code: a function's, or of one inside of it.
+        outer: variables of the functions around the outermost code.
+        around: names of modules that the functions around this code import.
+    """
     instructions = _instructions(code)
-    modules: dict[str, Reading] = {}  # local names of what the code imports
+    modules = {name: module for name, module in around.items() if name in code.co_freevars}
+    for n, instruction in enumerate(instructions):
+        if instruction.opname == "IMPORT_NAME":  # also below a function that reads it
+            yield from _imported(instructions, n, modules)
     for n, instruction in enumerate(instructions):
         name, opname = instruction.argval, instruction.opname
-        if opname == "IMPORT_NAME":
-            yield from _imported(instructions, n, modules)
-        elif opname in LOCALS and name in modules:
+        if opname in LOCALS and name in modules:
             module = modules[name]
             yield Reading("module", module.name, _chain(instructions, n + 1), module.level)
         elif opname in GLOBALS:
@@ -142,7 +151,7 @@ def _readings(code: types.CodeType, outer: frozenset[str]) -> Iterator[Reading]:
         elif opname in CELLS and name in outer:
             yield Reading("cell", name, _chain(instructions, n + 1))
         elif isinstance(name, types.CodeType):
-            yield from _readings(name, outer)
+            yield from _readings(name, outer, modules)
 
 
 def _chain(instructions: list[dis.Instruction], start: int) -> tuple[str, ...]:

@@ -98,11 +98,10 @@ def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:
 
 
 def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
-    exact, walk.exact = walk.exact, True
-    try:
+    with walk.reading(exact=True, in_order=True):
         module = value.__globals__.get("__name__")
         code = bytecode.analyse(value.__code__)
-        declared = {k: v for k, v in vars(value).items() if k != "__wrapped__"}
+        declared = {k: v for k, v in sorted(vars(value).items()) if k != "__wrapped__"}
         parts: list[Any] = ["function", walk.visit(declared, "its attributes")]
         if hasattr(value, "__wrapped__"):
             parts.append(walk.visit(value.__wrapped__))
@@ -119,8 +118,6 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
             walk.visit(value.__kwdefaults__, "a default"),
         ]
         return [*parts, code.digest, defaults, [_read(walk, value, reading) for reading in code.readings]]
-    finally:
-        walk.exact = exact
 
 
 def _cell(walk: Walk, name: str, cell: types.CellType, attributes: Sequence[str] = ()) -> Any:
@@ -242,5 +239,5 @@ def module(walk: Walk, value: types.ModuleType) -> Any:
     if origin.is_library_module(value.__name__):
         return {"@module": value.__name__, "library": origin.library(value.__name__)}
     with walk.at(f"module {value.__name__}"):
-        held = {k: v for k, v in vars(value).items() if k not in MODULE_UNTOLD}
+        held = {k: v for k, v in sorted(vars(value).items()) if k not in MODULE_UNTOLD}
         return {"@module": value.__name__, "code": walk.node(value, lambda *_: ["module", walk.visit(held)])}

@@ -60,6 +60,11 @@ def is_library(kind: type) -> bool:
     return not isinstance(module, str) or origin.is_library_module(module)
 
 
+def is_of_models(kind: type) -> bool:
+    """Say whether a class is of a library that pipelines are made of."""
+    return isinstance(kind.__module__, str) and kind.__module__.partition(".")[0] in origin.OF_MODELS
+
+
 def describe(walk: Walk, kind: type) -> Any:
     """Return a class as data."""
     if (known := walk.classes.get(kind)) is not None:
@@ -75,8 +80,7 @@ def describe(walk: Walk, kind: type) -> Any:
 
 
 def _members(walk: Walk, kind: type) -> list[Any]:
-    exact, walk.exact = walk.exact, True
-    try:
+    with walk.reading(exact=True, in_order=True):
         kinds = [describe(walk, base) for base in kind.__bases__ if base is not object]
         meta = [] if is_library(type(kind)) else [describe(walk, type(kind))]
         members = [
@@ -86,8 +90,6 @@ def _members(walk: Walk, kind: type) -> list[Any]:
         ]
         slots = sorted(map(str, _slots(kind)))
         return ["class", kinds, meta, members, slots]
-    finally:
-        walk.exact = exact
 
 
 def _member(walk: Walk, name: str, member: Any) -> Any:
@@ -115,24 +117,18 @@ def _plain(member: Any) -> types.FunctionType | None:
 def written_by_runs(walk: Walk, kind: type) -> frozenset[str]:
     """Return the attributes that are state of a run, not of the object: a run sets them itself before it reads them.
 
-    A library's class is trusted to set what its methods set (`timesteps`, caches of a decoder). The user's is not: what
-    its methods set *and* read may carry something from run to run, so only what nothing reads is left out.
+    The libraries of models are trusted to set what their methods set (`timesteps`, caches of a decoder), also where the
+    user's class is built on theirs. What methods of the user's set may carry something from run to run.
     """
     known = walk.written.get(kind)
     if known is None:
-        library = is_library(kind) or kind.__module__.partition(".")[0] == "dit_lens"
-        codes = _codes(kind) if not library else _codes_of_library(kind)
-        sets, reads = _reached(codes)
-        known = walk.written[kind] = sets if library else sets - reads
+        trusted = next((base for base in kind.__mro__ if is_of_models(base)), object)
+        known = walk.written[kind] = _reached(_codes_of_library(trusted))
     return known
 
 
 @lru_cache(maxsize=4096)
 def _codes_of_library(kind: type) -> tuple[tuple[str, types.CodeType], ...]:
-    return _codes(kind)
-
-
-def _codes(kind: type) -> tuple[tuple[str, types.CodeType], ...]:
     """Return the methods of a class by name, as code; what torch's `Module` itself does is left out."""
     codes: dict[str, types.CodeType] = {}
     for base in kind.__mro__:
@@ -147,18 +143,17 @@ def _codes(kind: type) -> tuple[tuple[str, types.CodeType], ...]:
 
 
 @lru_cache(maxsize=4096)
-def _reached(codes: tuple[tuple[str, types.CodeType], ...]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return what the methods that a run calls set, and what they read; they call each other by name."""
+def _reached(codes: tuple[tuple[str, types.CodeType], ...]) -> frozenset[str]:
+    """Return what the methods that a run calls set; they call each other by name."""
     methods = dict(codes)
     left, seen = [name for name in STARTS if name in methods], set[str]()
     sets: frozenset[str] = frozenset()
-    reads: frozenset[str] = frozenset()
     while left:
         name = left.pop()
         if name in seen:
             continue
         seen.add(name)
         stored, loaded = bytecode.stored_and_loaded(methods[name])
-        sets, reads = sets | stored, reads | loaded
+        sets |= stored
         left += [other for other in loaded if other in methods and other not in MAKING]
-    return sets, reads
+    return sets

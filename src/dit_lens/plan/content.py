@@ -9,7 +9,7 @@ made with it is not taken for something else.
 | value | data |
 |---|---|
 | None, bool, str, numbers | themselves; 1, 1.0 and np.int64(1) are equal; inf and nan are `{"@float": "inf"}` |
-| list, tuple, set, dict | by their items; sets by content and dicts by key, never in an order that a process makes |
+| list, tuple, set, dict | by their items; sets by content, dicts in order where code reads them |
 | arrays, tensors, tables, images | type, shape, number type and a hash of the exact bytes (`arrays`) |
 | functions, classes | code and all that it reads (`functions`, `classes`); a library's by name and version |
 | objects, torch modules | class and state (`objects`, `modules`) |
@@ -89,6 +89,7 @@ class Walk:
 
     Attributes:
         exact: whether numbers of other types differ, as they do where code computes with them.
+        in_order: whether the order of a dict's items counts, as it does where code goes through them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
         recipes: how modules are read, by class and names of attributes; see `modules`.
@@ -106,6 +107,7 @@ class Walk:
     ) -> None:
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
+        self.in_order = False
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
@@ -148,6 +150,16 @@ class Walk:
             self._path.pop()
 
     @contextmanager
+    def reading(self, exact: bool, in_order: bool) -> Iterator[None]:
+        """Say how the next values are read: whether types of numbers and the order of dicts count."""
+        before = self.exact, self.in_order
+        self.exact, self.in_order = exact, in_order
+        try:
+            yield
+        finally:
+            self.exact, self.in_order = before
+
+    @contextmanager
     def trusting(self, trusted: bool) -> Iterator[None]:
         """Take what this package's own modules hold (locks, registries) as a part of its code."""
         before, self._trusting = self._trusting, trusted
@@ -155,6 +167,11 @@ class Walk:
             yield
         finally:
             self._trusting = before
+
+    @property
+    def is_trusting(self) -> bool:
+        """Whether what is visited is held by a module of this package."""
+        return self._trusting
 
     def counts_whole(self, module: Any) -> bool:
         """Say whether the code of a module, by its name, counts as a whole."""
@@ -174,6 +191,7 @@ class Walk:
         # It gathers nothing: that has an order.
         walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing, exact=self.exact)
         walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
+        walk.in_order = self.in_order
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
@@ -223,7 +241,7 @@ class Walk:
         known = self._modules.get(kind)
         if known is None:
             known = self._modules[kind] = modules.is_module(kind)
-        return known and "_forward_hooks" in value.__dict__
+        return known and "_forward_hooks" in value.__dict__ and "_modules" in value.__dict__
 
     def _container(self, value: Any, kind: type) -> Any:
         if (kind is list or kind is tuple) and THEMSELVES.issuperset(map(type, value)):
@@ -240,7 +258,7 @@ class Walk:
                 return {"@tuple": [self.visit(item) for item in value]}
             if kind in (set, frozenset):
                 return {f"@{kind.__name__}": self.in_any_order(value)}
-            return self._mapping(value, ordered=kind is OrderedDict)
+            return self._mapping(value, ordered=kind is OrderedDict or (self.in_order and len(value) > 1))
         finally:
             del self._open[key]
 
@@ -255,7 +273,7 @@ class Walk:
                 key: value[key] if type(value[key]) in THEMSELVES else self.visit(value[key], f"[{key!r}]")
                 for key in sorted(value)
             }
-        items = [[self._apart(key), key] for key in value]
+        items = [[key if type(key) in THEMSELVES else self._apart(key), key] for key in value]
         if not ordered:
             items.sort(key=lambda item: json.dumps(item[0], sort_keys=True))
         name = "@ordered" if ordered else "@dict"

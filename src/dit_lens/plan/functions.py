@@ -47,11 +47,8 @@ class Configured:
     def __content__(self, walk: Walk) -> dict[str, Any]:
         """Return what names it: its function, and its options by content."""
         described = walk.visit(self.function)
-        exact, walk.exact = walk.exact, False  # options are arguments: equal numbers of other types are equal
-        try:
+        with walk.reading(exact=False, in_order=False):  # options are arguments: 1 and 1.0 are equal
             return {**described, "options": walk.visit(dict(self.options))}
-        finally:
-            walk.exact = exact
 
 
 def options(function: Callable[..., Any]) -> Callable[..., Any]:

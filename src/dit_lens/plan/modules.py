@@ -89,10 +89,9 @@ def _tensors(walk: Walk, parameters: Mapping[str, Any], buffers: Mapping[str, An
 
 def _parts(walk: Walk, value: Any) -> list[Any]:
     """Return what a torch module holds, its class first."""
-    exact, walk.exact = walk.exact, True  # a forward computes with its attributes
-    try:
-        held = value.__dict__
-        recipe = _recipe(walk, value, held)
+    held = value.__dict__
+    recipe = _recipe(walk, value, held)
+    with walk.reading(exact=True, in_order=not recipe.library):  # a forward computes with its attributes
         *values, before, after, back_before, back_after, parts, parameters, buffers = recipe.read(held)
         attribute_data = [
             item if type(item) in PLAIN else walk.visit(item, f"its attribute {name!r}")
@@ -105,8 +104,6 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
         inner = [[name, None if part is None else _part(walk, part, name)] for name, part in parts.items()]
         hooked = hooks(walk, held) if before or after or back_before or back_after else []
         return ["module", head, attribute_data, tensors, inner, hooked]
-    finally:
-        walk.exact = exact
 
 
 def _part(walk: Walk, part: Any, name: str) -> Any:

@@ -8,7 +8,7 @@ import logging
 import re
 import types
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,11 @@ def recipe_of(value: Any, kind: type) -> ObjectRecipe | None:
 
 def describe_by(recipe: ObjectRecipe, walk: Walk, value: Any) -> Any:
     """Return an object as data, as `describe` does."""
-    parts = lambda walk, value: ["object", recipe.described, _named(walk, vars(value), recipe.names)]  # noqa: E731
+
+    def parts(walk: Walk, value: Any) -> list[Any]:
+        with walk.reading(walk.exact, _order_counts(walk, type(value))):
+            return ["object", recipe.described, _named(walk, vars(value), recipe.names)]
+
     return {"@object": type(value).__qualname__, "code": walk.node(value, parts)}
 
 
@@ -95,7 +99,19 @@ def _in_python(kind: type) -> bool:
     return bool(kind.__flags__ & (1 << 9)) and hasattr(kind, "__module__") and "__dict__" in dir(kind)
 
 
+def _order_counts(walk: Walk, kind: type) -> bool:
+    """Say whether the order of dicts in an object counts: the code of a user's class goes through them."""
+    if classes.is_of_models(kind):
+        return False  # configurations, whose order a set may have made
+    return walk.in_order or not classes.is_library(kind)
+
+
 def _parts(walk: Walk, value: Any) -> list[Any]:
+    with walk.reading(walk.exact, _order_counts(walk, type(value))):
+        return _of_object(walk, value)
+
+
+def _of_object(walk: Walk, value: Any) -> list[Any]:
     kind = type(value)
     described = classes.describe(walk, kind)
     if isinstance(value, _BUILT_ON):
@@ -114,10 +130,13 @@ def _items(walk: Walk, value: Any) -> Any:
     if isinstance(value, dict):
         # An object of a library that a dict backs, such as a configuration, says as little by some keys.
         untold = attributes.UNTOLD if classes.is_library(type(value)) else frozenset()
-        return walk.visit({k: v for k, v in dict.items(value) if k not in untold})
+        items = walk.visit({k: v for k, v in dict.items(value) if k not in untold})
+        return [items, walk.visit(value.default_factory)] if isinstance(value, defaultdict) else items
     if isinstance(value, set | frozenset):
         return walk.visit(set(value))
-    if isinstance(value, list | tuple | deque):
+    if isinstance(value, deque):
+        return [walk.visit(list(value)), value.maxlen]
+    if isinstance(value, list | tuple):
         return walk.visit(list(value))
     builtin: Any
     for builtin in (str, bytes, int, float, complex):
@@ -191,7 +210,9 @@ def _sentencepiece(walk: Walk, value: Any) -> Any:
 
 
 def _weak_items(walk: Walk, value: Any) -> Any:
-    return {"@weak": type(value).__name__}
+    """Return what a weak set or mapping holds now; this package's own are registries, and no part of what it does."""
+    items = [] if walk.is_trusting else [*value.items()] if hasattr(value, "items") else [*value]
+    return {"@weak": type(value).__name__, "items": walk.in_any_order(items)}
 
 
 def _thread_local(walk: Walk, value: Any) -> Any:
@@ -206,5 +227,6 @@ SPECIAL: dict[str, Callable[[Walk, Any], Any]] = {
     "weakref.WeakSet": _weak_items,
     "_weakrefset.WeakSet": _weak_items,
     "weakref.WeakKeyDictionary": _weak_items,
+    "weakref.WeakValueDictionary": _weak_items,
 }
 """How objects of these classes are read, by library and name."""

@@ -36,6 +36,21 @@ FRAMEWORKS = (
 )
 """Libraries also where they are installed from a folder of the user's; their sources then count with the version."""
 
+OF_MODELS = frozenset(
+    (
+        "torch",
+        "torchvision",
+        "diffsynth",
+        "diffusers",
+        "transformers",
+        "peft",
+        "accelerate",
+        "nnsight",
+        "dit_lens",
+    )
+)
+"""Libraries whose objects make up a pipeline: what a run writes into those is no part of what they are."""
+
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python", "_pytest": "pytest"}
 _STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 _INSTALLED = ("/site-packages/", "/dist-packages/")
@@ -73,10 +88,16 @@ def is_library_module(name: str) -> bool:
     top = name.partition(".")[0]
     if top in ("dit_lens", "__main__"):  # a script's own classes, also where a profiler of Python's runs it
         return False
-    if top in sys.stdlib_module_names:
+    if top in sys.stdlib_module_names and _is_standard(top):
         return True
     file = getattr(sys.modules.get(name), "__file__", None) or _file_of(top)
     return bool(file) and is_library_file(str(file))
+
+
+def _is_standard(top: str) -> bool:
+    """Say whether a module is Python's, and not a file of the user's of that name."""
+    file = _file_of(top)
+    return file in (None, "built-in", "frozen") or bool(_is_installed(str(file)))
 
 
 def _file_of(top: str) -> str | None:

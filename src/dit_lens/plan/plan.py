@@ -232,7 +232,9 @@ class Placed:
 
     def to_json(self, unnamed: list[str] | None = None) -> dict[str, Any]:
         """Return plain data; see `Plan.to_json`."""
-        return describe(self.function, unnamed) | {"at": self.place.to_json()}
+        data = describe(self.function, unnamed) | {"at": self.place.to_json()}
+        own_name = str(data["function"]).rpartition(":")[2].rpartition(".")[2]
+        return data if own_name.strip("<>") == self.name else data | {"name": self.name}
 
     def __str__(self) -> str:
         return f"{self.function if isinstance(self.function, Configured) else self.name} {self.place}"
@@ -350,7 +352,8 @@ class Plan:
         """
         for edit in self.edits:
             for name, value in getattr(edit.function, "options", {}).items():
-                source = getattr(value, "attrs", {}).get("model_fingerprint")
+                attrs = getattr(value, "attrs", None)
+                source = attrs.get("model_fingerprint") if isinstance(attrs, Mapping) else None
                 if source is not None and source != fingerprint():
                     raise PlanError(
                         f"edit {edit}: its {name} is of a run of another model (fingerprint {source}; this model: "

@@ -56,7 +56,7 @@ def at(
         stage: pass of the sampling loop, like step, where a pipeline has several.
 
     Returns:
-        Frozen data; hashable, and equal to another that selects the same in the same words.
+        Frozen data; hashable, and equal to another that selects the same, as long as neither counts from the end.
 
     Raises:
         PlanError: a selector that cannot be read.
@@ -153,7 +153,7 @@ def parse_selector(name: str, value: Selector) -> Ranges | None:
     if value is None or (isinstance(value, str) and value.strip() == "all"):
         return None
     if isinstance(value, str):
-        return tuple(dict.fromkeys(_range(name, value, part.strip()) for part in value.split(",")))
+        return _merged([_range(name, value, part.strip()) for part in value.split(",")])
     if isinstance(value, range):
         value = (
             slice(value.start, value.stop, value.step) if value.start >= 0 and value.step > 0 else list(value)
@@ -165,7 +165,22 @@ def parse_selector(name: str, value: Selector) -> Ranges | None:
         raise PlanError(
             f"at({name}={value!r}): give a whole number, a list of at least one, a slice, '0-4,7' or 'all'."
         )
-    return tuple((n, n) for n in sorted({n for n in numbers if n is not None}))
+    return _merged([(n, n) for n in numbers if n is not None])
+
+
+def _merged(ranges: Iterable[tuple[int, int | None]]) -> Ranges:
+    """Return ranges in order, those that touch as one: equal selections are equal data. Ends from the last stay apart."""
+    merged: list[tuple[int, int | None]] = []
+    from_end: set[tuple[int, int | None]] = set()
+    for low, high in sorted(set(ranges), key=lambda pair: (pair[0], -1 if pair[1] is None else pair[1])):
+        before = merged[-1] if merged else None
+        if low < 0 or (high is not None and high < 0):
+            from_end.add((low, high))
+        elif before is not None and (before[1] is None or low <= before[1] + 1):
+            merged[-1] = before[0], None if None in (high, before[1]) else max(high or 0, before[1] or 0)
+        else:
+            merged.append((low, high))
+    return (*merged, *sorted(from_end, key=str))
 
 
 def _numbers(value: Any) -> list[int | None]:
@@ -200,7 +215,7 @@ def _slice(name: str, value: slice) -> Ranges:
         raise PlanError(
             f"at({name}={value!r}) selects {len(chosen):,} positions; give at most {MOST_POSITIONS:,}."
         )
-    return tuple((n, n) for n in chosen)
+    return _merged((n, n) for n in chosen)
 
 
 def _range(name: str, whole: str, part: str) -> tuple[int, int | None]:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from dit_lens.plan import callables
+from dit_lens.plan import bytecode, callables
 from dit_lens.plan.content import Walk
 
 _SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
@@ -36,18 +36,29 @@ def describe_source(
     """
     tree = ast.parse(text)
     walk = Walk([] if unnamed is None else unnamed, "the body")
-    walk.exact = True
+    walk.exact = walk.in_order = True
     around = {**scope, **(variables or {})}
     readings = dict.fromkeys(r for r in _free(tree.body, set()) if r[0] not in apart)
-    data = [callables.named(walk, name, attributes, around) for name, attributes in sorted(readings)]
+    data = [_read(walk, name, attributes, around) for name, attributes in sorted(readings)]
     return {
         "source": hashlib.sha256(ast.dump(tree).encode()).hexdigest(),
         "reads": walk.node(tree, lambda *_: data),
     }
 
 
+def _read(walk: Walk, name: str, attributes: tuple[str, ...], around: Mapping[str, Any]) -> Any:
+    if name != _IMPORT:
+        return callables.named(walk, name, attributes, around)
+    module, *rest = attributes
+    plain = module.lstrip(".")
+    reading = bytecode.Reading("module", plain, tuple(rest), len(module) - len(plain))
+    return callables.imported(walk, reading, str(around.get("__package__") or ""))
+
+
 Reading = tuple[str, tuple[str, ...]]
-"""A name, and the attributes that are read off it at once."""
+"""A name, and the attributes that are read off it at once; or `_IMPORT`, a module, and what is read of that."""
+
+_IMPORT = "import"  # a word of the language, so no name
 
 
 def _free(statements: list[ast.stmt], known: set[str]) -> Iterator[Reading]:
@@ -72,10 +83,10 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
                 yield from _expression(item.context_expr, known)
                 if item.optional_vars is not None:
                     known |= _targets(item.optional_vars)
-            yield from _free(body, known)
+            yield from _free(body, set(known))  # which a context may cut short
         case ast.Try() | ast.TryStar():
+            bound = {handler.name for handler in node.handlers if handler.name}
             for body in (node.body, *(handler.body for handler in node.handlers), node.orelse):
-                bound = {handler.name for handler in node.handlers if handler.name}
                 yield from _free(body, known | bound)
             for handler in node.handlers:
                 yield from () if handler.type is None else _expression(handler.type, known)
@@ -83,8 +94,9 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             known.add(node.name)  # it may call itself
             yield from _scope(node, known)
-        case ast.Import(names=names) | ast.ImportFrom(names=names):
-            known |= {(alias.asname or alias.name).partition(".")[0] for alias in names}
+        case ast.Import() | ast.ImportFrom():
+            yield from _modules(node)
+            known |= _imported_names(node)
         case ast.Assign(targets=targets, value=value):
             yield from _expression(value, known)
             for target in targets:
@@ -97,6 +109,17 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
             yield from _expression(target, known)
         case _:
             yield from _expression(node, known)
+
+
+def _modules(node: ast.Import | ast.ImportFrom) -> Iterator[Reading]:
+    """Go through the modules that a statement imports, and what it reads of them."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield _IMPORT, (alias.name,)
+    else:
+        for alias in node.names:
+            module = "." * node.level + (node.module or "")
+            yield _IMPORT, (module,) if alias.name == "*" else (module, alias.name)
 
 
 def _inside(node: Any, inner: set[str], known: set[str]) -> Iterator[Reading]:
@@ -144,21 +167,72 @@ def _chain(node: ast.AST) -> tuple[ast.Name | None, tuple[str, ...]]:
 
 
 def _scope(node: Any, known: set[str]) -> Iterator[Reading]:
-    """Go through what a function, a class or a comprehension reads from outside; what it sets is its own."""
-    local_names = set(known)
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-            local_names.add(inner.id)
-        elif isinstance(inner, ast.arg):
-            local_names.add(inner.arg)
-        elif isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            local_names.add(inner.name)
-    for child in ast.iter_child_nodes(node):
-        yield from (
-            _statement(child, set(local_names))
-            if isinstance(child, ast.stmt)
-            else _expression(child, set(local_names))
-        )
+    """Go through what a function, a class or a comprehension reads from outside."""
+    if isinstance(node, _COMPREHENSIONS):
+        yield from _comprehension(node, known)
+    elif isinstance(node, ast.ClassDef):
+        for outside in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
+            yield from _expression(outside, known)
+        members = set(known)  # which the methods do not see
+        for statement in node.body:
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                yield from _statement(statement, set(known))
+                members.add(statement.name)
+            else:
+                yield from _statement(statement, members)
+    else:
+        arguments = node.args
+        for outside in (*getattr(node, "decorator_list", ()), *arguments.defaults, *arguments.kw_defaults):
+            yield from () if outside is None else _expression(outside, known)
+        body = node.body if isinstance(node.body, list) else [node.body]
+        inner = known | {argument.arg for argument in ast.walk(arguments) if isinstance(argument, ast.arg)}
+        inner |= _bound(body)
+        for child in body:
+            yield from (
+                _statement(child, inner) if isinstance(child, ast.stmt) else _expression(child, inner)
+            )
+
+
+def _comprehension(node: Any, known: set[str]) -> Iterator[Reading]:
+    """Go through what a comprehension reads: its first iterable stands outside of it."""
+    inner = set(known)
+    for n, generator in enumerate(node.generators):
+        yield from _expression(generator.iter, known if n == 0 else inner)
+        inner |= _targets(generator.target)
+        for condition in generator.ifs:
+            yield from _expression(condition, inner)
+    for result in (node.key, node.value) if isinstance(node, ast.DictComp) else (node.elt,):
+        yield from _expression(result, inner)
+
+
+def _bound(statements: list[Any]) -> set[str]:
+    """Return the names that are local to a function because its own statements set them."""
+    names: set[str] = set()
+    outside: set[str] = set()
+    left = list(statements)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Global | ast.Nonlocal):
+            outside |= set(node.names)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= _imported_names(node)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.MatchAs | ast.MatchStar) and node.name:
+            names.add(node.name)
+        if isinstance(node, _COMPREHENSIONS):
+            left += [inner for inner in ast.walk(node) if isinstance(inner, ast.NamedExpr)]
+        elif not isinstance(node, _SCOPES):
+            left += ast.iter_child_nodes(node)
+    return names - outside
+
+
+def _imported_names(node: ast.Import | ast.ImportFrom) -> set[str]:
+    return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
 
 
 def _targets(node: ast.AST) -> set[str]:

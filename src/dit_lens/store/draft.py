@@ -6,14 +6,16 @@ small model.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dit_lens.errors import StoreError
 from dit_lens.store.arrays import Arrays
+from dit_lens.store.bfloat16 import to_float16
 from dit_lens.store.coordinates import Coordinate, CoordLike
 from dit_lens.store.layout import Variable
 from dit_lens.store.metadata import Recorded, array_json, recorded_json
@@ -27,7 +29,7 @@ class Draft:
     """Takes what a `RunWriter` takes, and hands it to one when the run has become large, or is read.
 
     Args:
-        path: The run's folder while it is written.
+        path: The run's folder while it is written; a number is added to its name.
         coords: Coordinates of the run; see `RunWriter`.
 
     Attributes:
@@ -42,6 +44,8 @@ class Draft:
             tuple[str, tuple[Any, ...]]
         ] = []  # of the writer's methods, as long as there is none
         self._writer: RunWriter | None = None
+        self._tries = count()
+        self._variables: dict[str, Variable] = {}
         self.nbytes = 0
 
     @property
@@ -54,14 +58,17 @@ class Draft:
         array = array_json(variable, recorded_json(variable, recorded))
         self._arrays.check(variable.name, array)
         self._arrays.setdefault(variable.name, array)
+        self._variables[variable.name] = variable
         self._call("declare", variable, recorded)
 
     def write(self, name: str, index: Mapping[str, int], values: np.ndarray) -> None:
         """See `RunWriter.write`."""
+        if self._writer is None and self._variables[name].encoding == "float16":
+            to_float16(values)  # refuses what does not fit: now, not when somebody reads
         self._call("write", name, index, values)
         self.nbytes += values.nbytes
         if self.nbytes > MOST_BYTES and self._writer is None:
-            self._open()
+            self._writer, self._calls = self._replayed(), []
 
     def set_coord(self, name: str, values: Any) -> None:
         """See `RunWriter.set_coord`."""
@@ -85,18 +92,17 @@ class Draft:
         Raises:
             StoreError: The run cannot be written.
         """
-        was_written = self.is_written
-        writer = self._writer or self._open()
+        if path.exists():
+            return  # an earlier try was interrupted when all was done
+        writer = self._writer or self._replayed()
         try:
             writer.describe(manifest)
             writer.close()
-            self._path.rename(path)
-        except BaseException:
+            writer.path.rename(path)
+        except OSError as error:
+            raise StoreError(f"{writer.path} cannot be written: {error}") from error
+        finally:
             writer.abort()
-            if not was_written:
-                self._writer = None
-            raise
-        self._calls = []
 
     def abort(self) -> None:
         """Let go of the run."""
@@ -110,11 +116,10 @@ class Draft:
         else:
             getattr(self._writer, method)(*arguments)
 
-    def _open(self) -> RunWriter:
-        shutil.rmtree(self._path, ignore_errors=True)  # what an earlier try has left
-        parent, name = self._path.parent, self._path.name
-        writer = RunWriter(parent, name, {}, self._coords, durable=False, exclusive=False)
+    def _replayed(self) -> RunWriter:
+        """Return a writer that was told all that was told so far, in a folder that no earlier try has touched."""
+        name = f"{self._path.name}-{next(self._tries)}"
+        writer = RunWriter(self._path.parent, name, {}, self._coords, durable=False, exclusive=False)
         for method, arguments in self._calls:
             getattr(writer, method)(*arguments)
-        self._writer = writer
         return writer

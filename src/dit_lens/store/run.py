@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_lens.errors import StoreError
-from dit_lens.store import RunStatus, open_run, status
+from dit_lens.store import RunStatus, journal, open_run, status
+from dit_lens.store.metadata import load_run_group
 from dit_lens.store.names import absolute
 from dit_lens.tasks.sample import Frames
 
@@ -110,6 +111,16 @@ class Run:
     def complete(self) -> bool:
         """Whether everything that the plan records is committed."""
         return self.status.complete
+
+    def __content__(self, walk: Any) -> dict[str, Any]:
+        """Return what names the run where a function reads it: what made it, and the checksums of what it holds."""
+        group = load_run_group(str(self.path))
+        if group is None:
+            return dict(walk.unnamed(self, "a run that is not readable"))
+        units = {
+            f"{name} {key}": entry.crc32c for (name, key), entry in journal.read(self.path).units.items()
+        }
+        return {"@run": group["attributes"]["identity_sha256"], "units": sorted(units.items())}
 
     def __repr__(self) -> str:
         return (

@@ -124,6 +124,9 @@ class Scratch:
                 del self._writes[0]
             self.nbytes = 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Scratch:
+        return self  # the folder is one, and stays as long as anybody holds it
+
     def __getstate__(self) -> dict[str, Any]:
         self.settle()
         return {"path": self.path}
@@ -139,7 +142,10 @@ class Scratch:
 
 def _remove(path: str, pid: int) -> None:
     if pid == os.getpid():
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+        finally:  # once more, where an interrupt cut it short
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _host() -> str:

@@ -6,6 +6,7 @@ free the run. So the next one who wants the run asks here: what nobody is at wor
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -36,12 +37,17 @@ class Tenure:
 
     def __init__(self, folder: str, lease: threading.Lock | None = None, changing: bool = True) -> None:
         self.folder, self._lease = folder, lease
-        self._owner = threading.current_thread()
+        self._owner, self._pid = threading.current_thread(), os.getpid()
         self.changing = changing
         self.journal: Journal | None = None
         self.worker: Worker | None = None
         self._given_up = self._freed = False
         _TENURES.append(weakref.ref(self, _forget))
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process holds the run: one that was forked off only has a copy of what its parent holds."""
+        return self._pid == os.getpid()
 
     @property
     def wanted(self) -> bool:
@@ -57,7 +63,7 @@ class Tenure:
     @property
     def over(self) -> bool:
         """Whether nobody is at work with the run, though it was not freed."""
-        if self._freed:
+        if self._freed or not self.is_ours:
             return False
         interrupted = self.changing and (
             self._owner is threading.current_thread() or not self._owner.is_alive()
@@ -67,6 +73,8 @@ class Tenure:
     def free(self) -> None:
         """Free the run: when this returns, another writer may have it."""
         self._given_up = True
+        if not self.is_ours:
+            return
         if self.worker is not None:
             self.worker.stop()
         elif self.journal is not None:

@@ -107,6 +107,8 @@ class Worker:
 
     def stop(self) -> None:
         """End the thread after the tasks given so far; never raises for a task that failed."""
+        if os.getpid() != self._pid:
+            return  # the run is the parent's, which goes on with it
         self._wake(last=True)
         self._wait(lambda: False)
         if not self._freed:  # the thread was killed before it came to it

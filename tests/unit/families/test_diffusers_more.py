@@ -49,7 +49,7 @@ def test_a_batch_is_its_single_runs_and_the_last_readout_is_the_velocity(euler):
         assert torch.equal(blended, out.velocity)
         for row, run in enumerate(runs):
             expected = torch.from_numpy(run["x0"].isel(step=step).values)
-            torch.testing.assert_close(out.x0[row].permute(1, 2, 3, 0), expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(out.x0[row].permute(1, 2, 3, 0), expected, rtol=0, atol=5e-5)
         x = out.latents
     videos = batch.decode(x)
     for row, run in enumerate(runs):
@@ -67,7 +67,7 @@ def test_an_edit_in_a_batch_is_the_edit_in_a_run(euler):
     for step in range(3):
         out = batch.step(step, x, edits=[placed])
         expected = torch.from_numpy(run["x0"].isel(step=step).values)
-        torch.testing.assert_close(out.x0[0].permute(1, 2, 3, 0), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(out.x0[0].permute(1, 2, 3, 0), expected, rtol=0, atol=5e-5)
         x = out.latents
 
 

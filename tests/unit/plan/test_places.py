@@ -252,7 +252,7 @@ def test_a_place_is_frozen_and_equal_to_one_in_the_same_words():
 
 def test_a_place_prints_what_was_selected_and_nothing_else():
     assert str(at()) == "everywhere"
-    assert str(at(layer=[5, 6], step="0-4,9-", branch="cond")) == "at(step=0-4,9-, branch=cond, layer=5,6)"
+    assert str(at(layer=[5, 6], step="0-4,9-", branch="cond")) == "at(step=0-4,9-, branch=cond, layer=5-6)"
     assert str(at(site="q", sigma=(0.25, 1), expert=["high", "low"], stream="audio")) == (
         "at(site=q, expert=high/low, sigma=0.25..1.0, stream=audio)"
     )

@@ -60,7 +60,7 @@ def test_a_plan_prints_what_happens_where():
     assert str(PLAN) == (
         "Plan:\n"
         "  record energy everywhere\n"
-        "  record hidden at(step=0-4, layer=5,6)\n"
+        "  record hidden at(step=0-4, layer=5-6)\n"
         "  record x0 everywhere\n"
         "  edit add_noise(scale=0.5, seed=0) at(site=latents, step=5)\n"
         "  edit zero() at(layer=-1, frame=0)"
@@ -246,7 +246,8 @@ def test_a_record_may_have_dimensions_of_its_own():
 
 REFUSED = [
     ((), (zero, dl.at(layer=1)), ["edit zero at(layer=1)", "call it with its options", "zero(...)"]),
-    ("energy", (), ["record 'e'", "not a function"]),
+    ("energy", (), ["'energy'", "give a function"]),
+    ({energy: dl.at(layer=1)}, (), ["give a function", "or a list of these"]),
     ((), [3], ["edit 3", "not a function"]),
     (
         (energy, dl.at(site="mlp")),

@@ -53,7 +53,7 @@ def test_a_small_run_is_written_when_it_is_read():
 def test_a_large_run_is_written_as_it_goes(tmp_path):
     draft = Draft(tmp_path / "stage0", {"step": range(STEPS)})
     values = fill(draft, MOST_BYTES // 8)  # over the limit with the third step
-    assert draft.is_written and (tmp_path / "stage0").is_dir()
+    assert draft.is_written and (tmp_path / "stage0-0").is_dir()
     draft.finish(MANIFEST, tmp_path / "run")
     np.testing.assert_array_equal(Run(tmp_path / "run")["score"].values, values)
 
