@@ -188,6 +188,7 @@ class Lens:
         record: RecordEntries = (),
         store: str | Path | None = None,
         encoding: str | None = None,
+        verify: str = "first",
         progress: bool = False,
         **arguments: Any,
     ) -> xr.Dataset:
@@ -212,6 +213,8 @@ class Lens:
             record: what every run records, as in `run`; goes with `store`.
             store: folder of runs, into which the run of every arm and pair is written. Default: none is written.
             encoding: how bfloat16 states are stored, as in `run`.
+            verify: whether runs that the store holds are compared with what the sweep computes, as in `run`. A sweep computes
+                everything anew; a stored run stays as it is.
             progress: show a progress bar.
             **arguments: any other keyword of the pipeline's own call.
 
@@ -235,6 +238,7 @@ class Lens:
             record=record,
             store=store,
             encoding=encoding,
+            verify=verify,
             progress=progress,
             **arguments,
         )

@@ -1,7 +1,8 @@
 """The runs of a sweep: one for every arm and pair, in the same store as `lens.run` writes.
 
 Up to its first edit an arm is the clean run, so its recorder stands on the clean run's row until then. A run that stands
-complete stays as it is. One writer is open for each run that is missing.
+complete stays as it is, and is compared with what the sweep computes where it is to be checked. One writer is open for each
+run that is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dit_lens.engine.batch_run import open_writer
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.request import Request, name_anew, seeds_together
 from dit_lens.engine.runner import coordinates, finished, write_outputs
+from dit_lens.engine.verify import Comparison, is_due, passed
 from dit_lens.plan.plan import Plan
 from dit_lens.store import RunWriter
 
@@ -63,7 +65,9 @@ class ArmRuns:
         stage = self.requests[None, 0].stages[0]
         self.records = [record.bind(False, batch.layout, batch.sigmas) for record in stage.plan.records]
         self._cleanup = ExitStack()
+        self._paths: set[Path] = set()
         self._writers: dict[Key, RunWriter] = {}
+        self._compared: dict[Key, Comparison] = {}
         self._recorders: dict[Key, Recorder] = {}
 
     def __enter__(self) -> Self:
@@ -71,10 +75,18 @@ class ArmRuns:
         name_anew(self.requests.values(), self.batch.specimen)
         coords = coordinates(self.batch.layout, self.batch.schedule, self.batch.grids)
         names = ["sweep", *(request.stages[0].name for request in self.requests.values())]
+        due = is_due(self.batch.verify, self.requests[None, 0].store, self.batch.specimen)
         with ExitStack() as opened:
             for number, (key, request) in enumerate(self.requests.items(), 1):
                 stage = request.stages[0]
-                if stage.path is None or finished(request) is not None:
+                assert stage.path is not None
+                if stage.path in self._paths:
+                    continue  # two arms of equal edits are one run
+                self._paths.add(stage.path)
+                if (run := finished(request)) is not None:
+                    if due:
+                        self._compared[key] = Comparison(run, self.batch.layout, exact=False)
+                        self._recorders[key] = self._compared[key].recorder()
                     continue
                 manifest: dict[str, Any] = {**stage.manifest, "batch": {"row": number, "rows": names}}
                 writer = opened.enter_context(open_writer(stage.path, manifest, coords, durable=True))
@@ -99,6 +111,11 @@ class ArmRuns:
             clean: last latents of the clean runs, [pair, channel, frame, y, x].
             ended: last latents of the arms, [arm, pair, channel, frame, y, x].
         """
+        for (arm, pair), comparison in self._compared.items():
+            latents = clean[pair : pair + 1] if arm is None else ended[arm][pair : pair + 1]
+            comparison.end(self.batch.outputs(latents))
+        if self._compared:
+            passed(self.requests[None, 0])
         for (arm, pair), writer in self._writers.items():
             latents = clean[pair : pair + 1] if arm is None else ended[arm][pair : pair + 1]
             self._recorders[arm, pair].end_run(self.records)

@@ -121,7 +121,7 @@ class Batch:
         self.cfg_scale, self.keywords = first.cfg_scale, first.keywords
         self.layout = first.stages[0].layout
         self.at_once = min(at_once, self.batching.most or at_once)
-        self.model = specimen.identity()
+        self.model = specimen.identity(repeatable=True)
         self.inputs = ModelInputs.of(specimen, self.requests)
         self.noise = self.inputs.noise
         self.scheduler = copy.deepcopy(
@@ -164,7 +164,8 @@ class Batch:
             step: which.
             latents: [row, channel, frame, y, x]; any number of rows.
             rows: which of the batch's pairs each row is. Default: each its own.
-            edits: what is placed on each row; what does not select this step is not applied.
+            edits: what is placed on each row; what does not select this step is not applied. Default: the batch's own, as
+                in `run`.
             watch: states to return, by (site, branch, layer).
             groups: for edits over seeds: rows of one number are seen together. They stand side by side. Where
                 a group has more rows than go at once, its rows run one after another, as often as there are
@@ -174,7 +175,8 @@ class Batch:
             PlanError: an edit cannot be carried out, or an edit over seeds has no groups.
         """
         pairs = list(range(len(self.pairs)) if rows is None else rows)
-        placed = [[] for _ in pairs] if edits is None else [list(e) for e in edits]
+        declared = self.requests[0].plan.edits
+        placed = [list(declared) for _ in pairs] if edits is None else [list(e) for e in edits]
         numbers = [None] * len(pairs) if groups is None else list(groups)
         sizes = {len(latents), len(pairs), len(placed), len(numbers)}
         if len(sizes) > 1 or not all(0 <= pair < len(self.pairs) for pair in pairs):
@@ -250,15 +252,38 @@ class Batch:
         velocity, x0, after = {}, {}, {}
         for stream, x in start.items():
             by_branch = {branch: streams[stream] for branch, streams in velocities.items()}
-            guided = flow.guide(pipe, self.keywords, by_branch, self.timesteps[step])
-            guided = batching.blend(self.scheduler, timestep, guided, x, first, stream)
+            guided = self._guided(step, stream, x, by_branch, first)
             velocity[stream], x0[stream] = stepper.solve(stream, x, guided)
-            after[stream] = batching.settle(
-                batching.advance(self.scheduler, velocity[stream], step, x), first
-            )
+            if velocity[stream] is not guided:
+                batching.refuse_moved(pipe, x, velocity[stream], step, first)
+            after[stream] = self._after(step, x, velocity[stream], first)
         if records:
             stepper.end()
         return Stepped(together(velocity), together(x0), together(after), visitor.states)
+
+    @torch.no_grad()
+    def step_of_ones(self, step: int, latents: Tensor) -> Stepped:
+        """Take one step of the first pair as if the model gave 1 everywhere; see `pipeline_check`."""
+        start = self._by_stream(latents)
+        first = self.inputs.of_branch(self.layout.branches[0], [0])
+        velocity, after = {}, {}
+        for stream, x in start.items():
+            ones = dict.fromkeys(self.layout.branches, torch.ones_like(x))
+            velocity[stream] = self._guided(step, stream, x, ones, first)
+            after[stream] = self._after(step, x, velocity[stream], first)
+        return Stepped(together(velocity), latents, together(after))
+
+    def _guided(
+        self, step: int, stream: str, x: Tensor, velocities: Mapping[str, Tensor], first: Mapping[str, Any]
+    ) -> Tensor:
+        """Return the velocity after guidance, and after what the pipeline blends into it."""
+        flow, pipe = self.specimen.family.flow, self.specimen.pipe
+        guided = flow.guide(pipe, self.keywords, velocities, self.timesteps[step])
+        return self.batching.blend(self.scheduler, self.scheduler.timesteps[step], guided, x, first, stream)
+
+    def _after(self, step: int, x: Tensor, velocity: Tensor, first: Mapping[str, Any]) -> Tensor:
+        """Return what the next step starts from."""
+        return self.batching.settle(self.batching.advance(self.scheduler, velocity, step, x), first)
 
     def _one_by_one(
         self, step: int, latents: Tensor, pairs: Sequence[int], rows: Sequence[Row], watch: Sequence[Place]
@@ -339,8 +364,8 @@ class Batch:
         Raises:
             PlanError: the model is no longer what prompts and noise were prepared with.
         """
-        model, unnamed = name_anew(self.requests, self.specimen)
-        if model != self.model and not unnamed:  # what cannot be named is equal to nothing, itself included
+        name_anew(self.requests, self.specimen)
+        if self.specimen.identity(repeatable=True) != self.model:
             raise PlanError(
                 "The model has changed since this batch was prepared with it, so its runs would bear the name of a model that "
                 "did not make them: call lens.batch again."
@@ -391,6 +416,8 @@ class Batch:
     def outputs(self, latents: Tensor) -> dict[str, np.ndarray]:
         """Decode the last latents of one row [1, channel, frame, y, x] to what a run keeps, by name."""
         codec, streams = self.specimen.family.codec, apart(latents)
+        if not codec.decoded(self.keywords):
+            return {}
         out = {"video": self.decode(latents)[0]}
         if codec.decode_audio is not None and "audio" in streams:
             out["audio"] = codec.decode_audio(self.specimen.pipe, streams["audio"])[0]

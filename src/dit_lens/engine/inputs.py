@@ -84,6 +84,12 @@ def _prepare(specimen: Specimen, batching: Batching, keywords: dict[str, Any]) -
 def _stack(branch: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Put the keywords of several calls together: tensors of one row become rows, the rest must be equal."""
     out: dict[str, Any] = {}
+    some = set[str]().union(*calls) - set(calls[0]).intersection(*calls)
+    if some:
+        raise PlanError(
+            f"The samples cannot go through the model together: {', '.join(sorted(some))} ({branch}) comes with some of them, as "
+            "an image does: give those with an image apart."
+        )
     for name, first in calls[0].items():
         values = [call[name] for call in calls]
         if name in ("dit", "timestep"):

@@ -1,7 +1,9 @@
-"""A batch stands in for the pipeline's loop, so it has to be that loop: its first two steps are compared with the pipeline's.
+"""A batch stands in for the pipeline's loop, so it has to be that loop: it is compared with the pipeline's own.
 
 What a batch does not know of (guidance that is rescaled, a mask put back between steps, a schedule that begins
-later, a callback) shows in one of the four things that are compared.
+later, a callback) shows in one of the things that are compared. The model runs in the first two steps; in the steps after
+them its output is set to 1, which costs nothing, and shows guidance that changes, masks and calls that come late. A network
+that runs beside the DiT at every step (a ControlNet) is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dit_lens.engine.recorder import same_bits
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart
-from dit_lens.families.patching import guarded
+from dit_lens.families.patching import guarded, set_attribute
 from dit_lens.plan.content import content
 from dit_lens.plan.digests import digest
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
 
 STEPS = 2
+"""Steps in which the model itself runs."""
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Root of the mean squared difference, as a share of that of the pipeline's value: rounding stays below it."""
 LOCAL = 20
@@ -39,17 +42,19 @@ class Observed:
 
     Attributes:
         latents: what its calls started from, by stream.
+        branches: that ran.
         timestep: what its scheduler was told.
         velocity: what its scheduler was given, by stream.
     """
 
     latents: Mapping[str, Tensor]
+    branches: set[str] = field(default_factory=set)
     timestep: float = float("nan")
     velocity: dict[str, Tensor] = field(default_factory=dict)
 
 
 class EnoughError(Exception):
-    """Ends the pipeline's call once its first steps are seen."""
+    """Ends the pipeline's call once its steps are seen."""
 
 
 class Observer:
@@ -57,14 +62,18 @@ class Observer:
 
     Args:
         seed: of the run.
+        count: number of its steps.
 
     Attributes:
         steps: what was seen.
+        beside: networks that ran between the model's calls, by name.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, count: int) -> None:
+        self.seed, self._count = seed, count
         self.steps: list[Observed] = []
+        self.beside: set[str] = set()
+        self._calling = False
 
     def enter(self, stage: int) -> None:
         """Take no notice: a batch runs one stage."""
@@ -80,12 +89,27 @@ class Observer:
         proceed: Callable[[Mapping[str, Tensor]], Any],
         skip: Callable[[], Any],
     ) -> Any:
-        """Keep what a step starts from, and let the model run."""
+        """Keep what a step starts from, and let the model run; after the first steps it gives 1 everywhere."""
         if not self.steps or self.steps[-1].velocity:
-            if len(self.steps) == STEPS:
-                raise EnoughError
             self.steps.append(Observed({stream: x.clone() for stream, x in latents.items()}))
-        return proceed(latents)
+        self.steps[-1].branches |= set(forward.rows)
+        if len(self.steps) > STEPS:
+            return _ones(skip())
+        self._calling = True
+        try:
+            return proceed(latents)
+        finally:
+            self._calling = False
+
+    def note(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a network's forward that takes note where it runs between the model's calls."""
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            if self.steps and not self._calling:
+                self.beside.add(name)
+            return forward(*args, **kwargs)
+
+        return noted
 
     def advance(
         self,
@@ -98,7 +122,21 @@ class Observer:
         """Keep what the scheduler is given, and let it step."""
         step = self.steps[-1]
         step.timestep, step.velocity[stream] = float(timestep), velocity.clone()
-        return proceed(velocity, latents)
+        out = proceed(velocity, latents)
+        if len(self.steps) == self._count and step.velocity.keys() == step.latents.keys():
+            raise EnoughError  # nothing is decoded
+        return out
+
+
+def _ones(output: Any) -> Any:
+    """Return a model's output with 1 in place of all of its values."""
+    if isinstance(output, Tensor):
+        return torch.ones_like(output)
+    if isinstance(output, tuple | list):
+        return type(output)(map(_ones, output))
+    for name, value in vars(output).items():
+        setattr(output, name, _ones(value) if isinstance(value, Tensor) else value)
+    return output
 
 
 @torch.no_grad()
@@ -119,12 +157,16 @@ def check_against_pipeline(batch: Batch) -> None:
     observed = _observe(batch)
     x = batch.noise[:1]
     for step, seen in enumerate(observed):
+        if seen.branches != set(batch.layout.branches):
+            raise _differs(
+                "guidance", step, f"of {batch.layout.branches}, the pipeline's of {sorted(seen.branches)}"
+            )
         _compare("latents", step, apart(x), seen.latents)
         if abs(seen.timestep - batch.timesteps[step]) > 1e-3:
             raise _differs(
                 "timestep", step, f"{batch.timesteps[step]:.3f}, the pipeline's {seen.timestep:.3f}"
             )
-        out = batch.step(step, x, rows=[0])
+        out = batch.step(step, x, rows=[0], edits=[[]]) if step < STEPS else batch.step_of_ones(step, x)
         _compare("guided velocity", step, apart(out.velocity), seen.velocity)
         x = out.latents
     specimen.checked_loops.add(key)
@@ -134,9 +176,12 @@ def _observe(batch: Batch) -> list[Observed]:
     """Run the pipeline for its first steps."""
     specimen, request = batch.specimen, batch.requests[0]
     pipe, calling = specimen.pipe, specimen.family.call
-    keywords, observer = request.fresh_keywords(), Observer(request.seed)
+    keywords, observer = request.fresh_keywords(), Observer(request.seed, batch.steps)
 
     def observe() -> None:
+        for name, network in specimen.networks_beside().items():
+            for part in (network, *network.children()):
+                set_attribute(part, "forward", observer.note(name, part.forward))
         undo = calling.intercept(pipe, specimen.family.anatomy, observer)
         try:
             pipe(**keywords)
@@ -148,6 +193,11 @@ def _observe(batch: Batch) -> list[Observed]:
             guarded(observe)
         except EnoughError:
             calling.release(pipe)
+    if observer.beside:
+        raise PlanError(
+            f"{', '.join(sorted(observer.beside))} of the {type(pipe).__name__} runs at every step beside the DiT, and a batch "
+            "prepares what the model is given once: use lens.run."
+        )
     return observer.steps
 
 

@@ -78,6 +78,10 @@ class Request:
         self.steps = steps_of(steps, calling.default_steps)
         self.cfg_scale = scale_of(cfg_scale, calling.default_cfg)
         self.arguments = dict(arguments or {})
+        if "seed" in self.arguments:
+            raise PlanError(
+                "seed= among the pipeline's arguments: the seed stands beside its sample, as (sample, seed)."
+            )
         self.keywords = self.fresh_keywords()
         calling.refuse(specimen.pipe, self.keywords)
         specimen.require_weights()

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from dit_lens.engine.arm_runs import ArmRuns
 from dit_lens.engine.batch import Batch, parts
 from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.engine.request import seed_of
 from dit_lens.engine.rows import Row
 from dit_lens.errors import PlanError
 from dit_lens.plan.plan import Entry, Placed, Plan
@@ -52,18 +53,20 @@ def sweep(
     record: Iterable[Entry] | Entry = (),
     store: Path | str | None = None,
     encoding: str | None = None,
+    verify: str = "first",
     progress: bool = False,
     **arguments: Any,
 ) -> xr.Dataset:
     """Run every (sample, noise seed) clean and under every arm, and judge what comes out; see `Lens.sweep`."""
-    gathered = together(pairs)
+    if "edit" in arguments:
+        raise PlanError('edit=... in a sweep: what it edits are its arms, as arms={"name": [(edit, place)]}.')
+    gathered = together([_whole_seed(pair) for pair in pairs])
     _check_scorers([sample for sample, _ in gathered])
-    if CLEAN in arms:
-        raise PlanError(f"arms: {CLEAN!r} is the name of the arm without edits; give yours another.")
-    edits = {name: Plan.of((), entries).edits for name, entries in arms.items()}
-    plans = dict[int | None, Plan](enumerate(Plan.of(record, entries) for entries in arms.values()))
-    plans[None] = Plan.of(record)
-    if store is None and plans[None].records:
+    edits = {_arm(name): Plan.of((), entries).edits for name, entries in arms.items()}
+    records = Plan.of(record).records
+    plans: dict[int | None, Plan] = {n: Plan(records, placed) for n, placed in enumerate(edits.values())}
+    plans[None] = Plan(records)
+    if store is None and records:
         raise PlanError(
             "record=... in a sweep goes with store=..., the folder that its runs are written into."
         )
@@ -71,7 +74,7 @@ def sweep(
     tables = []
     for same in by_shape([sample for sample, _ in gathered]):
         rows = [(sample, seed) for sample in same for seed in seeds[label(sample)]]
-        batch = Batch(specimen, rows, steps, cfg_scale, at_once, **arguments)
+        batch = Batch(specimen, rows, steps, cfg_scale, at_once, verify=verify, **arguments)
         shown = "arms" if progress else None
         if store is None:
             clean, ended = run_arms(batch, list(edits.values()), progress=shown)
@@ -89,6 +92,25 @@ def sweep(
     table = table.assign_coords(labels)
     table.attrs = {"steps": batch.steps, "cfg_scale": float(batch.cfg_scale)}
     return table
+
+
+def _whole_seed(pair: Any) -> Any:
+    """Return a pair with its seed as a Python int; what is no pair as it is, which `together` refuses."""
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    return (pair[0], seed_of(pair[1])) if is_pair else pair
+
+
+def _arm(name: Any) -> str:
+    """Return the name of an arm.
+
+    Raises:
+        PlanError: it is no text, or that of the arm without edits.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise PlanError(f"arms: {name!r} is no name; give a text.")
+    if name == CLEAN:
+        raise PlanError(f"arms: {CLEAN!r} is the name of the arm without edits; give yours another.")
+    return name
 
 
 def _check_scorers(samples: Sequence[Sample]) -> None:

@@ -191,6 +191,7 @@ class Codec:
         decode_audio: (pipe, audio latents [row, channel, frame, y, x]) to waveforms [row, speaker, audio_time],
             float32. None where there is no sound.
         rates: (pipe, keywords) to the positions per second of outputs, by name; none where that is not known.
+        decoded: keywords to whether the pipeline decodes at all.
     """
 
     decode: Callable[[Any, Tensor], Any]
@@ -198,6 +199,7 @@ class Codec:
     encode: Callable[[Any, Any], Tensor] | None = None
     decode_audio: Callable[[Any, Tensor], Any] | None = None
     rates: Callable[[Any, Keywords], Mapping[str, float]] = field(default=lambda pipe, keywords: {})
+    decoded: Callable[[Keywords], bool] = field(default=lambda keywords: True)
 
 
 def _advance(scheduler: Any, velocity: Tensor, step: int, latents: Tensor) -> Tensor:
@@ -239,6 +241,8 @@ class Batching:
         blend: (scheduler, timestep, guided velocity, latents, prepared keywords, stream) to the velocity that the
             pipeline steps with.
         advance: (scheduler, velocity, step, latents) to the latents of the next step.
+        refuse_moved: (pipe, latents, edited velocity, step, prepared keywords) refuses what would move a frame that the
+            pipeline holds.
         most: rows that the model takes at once. None where any number goes.
     """
 
@@ -249,6 +253,9 @@ class Batching:
     settle: Callable[[Tensor, Keywords], Tensor] = field(default=lambda latents, prepared: latents)
     blend: Callable[[Any, Any, Tensor, Tensor, Keywords, str], Tensor] = _unblended
     advance: Callable[[Any, Tensor, int, Tensor], Tensor] = _advance
+    refuse_moved: Callable[[Any, Tensor, Tensor, int, Keywords], None] = field(
+        default=lambda pipe, latents, velocity, step, prepared: None
+    )
     most: int | None = None
 
 

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def identity(
-    pipe: Any, family: Family, dits: Mapping[str, nn.Module], info: Mapping[str, Any], dtype: str
+    pipe: Any,
+    family: Family,
+    dits: Mapping[str, nn.Module],
+    info: Mapping[str, Any],
+    dtype: str,
+    repeatable: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what a pipeline is, and a sentence for each part of it that cannot be named.
 
@@ -37,6 +42,7 @@ def identity(
         dits: the DiTs that it holds now, by expert.
         info: what is known of the checkpoint.
         dtype: number type of its states.
+        repeatable: whether what cannot be named is left out.
 
     Returns:
         Plain data with `model` (family, fingerprint of the DiTs, `info`), `components` (a hash each), `numerics`, and
@@ -46,7 +52,7 @@ def identity(
         PlanError: weights rest on disk, and `info` does not say which.
     """
     held = _components(pipe)
-    look = _Look(info)
+    look = _Look(info, repeatable)
     for name, part in (*dits.items(), *sorted(held.items())):
         look.at(part, name)
     described = look.described()
@@ -56,7 +62,11 @@ def identity(
     return {
         "model": {"family": family.name, "fingerprint": digest(experts)[:16], **walk.visit(dict(info))},
         "components": {"class": _short(classes.describe(walk, type(pipe))), **components},
-        "numerics": {**numerics(), "hooks": [walk.visit(hook) for hook in _hooks_of_all_modules()]},
+        "numerics": {
+            **numerics(),
+            "hooks": [walk.visit(hook) for hook in _hooks_of_all_modules()],
+            "modes": [walk.visit(mode, "a mode of torch's") for mode in _modes()],
+        },
         "dtype": dtype,
         **family.call.facts(pipe),
     }, look.sentences
@@ -79,15 +89,17 @@ class _Look:
 
     Args:
         info: what is known of the checkpoint.
+        repeatable: whether what cannot be named is left out.
 
     Attributes:
         sentences: one for each part that cannot be named.
         walk: the way through the parts.
     """
 
-    def __init__(self, info: Mapping[str, Any]) -> None:
+    def __init__(self, info: Mapping[str, Any], repeatable: bool = False) -> None:
         self.sentences: list[str] = []
         self.walk = Walk(self.sentences, checksum=tensor_data, exact=True)
+        self.walk.repeatable = repeatable
         self._weights_named = "weights" in info
         self._parts: list[tuple[Any, Any, Gathering]] = []
 
@@ -122,6 +134,12 @@ def numerics() -> dict[str, Any]:
         "cudnn_tf32": backends.cudnn.allow_tf32,
         "reduced_precision": backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "attention": [
+            backends.cuda.flash_sdp_enabled(),
+            backends.cuda.mem_efficient_sdp_enabled(),
+            backends.cuda.math_sdp_enabled(),
+            backends.cuda.cudnn_sdp_enabled(),
+        ],
         "default_dtype": str(torch.get_default_dtype()),
         "autocast": {
             device: str(torch.get_autocast_dtype(device))
@@ -135,6 +153,12 @@ def _hooks_of_all_modules() -> list[Any]:
     """Return the hooks that torch calls at every module."""
     hooks = torch.nn.modules.module
     return [*hooks._global_forward_pre_hooks.values(), *hooks._global_forward_hooks.values()]
+
+
+def _modes() -> list[Any]:
+    """Return what changes torch's functions while a block of the user's runs, such as a `TorchFunctionMode`."""
+    modes: list[Any] = torch.overrides._get_current_function_mode_stack()
+    return [*modes, *torch.utils._python_dispatch._get_current_dispatch_mode_stack()]
 
 
 def _components(pipe: Any) -> dict[str, Any]:

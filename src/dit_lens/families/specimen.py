@@ -112,6 +112,16 @@ class Specimen:
             stream: {name: site.path for name, site in sites.items()} for stream, sites in self.sites.items()
         }
 
+    def networks_beside(self) -> dict[str, nn.Module]:
+        """Return what else the pipeline holds as networks: encoders, the codec, control networks."""
+        parts = {**vars(self.pipe), **getattr(self.pipe, "_modules", {})}
+        own = {id(module) for dit in self.dits.values() for module in dit.modules()}
+        return {
+            name: part
+            for name, part in parts.items()
+            if isinstance(part, nn.Module) and not any(id(module) in own for module in part.modules())
+        }
+
     @contextmanager
     def held(self, keywords: dict[str, Any]) -> Iterator[None]:
         """Hold the pipeline for one call of it: its DiTs are marked as being traced, and no progress bar is shown.
@@ -138,17 +148,18 @@ class Specimen:
         """
         return fingerprint(self.dits, self.info)
 
-    def identity(self, unnamed: list[str] | None = None) -> dict[str, Any]:
+    def identity(self, unnamed: list[str] | None = None, repeatable: bool = False) -> dict[str, Any]:
         """Return all of the model that makes a result what it is, as plain data; results of others are others.
 
         Args:
             unnamed: gets a sentence for each part that cannot be named by its content; the data is then equal to no
                 other.
+            repeatable: whether such a part is left out: to see whether the model is still the same.
 
         Raises:
             PlanError: weights rest on disk, and `info` does not say which.
         """
-        data, sentences = identity(self.pipe, self.family, self.dits, self.info, str(self.dtype))
+        data, sentences = identity(self.pipe, self.family, self.dits, self.info, str(self.dtype), repeatable)
         if unnamed is not None:
             unnamed += sentences
         return data

@@ -89,6 +89,7 @@ class Walk:
 
     Attributes:
         exact: whether numbers of other types differ, as they do where code computes with them.
+        repeatable: whether what cannot be named is left out, so that two looks at one value are equal.
         in_order: whether the order of a dict's items counts, as it does where code goes through them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
@@ -107,7 +108,7 @@ class Walk:
     ) -> None:
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
-        self.in_order = False
+        self.in_order = self.repeatable = False
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
@@ -184,6 +185,8 @@ class Walk:
         inner = [*reversed(self._path[-3:])] or [type(value).__name__]
         place = ", ".join([*inner, *self._path[:1]] if len(self._path) > 3 else inner)
         self._sentences.append(f"{place}: {what} cannot be named by its content")
+        if self.repeatable:
+            return {"@unnamed": type(value).__qualname__}
         return {"@unnamed": uuid.uuid4().hex}
 
     def _apart(self, value: Any) -> Any:
@@ -191,7 +194,7 @@ class Walk:
         # It gathers nothing: that has an order.
         walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing, exact=self.exact)
         walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
-        walk.in_order = self.in_order
+        walk.in_order, walk.repeatable = self.in_order, self.repeatable
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive

@@ -25,10 +25,10 @@ def numbers(pairs: Sequence[Pair]) -> list[int]:
 
 
 def by_shape(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Sort samples by their size and number of frames: those of one shape go through the model together."""
+    """Sort samples by their size, number of frames and whether they have an image: those go through the model together."""
     shapes: dict[object, list[Sample]] = {}
     for sample in samples:
-        shapes.setdefault((sample.size, sample.num_frames), []).append(sample)
+        shapes.setdefault((sample.size, sample.num_frames, sample.image is None), []).append(sample)
     return list(shapes.values())
 
 

@@ -72,8 +72,7 @@ def quiet(pipe: Any, keywords: dict[str, Any]) -> Callable[[], None]:
 
 def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Return the decoded frames, where the pipeline was asked for them."""
-    decoded = keywords.get("output_type", "quantized") == "quantized"
-    return {"video": as_frames(output)} if decoded else {}
+    return {"video": as_frames(output)} if decoded(keywords) else {}
 
 
 def facts(pipe: Any) -> dict[str, Any]:
@@ -92,6 +91,21 @@ def run_model(
 def told(pipe: Any, timestep: Tensor) -> Tensor:
     """Return a timestep of the scheduler as the pipeline's loop hands it to the model."""
     return timestep.unsqueeze(0).to(dtype=pipe.torch_dtype, device=pipe.device)
+
+
+def refuse_tiled(keywords: Mapping[str, Any]) -> None:
+    """Refuse a batch of a pipeline that decodes in tiles: batches decode whole.
+
+    Raises:
+        PlanError: it does.
+    """
+    if keywords.get("tiled"):
+        raise PlanError("tiled=True in a batch: it decodes whole videos. Leave it out, or use lens.run.")
+
+
+def decoded(keywords: Mapping[str, Any]) -> bool:
+    """Say whether a DiffSynth pipeline decodes to pixels; see `Codec.decoded`."""
+    return bool(keywords.get("output_type", "quantized") == "quantized")
 
 
 class _ReachedModelError(Exception):

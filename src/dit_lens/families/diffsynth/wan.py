@@ -20,11 +20,13 @@ from torch import Tensor
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.diffsynth.common import (
+    decoded,
     facts,
     interceptor,
     outputs,
     prepare,
     quiet,
+    refuse_tiled,
     run_model,
     schedule,
 )
@@ -250,6 +252,9 @@ def _time(dit: Any, grid: tuple[int, int, int], keywords: Mapping[str, Any]) -> 
 def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, Prepared]:
     """Return what the model gets at the first step, by branch, where it takes several rows."""
     refuse_rows(keywords)
+    refuse_tiled(keywords)
+    if keywords.get("cfg_merge"):
+        raise PlanError("cfg_merge=True in a batch: it runs the branches one after the other; leave it out.")
     return prepare(branches, look)(pipe, keywords)
 
 
@@ -323,7 +328,7 @@ WAN = Family(
         facts=wan_facts,
     ),
     flow=Flow(schedule=schedule, readout=readout),
-    codec=Codec(decode=decode, outputs=outputs, encode=encode),
+    codec=Codec(decode=decode, outputs=outputs, encode=encode, decoded=decoded),
     batching=Batching(
         prepare=prepared,
         model=run_model,

@@ -64,6 +64,6 @@ def family_for(pipe: Any) -> Family:
             guide=guide,
             readout=partial(readout, anatomy_of_pipe, pipe),
         ),
-        codec=Codec(decode=decode, outputs=pipeline.outputs),
+        codec=Codec(decode=decode, outputs=pipeline.outputs, decoded=pipeline.decoded),
         batching=batching(anatomy_of_pipe, branches),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.diffusers.guidance import formula
-from dit_lens.families.diffusers.intercept import Loop, ModelCall
+from dit_lens.families.diffusers.intercept import Loop, ModelCall, refuse_moved
 from dit_lens.families.diffusers.latents import Arrangement, substitute
 from dit_lens.families.diffusers.pipeline import loop_of
 from dit_lens.families.early_exit import ending_in
@@ -52,7 +52,9 @@ def batching(anatomy: Anatomy, branches: Callable[[Mapping[str, Any]], tuple[str
     ) -> dict[str, Tensor]:
         return {"video": forward(pipe, dit, {**inputs, "latents": latents["video"]})}
 
-    return Batching(prepared, model, expert, settle=settle, blend=blend, advance=advance)
+    return Batching(
+        prepared, model, expert, settle=settle, blend=blend, advance=advance, refuse_moved=refuse_held
+    )
 
 
 class _PreparedError(Exception):
@@ -180,6 +182,11 @@ def blend(
     """Return the guided velocity, zero in frames that are given."""
     held = torch.tensor(keywords["held"], device=velocity.device)
     return velocity.masked_fill(held[:, None, None], 0) if bool(held.any()) else velocity
+
+
+def refuse_held(pipe: Any, latents: Tensor, velocity: Tensor, step: int, keywords: Mapping[str, Any]) -> None:
+    """Refuse an edit that would move frames that are given; see `Batching`."""
+    refuse_moved(pipe, latents, velocity, torch.tensor(keywords["held"], device=latents.device), step)
 
 
 def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:

@@ -340,7 +340,7 @@ class Loop(ABC):
         def proceed(new_velocity: Tensor, new_latents: Tensor) -> Tensor:
             arguments = dict(inputs)
             if new_velocity is not velocity:
-                self._refuse_moved(latents, new_velocity, video)
+                refuse_moved(self.pipe, latents, new_velocity, video, self.steps)
                 arguments["model_output"] = back(new_velocity, inputs["model_output"].clone())
             if new_latents is not latents:
                 arguments["sample"] = back(new_latents, inputs["sample"].clone())
@@ -386,25 +386,6 @@ class Loop(ABC):
             )
         return start, cut
 
-    def _refuse_moved(self, latents: Tensor, velocity: Tensor, held: Tensor) -> None:
-        """Refuse an edit of velocity or x0 at frames that the scheduler does not move.
-
-        Raises:
-            PlanError: x0 of a held frame would be another one than the frame itself.
-        """
-        if not bool(held.any()):
-            return
-        frames = latents[:, :, held].float()
-        x0 = scheduler_x0(self.pipe.scheduler, frames, velocity[:, :, held].float(), self.steps)
-        rounding = 4 * torch.finfo(velocity.dtype).eps * float(frames.abs().max().clamp(min=1))
-        if not torch.allclose(x0, frames, rtol=0, atol=rounding):
-            raise PlanError(
-                f"step {self.steps}: an edit changes velocity or x0 in the latent frames "
-                f"{held.nonzero().flatten().tolist()}, which "
-                f"{type(self.pipe).__name__} gives and does not move: the edit would do nothing there. Leave these frames out "
-                "with dl.at(frame=...), or edit the latents, which the model sees."
-            )
-
     def _go_on(self, start: Start, stepped: Tensor, cut: int) -> None:
         """Keep what the next step starts from: frames that the scheduler left out are what the model saw of them."""
         if cut:
@@ -412,6 +393,32 @@ class Loop(ABC):
         self.x = start.arrangement.write_whole(stepped, start.x).to(start.x.dtype)
         self.start, self.served = None, set()
         self.steps += 1
+
+
+def refuse_moved(pipe: Any, latents: Tensor, velocity: Tensor, held: Tensor, step: int) -> None:
+    """Refuse an edit of velocity or x0 at frames that the scheduler does not move.
+
+    Args:
+        pipe: the pipeline.
+        latents: x_s, [row, channel, frame, y, x].
+        velocity: after its edits, of that shape.
+        held: which frames are given, [frame] of bool.
+        step: number of the step.
+
+    Raises:
+        PlanError: x0 of a held frame would be another one than the frame itself.
+    """
+    if not bool(held.any()):
+        return
+    frames = latents[:, :, held].float()
+    x0 = scheduler_x0(pipe.scheduler, frames, velocity[:, :, held].float(), step)
+    rounding = 4 * torch.finfo(velocity.dtype).eps * float(frames.abs().max().clamp(min=1))
+    if not torch.allclose(x0, frames, rtol=0, atol=rounding):
+        raise PlanError(
+            f"step {step}: an edit changes velocity or x0 in the latent frames {held.nonzero().flatten().tolist()}, which "
+            f"{type(pipe).__name__} gives and does not move: the edit would do nothing there. Leave these frames out with "
+            "dl.at(frame=...), or edit the latents, which the model sees."
+        )
 
 
 class Traced(Loop):

@@ -170,18 +170,23 @@ def multiples(pipe: Any) -> tuple[int, int]:
     return time, space * patch(pipe, next(iter(transformers(pipe).values())))[1]
 
 
+def decoded(keywords: Mapping[str, Any]) -> bool:
+    """Say whether the pipeline decodes to pixels; see `Codec.decoded`."""
+    return keywords.get("output_type", "pil") in ("np", "pil")
+
+
 def outputs(output: Any, keywords: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the decoded frames, where the pipeline was asked for them."""
-    if keywords.get("output_type", "pil") not in ("np", "pil"):
+    if not decoded(keywords):
         return {}
-    decoded = (
+    frames = (
         output[0] if isinstance(output, tuple) else getattr(output, "frames", getattr(output, "images", None))
     )
-    if decoded is None or (len(decoded) != 1 and isinstance(decoded, np.ndarray) and decoded.ndim == 5):
+    if frames is None or (len(frames) != 1 and isinstance(frames, np.ndarray) and frames.ndim == 5):
         return {}
-    if isinstance(decoded, np.ndarray):
-        return {"video": as_pixels(decoded[0] if decoded.ndim == 5 else decoded)}
-    return {"video": as_frames(decoded[0] if isinstance(decoded[0], list) else decoded)}
+    if isinstance(frames, np.ndarray):
+        return {"video": as_pixels(frames[0] if frames.ndim == 5 else frames)}
+    return {"video": as_frames(frames[0] if isinstance(frames[0], list) else frames)}
 
 
 def as_pixels(frames: np.ndarray) -> np.ndarray:

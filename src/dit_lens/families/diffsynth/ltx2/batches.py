@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.diffsynth.common import prepare, told
+from dit_lens.families.diffsynth.common import prepare, refuse_tiled, told
 from dit_lens.families.diffsynth.ltx2.asked import branches
 from dit_lens.families.diffsynth.ltx2.calls import look, narrow, references, wide
 from dit_lens.families.family import Batching, Prepared
@@ -25,6 +25,7 @@ def prepared(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, Prepared]:
     Raises:
         PlanError: reference tokens, which single runs take.
     """
+    refuse_tiled(keywords)
     calls = prepare(branches, lambda pipe, inputs: look(inputs), _blank)(pipe, keywords)
     for call in (prepared.keywords for prepared in calls.values()):
         if references(call):
