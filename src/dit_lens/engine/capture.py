@@ -118,6 +118,7 @@ class Capture:
         self._stepper: Stepper | None = None
         self._writer: RunWriter | None = None
         self._run: Run | None = None
+        self._last: CapturedStep | None = None  # the step before the next one
         self._records: list[Binding] = []
         self._next = 0
 
@@ -184,6 +185,8 @@ class Capture:
             raise PlanError(f"capture: no expert {expert!r}, only {', '.join(dits)}.")
         if self._stepper is None:
             self._open(streams, expert)
+        if self._last is not None:
+            self._last.refuse_unedited_step(streams)
         start = self.stepper.begin(number, expert, streams)
         step = CapturedStep(self, number, expert, start, streams)
         yield step
@@ -192,7 +195,7 @@ class Capture:
                 f"capture: step {number} ended without its velocity ({', '.join(missing)}): call step.velocity(...)."
             )
         self.stepper.end()
-        self._next += 1
+        self._last, self._next = step, self._next + 1
 
     @property
     def stepper(self) -> Stepper:
@@ -269,15 +272,20 @@ class CapturedStep:
         self.sigma = capture.schedule.sigmas[number]
         self.timestep = capture.schedule.timesteps[number]
         self.solved: set[str] = set()
+        self._is_taken = False  # whether the loop has asked for what the step starts from
+        self._velocities: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # told and returned, where an edit has changed it
 
     @property
     def latents(self) -> Tensor:
         """What the step starts from, edits included: [row, channel, frame, y, x] of the video."""
-        return self._start["video"]
+        return self.streams["video"]
 
     @property
     def streams(self) -> Mapping[str, Tensor]:
         """What the step starts from, edits included, by stream."""
+        self._is_taken = True
         return self._start
 
     @contextmanager
@@ -298,7 +306,7 @@ class CapturedStep:
         """
         capture, names = self._capture, (branch,) if isinstance(branch, str) else tuple(branch)
         rows = len(capture.stepper.visitor.rows)
-        grid = capture.tokens(self.latents, self._expert).grid
+        grid = capture.tokens(self._start["video"], self._expert).grid
         tokens = {"video": Tokens(grid, before, after)}
         tokens |= {stream: Tokens(counts) for stream, counts in (streams or {}).items()}
         parts = {name: slice(n * rows, (n + 1) * rows) for n, name in enumerate(names)}
@@ -309,6 +317,12 @@ class CapturedStep:
                 yield
         finally:
             handle.remove()
+        edited = any(x is not self._unedited[stream] for stream, x in self._start.items())
+        if edited and not self._is_taken:
+            raise CaptureError(
+                f"capture: the latents of step {self.number} are edited, and its call never asked for them: hand the model "
+                "step.latents (or step.streams)."
+            )
 
     def _refuse_unedited(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse a model that is given the latents as they were before their edit."""
@@ -338,4 +352,27 @@ class CapturedStep:
             )
         self.solved.add(stream)
         solution, _ = self._capture.stepper.solve(stream, start, velocity)
+        if solution is not velocity:
+            self._velocities[stream] = velocity.detach().clone(), solution.detach().clone()
         return solution
+
+    def refuse_unedited_step(self, following: Mapping[str, Tensor]) -> None:
+        """Refuse a loop that has stepped with the velocity that it told, in place of the edited one that it got.
+
+        Args:
+            following: what the next step starts from, by stream.
+
+        Raises:
+            CaptureError: it starts where the velocity without its edit leads.
+        """
+        sigmas = self._capture.schedule.sigmas
+        for stream, (told, returned) in self._velocities.items():
+            stepped, length = following[stream], sigmas[self.number + 1] - self.sigma
+            start = self._start[stream].to(stepped)
+            ends = [start + length * velocity.to(stepped) for velocity in (told, returned)]
+            unedited, edited = (bool(torch.allclose(stepped, end, rtol=1e-3, atol=1e-4)) for end in ends)
+            if unedited and not edited:
+                raise CaptureError(
+                    f"capture: step {self.number} went on with the velocity of {stream} as it was before its edit: step with "
+                    "what step.velocity(...) returns."
+                )

@@ -45,7 +45,7 @@ class Sink:
         dtype: in which every value is kept.
         is_whole: whether the values are whole states, in the model's own number type.
         is_unit: whether each value is a unit of the store: a full state of a block.
-        is_let_go: whether the record keeps no hold of what it returns: nobody will write over it.
+        is_let_go: whether the record keeps no hold of such a unit: nobody will write over it.
         variable: the array in the store; None as long as nothing is written.
         buffer: what was gathered of the running step, on the model's device; `fill_of` where nothing was asked for.
     """
@@ -213,7 +213,7 @@ class Recorder:
         outer = () if placed.on_latents else (len(self.layout.branches), self.layout.layers)
         if self.samples > 1:
             outer = (self.samples, *outer)
-        is_let_go = keeps_nothing(placed.function)
+        is_let_go = placed.is_state and keeps_nothing(placed.function)
         sink = Sink(record, spot, outer, value.shape, dtype, placed.is_whole, placed.is_state, is_let_go)
         self._sinks[record] = sink
         return sink

@@ -149,7 +149,8 @@ class Trace(InterleavingTracer):
                 break
             if is_selected(call):
                 body.call = call
-                yield TracedCall(self.specimen, call, branch, self._envoy_of)
+                layout = self._need_request().stages[call.stage].layout
+                yield TracedCall(self.specimen, call, branch, self._envoy_of, (self._plan, layout))
         body.call = None
 
     @property

@@ -16,6 +16,7 @@ from dit_lens.plan.places import positions
 if TYPE_CHECKING:
     from dit_lens.engine.stages import Call
     from dit_lens.families.specimen import Specimen
+    from dit_lens.plan.plan import Layout, Placed, Plan
 
 EnvoyOf = Callable[[nn.Module], Any]
 """Module to its envoy in the tree of the running trace."""
@@ -54,6 +55,7 @@ class TracedCall:
         call: The call.
         branch: The branch that the loop has selected; None for all that the call carries.
         envoy_of: Module to its nnsight envoy.
+        declared: The plan, and the coordinates of the run: the body and the plan do not meet at one place.
 
     Attributes:
         step: Scheduler step.
@@ -63,8 +65,16 @@ class TracedCall:
         stage: Pass of the sampling loop.
     """
 
-    def __init__(self, specimen: Specimen, call: Call, branch: str | None, envoy_of: EnvoyOf) -> None:
+    def __init__(
+        self,
+        specimen: Specimen,
+        call: Call,
+        branch: str | None,
+        envoy_of: EnvoyOf,
+        declared: tuple[Plan, Layout],
+    ) -> None:
         self._specimen, self._call, self._envoy_of = specimen, call, envoy_of
+        self._plan, self._layout = declared
         self.step, self.sigma, self.expert, self.stage = call.step, call.sigma, call.expert, call.stage
         self.branch = branch or call.branch
         self._rows = None if branch is None or len(call.forward.rows) == 1 else call.forward.rows[branch]
@@ -112,6 +122,44 @@ class TracedCall:
     def write(self, end: End, carried: Any, what: str) -> None:
         """Replace all that an end of a module carries in this call; see `read`."""
         self._body(what).write(self._location(end), carried, what)
+
+    def refuse_placed(self, end: End, what: str, writing: bool) -> None:
+        """Refuse to read or set a value where the plan acts at another moment than the body.
+
+        Args:
+            end: Of a module of the DiT that runs.
+            what: The value in words.
+            writing: Whether it is set.
+
+        Raises:
+            PlanError: An edit is declared there; or a record that has read the value before the body sets it.
+        """
+        is_input = end.site.end == "input"
+        edits = self._plan.edits if writing or not is_input else ()
+        records = self._plan.records if writing and is_input else ()
+        for kind, placed in (*(("edit", e) for e in edits), *(("record", r) for r in records)):
+            if self._is_placed(placed, end):
+                raise PlanError(
+                    f"{what} at {self._call}: the {kind} {placed} is declared at this place, and would see another value than "
+                    "the body. Edit in the body alone, or declare all of it; record what the body sets one place later."
+                )
+
+    def _is_placed(self, placed: Placed, end: End) -> bool:
+        if placed.on_latents:
+            return False
+        place, site = placed.place, self._specimen.sites[placed.stream][placed.site]
+        low, high = place.sigma or (0.0, 1.0)
+        branches = placed.branches(self._layout)
+        modules = (submodule(self.module(layer), site.path) for layer in placed.layers(self._layout))
+        return (
+            site.end == end.site.end
+            and placed.in_stage(self._layout)
+            and self.step in placed.steps(self._layout)
+            and low <= self.sigma <= high
+            and (place.expert is None or self.expert in place.expert)
+            and any(branch in branches for branch in self.branch.split("+"))
+            and any(module is end.module for module in modules)
+        )
 
     def _body(self, what: str) -> Body:
         """Return the body, which is in this call."""
@@ -208,10 +256,12 @@ class TracedSite:
 
     def _get(self, name: str) -> Any:
         end, what = self._ends[name], f"{self._what}.{name}"
+        self._call.refuse_placed(end, what, writing=False)
         return self._call.own_rows(end.pick(self._call.read(end, what)), what)
 
     def _set(self, name: str, value: Any) -> None:
         end, what = self._ends[name], f"{self._what}.{name}"
+        self._call.refuse_placed(end, what, writing=True)
         carried = self._call.read(end, what)
         new = self._call.with_rows(end.pick(carried), value, what)
         self._call.write(end, end.put(carried, new), what)

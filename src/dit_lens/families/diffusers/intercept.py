@@ -105,8 +105,10 @@ class ModelCall:
 
         hidden = self.inputs["hidden_states"]
         shape = list(hidden.shape)
-        channel = {3: 2, 4: 1}.get(hidden.ndim, self.start.arrangement.channel)
-        shape[channel] = output_channels(self.dit)
+        if hidden.ndim == 3:  # packed: some configurations count the channels before packing
+            shape[2] = self.start.x.shape[2]
+        else:
+            shape[1 if hidden.ndim == 4 else self.start.arrangement.channel] = output_channels(self.dit)
         zeros = hidden.new_zeros(shape)
         return Transformer2DModelOutput(sample=zeros) if self.inputs.get("return_dict", True) else (zeros,)
 
