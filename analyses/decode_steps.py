@@ -43,14 +43,14 @@ def main(options: Options) -> int:
         run = lens.run(
             sample,
             options.seed,
-            record=[(dl.x0, dl.at(step=steps))],
+            record=[(dl.x0, dl.at(step=[*steps, -1]))],  # the last is what distances are to
             steps=options.steps,
             cfg_scale=options.cfg_scale,
             store=options.out / "store.zarr",
         )
         distance = analysis.trajectory_distance(run["x0"]).to_final_frame
-        moved = np.sqrt((distance**2).mean("frame")).values.tolist()
-        return believed(run, lens.decode, sample, folder) | {"distance": moved}
+        moved = np.sqrt((distance**2).mean("frame")).sel(step=steps).values.tolist()
+        return believed(run, lens.decode, sample, folder, steps) | {"distance": moved}
 
     numbers, left_out = each_sample(options, "decode_steps", lens, analyse)
     summary = {} if not numbers else conclude(numbers, options)

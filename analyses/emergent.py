@@ -170,17 +170,19 @@ def conclude(measured: Measured, options: Options) -> None:
     summary: dict[str, Any] = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
     first, last = (results.isel(step=i, drop=True) for i in (0, -1))
     for name in [n for n in LABELS if n in results]:
-        bounds = BOUNDS.get(name)
+        bounds = BOUNDS.get(name, (0.0, 1.0) if name in SHARES else (-np.inf, np.inf))
         means = analysis.mean(results[name].astype(float), bounds=bounds, along="step")
         summary[f"{name} by step"] = headline(means)
         change = analysis.effect(last[name].astype(float), first[name].astype(float), bounds=bounds)
         summary[f"{name} at the last step minus at the first"] = headline(change)
         floor = None
         if f"{name}_floor" in results:
-            floor = analysis.mean(results[f"{name}_floor"])
+            floor = analysis.mean(results[f"{name}_floor"].astype(float), bounds=bounds)
             summary[f"{name} of the ground truth"] = headline(floor)
             every = results[f"{name}_floor"].expand_dims(seed=results.seed)
-            above = analysis.effect(last[name].astype(float), every.transpose("sample", "seed"))
+            above = analysis.effect(
+                last[name].astype(float), every.transpose("sample", "seed").astype(float), bounds=bounds
+            )
             summary[f"{name} at the last step minus of the ground truth"] = headline(above)
         title = f"{LABELS[name]} · {options.source}"
         figure = plot.curves(
@@ -308,6 +310,8 @@ LABELS = {
     "keeps_colour": "colour kept behind the bar (share)",
     "keeps_lane": "lane kept behind the bar (share)",
 }
+SHARES = ("on_path", "keeps_colour", "keeps_lane")
+"""What lies between 0 and 1; the others are counts, of which 0 and 1 are not all that they can be."""
 FLOORED = ("candidates", "off_path", "on_path", "hidden_ball", "keeps_colour", "keeps_lane")
 
 

@@ -47,6 +47,10 @@ NOISE = "scenes are paired between numbers of frames; the initial noise is not: 
 def main(options: Options) -> int:
     """Generate with every number of frames, compare, draw, save."""
     lens = options.load()
+    if options.num_frames is not None:
+        raise dl.TaskError(
+            f"--num-frames {options.num_frames}: this script compares numbers of frames; give them as --counts."
+        )
     first = next(iter(draw(options, lens)), None)
     if first is None or first.scorer is None:
         raise dl.TaskError("frame_count compares scores, and these samples have no scorer: use a --task.")

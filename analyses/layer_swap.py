@@ -85,7 +85,7 @@ def main(options: Options) -> int:
 def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Dataset:
     """Swap in every scene, layer after layer, and read who answers what."""
     both = {
-        s.id: [dl.tasks.circle(int(s.id), kind=k, num_frames=s.num_frames) for k in KINDS] for s in scenes
+        s.id: [dl.tasks.circle(int(s.id), kind=k).with_(**options.changes) for k in KINDS] for s in scenes
     }
     pairs = pairs_of(scenes, options)
     # Rows of one scene and seed: A, B, and both again under another noise seed.

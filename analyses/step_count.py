@@ -40,6 +40,10 @@ class Options(StudyOptions):
 
 def main(options: Options) -> int:
     """Generate with every number of steps, compare, draw, save."""
+    if options.steps is not None:
+        raise dl.TaskError(
+            f"--steps {options.steps}: this script compares numbers of steps; give them as --counts."
+        )
     lens = options.load()
     measured = study(options, "step_count", lens, lambda part: measure(lens, part, options))
     lengths = by_length(measured.results, options) if "length" in measured.results else {}

@@ -1,5 +1,7 @@
 """Rows are runs: batches and sweeps write the same stores as `lens.run`."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -143,3 +145,34 @@ def test_one_edit_over_seeds_twice_at_a_place_meets_twice(lens, sample):
     together, apart = (lens.batch(pairs, at_once=n, steps=2, edit=edit, record=[dl.x0]).run() for n in (3, 1))
     for a, b in zip(together, apart, strict=True):
         assert np.allclose(a["x0"].values, b["x0"].values, **CLOSE)
+
+
+def test_arms_that_are_equal_are_one_run_and_records_come_once(lens, sample, tmp_path):
+    zero = (dl.zero(), dl.at(site="ffn", layer=1))
+    arms = {"none": [], "one": [zero], "same": [zero]}
+    records = (record for record in [dl.energy])
+    table = lens.sweep([(sample, 0)], arms, steps=2, cfg_scale=1.0, record=records, store=tmp_path)
+    assert table.distance.values.ravel().tolist()[:2] == [0, 0]
+    assert np.array_equal(*(table.distance.sel(arm=name).values for name in ("one", "same")))
+    stored = [dl.store.open_run(path) for path in dl.store.find_runs(tmp_path)]
+    assert len(stored) == 2 and all("energy" in run for run in stored)
+
+
+def test_what_a_sweep_does_not_take_is_refused(lens, sample):
+    with pytest.raises(dl.PlanError, match="what it edits are its arms"):
+        lens.sweep([(sample, 0)], {}, steps=2, edit=[dl.zero()])
+    for name in (1, "", None):
+        with pytest.raises(dl.PlanError, match="is no name"):
+            lens.sweep([(sample, 0)], {name: []}, steps=2)
+    with pytest.raises(dl.PlanError, match="one whole number"):
+        lens.sweep([(sample, 1.7)], {}, steps=2)
+
+
+def test_a_changed_model_is_known_also_where_a_part_has_no_name(tiny_pipe, sample):
+    pipe = tiny_pipe()
+    lens = dl.Lens(pipe)
+    pipe.dit.weird = threading.Lock()
+    batch = lens.batch([(sample, 0)], steps=2)
+    pipe.text_encoder.table.mul_(2)
+    with pytest.raises(dl.PlanError, match="The model has changed"):
+        batch.run()

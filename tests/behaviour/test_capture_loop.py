@@ -155,3 +155,47 @@ def test_a_loop_that_hands_the_model_something_else_is_refused(lens):
         lens.capture(["a"])
     assert lens.capture(SIGMAS, branches="cond").branches == ("cond",)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+EDITED = [(dl.add_noise(scale=0.5), dl.at(site="latents"))]
+
+
+def go_round(lens, hand, edit, keep=True):
+    """Run a loop; `hand` says what the model is given, `keep` whether the edited velocity is stepped with."""
+    model, x = lens.pipe.dit, torch.randn(1, 2, 2, 4, 4)
+    told = torch.tensor([1000.0])
+    with torch.no_grad(), lens.capture(SIGMAS, edit=edit, record=[dl.energy]) as loop:
+        for n in range(len(SIGMAS)):
+            with loop.step(x) as step:
+                with step.call():
+                    velocity = model(hand(step, x), told, 0.0)
+                edited = step.velocity(velocity)
+            following = SIGMAS[n + 1] if n + 1 < len(SIGMAS) else 0.0
+            x = step.latents + (following - step.sigma) * (edited if keep else velocity)
+    return loop.run
+
+
+def test_a_loop_that_ignores_an_edit_is_refused(lens):
+    go_round(lens, lambda step, x: step.latents, EDITED)
+    for hand in (lambda step, x: 1.000001 * x, lambda step, x: x.flip(-1)):
+        with pytest.raises(dl.CaptureError, match="its call never asked for them"):
+            go_round(lens, hand, EDITED)
+    for site in ("velocity", "x0"):
+        halved = [(dl.scale(factor=0.5), dl.at(site=site))]
+        go_round(lens, lambda step, x: step.latents, halved)
+        with pytest.raises(dl.CaptureError, match="went on with the velocity of video as it was before"):
+            go_round(lens, lambda step, x: step.latents, halved, keep=False)
+
+
+def test_what_a_loop_keeps_is_its_own(lens):
+    frames = np.full((40, 64, 64, 3), 7, np.uint8)
+    for _ in range(3):
+        frames[:] = 7
+        with torch.no_grad(), lens.capture([1.0], record=[dl.energy]) as loop:
+            with loop.step(torch.randn(1, 2, 2, 4, 4)) as step:
+                with step.call():
+                    velocity = lens.pipe.dit(step.latents, torch.tensor([1000.0]), 0.0)
+                step.velocity(velocity)
+            loop.keep(video=frames)
+            frames[:] = 9
+        assert (loop.run.video == 7).all()

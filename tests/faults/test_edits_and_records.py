@@ -238,3 +238,104 @@ def test_a_record_that_changes_later_values_alone_changes_no_run(lens, pipe, sam
     assert np.array_equal(run.video, run_bare(pipe, sample, steps=2))
     plain = lens.run(sample, steps=2, cfg_scale=1.0, record=[dl.energy])
     assert np.array_equal(run["energy"].values, plain["energy"].values)
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_what_a_record_keeps_of_its_value_is_not_what_is_stored(lens, sample, tmp_path, store):
+    held = []
+
+    @dl.keeps("frame", "y", "x", "channel")
+    def grab(h):
+        if held:
+            held[0] += h.mean()
+        held.append(h)
+        return h
+
+    options = {"steps": 3, "cfg_scale": 1.0, "store": tmp_path if store else None}
+    right = lens.run(sample, record=[(dl.hidden, dl.at(layer=1))], **options)["hidden"].values
+    run = lens.run(sample, record=[(grab, dl.at(layer=1))], **options)
+    for value in held:
+        value.zero_()
+    np.testing.assert_array_equal(run["grab"].values, right)
+
+
+def test_videos_that_a_decoder_makes_in_one_buffer_stay_apart():
+    frames = np.zeros((1, 2, 3, 3, 3), np.uint8)
+
+    def decode(latents):
+        frames[...] = int(latents.mean().sigmoid() * 255)
+        return frames
+
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(4, 4)])}).requires_grad_(
+        False
+    )
+
+    def forward(model, x, t):
+        return model["layers"][0](x.flatten(2).mT).mT.reshape(x.shape)
+
+    size = {"latent": lambda sample: (4, 2, 3, 3), "grid": lambda latent: latent[1:]}
+    lens = dl.blocks(model, "layers", forward=forward, decode=decode, **size)
+    small = dl.Sample(prompt="a", size=(3, 3), num_frames=2)
+    later = [lens.run(small, seed, steps=2) for seed in range(3)]
+    at_once = [lens.run(small, seed, steps=2).video for seed in range(3)]
+    assert all(np.array_equal(run.video, video) for run, video in zip(later, at_once, strict=True))
+
+
+def test_records_see_the_velocity_that_an_edit_of_x0_becomes(tiny_pipe, sample):
+    pipe, seen = tiny_pipe(), []
+    lens, step = dl.Lens(pipe), pipe.scheduler.step
+
+    def spy(v, t, x, **more):
+        seen.append(v[0].permute(1, 2, 3, 0).numpy().copy())
+        return step(v, t, x, **more)
+
+    pipe.scheduler.step = spy
+    edit = [(dl.zero(), dl.at(site="x0", step=1, frame=0))]
+    run = lens.run(sample, steps=3, record=[dl.velocity, dl.x0], edit=edit)
+    np.testing.assert_array_equal(run["velocity"].values, np.stack(seen))
+    implied = run["latents"] - run["x0"].sigma * run["velocity"]
+    np.testing.assert_allclose(run["x0"].values, implied.transpose(*run["x0"].dims).values, atol=1e-5)
+
+
+def test_an_edit_of_x0_leaves_other_rows_and_cells_as_they_are(tiny_pipe, sample):
+    lens = dl.Lens(tiny_pipe(dtype=torch.bfloat16))
+    batch = lens.batch([(sample, 0), (sample, 1)], steps=3, cfg_scale=1.0)
+    plain = batch.step(1, batch.noise)
+    placed = Placed(dl.scale(factor=0.5), dl.at(site="x0", frame=0))
+    edited = batch.step(1, batch.noise, edits=[[placed], []])
+    assert torch.equal(edited.latents[1], plain.latents[1])
+    assert torch.equal(edited.latents[0, :, 1:], plain.latents[0, :, 1:])
+    assert not torch.equal(edited.latents[0, :, 0], plain.latents[0, :, 0])
+
+
+def test_a_batch_steps_with_its_own_edits(lens, sample):
+    edits = [(dl.zero(), dl.at(site="ffn", layer=1))]
+    batch = lens.batch([(sample, 0)], steps=2, cfg_scale=1.0, edit=edits, record=[dl.x0])
+    stepped, plain = (batch.step(0, batch.noise, edits=e) for e in (None, [[]]))
+    x0 = torch.from_numpy(batch.run()[0]["x0"].isel(step=0).values)
+    torch.testing.assert_close(stepped.x0[0].permute(1, 2, 3, 0), x0, **CLOSE)
+    assert not torch.equal(stepped.x0, plain.x0)
+
+
+def test_a_place_without_cells_and_a_dict_of_places_are_refused(lens, sample):
+    mask = np.zeros((3, 3, 2), bool)
+    mask[1, 0, 0] = True
+    with pytest.raises(dl.PlanError, match="no cell of the grid"):
+        lens.run(sample, steps=1, edit=[(dl.zero(), dl.at(layer=1, frame=0, mask=mask))])
+    with pytest.raises(dl.PlanError, match="or a list of these"):
+        lens.run(sample, steps=1, edit={dl.zero(): dl.at(layer=1)})
+
+
+def test_a_watched_module_that_runs_twice_is_refused(tiny_pipe, sample):
+    lens = dl.Lens(tiny_pipe())
+    block, batch = lens.pipe.dit.blocks[1], lens.batch([(sample, 0)], steps=2, cfg_scale=1.0)
+    forward = block.forward
+
+    def twice(*args, **more):
+        block.ffn(args[0] * 0)
+        return forward(*args, **more)
+
+    block.forward = twice
+    with pytest.raises(dl.CaptureError, match="is watched, and ran twice"):
+        batch.step(0, batch.noise, watch=[("ffn", "cond", 1)])

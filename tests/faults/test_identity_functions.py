@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import subprocess
 import sys
 import threading
 import types
@@ -32,6 +33,60 @@ def code(module, name="f"):
 
 
 READERS = {
+    "the order of a dict": (
+        "A = {'a': abs, 'b': sum}\ndef f(h, at):\n    for g in A.values(): h = g(h)\n    return h\n",
+        "A = {'b': sum, 'a': abs}",
+    ),
+    "what a missing key gives": (
+        "from collections import defaultdict\nA = defaultdict(lambda: 1.0)\ndef f(h, at): return h * A[at.layer]\n",
+        "A = defaultdict(lambda: 2.0)",
+    ),
+    "how long a queue is": (
+        "from collections import deque\nA = deque(maxlen=1)\ndef f(h, at):\n    A.append(h)\n    return sum(A)\n",
+        "A = deque(maxlen=4)",
+    ),
+    "what an object was told": (
+        "class S:\n    def encode(self, w): self.v = w\n    def add(self, h): return h + self.v\n"
+        "A = S()\nA.encode(1)\ndef f(h, at): return A.add(h)\n",
+        "A.encode(2)",
+    ),
+    "a value that a class has cached": (
+        "import functools\nclass S:\n    v = 1\n    @functools.cached_property\n    def w(self): return self.v\n"
+        "A = S()\nA.w\ndef f(h, at): return h * A.w\n",
+        "A.w = 5",
+    ),
+    "an attribute with a name of torch's": (
+        "class S: pass\nA = S()\nA._parameters = A._buffers = {'k': 1}\ndef f(h, at): return h * A._parameters['k']\n",
+        "A._parameters = A._buffers = {'k': 2}",
+    ),
+    "a function that numpy wraps": (
+        "import numpy as np\nA = np.vectorize(lambda s: s + 1)\ndef f(h, at): return h * A(at.step)\n",
+        "A = np.vectorize(lambda s: s + 2)",
+    ),
+    "an interpolation": (
+        "from scipy.interpolate import make_interp_spline\nA = make_interp_spline([0, 1, 2, 3], [0, 1, 2, 3])\n"
+        "def f(h, at): return h * A(at.step)\n",
+        "A = make_interp_spline([0, 1, 2, 3], [0, 2, 4, 6])",
+    ),
+    "an attribute of a tensor": (
+        "import torch\nA = torch.zeros(3)\nA.gain = 1\ndef f(h, at): return h * A.gain\n",
+        "A.gain = 2",
+    ),
+    "an array of the user's": (
+        "import numpy as np\nclass S(np.ndarray): pass\nA = np.zeros(3).view(S)\nA.gain = 1\n"
+        "def f(h, at): return h * A.gain\n",
+        "A.gain = 2",
+    ),
+    "an object that looks like an array": (
+        "import numpy as np\nclass S:\n    dtype = np.dtype('f4')\n    shape = (1,)\n"
+        "    def __array__(self): return np.zeros(1, 'f4')\nA = S()\nA.gain = 1\ndef f(h, at): return h * A.gain\n",
+        "A.gain = 2",
+    ),
+    "what a weak mapping holds": (
+        "import weakref\nclass K: pass\nkey = K()\nA = weakref.WeakKeyDictionary({key: 1})\n"
+        "def f(h, at): return h * sum(A.values())\n",
+        "A[key] = 2",
+    ),
     "a number": ("A = 1\ndef f(h, at): return h + A\n", "A = 2"),
     "a float that was an int": ("A = 1\ndef f(h, at): return h + A\n", "A = 1.0"),
     "an array": (
@@ -389,3 +444,79 @@ def test_labels_of_a_table_count_with_their_units_in_any_order():
     other = xr.DataArray([1.0, 2.0], dict(reversed(labels.items())), ("n",))
     assert repr(content(one, [])) == repr(content(other, []))
     assert content(one, []) != content(one.assign_coords(x=("n", [1, 2], {"units": "km"})), [])
+
+
+def test_a_module_that_a_function_imports_counts_in_its_inner_functions(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    helper = types.ModuleType("users_helper")
+    monkeypatch.setitem(sys.modules, "users_helper", helper)
+    source = """
+def listed(h, at):
+    import users_helper as m
+    return [m.g(row) for row in h]
+def inner(h, at):
+    def go(row): return m.g(row)
+    import users_helper as m
+    return go(h)
+"""
+    names = {}
+    for text in ("def g(h): return h", "def g(h): return -h"):
+        exec(text, helper.__dict__)
+        names[text] = [code(module_of(source), name) for name in ("listed", "inner")]
+    assert not set.intersection(*map(set, names.values()))
+
+
+def test_a_file_with_a_name_of_pythons_is_the_users_own(tmp_path):
+    script = "import sys; sys.path.insert(0, sys.argv[1])\nfrom dit_lens.plan.content import content\nimport profile\n"
+    script += "print(content(profile.Push, []))"
+    names = set()
+    for factor in (1, 2):
+        (tmp_path / "profile.py").write_text(
+            f"class Push:\n    def __call__(self, h, at): return h * {factor}\n"
+        )
+        out = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+        names.add(out.stdout)
+    assert len(names) == 2
+
+
+def test_a_record_counts_by_the_name_of_what_it_writes(sample, lens, tmp_path):
+    def first(h):
+        return h.float().norm(dim=-1)
+
+    record = dl.keeps("frame", "y", "x")(first)
+    one = lens.run(sample, steps=1, record=[record], store=tmp_path)
+    record.__name__ = "second"
+    two = lens.run(sample, steps=1, record=[record], store=tmp_path)
+    assert one.path != two.path and "second" in two.names
+
+
+def test_what_refers_to_itself_in_many_ways_comes_to_an_end():
+    nested = []
+    for _ in range(40):
+        nested = [nested, nested, {}]
+    unnamed = []
+    content(nested, unnamed)
+    assert "too many ways" in unnamed[0]
+
+
+class Config(dict):
+    """As many projects have it: every attribute is there."""
+
+    __getattr__ = dict.get
+
+
+def test_an_object_that_has_every_attribute_is_read_by_what_it_holds():
+    assert content(Config(a=1), []) == content(Config(a=1), []) != content(Config(a=2), [])
+
+
+def test_a_place_is_data_in_whatever_words():
+    assert len({dl.at(step=s) for s in ([0, 1, 2], "0-2", slice(0, 3), range(3), "0,1-2", np.arange(3))}) == 1
+
+
+def test_a_run_that_a_function_reads_counts_by_what_it_holds(sample, lens):
+    runs = [lens.run(sample, seed, steps=1, record=[dl.energy]) for seed in (0, 0, 1)]
+    names = [content(run, []) for run in runs]
+    runs[0].dataset  # noqa: B018  (reading it changes no name)
+    assert names[0] == names[1] == content(runs[0], []) != names[2]

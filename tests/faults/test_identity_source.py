@@ -1,7 +1,9 @@
 """The body of a trace is named by its source and by what it reads, not by what an earlier run left in its variables."""
 
 import re
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -114,3 +116,36 @@ def test_locals_win_over_globals():
 def test_a_name_counts_where_it_may_be_read_before_it_is_set(text, reads):
     one, other = (describe_source(text, {"a": 1, "x": x}) for x in (1, 2))
     assert (one != other) == reads
+
+
+READ_K = [
+    "f = lambda h, k=k: h * k\nx = f(2)",
+    "def f(h, scale=k): return h * scale\nx = f(2)",
+    "x = [k for k in k]",
+    "x = sum(k for k in k)",
+    "def f(h):\n    g = lambda k: k\n    return h * k * g(1)\nx = f(2)",
+    "class C:\n    k = k\nx = C.k",
+    "class C:\n    k = 1\n    def go(self): return k\nx = C().go()",
+    "import contextlib\nwith contextlib.suppress(ZeroDivisionError):\n    1 / 0\n    k = 5\nx = k",
+    "def k(h, scale=k): return h * scale\nx = k(2)",
+    "def f():\n    global k\n    return k\nx = f()",
+]
+
+
+@pytest.mark.parametrize("body", READ_K, ids=range(len(READ_K)))
+def test_a_body_counts_what_it_reads_before_or_outside_of_what_it_sets(body):
+    value = [1, 2] if " in k" in body else 2
+    other = [1, 3] if " in k" in body else 3
+    names = [describe_source(body, {"k": k})["reads"] for k in (value, other)]
+    assert names[0] != names[1]
+
+
+def test_a_module_that_a_body_imports_counts(monkeypatch):
+    module = types.ModuleType("users_steering")
+    monkeypatch.setitem(sys.modules, "users_steering", module)
+    for body in ("import users_steering as m\nx = m.g(1)", "from users_steering import g\nx = g(1)"):
+        names = set()
+        for text in ("def g(h): return h", "def g(h): return -h"):
+            exec(text, module.__dict__)
+            names.add(describe_source(body, {})["reads"])
+        assert len(names) == 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dit_lens as dl
+from dit_lens.engine.inputs import _stack
 
 
 @pytest.fixture
@@ -68,3 +69,97 @@ def test_a_small_region_that_differs_is_not_averaged_away(sample):
         _compare("latents", 1, {"video": wrong}, {"video": right})
     with pytest.raises(dl.PlanError, match="its latents is off by"):
         _compare("latents", 1, {"video": torch.full_like(right, torch.nan)}, {"video": right})
+
+
+def late(step, when):
+    """Return a scheduler's step that does something of its own from a step on."""
+    calls = []
+
+    def stepped(v, t, x, **more):
+        calls.append(1)
+        return when(step, v, t, x, more) if len(calls) > 3 else step(v, t, x, **more)
+
+    return stepped
+
+
+LATE = {
+    "guided velocity": lambda step, v, t, x, more: step(0.9 * v, t, x, **more),
+    "latents": lambda step, v, t, x, more: step(v, t, x, **more) + 0.1,
+}
+
+
+@pytest.mark.parametrize("what", LATE)
+def test_what_a_pipeline_does_late_in_its_loop_shows(pipe_and_lens, sample, what, monkeypatch):
+    pipe, lens = pipe_and_lens
+    lens.batch([(sample, 0)], steps=6, cfg_scale=3.0)
+    monkeypatch.setitem(PLANTED, what, lambda step: late(step, LATE[what]))
+    kind = type(pipe)
+
+    class Planted(kind):
+        @functools.wraps(kind.__call__)
+        def __call__(self, *args, **keywords):
+            step = self.scheduler.step
+            self.scheduler.step = PLANTED[what](step)
+            try:
+                return kind.__call__(self, *args, **keywords)
+            finally:
+                self.scheduler.step = step
+
+    pipe.__class__ = Planted
+    with pytest.raises(dl.PlanError, match=f"at step . its {what} is"):
+        lens.batch([(sample, 0)], steps=6, cfg_scale=3.0)
+
+
+def test_guidance_that_ends_early_shows(pipe_and_lens, sample):
+    pipe, lens = pipe_and_lens
+    kind, calls = type(pipe), []
+
+    class Ending(kind):
+        @functools.wraps(kind.__call__)
+        def __call__(self, *args, **keywords):
+            model, calls[:] = self.model_fn, []
+
+            def model_fn(**inputs):
+                calls.append(inputs["positive"])
+                if not inputs["positive"] and len(calls) > 6:  # the fourth step on
+                    return torch.zeros_like(inputs["latents"])
+                return model(**inputs)
+
+            self.model_fn = model_fn
+            try:
+                return kind.__call__(self, *args, **keywords)
+            finally:
+                self.model_fn = model
+
+    pipe.__class__ = Ending
+    with pytest.raises(dl.PlanError, match="at step 3 its guidance is of"):
+        lens.batch([(sample, 0)], steps=6, cfg_scale=3.0)
+
+
+def test_a_network_that_runs_beside_the_model_at_every_step_is_refused(pipe_and_lens, sample):
+    pipe, lens = pipe_and_lens
+    pipe.control = torch.nn.Linear(1, 1)
+    step = type(pipe.scheduler).step
+
+    def controlled(v, t, x, **more):
+        pipe.control(torch.ones(1))
+        return step(pipe.scheduler, v, t, x, **more)
+
+    pipe.scheduler.step = controlled
+    with pytest.raises(dl.PlanError, match=r"control of the \w+ runs at every step beside the DiT"):
+        lens.batch([(sample, 0)], steps=3)
+    assert "forward" not in vars(pipe.control)
+
+
+def test_what_a_batch_would_leave_out_is_refused(pipe_and_lens, sample):
+    _, lens = pipe_and_lens
+    tiled = {"tiled": True}
+    noise = torch.zeros(1, 2)
+    with pytest.raises(dl.PlanError, match=r"first_frame \(cond\) comes with some of them"):
+        _stack("cond", [{"latents": noise}, {"latents": noise, "first_frame": noise}])
+    with pytest.raises(dl.PlanError, match="it decodes whole videos"):
+        lens.batch([(sample, 0)], steps=2, **tiled)
+    with pytest.raises(dl.PlanError, match="the seed stands beside its sample"):
+        lens.batch([(sample, 0)], steps=2, seed=3)
+    with pytest.raises(dl.PlanError, match="runs the branches one after the other"):
+        lens.batch([(sample, 0)], steps=2, cfg_scale=3.0, cfg_merge=True)

@@ -631,3 +631,36 @@ def test_traces_without_a_store_leave_no_name_in_the_module(lens, sample):
             call.block(0).output.sum()
     with pytest.raises(NameError):
         print(unsaved)
+
+
+def test_calls_are_selected_by_the_words_of_at(lens, sample):
+    for chosen, count in (
+        ({"branch": "all"}, 4),
+        ({"expert": "all"}, 4),
+        ({"branch": ["cond"]}, 2),
+        ({"expert": ("dit",)}, 4),
+    ):
+        with lens.trace(sample, steps=2, cfg_scale=2.0) as tr:
+            seen = [].save()
+            for call in tr.calls(**chosen):
+                seen.append(call.step)
+        assert len(seen) == count
+    with pytest.raises(dl.PlanError, match="give one, or 'all'"):
+        with lens.trace(sample, steps=2, cfg_scale=2.0) as tr:
+            for call in tr.calls(branch=["cond", "uncond"]):
+                call.block(0).output.save()
+
+
+def test_body_and_plan_do_not_meet_at_one_place(lens, sample):
+    with pytest.raises(dl.PlanError, match="is declared at this place"):
+        with lens.trace(sample, steps=1, cfg_scale=1.0, edit=[(dl.zero(), dl.at(layer=0))]) as tr:
+            for call in tr.calls():
+                call.block(0).output.save()
+    record = [(dl.hidden, dl.at(site="block_in", layer=1))]
+    with pytest.raises(dl.PlanError, match="is declared at this place"):
+        with lens.trace(sample, steps=1, cfg_scale=1.0, record=record) as tr:
+            for call in tr.calls():
+                call.block(1).input = call.block(1).input * 0
+    with lens.trace(sample, steps=2, cfg_scale=1.0, edit=[(dl.zero(), dl.at(layer=0, step=0))]) as tr:
+        for call in tr.calls(step=1):
+            call.block(0).output = call.block(0).output * 0

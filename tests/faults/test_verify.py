@@ -110,3 +110,25 @@ def test_a_batch_that_runs_again_is_named_by_what_its_edit_holds_then(tiny_pipe,
     (second,) = batch.run()
     assert first.path != second.path
     assert not np.array_equal(first.dataset["latents"].values, second.dataset["latents"].values)
+
+
+def test_a_sweep_compares_the_runs_that_it_does_not_write_again(tiny_pipe, sample, tmp_path, other_attention):
+    arms = {"less": [(dl.scale(factor=0.5), dl.at(layer=1))]}
+    dl.Lens(pipe := tiny_pipe()).sweep([(sample, 0)], arms, store=tmp_path, **PLAN)
+    dl.Lens(pipe).sweep([(sample, 0), (sample, 1)], arms, store=tmp_path, **PLAN)  # other rows beside it
+    other_attention()
+    with pytest.raises(dl.StoreError, match="not what this model makes now"):
+        dl.Lens(pipe).sweep([(sample, 0)], arms, store=tmp_path, **PLAN)
+    dl.Lens(pipe).sweep([(sample, 0)], arms, store=tmp_path, verify="never", **PLAN)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_rows_with_others_beside_them_are_compared(tiny_pipe, sample, tmp_path, other_attention, steps):
+    """Also where what step 1 starts from is edited, and where there is one step alone."""
+    plan = {"steps": steps, "cfg_scale": 1.0, "edit": [(dl.add_noise(scale=0.1), dl.at(site="latents"))]}
+    pairs = [(sample, seed) for seed in range(3)]
+    dl.Lens(pipe := tiny_pipe()).batch(pairs, store=tmp_path, **plan).run()
+    dl.Lens(pipe).batch(pairs[:2], store=tmp_path, **plan).run()
+    other_attention()
+    with pytest.raises(dl.StoreError, match="not what this model makes now"):
+        dl.Lens(pipe).batch(pairs[:2], store=tmp_path, **plan).run()

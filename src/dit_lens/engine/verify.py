@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CHOICES = ("first", "always", "never")
 CLOSE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """How far a row may be off, as a share of its size, where other rows stand beside it now."""
+LEVELS = 0.1
+"""How far a video may be off there, in grey levels: a rounded value in a hundred may be the next one."""
 
 
 def is_due(verify: str, store: Path | None, specimen: Specimen) -> bool:
@@ -221,7 +223,7 @@ def _compare_close(run: Run, name: str, step: int, now: np.ndarray, stored: np.n
     number = "uint8" if stored.dtype == np.uint8 else str(run.attrs["manifest"]["identity"]["dtype"])
     values, kept = now.astype(np.float64), stored.astype(np.float64)
     size = max(float(np.sqrt(np.square(kept).mean())), 1e-6)
-    limit = 1.0 if number == "uint8" else CLOSE.get(number.removeprefix("torch."), 1e-2) * size
+    limit = LEVELS if number == "uint8" else CLOSE.get(number.removeprefix("torch."), 1e-2) * size
     if not (
         now.shape == stored.shape and float(np.sqrt(np.square(values - kept).mean())) <= limit
     ):  # so NaN differs too

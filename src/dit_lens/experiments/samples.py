@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from dit_lens.tasks.vbvr import Bench
 if TYPE_CHECKING:
     from dit_lens.lens import Lens
 
-TAKEN = ("blocks", "kept", "store.zarr", "clean.zarr", "results.zarr", "summary.json", "manifest.json")
+RESULTS = ("results.zarr", "summary.json", "manifest.json")
+"""What a script comes to; its figures aside."""
+
+TAKEN = ("blocks", "kept", "store.zarr", "clean.zarr", *RESULTS)
 """What stands in `--out` beside the samples of tasks."""
 
 
@@ -161,10 +165,17 @@ def pairs_of(samples: Sequence[Sample], options: StudyOptions) -> list[Pair]:
     return [(sample, seed) for sample in samples for seed in noise_seeds(sample, options)]
 
 
+def remove_results(out: Path) -> None:
+    """Remove what an earlier command came to: where the next one fails, nothing of it stays to be read as its own."""
+    for name in RESULTS:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def folder_of(out: Path, sample: Sample) -> Path:
     """Return the folder of a sample's pictures: `OUT/TASK/ID`, of VBVR-Bench `OUT/SPLIT/TASK/ID`. Always inside `out`."""
     first, *rest = sample.subfolder.parts
     return out.joinpath(f"task-{first}" if first in TAKEN else first, *rest)
 
 
-__all__ = ["Drawn", "draw", "folder_of", "noise_seeds", "pairs_of", "training_samples"]
+__all__ = ["Drawn", "draw", "folder_of", "noise_seeds", "pairs_of", "remove_results", "training_samples"]

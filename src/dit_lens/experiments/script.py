@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 from tqdm import tqdm
 
-from dit_lens.errors import DitLensError
+from dit_lens.errors import DitLensError, TaskError
 
 T = TypeVar("T")
 
@@ -25,11 +26,26 @@ def run_script(main: Callable[[T], int], options: type[T]) -> NoReturn:
         options: the class of the options; its docstring heads `--help`.
     """
     try:
-        code = main(tyro.cli(options))
+        chosen = tyro.cli(options)
+        _refuse_negative(chosen)
+        code = main(chosen)
     except DitLensError as error:
         tqdm.write(f"error: {error}", file=sys.stderr)
         code = 1
     sys.exit(code)
+
+
+def _refuse_negative(options: Any) -> None:
+    """Refuse counts and seeds below 0: Python would count some of them from the end.
+
+    Raises:
+        TaskError: it names the option.
+    """
+    for field in fields(options):
+        value = getattr(options, field.name)
+        several = value if isinstance(value, tuple | list) else [value]
+        if any(isinstance(number, int) and number < 0 for number in several):
+            raise TaskError(f"--{field.name.replace('_', '-')} {value}: give 0 or more.")
 
 
 __all__ = ["run_script"]

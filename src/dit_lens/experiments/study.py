@@ -22,7 +22,7 @@ from dit_lens.experiments import keys
 from dit_lens.experiments.cache import kept, kept_json, save
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
-from dit_lens.experiments.samples import draw, folder_of
+from dit_lens.experiments.samples import draw, folder_of, remove_results
 from dit_lens.experiments.summary import report_failure, write_summary
 from dit_lens.tasks.pairs import by_shape, label
 from dit_lens.tasks.sample import Sample, folder_name
@@ -82,6 +82,7 @@ def study(
         raise TaskError(
             f"{len(samples)} samples of {options.source}: a study takes at least 2, for an interval."
         )
+    remove_results(options.out)
     blocks = _Blocks(options, name, measure, keys.maker(name, options, lens, measure, using))
     parts = [
         same[i : i + options.block] for same in by_shape(samples) for i in range(0, len(same), options.block)
@@ -186,6 +187,7 @@ def each_sample(
         The numbers of each sample, with `task` and `id`; and of each that was left out, by `task/id`, the reason.
     """
     drawn, made_by = draw(options, lens), keys.maker(name, options, lens, analyse)
+    remove_results(options.out)
     numbers, left_out = [], {}
     for sample in tqdm(drawn, desc=name, unit="sample"):
         folder, key = folder_of(options.out, sample), keys.key(made_by, [sample])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ def write_summary(
         left_out: samples that were not measured, with the reason.
         bootstrap: how the intervals were made: the attributes of what `analysis.mean` or `analysis.effect` returned.
     """
-    command = " ".join(["python", *sys.argv])
+    command = shlex.join(["python", *sys.argv])
     counted: dict[str, Any] = {"command": command, "samples left out": len(left_out)}
     if left_out:
         counted["left out"] = dict(left_out)

@@ -35,6 +35,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, Protocol
 
 from dit_lens.plan import arrays, callables, classes, modules, objects, origin
@@ -48,6 +49,9 @@ WRITTEN_OUT = (
 
 THEMSELVES = frozenset({type(None), bool, int, str})
 """Types whose values are their own data."""
+
+MOST_CONTAINERS = 300_000
+"""Lists, sets and dicts with others inside that are gone through: where each holds the next twice, there is no end."""
 
 TORCH_TEXT = ("dtype", "device", "layout", "memory_format", "qscheme")
 
@@ -119,6 +123,7 @@ class Walk:
         self._trusting = False
         self._lowest = math.inf  # of the references back since the innermost open value began
         self._alive: list[Any] = []  # so that no id is used twice
+        self._containers = count()  # that were gone through
 
     def whole(self, value: Any) -> Any:
         """Return the data of a value that stands alone: nothing is around it."""
@@ -198,6 +203,7 @@ class Walk:
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
+        walk._containers = self._containers
         data = walk.visit(value)
         self._lowest = min(self._lowest, walk._lowest)
         return data
@@ -253,6 +259,8 @@ class Walk:
         if key in self._open:
             self._lowest = min(self._lowest, self._open[key])
             return {"@back": len(self._open) - self._open[key]}
+        if next(self._containers) > MOST_CONTAINERS:
+            return self.unnamed(value, "a value whose parts refer to each other in too many ways")
         self._open[key] = len(self._open)
         try:
             if kind is list:
@@ -267,7 +275,7 @@ class Walk:
 
     def in_any_order(self, values: Any) -> list[Any]:
         """Return the data of values that have no order, in an order of their content."""
-        items = [self._apart(value) for value in values]
+        items = [value if type(value) in THEMSELVES else self._apart(value) for value in values]
         return sorted(items, key=lambda data: json.dumps(data, sort_keys=True))
 
     def _mapping(self, value: Mapping[Any, Any], ordered: bool = False) -> Any:

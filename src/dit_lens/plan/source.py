@@ -92,8 +92,8 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
                 yield from () if handler.type is None else _expression(handler.type, known)
             yield from _free(node.finalbody, known)
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            known.add(node.name)  # it may call itself
             yield from _scope(node, known)
+            known.add(node.name)
         case ast.Import() | ast.ImportFrom():
             yield from _modules(node)
             known |= _imported_names(node)
@@ -176,7 +176,7 @@ def _scope(node: Any, known: set[str]) -> Iterator[Reading]:
         members = set(known)  # which the methods do not see
         for statement in node.body:
             if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                yield from _statement(statement, set(known))
+                yield from _statement(statement, known | {node.name})
                 members.add(statement.name)
             else:
                 yield from _statement(statement, members)
@@ -186,7 +186,7 @@ def _scope(node: Any, known: set[str]) -> Iterator[Reading]:
             yield from () if outside is None else _expression(outside, known)
         body = node.body if isinstance(node.body, list) else [node.body]
         inner = known | {argument.arg for argument in ast.walk(arguments) if isinstance(argument, ast.arg)}
-        inner |= _bound(body)
+        inner |= _bound(body) | ({node.name} if hasattr(node, "name") else set())  # it may call itself
         for child in body:
             yield from (
                 _statement(child, inner) if isinstance(child, ast.stmt) else _expression(child, inner)

@@ -27,7 +27,7 @@ STUDIES = {
     "layer_swap": {"layers": "2,8", "map_steps": "1,3", "cfg_scale": 2.0},
     "seed_ensemble": {"task": "choose", "ks": (1, 2, 3), "layers": "each"},
     "depth_lens": {"task": "circle", "layers": "4,8", "tuning_scenes": 4, "sheets": 1, "vis_steps": "0,3"},
-    "step_count": {"task": "circle", "counts": (1, 2, 4)},
+    "step_count": {"task": "circle", "counts": (1, 2, 4), "steps": None},
     "frame_count": {"task": "circle", "counts": (5, 13)},
     "emergent": {"task": "choose", "probe_scenes": 8},
 }

@@ -96,10 +96,10 @@ def test_one_sample_that_fails_ends_no_run_and_the_exit_code_says_so(bench, tmp_
 
     believed = pictures.believed
 
-    def fails(run, decode, sample, folder):
+    def fails(run, decode, sample, folder, steps):
         if sample.task.startswith(OUT) and sample.id == "00000":
             raise dl.DitLensError("the disk is full")
-        return believed(run, decode, sample, folder)
+        return believed(run, decode, sample, folder, steps)
 
     monkeypatch.setattr(pictures, "believed", fails)
     given = {"eval_root": bench, "tasks": "O-39", "out": tmp_path / "out", "steps": 2, "cfg_scale": 1.0}
@@ -122,7 +122,7 @@ def test_token_maps_of_a_benchmark_take_samples_of_several_sizes(bench, tmp_path
     [
         ("noise_sensitivity", {"cka_layers": "0,9"}),
         ("depth_lens", {"layers": "4", "vis_steps": "0,2", "sheets": 2}),
-        ("step_count", {"counts": (1, 3)}),
+        ("step_count", {"counts": (1, 3), "steps": None}),
         ("emergent", {}),
     ],
 )

@@ -55,7 +55,9 @@ def test_it_runs_in_every_number_type_by_name(dtype):
     run = lens.run(dl.tasks.maze(seed=1_000_007), steps=2, record=[dl.energy, dl.x0])
     assert np.isfinite(run["energy"].values).all() and run.video.std() > 1
     decoded = lens.decode(run["x0"].isel(step=-1)).astype(int)
-    assert abs(decoded - run.video).max() <= (1 if "16" in str(dtype) else 0)  # the last step rounds once more
+    assert abs(decoded - run.video).max() <= (
+        1 if "16" in str(dtype) else 0
+    )  # the last step rounds once more
 
 
 def test_a_number_type_that_is_none_is_refused():
