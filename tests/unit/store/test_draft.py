@@ -3,13 +3,14 @@ import errno
 import gc
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from dit_lens.errors import StoreError
-from dit_lens.store import Variable, files, scratch
+from dit_lens.store import RunWriter, Variable, files, scratch
 from dit_lens.store.draft import MOST_BYTES, Draft
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
@@ -113,3 +114,28 @@ def test_a_process_that_is_forked_off_reads_the_run(monkeypatch):
         os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     np.testing.assert_array_equal(run["score"].values, values)
+
+
+@pytest.mark.parametrize("line", ["describe", "close", "rename"])
+def test_an_interrupt_while_it_is_read_loses_nothing(line, monkeypatch):
+    run, values = put_off()
+    holder = Path if line == "rename" else RunWriter
+    inner = getattr(holder, line)
+
+    def interrupted(*args):
+        inner(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, line, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run["score"]
+    np.testing.assert_array_equal(run["score"].values, values)
+    assert run.complete
+
+
+def test_what_does_not_fit_is_refused_at_once(tmp_path):
+    draft = Draft(tmp_path / "stage0", {"step": range(1)})
+    draft.declare(Variable("h", ("step", "part"), (1, 2), "bfloat16", encoding="float16"))
+    with pytest.raises(StoreError, match="does not fit float16"):
+        draft.write("h", {"step": 0}, np.array([0x7F00, 0], np.uint16))

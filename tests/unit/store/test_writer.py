@@ -1,3 +1,4 @@
+import os
 import warnings
 
 import numpy as np
@@ -188,3 +189,28 @@ def test_a_disk_that_fails_is_named(kit):
     (writer.path / "energy" / "c.1.0.0.0.0.0.partial").rmdir()
     writer.abort()
     assert status(writer.path).committed_steps == (0,)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("changing", [False, True], ids=["between calls", "inside of a call"])
+def test_a_process_that_is_forked_off_takes_nothing_from_its_parent(kit, changing):
+    writer = kit.make_writer(kit.root)
+    kit.write_step(writer, 0)
+    writer._tenure.changing = changing
+    child = os.fork()
+    if child == 0:
+        said = ""
+        try:
+            kit.make_writer(kit.root)
+        except StoreError as error:
+            said = str(error)
+        writer.abort()  # as the end of a block does in a child that ends by an exception
+        os._exit(0 if f"pid {os.getppid()}" in said else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    writer._tenure.changing = False
+    with pytest.raises(StoreError, match="is locked"):
+        kit.make_writer(kit.root)
+    for step in range(1, kit.steps):
+        kit.write_step(writer, step)
+    writer.close()
+    np.testing.assert_array_equal(open_run(writer.path)["energy"].values, kit.expected("energy"))
