@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from dit_lens.engine import runner
 from dit_lens.engine.estimate import Estimate, estimate_request
-from dit_lens.engine.request import Request
+from dit_lens.engine.request import Request, verify_of
 from dit_lens.engine.verify import is_due, verify_run
 from dit_lens.errors import needing
 from dit_lens.families.bare import specimen_of_blocks
@@ -101,6 +102,7 @@ class Lens:
             CaptureError: a record or an edit did not happen.
             StoreError: the store cannot be written or resumed, or a stored run differs from what is computed now.
         """
+        verify_of(verify)
         request = Request(
             self.specimen,
             sample,
@@ -350,6 +352,8 @@ def _as_lens(specimen_of: Callable[P, Specimen]) -> Callable[P, Lens]:
         return Lens.of(specimen_of(*args, **kwargs))
 
     blocks.__doc__ = specimen_of.__doc__
+    signature = inspect.signature(specimen_of).replace(return_annotation="Lens")
+    blocks.__signature__ = signature  # type: ignore[attr-defined]  # what `help` and editors show
     return blocks
 
 

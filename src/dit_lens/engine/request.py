@@ -22,6 +22,8 @@ from dit_lens.store.names import absolute
 from dit_lens.tasks.sample import LONGEST_NAME, Sample
 
 MOST_SEEDS = 1 << 63
+VERIFY = ("first", "always", "never")
+"""Which of the runs that a store hands out are begun again, and compared."""
 ENCODINGS = ("float32", "codes", "float16")
 """How bfloat16 states are stored; docs/store-layout.md, "Number types"."""
 
@@ -337,6 +339,17 @@ def encoding_of(encoding: Any, dtype: str) -> str | None:
     return None
 
 
+def verify_of(verify: Any) -> str:
+    """Return which runs of a store are checked.
+
+    Raises:
+        PlanError: it is none of `VERIFY`.
+    """
+    if verify not in VERIFY:
+        raise PlanError(f"verify={verify!r}: it is one of {', '.join(VERIFY)}.")
+    return str(verify)
+
+
 def sample_content(sample: Sample, unnamed: list[str]) -> dict[str, Any]:
     """Return what tells a sample from every other, as plain data."""
     return {
@@ -363,4 +376,4 @@ def warn_unnamed(sentences: Sequence[str]) -> None:
         )
 
 
-__all__ = ["Request", "StageRequest", "encoding_of", "scale_of", "seed_of", "steps_of"]
+__all__ = ["Request", "StageRequest", "encoding_of", "scale_of", "seed_of", "steps_of", "verify_of"]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dit_lens.engine.arm_runs import ArmRuns
 from dit_lens.engine.batch import Batch, parts
 from dit_lens.engine.outcomes import by_sample, outcomes
-from dit_lens.engine.request import seed_of
+from dit_lens.engine.request import seed_of, verify_of
 from dit_lens.engine.rows import Row
 from dit_lens.errors import PlanError
 from dit_lens.plan.plan import Entry, Placed, Plan
@@ -58,6 +58,7 @@ def sweep(
     **arguments: Any,
 ) -> xr.Dataset:
     """Run every (sample, noise seed) clean and under every arm, and judge what comes out; see `Lens.sweep`."""
+    verify_of(verify)
     if "edit" in arguments:
         raise PlanError('edit=... in a sweep: what it edits are its arms, as arms={"name": [(edit, place)]}.')
     gathered = together([_whole_seed(pair) for pair in pairs])

@@ -16,9 +16,10 @@ import numpy as np
 from dit_lens.engine.batch_rows import rows_of
 from dit_lens.engine.pipeline_check import EnoughError
 from dit_lens.engine.recorder import Recorder
+from dit_lens.engine.request import verify_of
 from dit_lens.engine.stages import Opened, StageLoop, Stages, samples_of
 from dit_lens.engine.stepper import Latents
-from dit_lens.errors import PlanError, StoreError
+from dit_lens.errors import StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.plan.plan import Layout
 from dit_lens.store import Variable
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from dit_lens.engine.request import Request
     from dit_lens.families.specimen import Specimen
 
-CHOICES = ("first", "always", "never")
 CLOSE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """How far a row may be off, as a share of its size, where other rows stand beside it now."""
 LEVELS = 0.1
@@ -47,8 +47,7 @@ def is_due(verify: str, store: Path | None, specimen: Specimen) -> bool:
     Raises:
         PlanError: `verify` is none of these.
     """
-    if verify not in CHOICES:
-        raise PlanError(f"verify={verify!r}: it is one of {', '.join(CHOICES)}.")
+    verify_of(verify)
     if verify == "never" or store is None:
         return False
     return verify == "always" or store not in specimen.checked_stores

@@ -27,7 +27,7 @@ def run_script(main: Callable[[T], int], options: type[T]) -> NoReturn:
     """
     try:
         chosen = tyro.cli(options)
-        _refuse_negative(chosen)
+        _check_numbers(chosen)
         code = main(chosen)
     except DitLensError as error:
         tqdm.write(f"error: {error}", file=sys.stderr)
@@ -35,8 +35,8 @@ def run_script(main: Callable[[T], int], options: type[T]) -> NoReturn:
     sys.exit(code)
 
 
-def _refuse_negative(options: Any) -> None:
-    """Refuse counts and seeds below 0: Python would count some of them from the end.
+def _check_numbers(options: Any) -> None:
+    """Refuse lists without a number, and counts and seeds below 0: Python would count some of them from the end.
 
     Raises:
         TaskError: it names the option.
@@ -44,6 +44,8 @@ def _refuse_negative(options: Any) -> None:
     for field in fields(options):
         value = getattr(options, field.name)
         several = value if isinstance(value, tuple | list) else [value]
+        if not several:
+            raise TaskError(f"--{field.name.replace('_', '-')}: give at least one.")
         if any(isinstance(number, int) and number < 0 for number in several):
             raise TaskError(f"--{field.name.replace('_', '-')} {value}: give 0 or more.")
 

@@ -48,7 +48,8 @@ def specimen_of_blocks(
     Args:
         model: predicts the velocity x_1 - x_0 from x_s.
         blocks: dotted path of its list of blocks, or several in the order in which they run. A block returns
-            its hidden state [row, token, channel], or a tuple that begins with it.
+            its hidden state [row, token, channel], or a tuple that begins with it, and the model goes on with what it
+            returns: where a block writes into its input instead, edits of it have no effect.
         latent: sample to the latents' (channel, frame, y, x).
         grid: latents' (channel, frame, y, x) to the tokens' (frame, y, x).
         condition: (sample, branch) to what the model is given beside the latents; tensors [1, ...], so that
