@@ -84,6 +84,10 @@ def main(options: Options) -> int:
     layers = sorted({*choose(options.layers, lens.layers, "layers"), lens.layers - 1})
     fit, maps = None, {}
     if options.tuning_scenes and options.draws_scenes:
+        if len(layers) < 2:
+            raise dl.TaskError(
+                f"--layers {options.layers}: a tuned readout is fitted on layers below the last; give one, or --tuning-scenes 0."
+            )
         scenes = training_samples(options, options.tuning_scenes)
         fit = once(options, "maps", lens, scenes, lambda: tune(lens, scenes, layers, options))
         maps = as_maps(fit)

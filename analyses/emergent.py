@@ -68,6 +68,8 @@ class Options(StudyOptions):
 def main(options: Options) -> int:
     """Read every clean run, fit the probes, draw, save."""
     lens = options.load()
+    if options.probe_scenes == 1:
+        raise dl.TaskError("--probe-scenes 1: a probe is fitted on several; 0 fits none.")
     probes = fit_probes(lens, options) if options.questions and options.probe_scenes else None
     measured = study(options, "emergent", lens, lambda part: measure(lens, part, probes, options), probes)
     conclude(measured, options)

@@ -437,7 +437,9 @@ def _batching(specimen: Specimen, pairs: Sequence[tuple[Sample, int]], at_once: 
             f"Family {specimen.family.name} does not say how to batch: use lens.run, a run at a time."
         )
     if not pairs or at_once < 1:
-        raise PlanError(f"A batch has samples and rows: {len(pairs)} pairs, at_once={at_once}.")
+        raise PlanError(
+            f"{len(pairs)} pairs, at_once={at_once}: a batch takes at least one pair, and one row at a time."
+        )
     sizes = sorted({(*(s.size or ()), s.num_frames) for s, _ in pairs})
     if len(sizes) > 1:
         raise PlanError(f"The samples of a batch have one (height, width, num_frames); these have {sizes}.")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
+from dit_lens.errors import TaskError
 from dit_lens.models.options import ModelOptions, Unset
 from dit_lens.tasks.canvas import EVAL_SEED
 
@@ -108,7 +109,7 @@ class StudyOptions(Options):
     seeds: int = 1
     """Noise seeds of each sample."""
     draw: int = 0
-    """Another number is another draw of all that is random: every sample's noise seeds, orders of a control."""
+    """Seed of everything that is random: noise seeds of the samples, orders of a control."""
     block: int = 8
     """Samples that are measured and stored together. A repeated command goes on after the last block."""
     at_once: int = 64
@@ -116,6 +117,15 @@ class StudyOptions(Options):
 
     # Rows beside a row change no more than the order in which floats are summed.
     AROUND: ClassVar[tuple[str, ...]] = ("block", "at_once")
+
+    def __post_init__(self) -> None:
+        """Refuse blocks and forwards of nothing.
+
+        Raises:
+            TaskError: it names the option.
+        """
+        if self.block < 1 or self.at_once < 1:
+            raise TaskError(f"--block {self.block} --at-once {self.at_once}: give at least 1 of each.")
 
 
 @dataclass

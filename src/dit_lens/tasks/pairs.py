@@ -53,7 +53,10 @@ def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
         seeds.append(seed)
     counts = {name: len(seeds) for name, (_, seeds) in gathered.items()}
     if len(set(counts.values())) != 1:
-        raise PlanError(f"Samples have as many noise seeds as each other; these have {counts or 'none'}.")
+        raise PlanError(
+            "pairs: give (sample, noise seed) pairs, as many seeds for each sample; "
+            + (f"these samples have {counts}." if counts else "there are none.")
+        )
     return list(gathered.values())
 
 
