@@ -80,7 +80,9 @@ def fit_probes(lens: dl.Lens, options: Options) -> xr.Dataset:
     """Fit probes on training scenes, or read those that an earlier command fitted."""
     questions = options.questions
     if questions[0].folds > 1:  # too few scenes to keep some for testing: the probes are fitted by fold
-        scenes = [dl.tasks.make(options.task, i) for i in range(options.probe_scenes)]
+        scenes = [
+            dl.tasks.make(options.task, i).with_(**options.changes) for i in range(options.probe_scenes)
+        ]
     else:
         scenes = training_samples(options, options.probe_scenes)
 
@@ -230,8 +232,9 @@ def probe_by_step(results: xr.Dataset, name: str, options: Options) -> dict[str,
     """Draw and summarise how often a probe is right, beside shuffled labels and the most common answer."""
     both = [results[f"{name}_hit"].astype(float), results[f"{name}_shuffled"]]
     labels = np.array(["fitted", "shuffled labels"], np.dtypes.StringDType())
-    means = analysis.mean(xr.concat(both, xr.Variable("probe", labels)), along="step")
-    common = analysis.mean(results[f"{name}_common"].astype(float))
+    share = (0.0, 1.0)
+    means = analysis.mean(xr.concat(both, xr.Variable("probe", labels)), bounds=share, along="step")
+    common = analysis.mean(results[f"{name}_common"].astype(float), bounds=share)
     figure = plot.curves(
         means,
         "step",
@@ -242,7 +245,7 @@ def probe_by_step(results: xr.Dataset, name: str, options: Options) -> dict[str,
         limits=(0, 1.02),
     )
     plot.save(figure, options.out / f"probe_{name}_by_step.png")
-    gain = analysis.effect(*both, along="step")
+    gain = analysis.effect(*both, bounds=share, along="step")
     return {
         **headline(means),
         "most common answer": headline(common),

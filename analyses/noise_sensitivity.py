@@ -197,8 +197,12 @@ def conclude(measured: Measured, options: Options) -> None:
         "effect of noise in a frame, elsewhere": headline(
             against(f"frame_{outcome}_elsewhere", along="frame")
         ),
-        "distance in all frames, noise after a step": headline(analysis.mean(results.step_distance)),
-        "distance elsewhere, noise in a frame": headline(analysis.mean(results.frame_distance_elsewhere)),
+        "distance in all frames, noise after a step": headline(
+            analysis.mean(results.step_distance, bounds=BOUNDS["distance"])
+        ),
+        "distance elsewhere, noise in a frame": headline(
+            analysis.mean(results.frame_distance_elsewhere, bounds=BOUNDS["distance"])
+        ),
         **contrasts(results, outcome, limits),
     }
     write_summary(options, summary, measured.left_out, step.attrs)

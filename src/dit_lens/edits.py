@@ -58,9 +58,9 @@ def zero(h: Tensor, at: Spot) -> Tensor:
 
 @options
 def replace(h: Tensor, at: Spot, *, value: Any) -> Tensor:
-    """Replace by a value: a number, or an array that broadcasts to [frame, y, x, channel]."""
+    """Replace by a value: a number, an array that broadcasts to [frame, y, x, channel], or a DataArray, by its dimensions."""
     try:
-        new = torch.as_tensor(_values(value)).to(h)
+        new = torch.as_tensor(_values(_on_grid(value, at))).to(h)
     except (PlanError, ValueError) as error:
         raise PlanError(f"replace at {at}: {value!r} is neither a number nor an array ({error}).") from None
     try:
@@ -224,6 +224,25 @@ def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
             f"{edit} between runs of the same number of steps, or select one step of the {what} to put it anywhere."
         )
     return picked
+
+
+def _on_grid(value: Any, at: Spot) -> Any:
+    """Return a DataArray on [frame, y, x, channel] of size 1 where it has no such dimension; anything else as it is.
+
+    Raises:
+        PlanError: it has another dimension.
+    """
+    if not hasattr(value, "dims") or not hasattr(value, "expand_dims"):
+        return value
+    names = {dim: str(dim).removeprefix("latent_").removesuffix(f"_{at.stream}") for dim in value.dims}
+    if not set(names.values()) & set(GRID):
+        return value  # nameless dimensions go by position
+    if unknown := [dim for dim, name in names.items() if name not in GRID]:
+        raise PlanError(
+            f"replace at {at}: the value spans {', '.join(map(str, unknown))}: select one of each."
+        )
+    plain = value.drop_vars(list(value.coords)).rename(names)
+    return plain.expand_dims([dim for dim in GRID if dim not in plain.dims]).transpose(*GRID)
 
 
 def _require_dims(picked: Any, wanted: list[str], at: Spot, edit: str, what: str) -> None:

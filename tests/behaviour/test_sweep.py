@@ -185,7 +185,7 @@ def test_what_a_sweep_cannot_do_is_refused_before_it_runs(lens, sample, monkeypa
     for pairs, arms, says in (
         ([(sample, 0)], {"clean": [dl.zero()]}, "arm without edits"),
         ([(sample, 0), (scored, 0)], {}, "circle/7 has a scorer and custom/0 has none"),
-        ([(sample, 0), (scored, 0), (scored, 1)], {}, "noise seeds"),
+        ([(sample, 0), (scored, 0), (scored, 1)], {}, "as many seeds for each sample"),
         ([(sample, 0)], {"a": [dl.scale]}, "call it with its options"),
         ([(sample, 0)], {"a": [(dl.zero(), dl.at(layer=99))]}, "layer"),
         ([(sample, 0)], {"a": [(dl.zero(), "layer 1")]}, "dl.at"),

@@ -7,7 +7,7 @@ run that is missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -104,12 +104,12 @@ class ArmRuns:
         """Return the recorders of runs that are missing."""
         return [self._recorders[key] for key in keys if key in self._recorders]
 
-    def close(self, clean: Tensor, ended: Tensor) -> None:
+    def close(self, clean: Tensor, ended: Sequence[Tensor]) -> None:
         """Complete the runs.
 
         Args:
             clean: last latents of the clean runs, [pair, channel, frame, y, x].
-            ended: last latents of the arms, [arm, pair, channel, frame, y, x].
+            ended: those of the pairs under each arm.
         """
         for (arm, pair), comparison in self._compared.items():
             latents = clean[pair : pair + 1] if arm is None else ended[arm][pair : pair + 1]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.inputs import ModelInputs
-from dit_lens.engine.pipeline_check import check_against_pipeline
+from dit_lens.engine.pipeline_check import check_against_pipeline, value_of
 from dit_lens.engine.request import Request, name_anew, seeds_together
 from dit_lens.engine.rows import Moment, Row
 from dit_lens.engine.stages import check_schedule
@@ -66,7 +66,6 @@ class Batch:
         **arguments: any other keyword of the pipeline's own call.
 
     Attributes:
-        noise: what step 0 starts from, [row, channel, frame, y, x].
         model: what the model was when the batch was prepared, as plain data.
         requests: what each pair is asked for.
         arguments: other keywords of the pipeline's call.
@@ -123,7 +122,6 @@ class Batch:
         self.at_once = min(at_once, self.batching.most or at_once)
         self.model = specimen.identity(repeatable=True)
         self.inputs = ModelInputs.of(specimen, self.requests)
-        self.noise = self.inputs.noise
         self.scheduler = copy.deepcopy(
             specimen.pipe.scheduler
         )  # the pipeline's own is set anew by its next run
@@ -132,10 +130,16 @@ class Batch:
             raise PlanError(f"{type(self.scheduler).__name__} keeps {self.schedule.state}: use lens.run.")
         check_schedule(self.schedule, self.layout)
         self.sigmas, self.timesteps = self.schedule.sigmas, self.schedule.timesteps
+        self._types = {stream: x.dtype for stream, x in apart(self.inputs.noise).items()}
         self.grids = {stream: tokens.grid for stream, tokens in self.inputs.streams.items()}
         self.grid = self.grids["video"]
         self._bindings: dict[int, tuple[Placed, Binding]] = {}
         check_against_pipeline(self)
+
+    @property
+    def noise(self) -> Tensor:
+        """What step 0 starts from, [row, channel, frame, y, x]: a copy, which may be written into."""
+        return self.inputs.noise[list(range(len(self.pairs)))]
 
     @property
     def steps(self) -> int:
@@ -234,7 +238,10 @@ class Batch:
         dit = self.specimen.dits[expert]
         visitor = Visitor(self.specimen, rows, watch, exchange)
         stepper = Stepper(flow, self.scheduler, self.layout, self.sigmas, self.timesteps, visitor)
-        start = stepper.begin(step, expert, self._by_stream(latents), records=records)
+        held = self._by_stream(latents)
+        # The model is told x_s in its own number type; the scheduler goes on from what it has, unless that is edited.
+        seen = {stream: x.to(self._types[stream]) for stream, x in held.items()}
+        start = stepper.begin(step, expert, seen, records=records)
         batching.load(pipe, expert)
         prepared = {branch: self.inputs.of_branch(branch, pairs) for branch in self.layout.branches}
         velocities: dict[str, Mapping[str, Tensor]] = {}
@@ -256,20 +263,22 @@ class Batch:
             velocity[stream], x0[stream] = stepper.solve(stream, x, guided)
             if velocity[stream] is not guided:
                 batching.refuse_moved(pipe, x, velocity[stream], step, first)
-            after[stream] = self._after(step, x, velocity[stream], first)
+            base = held[stream] if x is seen[stream] else x
+            after[stream] = self._after(step, base, velocity[stream], first)
         if records:
             stepper.end()
         return Stepped(together(velocity), together(x0), together(after), visitor.states)
 
     @torch.no_grad()
-    def step_of_ones(self, step: int, latents: Tensor) -> Stepped:
-        """Take one step of the first pair as if the model gave 1 everywhere; see `pipeline_check`."""
+    def step_of_numbers(self, step: int, latents: Tensor) -> Stepped:
+        """Take one step of the first pair as if the model gave a number for each branch; see `pipeline_check`."""
         start = self._by_stream(latents)
         first = self.inputs.of_branch(self.layout.branches[0], [0])
         velocity, after = {}, {}
         for stream, x in start.items():
-            ones = dict.fromkeys(self.layout.branches, torch.ones_like(x))
-            velocity[stream] = self._guided(step, stream, x, ones, first)
+            branches = self.layout.branches
+            numbers = {branch: torch.full_like(x, value_of(branch, branches)) for branch in branches}
+            velocity[stream] = self._guided(step, stream, x, numbers, first)
             after[stream] = self._after(step, x, velocity[stream], first)
         return Stepped(together(velocity), latents, together(after))
 
@@ -320,6 +329,9 @@ class Batch:
         if id(edit) not in self._bindings:
             plan = Plan(edits=(edit,))
             plan.check(self.layout, over_seeds=True)
+            grids: dict[str, Any] = dict(self.grids)
+            grids |= {f"latent_{s}": tuple(x.shape[2:]) for s, x in apart(self.inputs.noise).items()}
+            plan.check_grids(grids)
             plan.check_sources(self.specimen.fingerprint)
             binding = edit.bind(True, self.layout, self.sigmas)
             if not any((step, self.expert(step)) in binding.served for step in range(self.steps)):
@@ -370,6 +382,16 @@ class Batch:
                 "The model has changed since this batch was prepared with it, so its runs would bear the name of a model that "
                 "did not make them: call lens.batch again."
             )
+
+    def check_codec(self) -> None:
+        """Refuse a codec that cannot be decoded by, before anything is run for it.
+
+        Raises:
+            PlanError: it names the codec.
+        """
+        codec = self.specimen.family.codec
+        if codec.decoded(self.keywords):
+            codec.check(self.specimen.pipe)
 
     # ---- what states and latents stand for
 

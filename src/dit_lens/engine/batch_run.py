@@ -48,6 +48,7 @@ def run_rows(batch: Batch, progress: str | None = None) -> list[Run]:
 
 
 def _run_rows(batch: Batch, progress: str | None) -> list[Run]:
+    batch.check_codec()
     batch.name_anew()
     requests = batch.requests
     scratch = Scratch() if requests[0].store is None else None

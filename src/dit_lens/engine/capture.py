@@ -188,7 +188,8 @@ class Capture:
         if self._last is not None:
             self._last.refuse_unedited_step(streams)
         start = self.stepper.begin(number, expert, streams)
-        step = CapturedStep(self, number, expert, start, streams)
+        unedited = {s: x.clone() for s, x in streams.items() if start[s] is not x}
+        step = CapturedStep(self, number, expert, start, unedited)
         yield step
         if missing := sorted(set(start) - step.solved):
             raise CaptureError(
@@ -273,9 +274,8 @@ class CapturedStep:
         self.timestep = capture.schedule.timesteps[number]
         self.solved: set[str] = set()
         self._is_taken = False  # whether the loop has asked for what the step starts from
-        self._velocities: dict[
-            str, tuple[Tensor, Tensor]
-        ] = {}  # told and returned, where an edit has changed it
+        # What was told, what was returned, and x_s, by stream: where an edit has changed the velocity.
+        self._velocities: dict[str, tuple[Tensor, ...]] = {}
 
     @property
     def latents(self) -> Tensor:
@@ -317,8 +317,7 @@ class CapturedStep:
                 yield
         finally:
             handle.remove()
-        edited = any(x is not self._unedited[stream] for stream, x in self._start.items())
-        if edited and not self._is_taken:
+        if self._unedited and not self._is_taken:
             raise CaptureError(
                 f"capture: the latents of step {self.number} are edited, and its call never asked for them: hand the model "
                 "step.latents (or step.streams)."
@@ -326,9 +325,8 @@ class CapturedStep:
 
     def _refuse_unedited(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse a model that is given the latents as they were before their edit."""
-        for stream, edited in self._start.items():
-            before = self._unedited[stream]
-            if edited is not before and any(
+        for stream, before in self._unedited.items():
+            if any(
                 isinstance(value, Tensor) and same_bits(value, before) for value in (*args, *kwargs.values())
             ):
                 raise CaptureError(
@@ -353,7 +351,7 @@ class CapturedStep:
         self.solved.add(stream)
         solution, _ = self._capture.stepper.solve(stream, start, velocity)
         if solution is not velocity:
-            self._velocities[stream] = velocity.detach().clone(), solution.detach().clone()
+            self._velocities[stream] = tuple(x.detach().clone() for x in (velocity, solution, start))
         return solution
 
     def refuse_unedited_step(self, following: Mapping[str, Tensor]) -> None:
@@ -366,9 +364,9 @@ class CapturedStep:
             CaptureError: it starts where the velocity without its edit leads.
         """
         sigmas = self._capture.schedule.sigmas
-        for stream, (told, returned) in self._velocities.items():
+        for stream, (told, returned, x) in self._velocities.items():
             stepped, length = following[stream], sigmas[self.number + 1] - self.sigma
-            start = self._start[stream].to(stepped)
+            start = x.to(stepped)
             ends = [start + length * velocity.to(stepped) for velocity in (told, returned)]
             unedited, edited = (bool(torch.allclose(stepped, end, rtol=1e-3, atol=1e-4)) for end in ends)
             if unedited and not edited:

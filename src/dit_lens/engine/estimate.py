@@ -94,6 +94,10 @@ def estimate(
         size = sizes[record.stream]
         if record.on_latents:
             return (*size.latent[1:], size.latent[0])
+        if not size.channels:
+            raise PlanError(
+                "lens.estimate of a bare model: say how wide its states are, with dl.blocks(..., channels=...)."
+            )
         return (*size.tokens, (widths or {}).get((record.stream, record.site), size.channels))
 
     return Estimate(tuple(_line(record, layout, shape(record), dtype, samples) for record in plan.records))

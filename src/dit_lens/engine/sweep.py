@@ -26,6 +26,7 @@ from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.request import seed_of, verify_of
 from dit_lens.engine.rows import Row
 from dit_lens.errors import PlanError
+from dit_lens.families.latents import apart
 from dit_lens.plan.plan import Entry, Placed, Plan
 from dit_lens.tasks.pairs import Pair, by_shape, label, numbers, together
 from dit_lens.tasks.sample import Sample
@@ -72,17 +73,23 @@ def sweep(
             "record=... in a sweep goes with store=..., the folder that its runs are written into."
         )
     seeds = {label(sample): noise for sample, noise in gathered}
-    tables = []
+    batches = []
     for same in by_shape([sample for sample, _ in gathered]):
         rows = [(sample, seed) for sample in same for seed in seeds[label(sample)]]
         batch = Batch(specimen, rows, steps, cfg_scale, at_once, verify=verify, **arguments)
+        batch.check_codec()
+        for edit in (edit for entries in edits.values() for edit in entries):
+            batch.binding(edit)  # what cannot be carried out is refused before anything runs
+        batches.append(batch)
+    tables = []
+    for batch in batches:
+        rows = batch.pairs
         shown = "arms" if progress else None
         if store is None:
             clean, ended = run_arms(batch, list(edits.values()), progress=shown)
         else:
             with ArmRuns(batch, plans, store, encoding) as runs:
                 clean, ended = run_arms(batch, list(edits.values()), progress=shown, runs=runs)
-                runs.close(clean, ended)
         judged = outcomes(batch, torch.cat([clean[None], ended]), clean)
         tables.append(by_sample(judged, rows))
     text = np.dtypes.StringDType()
@@ -91,6 +98,8 @@ def sweep(
     placed = ["", *("; ".join(map(str, e)) for e in edits.values())]
     labels = {"arm": np.array([CLEAN, *edits], text), "edits": ("arm", np.array(placed, text))}
     table = table.assign_coords(labels)
+    if "answer" in table:  # zarr writes texts permuted that do not lie in the order of their dimensions
+        table["answer"] = table.answer.copy(data=np.ascontiguousarray(table.answer.values))
     table.attrs = {"steps": batch.steps, "cfg_scale": float(batch.cfg_scale)}
     return table
 
@@ -164,7 +173,7 @@ def run_arms(
         progress: name of a progress bar over the steps. Default: no bar.
         clean_first: called at every step with the clean rows, before an edited row takes it: for edits that put in
             what a clean run holds at that step.
-        runs: where the runs of all arms are written.
+        runs: where the runs of all arms are written; they are complete in the end.
 
     Returns:
         The last latents of the clean runs, [pair, channel, frame, y, x], and of the arms, [arm, pair, ...].
@@ -196,10 +205,20 @@ def run_arms(
             clean_first(step, now)
         edited = torch.cat([edited[:0], *_step(batch, step, now, edited, rows, edits, watch, look, runs)])
         clean = now.latents
-    ended = clean.repeat(len(arms), *[1] * clean.ndim) if arms else clean[None][:0]
-    for (arm, pair), latents in zip(rows, edited, strict=True):
-        ended[arm, pair] = latents
-    return clean, ended
+    left_clean = {key: n for n, key in enumerate(rows)}
+    by_arm = [
+        torch.cat(
+            [
+                edited[n : n + 1] if (n := left_clean.get((a, p))) is not None else clean[p : p + 1]
+                for p in pairs
+            ]
+        )
+        for a in range(len(arms))
+    ]
+    if runs is not None:
+        runs.close(clean, by_arm)
+    videos = [apart(latents)["video"] for latents in by_arm]
+    return clean, torch.stack(videos) if videos else apart(clean)["video"][None][:0]
 
 
 def _step(

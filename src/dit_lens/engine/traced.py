@@ -132,11 +132,11 @@ class TracedCall:
             writing: Whether it is set.
 
         Raises:
-            PlanError: An edit is declared there; or a record that has read the value before the body sets it.
+            PlanError: An edit is declared there; or a record of an input, which has read it before the body does.
         """
         is_input = end.site.end == "input"
         edits = self._plan.edits if writing or not is_input else ()
-        records = self._plan.records if writing and is_input else ()
+        records = self._plan.records if is_input else ()  # what is read may be written into
         for kind, placed in (*(("edit", e) for e in edits), *(("record", r) for r in records)):
             if self._is_placed(placed, end):
                 raise PlanError(
@@ -153,6 +153,7 @@ class TracedCall:
         modules = (submodule(self.module(layer), site.path) for layer in placed.layers(self._layout))
         return (
             site.end == end.site.end
+            and site.item == end.site.item
             and placed.in_stage(self._layout)
             and self.step in placed.steps(self._layout)
             and low <= self.sigma <= high

@@ -135,13 +135,21 @@ def _seal(files: Mapping[str, bytes], group: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def in_order(data: xr.Dataset) -> xr.Dataset:
+    """Return a Dataset whose texts lie in memory in the order of their dimensions: zarr writes others permuted."""
+    texts = {
+        n: v for n, v in data.variables.items() if v.dtype.kind == "T" and not v.values.flags.c_contiguous
+    }
+    return data.assign({n: (v.dims, np.ascontiguousarray(v.values), v.attrs) for n, v in texts.items()})
+
+
 def _write_aside(data: xr.Dataset, folder: Path) -> Path:
     """Write a Dataset, sealed, into a folder of its own beside the one that it is for; return that one."""
     part = _partial(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        plain = data.drop_encoding()
+        plain = in_order(data).drop_encoding()
         plain.attrs.pop(SEAL, None)
         plain.to_zarr(part, mode="w", consolidated=False)
         files = {

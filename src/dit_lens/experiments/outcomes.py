@@ -11,8 +11,8 @@ import xarray as xr
 OUTCOMES = {"solved": "solved (share)", "score": "score", "distance": "RMS distance of the latents"}
 """What `outcomes` gives as numbers, and how figures call it."""
 
-BOUNDS = {"solved": (0.0, 1.0), "score": (0.0, 1.0)}
-"""Lowest and highest value of those that have them: where all samples agree, an interval is had from these."""
+BOUNDS = {"solved": (0.0, 1.0), "score": (0.0, 1.0), "distance": (-np.inf, np.inf)}
+"""Lowest and highest value: where all samples agree, an interval comes from these. A distance has none that it reaches."""
 
 
 def arms_as(data: xr.Dataset, arms: slice, dim: str, labels: Sequence[Any], prefix: str) -> xr.Dataset:

@@ -7,6 +7,7 @@ write `store.zarr` with the runs, and `TASK/ID/` (of VBVR-Bench `SPLIT/TASK/ID/`
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,6 +204,12 @@ def each_sample(
 def _numbers(
     sample: Sample, folder: Path, analyse: Callable[[Sample, Path], dict[str, Any]]
 ) -> dict[str, Any]:
+    """Analyse one sample, once what an earlier command drew of it is gone."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix in (".png", ".mp4", ".gif"):
+            path.unlink()
     return {"task": sample.task, "id": sample.id, **analyse(sample, folder)}
 
 

@@ -75,7 +75,7 @@ def specimen_of_blocks(
         sites={"video": _sites(sites or {})},
         latent_grid=lambda pipe, sample: latent(sample),
         token_grid=lambda dit, size: grid(size),
-        channels=lambda dit: _known(channels, "channels", "estimate"),
+        channels=lambda dit: channels or 0,
         dtype=lambda pipe: pipe.torch_dtype,
     )
     family = Family(

@@ -192,6 +192,7 @@ class Codec:
             float32. None where there is no sound.
         rates: (pipe, keywords) to the positions per second of outputs, by name; none where that is not known.
         decoded: keywords to whether the pipeline decodes at all.
+        check: (pipe) refuses a codec by which `decode` cannot decode, before anything is run for it.
     """
 
     decode: Callable[[Any, Tensor], Any]
@@ -200,6 +201,7 @@ class Codec:
     decode_audio: Callable[[Any, Tensor], Any] | None = None
     rates: Callable[[Any, Keywords], Mapping[str, float]] = field(default=lambda pipe, keywords: {})
     decoded: Callable[[Keywords], bool] = field(default=lambda keywords: True)
+    check: Callable[[Any], None] = field(default=lambda pipe: None)
 
 
 def _advance(scheduler: Any, velocity: Tensor, step: int, latents: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ def array(walk: Walk, value: Any) -> Any:
     if kind.__module__ != "numpy" and kind.__module__.partition(".")[0] not in ("dask", "numpy", "xarray"):
         data["kind"] = f"{kind.__module__}.{kind.__qualname__}"
         data |= _of_user(walk, value)
+    elif kind.__name__ not in ("ndarray", "memmap"):  # a matrix multiplies otherwise
+        data["kind"] = kind.__name__
     if hasattr(value, "mask") and hasattr(value, "filled"):
         data |= {"kind": "masked", "mask": array(walk, _numpy(value.mask)), "fill": repr(value.fill_value)}
         value = value.data
@@ -94,7 +96,7 @@ def labelled(walk: Walk, value: Any) -> Any:
 
 
 def dataset(walk: Walk, value: Any) -> Any:
-    """Return an xarray Dataset as data."""
+    """Return an xarray Dataset as data; a store lists its variables in any order, which does not count."""
     variables = {str(name): labelled(walk, variable) for name, variable in _sorted(value.variables)}
     return {"@dataset": variables, "coords": sorted(map(str, value.coords)), "attrs": walk.visit(value.attrs)}
 
@@ -112,8 +114,9 @@ def table(walk: Walk, value: Any) -> Any:
         columns = [[walk.visit(name), table(walk, value.iloc[:, n])] for n, name in enumerate(value.columns)]
         return data | {"columns": columns, "index": table(walk, value.index)}
     data |= {
-        "name": walk.visit(value.name),
+        "name": walk.visit(getattr(value, "name", None)),
         "dtype": str(value.dtype),
+        "categories": walk.visit([*getattr(value.dtype, "categories", [])]),
         "values": array(walk, value.to_numpy()),
     }
     return data | ({"index": table(walk, value.index)} if hasattr(value, "index") else {})

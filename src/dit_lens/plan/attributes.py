@@ -112,7 +112,8 @@ def _left_out(walk: Walk, kind: type) -> frozenset[str]:
             if isinstance(m, functools.cached_property)
         }
         library = classes.is_library(kind)
-        known = classes.written_by_runs(walk, kind) | cached | (UNTOLD | STATE if library else frozenset())
+        of_models = UNTOLD | STATE if classes.is_of_models(kind) else frozenset()
+        known = classes.written_by_runs(walk, kind) | cached | of_models
         if library:
             _LEFT_OUT[kind] = known
     return known

@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import sys
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,8 @@ def describe(walk: Walk, value: Any) -> Any | None:
     if isinstance(value, types.MethodType):
         return {"@method": walk.visit(value.__func__), "self": walk.visit(value.__self__, "its object")}
     if isinstance(value, functools.partial):
-        parts = [walk.visit(value.func), walk.visit(value.args), walk.visit(value.keywords)]
+        with walk.reading(exact=True, in_order=True):
+            parts = [walk.visit(value.func), walk.visit(value.args), walk.visit(value.keywords)]
         return {"@partial": walk.node(value, lambda *_: parts)}
     is_cython = type(value).__name__ == "cython_function_or_method"
     if is_cython or isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
@@ -107,10 +109,9 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
             parts.append(walk.visit(value.__wrapped__))
         whole = walk.counts_whole(module)
         if whole or origin.is_library_code(value.__code__, module):
-            held = [
-                _cell(walk, n, cell)
-                for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-            ]
+            cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+            # What a library keeps weakly is a cache, such as that of `singledispatch`.
+            held = [_cell(walk, n, cell) for n, cell in cells if not _is_weak(cell)]
             library = "whole" if whole else origin.library(str(module))
             return [*parts, library, value.__code__.co_qualname, held]
         defaults = [
@@ -127,6 +128,13 @@ def _cell(walk: Walk, name: str, cell: types.CellType, attributes: Sequence[str]
         return {"@empty": True}
     with walk.at(f"its variable {name!r}"):
         return follow(walk, value, attributes)
+
+
+def _is_weak(cell: types.CellType) -> bool:
+    try:
+        return isinstance(cell.cell_contents, weakref.WeakKeyDictionary | weakref.WeakValueDictionary)
+    except ValueError:
+        return False
 
 
 def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> Any:

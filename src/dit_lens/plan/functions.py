@@ -47,7 +47,9 @@ class Configured:
     def __content__(self, walk: Walk) -> dict[str, Any]:
         """Return what names it: its function, and its options by content."""
         described = walk.visit(self.function)
-        with walk.reading(exact=False, in_order=False):  # options are arguments: 1 and 1.0 are equal
+        # Options of this package's functions are arguments, of which 1 and 1.0 are equal; the user's code may tell them apart.
+        users = not keeps_nothing(self.function)
+        with walk.reading(exact=users, in_order=users):
             return {**described, "options": walk.visit(dict(self.options))}
 
 

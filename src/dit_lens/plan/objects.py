@@ -40,7 +40,7 @@ def describe(walk: Walk, value: Any) -> Any:
         return {"@logger": value.name}
     if isinstance(value, types.MappingProxyType):
         return walk.visit(dict(value))
-    if origin.library(kind.__module__).startswith("python") and kind.__module__ == "typing":
+    if kind.__module__ == "typing":
         return {"@value": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
     if hasattr(kind, "__next__") and not _in_python(kind):
         return walk.unnamed(value, f"an iterator ({kind.__name__}), which is used up as it is read,")
@@ -107,7 +107,8 @@ def _order_counts(walk: Walk, kind: type) -> bool:
 
 
 def _parts(walk: Walk, value: Any) -> list[Any]:
-    with walk.reading(walk.exact, _order_counts(walk, type(value))):
+    kind = type(value)
+    with walk.reading(walk.exact or not classes.is_library(kind), _order_counts(walk, kind)):
         return _of_object(walk, value)
 
 
@@ -129,7 +130,7 @@ def _items(walk: Walk, value: Any) -> Any:
     """Return what an object holds as the builtin that its class is built on."""
     if isinstance(value, dict):
         # An object of a library that a dict backs, such as a configuration, says as little by some keys.
-        untold = attributes.UNTOLD if classes.is_library(type(value)) else frozenset()
+        untold = attributes.UNTOLD if classes.is_of_models(type(value)) else frozenset()
         items = walk.visit({k: v for k, v in dict.items(value) if k not in untold})
         return [items, walk.visit(value.default_factory)] if isinstance(value, defaultdict) else items
     if isinstance(value, set | frozenset):

@@ -159,5 +159,6 @@ def _sources(folder: str) -> str:
     """Hash the sources of a library that is installed from a folder: its version does not tell changes."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+        if path.is_file():  # no folder of that name, no link that leads nowhere
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]

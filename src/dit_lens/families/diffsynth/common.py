@@ -94,13 +94,16 @@ def told(pipe: Any, timestep: Tensor) -> Tensor:
 
 
 def refuse_tiled(keywords: Mapping[str, Any]) -> None:
-    """Refuse a batch of a pipeline that decodes in tiles: batches decode whole.
+    """Refuse a batch of a pipeline that decodes in tiles, or frame by frame: batches decode whole.
 
     Raises:
         PlanError: it does.
     """
-    if keywords.get("tiled"):
-        raise PlanError("tiled=True in a batch: it decodes whole videos. Leave it out, or use lens.run.")
+    for name in ("tiled", "framewise_decoding"):
+        if keywords.get(name):
+            raise PlanError(
+                f"{name}=True in a batch: it decodes whole videos. Leave it out, or use lens.run."
+            )
 
 
 def decoded(keywords: Mapping[str, Any]) -> bool:

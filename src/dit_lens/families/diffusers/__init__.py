@@ -11,7 +11,7 @@ from typing import Any
 from dit_lens.errors import PlanError
 from dit_lens.families.diffusers import anatomy, limits, pipeline, schedulers
 from dit_lens.families.diffusers.batching import batching, readout
-from dit_lens.families.diffusers.decode import decode
+from dit_lens.families.diffusers.decode import decode, refuse_unknown
 from dit_lens.families.diffusers.guidance import guide
 from dit_lens.families.diffusers.intercept import intercept
 from dit_lens.families.diffusers.latents import tokens
@@ -64,6 +64,6 @@ def family_for(pipe: Any) -> Family:
             guide=guide,
             readout=partial(readout, anatomy_of_pipe, pipe),
         ),
-        codec=Codec(decode=decode, outputs=pipeline.outputs, decoded=pipeline.decoded),
+        codec=Codec(decode=decode, outputs=pipeline.outputs, decoded=pipeline.decoded, check=refuse_unknown),
         batching=batching(anatomy_of_pipe, branches),
     )

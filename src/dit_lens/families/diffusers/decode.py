@@ -20,18 +20,31 @@ def decode(pipe: Any, latents: Tensor) -> np.ndarray:
     Raises:
         PlanError: the codec's normalisation is not known.
     """
-    kind = type(pipe.vae).__name__
+    refuse_unknown(pipe)
+    videos = []
+    for row in latents.to(device=pipe._execution_device, dtype=pipe.vae.dtype):
+        frames = CODECS[type(pipe.vae).__name__](pipe, row[None])
+        frames = (frames[0] / 2 + 0.5).clamp(0, 1)  # [rgb, time, height, width]
+        videos.append(as_pixels(frames.permute(1, 2, 3, 0).float().cpu().numpy()))
+    return np.stack(videos)
+
+
+def refuse_unknown(pipe: Any) -> None:
+    """Refuse a codec that the library cannot decode by; see `Codec.check`.
+
+    Raises:
+        PlanError: it names the codec.
+    """
+    kind, config = type(pipe.vae).__name__, pipe.vae.config
     if kind not in CODECS:
         raise PlanError(
             f"{type(pipe).__name__}: how latents are scaled for {kind} is not known; known are {', '.join(CODECS)}. "
             'Decode with the pipeline itself; or run with output_type="latent".'
         )
-    videos = []
-    for row in latents.to(device=pipe._execution_device, dtype=pipe.vae.dtype):
-        frames = CODECS[kind](pipe, row[None])
-        frames = (frames[0] / 2 + 0.5).clamp(0, 1)  # [rgb, time, height, width]
-        videos.append(as_pixels(frames.permute(1, 2, 3, 0).float().cpu().numpy()))
-    return np.stack(videos)
+    if getattr(config, "timestep_conditioning", False):
+        raise PlanError("This LTX codec adds noise before it decodes: decode with the pipeline itself.")
+    if kind == "AutoencoderKLCogVideoX" and pipe.transformer.config.patch_size_t is not None:
+        raise PlanError("CogVideoX 1.5 pads its latents by frames that only the pipeline knows of.")
 
 
 def _decoded(pipe: Any, latents: Tensor, *more: Any) -> Tensor:
@@ -51,16 +64,12 @@ def _wan(pipe: Any, z: Tensor) -> Tensor:
 
 def _ltx(pipe: Any, z: Tensor) -> Tensor:
     vae = pipe.vae
-    if vae.config.timestep_conditioning:
-        raise PlanError("This LTX codec adds noise before it decodes: decode with the pipeline itself.")
     return _decoded(
         pipe, pipe._denormalize_latents(z, vae.latents_mean, vae.latents_std, vae.config.scaling_factor), None
     )
 
 
 def _cogvideox(pipe: Any, z: Tensor) -> Tensor:
-    if pipe.transformer.config.patch_size_t is not None:
-        raise PlanError("CogVideoX 1.5 pads its latents by frames that only the pipeline knows of.")
     out: Tensor = pipe.decode_latents(z.transpose(1, 2))
     return out
 
@@ -88,9 +97,9 @@ def _hunyuan(pipe: Any, z: Tensor) -> Tensor:
 def _image(pipe: Any, z: Tensor) -> Tensor:
     config = pipe.vae.config
     z = z.squeeze(2)
-    if type(pipe).__name__ == "DiTPipeline":
+    if loop_of(pipe) == "DiTPipeline":
         return _decoded(pipe, 1 / config.scaling_factor * z).unsqueeze(2)
-    shifted = hasattr(config, "shift_factor") and type(pipe).__name__.startswith(("Flux", "StableDiffusion3"))
+    shifted = hasattr(config, "shift_factor") and loop_of(pipe).startswith(("Flux", "StableDiffusion3"))
     return _decoded(pipe, z / config.scaling_factor + (config.shift_factor if shifted else 0)).unsqueeze(2)
 
 
