@@ -26,7 +26,7 @@ ON_A_FOLDER = {
     "token_maps": {"layers": "0", "vis_steps": "1"},
     "noise_sensitivity": {"cka_layers": "1"},
     "depth_lens": {"layers": "0", "vis_steps": "0", "sheets": 1},
-    "step_count": {"counts": (1, 2)},
+    "step_count": {"counts": (1, 2), "steps": None},
     "emergent": {},
 }
 ON_A_TASK = {
