@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import dit_lens as dl
 
@@ -176,3 +177,35 @@ def test_a_changed_model_is_known_also_where_a_part_has_no_name(tiny_pipe, sampl
     pipe.text_encoder.table.mul_(2)
     with pytest.raises(dl.PlanError, match="The model has changed"):
         batch.run()
+
+
+def test_the_answers_of_a_sweep_are_stored_as_they_are(lens, sample, tmp_path):
+    samples = [
+        sample.with_(id=str(n), scorer=lambda frames, n=n: dl.Score(True, 1.0, f"{n}{frames.sum()}"))
+        for n in range(2)
+    ]
+    pairs = [(one, seed) for one in samples for seed in (0, 1)]
+    table = lens.sweep(pairs, {"n": [(dl.zero(), dl.at(layer=1))]}, steps=1, cfg_scale=1.0)
+    table.to_zarr(tmp_path / "table", consolidated=False)
+    assert (
+        xr.open_zarr(tmp_path / "table", consolidated=False).answer.values.tolist()
+        == table.answer.values.tolist()
+    )
+
+
+def test_the_noise_of_a_batch_is_a_copy(lens, sample):
+    batch = lens.batch([(sample, 0)], steps=1, cfg_scale=1.0)
+    batch.noise.mul_(0.5)
+    assert np.array_equal(
+        batch.run()[0].video, lens.batch([(sample, 0)], steps=1, cfg_scale=1.0).run()[0].video
+    )
+
+
+def test_a_sweep_refuses_an_edit_before_anything_runs(lens, sample, monkeypatch):
+    from dit_lens.engine.batch import Batch
+
+    other = sample.with_(num_frames=5, id="short")
+    lens.batch([(sample, 0)], steps=2), lens.batch([(other, 0)], steps=2)  # the loops are compared
+    monkeypatch.setattr(Batch, "advance", None)
+    with pytest.raises(dl.PlanError, match="frame=2"):
+        lens.sweep([(sample, 0), (other, 0)], {"n": [(dl.zero(), dl.at(layer=1, step=1, frame=2))]}, steps=2)

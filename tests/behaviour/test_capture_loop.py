@@ -199,3 +199,32 @@ def test_what_a_loop_keeps_is_its_own(lens):
             loop.keep(video=frames)
             frames[:] = 9
         assert (loop.run.video == 7).all()
+
+
+def test_one_buffer_for_the_latents_is_right_and_does_not_hide_an_edit_that_is_ignored(lens):
+    model, told = lens.pipe.dit, torch.tensor([1000.0])
+
+    def go(edit, ignore):
+        x = torch.randn(1, 2, 2, 4, 4)
+        with torch.no_grad(), lens.capture(SIGMAS, edit=edit, record=[dl.energy]) as loop:
+            for n in range(len(SIGMAS)):
+                with loop.step(x) as step:
+                    x.copy_(step.latents)
+                    with step.call():
+                        velocity = model(x, told, 0.0)
+                    edited = step.velocity(velocity)
+                following = SIGMAS[n + 1] if n + 1 < len(SIGMAS) else 0.0
+                x.add_((following - step.sigma) * (velocity if ignore else edited))
+
+    go(EDITED, False)
+    halved = [(dl.scale(factor=0.5), dl.at(site="velocity"))]
+    go(halved, False)
+    with pytest.raises(dl.CaptureError, match="went on with the velocity"):
+        go(halved, True)
+
+
+def test_a_region_is_edited_also_where_the_width_of_the_states_is_not_told(lens):
+    run = lens.run(SAMPLE, steps=2, edit=[(dl.zero(), dl.at(site="latents", frame=0))], record=[dl.latents])
+    assert (run["latents"].isel(frame=0) == 0).all()
+    with pytest.raises(dl.PlanError, match="say how wide its states are"):
+        lens.estimate([dl.hidden], SAMPLE)

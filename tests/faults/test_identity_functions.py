@@ -1,5 +1,6 @@
 """A function's name says all that it does: other globals, helpers, classes, modules give another run."""
 
+import argparse
 import functools
 import importlib
 import json
@@ -8,8 +9,10 @@ import sys
 import threading
 import types
 import warnings
+from collections import defaultdict
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -18,6 +21,7 @@ import dit_lens as dl
 from dit_lens.errors import PlanError
 from dit_lens.plan import bytecode
 from dit_lens.plan.content import content
+from dit_lens.plan.digests import digest
 from dit_lens.plan.functions import describe, restore
 
 
@@ -520,3 +524,58 @@ def test_a_run_that_a_function_reads_counts_by_what_it_holds(sample, lens):
     names = [content(run, []) for run in runs]
     runs[0].dataset  # noqa: B018  (reading it changes no name)
     assert names[0] == names[1] == content(runs[0], []) != names[2]
+
+
+def seq(h, at, ops=None, k=1):
+    for f in (ops or {}).values():
+        h = f(h)
+    return h * k
+
+
+def test_what_a_users_function_is_given_counts_by_type_and_order():
+    one, other = {"a": abs, "b": sum}, {"b": sum, "a": abs}
+    with_options = dl.options(lambda h, at, *, ops: seq(h, at, ops))
+    for first, second in (
+        (functools.partial(seq, ops=one), functools.partial(seq, ops=other)),
+        (functools.partial(seq, 0, 0, one), functools.partial(seq, 0, 0, other)),
+        (with_options(ops=one), with_options(ops=other)),
+        (functools.partial(seq, k=1), functools.partial(seq, k=1.0)),
+    ):
+        assert digest(describe(first)) != digest(describe(second))
+    assert digest(describe(dl.scale(factor=1))) == digest(describe(dl.scale(factor=1.0)))
+
+
+PAIRS = {
+    "words of the libraries of models": (argparse.Namespace(verbose=1), argparse.Namespace(verbose=2)),
+    "items of such names": (defaultdict(float, verbose=1), defaultdict(float, verbose=2)),
+    "a matrix": (np.array([[1.0]]), np.asmatrix([[1.0]])),
+    "the order of categories": (pd.Categorical(["a"], ["a", "b"]), pd.Categorical(["a"], ["b", "a"])),
+    "an extension array": (pd.array([1, 2]), pd.array([1, 3])),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_other_content_is_other_data(name):
+    first, second = PAIRS[name]
+    assert content(first, []) == content(first, []) != content(second, [])
+
+
+def test_an_object_is_named_without_a_look_at_the_scripts_folder(tmp_path):
+    script = "import sys\nfrom dit_lens.plan.functions import describe\nclass Edit:\n    def __call__(self, h, at): return h\n"
+    (tmp_path / "script.py").write_text(script + "describe(Edit())\nprint('named')\n")
+    (tmp_path / "results.py").mkdir()
+    (tmp_path / ".#script.py").symlink_to(tmp_path / "nothing")
+    out = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert out.stdout == "named\n", out.stderr
+
+
+def test_a_dispatcher_that_has_run_has_its_name():
+    @functools.singledispatch
+    def act(h):
+        return h
+
+    before = content(act, [])
+    act(1.0)
+    assert content(act, []) == before

@@ -664,3 +664,11 @@ def test_body_and_plan_do_not_meet_at_one_place(lens, sample):
     with lens.trace(sample, steps=2, cfg_scale=1.0, edit=[(dl.zero(), dl.at(layer=0, step=0))]) as tr:
         for call in tr.calls(step=1):
             call.block(0).output = call.block(0).output * 0
+
+
+def test_what_a_body_may_write_into_is_not_recorded_before(lens, sample):
+    record = [(dl.hidden, dl.at(site="block_in", layer=1))]
+    with pytest.raises(dl.PlanError, match="is declared at this place"):
+        with lens.trace(sample, steps=1, cfg_scale=1.0, record=record) as tr:
+            for call in tr.calls():
+                call.block(1).input[:] = 0

@@ -284,3 +284,14 @@ def test_a_reference_of_another_grid_or_without_the_place_is_refused(reference):
         ablate(to="mean", reference=reference)(state(), change(SPOT, layer=7))
     with pytest.raises(PlanError, match="never recorded"):
         ablate(to="mean", reference=reference.where(reference.layer != 6))(state(), SPOT)
+
+
+def test_a_labelled_value_is_laid_along_its_own_dimensions():
+    h = torch.zeros(2, 3, 3, 4)
+    rows = xr.DataArray(np.arange(12.0).reshape(3, 4), dims=("y", "channel"))
+    new = replace(value=rows)(h, SPOT)
+    np.testing.assert_array_equal(new[1, :, 2].numpy(), rows.values)
+    turned = rows.expand_dims(x=3, frame=2)
+    np.testing.assert_array_equal(replace(value=turned)(h, SPOT)[0, :, 0].numpy(), rows.values)
+    with pytest.raises(PlanError, match="spans step"):
+        replace(value=rows.expand_dims(step=1))(h, SPOT)

@@ -16,7 +16,6 @@ import importlib
 import importlib.util
 import sys
 import types
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -102,6 +101,12 @@ def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:
 def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
     with walk.reading(exact=True, in_order=True):
         module = value.__globals__.get("__name__")
+        if module == "functools" and hasattr(value, "registry"):  # of `singledispatch`; it also keeps a cache
+            return [
+                "dispatch",
+                walk.in_any_order(list(value.registry.items())),
+                walk.visit(value.__wrapped__),
+            ]
         code = bytecode.analyse(value.__code__)
         declared = {k: v for k, v in sorted(vars(value).items()) if k != "__wrapped__"}
         parts: list[Any] = ["function", walk.visit(declared, "its attributes")]
@@ -109,9 +114,10 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
             parts.append(walk.visit(value.__wrapped__))
         whole = walk.counts_whole(module)
         if whole or origin.is_library_code(value.__code__, module):
-            cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-            # What a library keeps weakly is a cache, such as that of `singledispatch`.
-            held = [_cell(walk, n, cell) for n, cell in cells if not _is_weak(cell)]
+            held = [
+                _cell(walk, n, cell)
+                for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+            ]
             library = "whole" if whole else origin.library(str(module))
             return [*parts, library, value.__code__.co_qualname, held]
         defaults = [
@@ -128,13 +134,6 @@ def _cell(walk: Walk, name: str, cell: types.CellType, attributes: Sequence[str]
         return {"@empty": True}
     with walk.at(f"its variable {name!r}"):
         return follow(walk, value, attributes)
-
-
-def _is_weak(cell: types.CellType) -> bool:
-    try:
-        return isinstance(cell.cell_contents, weakref.WeakKeyDictionary | weakref.WeakValueDictionary)
-    except ValueError:
-        return False
 
 
 def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> Any:

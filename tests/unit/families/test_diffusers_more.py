@@ -380,3 +380,29 @@ def test_an_edit_of_latents_in_place_reaches_the_model_as_a_pure_one_does(made, 
         ("frame", "y", "x", "channel", "layer")
     )
     assert not changed.sel(step=0).any() and changed.sel(step=1).all()
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_a_users_subclass_of_a_pipeline_decodes_as_the_pipeline(name, parts):
+    case = parts.Case(name)
+    case.pipe.__class__ = type("Mine", (type(case.pipe),), {})
+    lens, sample, extra = dl.Lens(case.pipe), case.sample, case.extra
+    batch = lens.batch([(sample, 0)], steps=2, **extra).run()[0]
+    run = lens.run(sample, 0, steps=2, **extra)
+    assert abs(batch.video.astype(int) - run.video.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["wan-image", "ltx", "mochi", "cogvideox", "hunyuan"])
+def test_a_bfloat16_model_goes_into_batches(name, parts):
+    case = parts.Case(name)
+    case.pipe.to(torch.bfloat16)
+    if name == "wan-image":
+        case.pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    lens, sample, extra = dl.Lens(case.pipe), case.sample, case.extra
+    batch = lens.batch([(sample, 0), (sample, 1)], steps=3, record=[dl.x0, dl.latents], **extra)
+    for seed, row in enumerate(batch.run()):
+        run = lens.run(sample, seed, steps=3, record=[dl.x0, dl.latents], **extra)
+        for what in ("latents", "x0"):
+            assert row[what].dtype == run[what].dtype
+            size = float(np.square(run[what].values).mean() ** 0.5)
+            assert float(np.square(row[what].values - run[what].values).mean() ** 0.5) < 0.1 * size

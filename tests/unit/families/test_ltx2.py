@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import pkgutil
 import re
@@ -676,3 +677,28 @@ def test_the_code_of_the_page_runs(lens, tmp_path, monkeypatch):
     # At this model's size.
     exec(code.replace("num_frames=121", "num_frames=9").replace("layer=20", "layer=1"), scope)
     assert len(scope["run"].stages) == 2 and (tmp_path / "bell.mp4").exists()
+
+
+def test_the_runs_of_a_sweep_have_their_sound(lens, tmp_path):
+    edit = (dl.add_noise(scale=1.0), dl.at(site="latents", step=1))
+    lens.sweep([(SAMPLE, 0), (SAMPLE, 1)], {"n": [edit]}, steps=2, store=tmp_path)
+    for seed in (0, 1):
+        stored = lens.batch([(SAMPLE, seed)], steps=2, edit=[edit], store=tmp_path, verify="never").run()[0]
+        alone = lens.run(SAMPLE, seed, steps=2, edit=[edit])
+        assert np.array_equal(stored["audio"].values, alone["audio"].values)
+    assert len(list(tmp_path.glob("*seed*"))) == 4
+
+
+def test_a_body_may_read_one_stream_where_the_plan_edits_the_other(lens):
+    seen, edit = [], [(dl.scale(factor=0.5), dl.at(layer=0, step=1, branch="cond"))]
+    with lens.trace(WORDS, steps=2, edit=edit) as tr:
+        for call in tr.calls(step=1, branch="cond"):
+            seen.append(call.block(0, stream="audio").output.clone())
+    assert len(seen) == 1
+
+
+def test_a_batch_decodes_whole(lens):
+    for name in ("tiled", "framewise_decoding"):
+        if name in inspect.signature(type(lens.pipe).__call__).parameters:
+            with pytest.raises(dl.PlanError, match="it decodes whole videos"):
+                lens.batch([(SAMPLE, 0)], steps=2, **{name: True})
