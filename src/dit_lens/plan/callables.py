@@ -101,11 +101,14 @@ def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:
 def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
     with walk.reading(exact=True, in_order=True):
         module = value.__globals__.get("__name__")
-        if module == "functools" and hasattr(value, "registry"):  # of `singledispatch`; it also keeps a cache
+        attributes = vars(value)
+        if (
+            module == "functools" and "registry" in attributes
+        ):  # of `singledispatch`, which also keeps a cache
             return [
                 "dispatch",
-                walk.in_any_order(list(value.registry.items())),
-                walk.visit(value.__wrapped__),
+                walk.in_any_order(list(attributes["registry"].items())),
+                walk.visit(attributes["__wrapped__"]),
             ]
         code = bytecode.analyse(value.__code__)
         declared = {k: v for k, v in sorted(vars(value).items()) if k != "__wrapped__"}
