@@ -228,3 +228,15 @@ def test_a_region_is_edited_also_where_the_width_of_the_states_is_not_told(lens)
     assert (run["latents"].isel(frame=0) == 0).all()
     with pytest.raises(dl.PlanError, match="say how wide its states are"):
         lens.estimate([dl.hidden], SAMPLE)
+
+
+def test_unedited_latents_are_known_in_a_merged_batch_and_in_another_type(lens):
+    blank = torch.zeros(1)
+    for merged in (lambda x: torch.cat([x, x]), lambda x: x.double(), lambda x: torch.cat([x, x]).bfloat16()):
+        x = torch.randn(1, 2, 2, 4, 4)
+        with pytest.raises(dl.CaptureError, match="as they were before their edit"):
+            with torch.no_grad(), lens.capture(SIGMAS, branches=("cond", "uncond"), edit=EDITED) as loop:
+                with loop.step(x) as step:
+                    step.latents  # noqa: B018  (for the sampler's own use)
+                    with step.call(("cond", "uncond")):
+                        lens.pipe.dit(merged(x), blank, 0.0)

@@ -4,6 +4,7 @@ import argparse
 import functools
 import importlib
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -505,14 +506,16 @@ def test_what_refers_to_itself_in_many_ways_comes_to_an_end():
     assert "too many ways" in unnamed[0]
 
 
-class Config(dict):
-    """As many projects have it: every attribute is there."""
+@pytest.mark.parametrize("get", [dict.get, dict.__getitem__], ids=["None for all", "KeyError for the rest"])
+def test_an_object_whose_items_are_attributes_is_read_by_what_it_holds(get):
+    config = type("Config", (dict,), {"__getattr__": get})
+    assert content(config(a=1), []) == content(config(a=1), []) != content(config(a=2), [])
 
-    __getattr__ = dict.get
 
-
-def test_an_object_that_has_every_attribute_is_read_by_what_it_holds():
-    assert content(Config(a=1), []) == content(Config(a=1), []) != content(Config(a=2), [])
+def test_a_function_that_numpy_wraps_has_no_name():
+    unnamed = []
+    content(np.frompyfunc(lambda x: x, 1, 1), unnamed)
+    assert "np.frompyfunc" in unnamed[0] and content(np.sin, []) == content(np.sin, [])
 
 
 def test_a_place_is_data_in_whatever_words():
@@ -545,7 +548,38 @@ def test_what_a_users_function_is_given_counts_by_type_and_order():
     assert digest(describe(dl.scale(factor=1))) == digest(describe(dl.scale(factor=1.0)))
 
 
+class FrozenDict:
+    """As many projects have it; diffusers has one too, which holds its items as attributes."""
+
+    def __init__(self, **items):
+        self.items = items
+
+
+class Dice(random.Random):
+    pass
+
+
+def with_grad(value):
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.full((2,), value)
+    return weight
+
+
+def tree(value):
+    return xr.DataTree.from_dict({"/sae": xr.Dataset({"w": ("x", [value])})})
+
+
+def levels(*names):
+    return pd.Series([1, 2], index=pd.MultiIndex.from_tuples([(0, 0), (1, 1)], names=names))
+
+
 PAIRS = {
+    "a generator's state": (random.Random(0), random.Random(1)),
+    "the state below a class of the user's": (Dice(0), Dice(1)),
+    "a gradient": (with_grad(1.0), with_grad(2.0)),
+    "a node of a tree": (tree(1.0), tree(2.0)),
+    "the names of levels": (levels("step", "layer"), levels("layer", "step")),
+    "a class with a name of diffusers'": (FrozenDict(s=1), FrozenDict(s=2)),
     "words of the libraries of models": (argparse.Namespace(verbose=1), argparse.Namespace(verbose=2)),
     "items of such names": (defaultdict(float, verbose=1), defaultdict(float, verbose=2)),
     "a matrix": (np.array([[1.0]]), np.asmatrix([[1.0]])),

@@ -129,6 +129,10 @@ READ_K = [
     "import contextlib\nwith contextlib.suppress(ZeroDivisionError):\n    1 / 0\n    k = 5\nx = k",
     "def k(h, scale=k): return h * scale\nx = k(2)",
     "def f():\n    global k\n    return k\nx = f()",
+    "try:\n    x = 2 * k\nexcept ValueError as k:\n    pass",
+    "False and (k := 2.0)\nx = k * 1",
+    "def f(h, g=lambda k: k + 1): return g(h) * k\nx = f(2)",
+    "match 1:\n    case 1:\n        x = 2 * k",
 ]
 
 

@@ -250,6 +250,13 @@ class Capture:
         self._cleanup.enter_context(visitor.installed(self.specimen.dits))
 
 
+def _holds(value: Tensor, latents: Tensor) -> bool:
+    """Say whether some rows of a value are latents, in whatever number type."""
+    if value.shape[1:] != latents.shape[1:] or not value.is_floating_point():
+        return False
+    return any(same_bits(part, latents.to(part.dtype)) for part in value.split(len(latents)))
+
+
 class CapturedStep:
     """One step of a loop of the user's own.
 
@@ -327,7 +334,7 @@ class CapturedStep:
         """Refuse a model that is given the latents as they were before their edit."""
         for stream, before in self._unedited.items():
             if any(
-                isinstance(value, Tensor) and same_bits(value, before) for value in (*args, *kwargs.values())
+                isinstance(value, Tensor) and _holds(value, before) for value in (*args, *kwargs.values())
             ):
                 raise CaptureError(
                     f"capture: the model was given the {stream} latents of step {self.number} as they were before their edit: "
@@ -336,6 +343,9 @@ class CapturedStep:
 
     def velocity(self, velocity: Tensor, stream: str = "video") -> Tensor:
         """Tell the velocity after guidance; return what the loop is to step with, edits included.
+
+        A loop that goes on with another velocity than the one returned is refused where its steps are Euler's. After the
+        last step there is nothing to see it by.
 
         Raises:
             CaptureError: it was told already.

@@ -45,7 +45,9 @@ def reader_of(value: Any) -> Callable[[Walk, Any], Any] | None:
     root = kind.__module__.partition(".")[0]
     if is_tensor(value):
         return tensor
-    if hasattr(value, "dims") and hasattr(value, "coords") and root == "xarray":
+    if root == "xarray" and kind.__name__ == "DataTree":
+        return tree
+    if root == "xarray" and hasattr(value, "dims") and hasattr(value, "coords"):
         return dataset if hasattr(value, "data_vars") else labelled
     if root == "xarray" and hasattr(value, "dims") and hasattr(value, "dtype"):
         return labelled  # a bare Variable
@@ -101,6 +103,11 @@ def dataset(walk: Walk, value: Any) -> Any:
     return {"@dataset": variables, "coords": sorted(map(str, value.coords)), "attrs": walk.visit(value.attrs)}
 
 
+def tree(walk: Walk, value: Any) -> Any:
+    """Return an xarray DataTree as data."""
+    return {"@tree": [[path, dataset(walk, node)] for path, node in _sorted(value.to_dict())]}
+
+
 def _sorted(variables: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     """Return variables in the order of their names: a store lists them in any order."""
     return sorted(variables.items(), key=lambda item: str(item[0]))
@@ -112,9 +119,15 @@ def table(walk: Walk, value: Any) -> Any:
     data |= {"attrs": walk.visit(dict(value.attrs))} if getattr(value, "attrs", None) else {}
     if hasattr(value, "columns"):
         columns = [[walk.visit(name), table(walk, value.iloc[:, n])] for n, name in enumerate(value.columns)]
-        return data | {"columns": columns, "index": table(walk, value.index)}
+        return data | {
+            "columns": columns,
+            "named": table(walk, value.columns),
+            "index": table(walk, value.index),
+        }
     data |= {
         "name": walk.visit(getattr(value, "name", None)),
+        "names": walk.visit(list(getattr(value, "names", []))),
+        "ordered": bool(getattr(value.dtype, "ordered", False)),
         "dtype": str(value.dtype),
         "categories": walk.visit([*getattr(value.dtype, "categories", [])]),
         "values": array(walk, value.to_numpy()),
@@ -138,7 +151,9 @@ def tensor(walk: Walk, value: Any) -> Any:
     """Return a torch tensor as data, with the attributes that the user has given it."""
     held = {name: held for name, held in vars(value).items() if not name.startswith(_MARKS)}
     data = _values(walk, value)
-    if not held or walk.gathering is not None or "attributes" in data:
+    if walk.gathering is None and value.is_leaf and value.grad is not None:
+        data = {"@tensor": data, "grad": tensor(walk, value.grad)}
+    if not held or walk.gathering is not None or (isinstance(data, dict) and "attributes" in data):
         return data
     return {"@tensor": data, "attributes": walk.visit(held)}
 

@@ -84,7 +84,14 @@ def describe(walk: Walk, value: Any) -> Any | None:
     if isinstance(value, types.CodeType):
         return {"@code": bytecode.analyse(value).digest}
     is_ufunc = type(value).__name__ == "ufunc" and type(value).__module__ == "numpy"
+    if is_ufunc and not _is_of_a_library(value):
+        return walk.unnamed(value, "a function that numpy wraps (np.frompyfunc)")
     return {"@ufunc": value.__name__, "library": origin.library("numpy")} if is_ufunc else None
+
+
+def _is_of_a_library(ufunc: Any) -> bool:
+    modules = (sys.modules.get(name) for name in ("numpy", "scipy.special"))
+    return any(getattr(module, ufunc.__name__, None) is ufunc for module in modules)
 
 
 def _named(value: Any) -> dict[str, Any]:

@@ -86,10 +86,16 @@ def _members(walk: Walk, kind: type) -> list[Any]:
         members = [
             [name, _member(walk, name, member)]
             for name, member in sorted(vars(kind).items())
-            if name not in UNTOLD or (name == "__new__" and _plain(member) is not None)
+            if not (name in UNTOLD or _is_machinery(name))
+            or (name == "__new__" and _plain(member) is not None)
         ]
         slots = sorted(map(str, _slots(kind)))
         return ["class", kinds, meta, members, slots]
+
+
+def _is_machinery(name: str) -> bool:
+    """Say whether a class has an attribute because of what pydantic compiles of its fields."""
+    return name.startswith("__pydantic_") and name != "__pydantic_fields__"
 
 
 def _member(walk: Walk, name: str, member: Any) -> Any:

@@ -85,7 +85,7 @@ def _keep_recipe(walk: Walk, value: Any, kind: type, described: Any) -> None:
         return
     present = tuple(value.__dict__)
     by_class = classes.is_library(kind) and not attributes.slots(kind) and not hasattr(kind, "__getattr__")
-    if not by_class or "__array__" in present or "tobytes" in present or kind.__name__ == "FrozenDict":
+    if not by_class or "__array__" in present or "tobytes" in present or _is_configuration(kind):
         return
     if not any(map(attributes.depends, present)):
         if len(_OF_LIBRARIES) >= attributes.MOST_RECIPES:
@@ -112,11 +112,21 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
         return _of_object(walk, value)
 
 
+def _holds_more(kind: type) -> bool:
+    """Say whether objects of a class that can be extended hold more than attributes and slots: it is made in C."""
+    slots = vars(kind).get("__slots__", ())
+    own = 1 if isinstance(slots, str) else len(tuple(slots))
+    base = kind.__base__ or object
+    return bool(kind.__flags__ & (1 << 9)) and kind.__basicsize__ - base.__basicsize__ > 16 + 8 * own
+
+
 def _of_object(walk: Walk, value: Any) -> list[Any]:
     kind = type(value)
     described = classes.describe(walk, kind)
     if isinstance(value, _BUILT_ON):
         return ["object", described, _items(walk, value), _state(walk, value, kind)]
+    if any(map(_holds_more, kind.__mro__[:-1])):
+        return ["object", described, _reduced(walk, value, kind), _state(walk, value, kind)]
     base = next((b for b in kind.__mro__ if not b.__flags__ & (1 << 9)), object)
     if base is object and (hasattr(value, "__dict__") or attributes.slots(kind)):
         _keep_recipe(walk, value, kind, described)
@@ -146,10 +156,14 @@ def _items(walk: Walk, value: Any) -> Any:
     return walk.visit(value.args)
 
 
+def _is_configuration(kind: type) -> bool:
+    return kind.__name__ == "FrozenDict" and classes.is_of_models(kind)
+
+
 def _state(walk: Walk, value: Any, kind: type) -> dict[str, Any]:
     """Return the attributes of an object; what a run itself writes into a library's object is left out."""
     held = attributes.plain(walk, value)
-    if kind.__name__ == "FrozenDict":  # it holds its items as attributes too
+    if _is_configuration(kind):  # it holds its items as attributes too
         held = {}
     return _named(walk, held, sorted(held, key=str))
 

@@ -85,12 +85,19 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
                     known |= _targets(item.optional_vars)
             yield from _free(body, set(known))  # which a context may cut short
         case ast.Try() | ast.TryStar():
-            bound = {handler.name for handler in node.handlers if handler.name}
-            for body in (node.body, *(handler.body for handler in node.handlers), node.orelse):
-                yield from _free(body, known | bound)
+            for body in (node.body, node.orelse):
+                yield from _free(body, set(known))
             for handler in node.handlers:
                 yield from () if handler.type is None else _expression(handler.type, known)
+                yield from _free(handler.body, known | ({handler.name} if handler.name else set()))
             yield from _free(node.finalbody, known)
+        case ast.Match(subject=subject, cases=cases):
+            yield from _expression(subject, known)
+            for case in cases:
+                inner = known | _bound([case.pattern])
+                yield from _expression(case.pattern, known)
+                yield from () if case.guard is None else _expression(case.guard, inner)
+                yield from _free(case.body, inner)
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             yield from _scope(node, known)
             known.add(node.name)
@@ -114,7 +121,8 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
 def _modules(node: ast.Import | ast.ImportFrom) -> Iterator[Reading]:
     """Go through the modules that a statement imports, and what it reads of them."""
     if isinstance(node, ast.Import):
-        for alias in node.names:
+        for alias in node.names:  # `import a.b` binds `a`, of which anything may be read
+            yield _IMPORT, (alias.name if alias.asname else alias.name.partition(".")[0],)
             yield _IMPORT, (alias.name,)
     else:
         for alias in node.names:
@@ -154,6 +162,12 @@ def _expression(node: ast.AST, known: set[str]) -> Iterator[Reading]:
         yield from _expression(node.value, known)
         known |= _targets(node.target)
         return
+    if isinstance(node, ast.BoolOp | ast.IfExp):  # what comes after the first part may not run
+        first, *rest = node.values if isinstance(node, ast.BoolOp) else (node.test, node.body, node.orelse)
+        yield from _expression(first, known)
+        for part in rest:
+            yield from _expression(part, set(known))
+        return
     for child in ast.iter_child_nodes(node):
         yield from _expression(child, known)
 
@@ -185,7 +199,14 @@ def _scope(node: Any, known: set[str]) -> Iterator[Reading]:
         for outside in (*getattr(node, "decorator_list", ()), *arguments.defaults, *arguments.kw_defaults):
             yield from () if outside is None else _expression(outside, known)
         body = node.body if isinstance(node.body, list) else [node.body]
-        inner = known | {argument.arg for argument in ast.walk(arguments) if isinstance(argument, ast.arg)}
+        named = (
+            *arguments.posonlyargs,
+            *arguments.args,
+            *arguments.kwonlyargs,
+            arguments.vararg,
+            arguments.kwarg,
+        )
+        inner = known | {argument.arg for argument in named if argument is not None}
         inner |= _bound(body) | ({node.name} if hasattr(node, "name") else set())  # it may call itself
         for child in body:
             yield from (

@@ -392,17 +392,22 @@ def test_a_users_subclass_of_a_pipeline_decodes_as_the_pipeline(name, parts):
     assert abs(batch.video.astype(int) - run.video.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["wan-image", "ltx", "mochi", "cogvideox", "hunyuan"])
+@pytest.mark.parametrize("name", ["flux", "sd3", "ltx"])
 def test_a_bfloat16_model_goes_into_batches(name, parts):
     case = parts.Case(name)
     case.pipe.to(torch.bfloat16)
-    if name == "wan-image":
-        case.pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    lens, sample, extra = dl.Lens(case.pipe), case.sample, case.extra
-    batch = lens.batch([(sample, 0), (sample, 1)], steps=3, record=[dl.x0, dl.latents], **extra)
+    lens, record = dl.Lens(case.pipe), [dl.x0, dl.latents]
+    batch = lens.batch([(case.sample, 0), (case.sample, 1)], record=record, **GUIDED, **case.extra)
     for seed, row in enumerate(batch.run()):
-        run = lens.run(sample, seed, steps=3, record=[dl.x0, dl.latents], **extra)
+        run = lens.run(case.sample, seed, record=record, **GUIDED, **case.extra)
         for what in ("latents", "x0"):
-            assert row[what].dtype == run[what].dtype
-            size = float(np.square(run[what].values).mean() ** 0.5)
-            assert float(np.square(row[what].values - run[what].values).mean() ** 0.5) < 0.1 * size
+            difference = np.square(row[what].values - run[what].values).mean()
+            assert difference < 0.05**2 * np.square(run[what].values).mean()
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "mochi", "hunyuan"])
+def test_latents_that_a_pipeline_rounds_between_steps_are_refused(name, parts):
+    case = parts.Case(name)
+    case.pipe.to(torch.bfloat16)
+    with pytest.raises(dl.PlanError, match="how the pipeline rounds them in between"):
+        dl.Lens(case.pipe).batch([(case.sample, 0)], **GUIDED, **case.extra)
