@@ -28,6 +28,8 @@ ABLATIONS = ("zero", "token_mean", "token_shuffle", "mean", "resample")
 def _generator(at: Spot, salt: str, seed: int) -> torch.Generator:
     """Return a generator that depends on the place alone: the same on every device and in every replay."""
     key = f"{salt}/{seed}/{at.seed}/{at.site}/{at.step}/{at.branch}/{at.layer}/{at.sample}"
+    if at.stream != "video" or at.stage:
+        key += f"/{at.stream}/{at.stage}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
 
 

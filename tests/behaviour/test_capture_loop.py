@@ -232,7 +232,8 @@ def test_a_region_is_edited_also_where_the_width_of_the_states_is_not_told(lens)
 
 def test_unedited_latents_are_known_in_a_merged_batch_and_in_another_type(lens):
     blank = torch.zeros(1)
-    for merged in (lambda x: torch.cat([x, x]), lambda x: x.double(), lambda x: torch.cat([x, x]).bfloat16()):
+    twice, beside = lambda x: torch.cat([x, x]), lambda x: torch.cat([x, torch.zeros_like(x)], 1)
+    for merged in (twice, beside, lambda x: x.double(), lambda x: twice(x).bfloat16()):
         x = torch.randn(1, 2, 2, 4, 4)
         with pytest.raises(dl.CaptureError, match="as they were before their edit"):
             with torch.no_grad(), lens.capture(SIGMAS, branches=("cond", "uncond"), edit=EDITED) as loop:
@@ -240,3 +241,26 @@ def test_unedited_latents_are_known_in_a_merged_batch_and_in_another_type(lens):
                     step.latents  # noqa: B018  (for the sampler's own use)
                     with step.call(("cond", "uncond")):
                         lens.pipe.dit(merged(x), blank, 0.0)
+
+
+@pytest.mark.parametrize("case", ["rounded", "a frame put back"])
+def test_an_ignored_velocity_is_known_also_where_steps_round_or_put_a_frame_back(lens, case):
+    edit, told = [(dl.scale(factor=0.5), dl.at(site="velocity", step=0))], torch.tensor([1000.0])
+
+    def go(ignore):
+        x = torch.randn(1, 2, 2, 4, 4)
+        first = x[:, :, :1].clone()
+        with torch.no_grad(), lens.capture(SIGMAS, edit=edit, record=[dl.energy]) as loop:
+            for n in range(len(SIGMAS)):
+                with loop.step(x.bfloat16().float() if case == "rounded" else x) as step:
+                    with step.call():
+                        velocity = lens.pipe.dit(step.latents, told, 0.0)
+                    edited = step.velocity(velocity)
+                following = SIGMAS[n + 1] if n + 1 < len(SIGMAS) else 0.0
+                x = step.latents + (following - step.sigma) * (velocity if ignore else edited)
+                if case == "a frame put back":
+                    x[:, :, :1] = first
+
+    go(False)
+    with pytest.raises(dl.CaptureError, match="went on with the velocity"):
+        go(True)

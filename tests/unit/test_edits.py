@@ -295,3 +295,10 @@ def test_a_labelled_value_is_laid_along_its_own_dimensions():
     np.testing.assert_array_equal(replace(value=turned)(h, SPOT)[0, :, 0].numpy(), rows.values)
     with pytest.raises(PlanError, match="spans step"):
         replace(value=rows.expand_dims(step=1))(h, SPOT)
+
+
+def test_noise_is_another_in_every_stream_and_stage():
+    h, noise = torch.zeros(2, 2, 2, 8), add_noise(scale=1.0)
+    spots = [SPOT, change(SPOT, stream="audio"), change(SPOT, stage=1)]
+    values = [noise(h, at) for at in spots]
+    assert not torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])

@@ -251,8 +251,11 @@ class Capture:
 
 
 def _holds(value: Tensor, latents: Tensor) -> bool:
-    """Say whether some rows of a value are latents, in whatever number type."""
-    if value.shape[1:] != latents.shape[1:] or not value.is_floating_point():
+    """Say whether some rows of a value are latents, in whatever number type; other channels may stand behind theirs."""
+    if value.ndim != latents.ndim or value.shape[2:] != latents.shape[2:] or not value.is_floating_point():
+        return False
+    value = value[:, : latents.shape[1]]
+    if value.shape[1:] != latents.shape[1:]:
         return False
     return any(same_bits(part, latents.to(part.dtype)) for part in value.split(len(latents)))
 
@@ -376,10 +379,16 @@ class CapturedStep:
         sigmas = self._capture.schedule.sigmas
         for stream, (told, returned, x) in self._velocities.items():
             stepped, length = following[stream], sigmas[self.number + 1] - self.sigma
-            start = x.to(stepped)
-            ends = [start + length * velocity.to(stepped) for velocity in (told, returned)]
-            unedited, edited = (bool(torch.allclose(stepped, end, rtol=1e-3, atol=1e-4)) for end in ends)
-            if unedited and not edited:
+            without, edited = (x.double() + length * velocity.double() for velocity in (told, returned))
+            # Cells in which the two lead to values apart by more than rounding; a frame that is put back is near neither.
+            apart = (without - edited).abs()
+            rounding = 8 * torch.finfo(stepped.dtype).eps * float(stepped.abs().max())
+            differing = apart > rounding
+            ignored, used = (
+                int(((stepped.double() - end).abs() < apart / 4)[differing].sum())
+                for end in (without, edited)
+            )
+            if ignored > max(used, int(differing.sum()) // 10):
                 raise CaptureError(
                     f"capture: step {self.number} went on with the velocity of {stream} as it was before its edit: step with "
                     "what step.velocity(...) returns."
