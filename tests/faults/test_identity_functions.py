@@ -1,9 +1,12 @@
 """A function's name says all that it does: other globals, helpers, classes, modules give another run."""
 
 import argparse
+import cmath
+import dataclasses
 import functools
 import importlib
 import json
+import math
 import random
 import subprocess
 import sys
@@ -573,7 +576,38 @@ def levels(*names):
     return pd.Series([1, 2], index=pd.MultiIndex.from_tuples([(0, 0), (1, 1)], names=names))
 
 
+class Wrapped:
+    """Holds an edit under a name that whoever watches a model uses."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, h, at):
+        return self.step(h, at)
+
+
+def straight_through(factor):
+    class Straight(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h):
+            return h * factor
+
+    return Straight.apply
+
+
+def with_metadata(scale):
+    @dataclasses.dataclass
+    class Settings:
+        x: float = dataclasses.field(default=1.0, metadata={"scale": scale})
+
+    return Settings
+
+
 PAIRS = {
+    "an edit of this package": (Wrapped(dl.scale(factor=2.0)), Wrapped(dl.scale(factor=3.0))),
+    "a function with a gradient of its own": (straight_through(2.0), straight_through(3.0)),
+    "a function in C": (math.sqrt, cmath.sqrt),
+    "metadata of a field": (with_metadata(1), with_metadata(2)),
     "a generator's state": (random.Random(0), random.Random(1)),
     "the state below a class of the user's": (Dice(0), Dice(1)),
     "a gradient": (with_grad(1.0), with_grad(2.0)),

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 from dit_lens.plan.source import describe_source
 
@@ -153,3 +154,9 @@ def test_a_module_that_a_body_imports_counts(monkeypatch):
             exec(text, module.__dict__)
             names.add(describe_source(body, {})["reads"])
         assert len(names) == 2
+
+
+@pytest.mark.parametrize("body", ["with torch.no_grad():\n    z = 1\ny = z", "z: float = 2.0\ny = z"])
+def test_what_an_earlier_run_of_a_cell_left_does_not_count(body):
+    before, after = ({"torch": torch}, {"torch": torch, "z": 3})
+    assert describe_source(body, before)["reads"] == describe_source(body, after)["reads"]

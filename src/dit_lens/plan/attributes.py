@@ -47,7 +47,7 @@ STATE = frozenset({"timestep_list", "_output_capturing_hooks_installed"})
 MOST_RECIPES = 4096
 """Classes of libraries, with the names of the attributes of their objects, of which is kept which count."""
 
-_GUESTS = ("dit_lens.", "nnsight.", "transformers.utils.output_capturing.")
+_GUESTS = ("dit_lens.engine.", "dit_lens.families.", "nnsight.", "transformers.utils.output_capturing.")
 """Where hooks come from that watch a model, and do not make it another one."""
 
 
@@ -55,7 +55,8 @@ def plain(walk: Walk, value: Any) -> dict[str, Any]:
     """Return the attributes of an object that say what it is, with those that stand in slots."""
     kind = type(value)
     held = vars(value) if hasattr(value, "__dict__") else {}
-    data = {name: held[name] for name in counted(walk, kind, held) if not _watches(name, held[name])}
+    watched = any(map(classes.is_of_models, kind.__mro__))
+    data = {n: held[n] for n in counted(walk, kind, held) if not (watched and _watches(n, held[n]))}
     return data | {name: getattr(value, name) for name in slots(kind) if hasattr(value, name)}
 
 
@@ -64,7 +65,7 @@ def counted(walk: Walk, kind: type, names: Iterable[str]) -> list[str]:
     left_out = _left_out(walk, kind)
     if not any(map(classes.is_of_models, kind.__mro__)):
         return [n for n in names if n not in left_out]
-    return [n for n in names if not (n in MACHINERY or n in left_out or "nnsight" in n)]
+    return [n for n in names if not (n in MACHINERY or n in left_out or "__nnsight" in n)]
 
 
 def depends(name: str) -> bool:

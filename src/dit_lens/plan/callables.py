@@ -64,14 +64,14 @@ def describe(walk: Walk, value: Any) -> Any | None:
         return function(walk, value)
     if isinstance(value, types.MethodType):
         return {"@method": walk.visit(value.__func__), "self": walk.visit(value.__self__, "its object")}
-    if isinstance(value, functools.partial):
+    if type(value) is functools.partial:
         with walk.reading(exact=True, in_order=True):
             parts = [walk.visit(value.func), walk.visit(value.args), walk.visit(value.keywords)]
         return {"@partial": walk.node(value, lambda *_: parts)}
     is_cython = type(value).__name__ == "cython_function_or_method"
     if is_cython or isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
         holder = getattr(value, "__self__", None)
-        bound = holder is not None and not isinstance(holder, types.ModuleType | type)
+        bound = holder is not None and not isinstance(holder, types.ModuleType)
         return _named(value) | ({"self": walk.visit(holder, "its object")} if bound else {})
     if isinstance(value, _DESCRIPTORS):
         return {"@descriptor": value.__qualname__, "class": walk.visit(value.__objclass__)}
@@ -96,7 +96,7 @@ def _is_of_a_library(ufunc: Any) -> bool:
 
 def _named(value: Any) -> dict[str, Any]:
     module = value.__module__ or type(value.__self__).__module__
-    return {"@builtin": value.__qualname__, "library": origin.library(str(module))}
+    return {"@builtin": f"{module}.{value.__qualname__}", "library": origin.library(str(module))}
 
 
 def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:

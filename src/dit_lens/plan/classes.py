@@ -90,7 +90,9 @@ def _members(walk: Walk, kind: type) -> list[Any]:
             or (name == "__new__" and _plain(member) is not None)
         ]
         slots = sorted(map(str, _slots(kind)))
-        return ["class", kinds, meta, members, slots]
+        fields = vars(kind).get("__dataclass_fields__", {})
+        told = [[name, walk.visit(dict(field.metadata))] for name, field in fields.items() if field.metadata]
+        return ["class", kinds, meta, members, slots, told]
 
 
 def _is_machinery(name: str) -> bool:

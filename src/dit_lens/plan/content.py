@@ -118,7 +118,7 @@ class Walk:
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
         self.written: dict[type, frozenset[str]] = {}
         self.classes: dict[type, Any] = {}
-        self._done: dict[int, Any] = {}
+        self._done: dict[tuple[int, bool, bool], Any] = {}  # by the value, and how it was read
         self._open: dict[int, int] = {}
         self._trusting = False
         self._lowest = math.inf  # of the references back since the innermost open value began
@@ -210,9 +210,9 @@ class Walk:
 
     def node(self, value: Any, parts: Callable[[Walk, Any], Any], label: str = "") -> Any:
         """Return the hash of a value that may refer to itself, from what it holds; it is made once."""
-        key = id(value)
-        if key in self._done:
-            return self._done[key]
+        key, read = id(value), (id(value), self.exact, self.in_order)
+        if read in self._done:
+            return self._done[read]
         if key in self._open:
             self._lowest = min(self._lowest, self._open[key])
             return {"@back": len(self._open) - self._open[key]}
@@ -230,7 +230,7 @@ class Walk:
         if inner >= depth:  # closed in itself: the same data wherever it stands
             self._lowest = around
         self._alive.append(value)
-        self._done[key] = data if inner >= depth else f"{data}@{len(self._done)}"
+        self._done[read] = data if inner >= depth else f"{data}@{len(self._done)}"
         return data
 
     # ---- by kind

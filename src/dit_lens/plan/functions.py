@@ -100,7 +100,7 @@ def describe(function: Callable[..., Any], unnamed: list[str] | None = None) -> 
             other.
     """
     walk = Walk([] if unnamed is None else unnamed)
-    if isinstance(function, functools.partial) and not function.args:
+    if type(function) is functools.partial and not function.args:
         function = Configured(function.func, function.keywords)
     data = walk.whole(function)
     if "function" in data:

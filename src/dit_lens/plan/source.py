@@ -83,7 +83,10 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
                 yield from _expression(item.context_expr, known)
                 if item.optional_vars is not None:
                     known |= _targets(item.optional_vars)
-            yield from _free(body, set(known))  # which a context may cut short
+            cut = any(
+                "suppress" in ast.dump(item.context_expr) for item in items
+            )  # it may not come to its end
+            yield from _free(body, set(known) if cut else known)
         case ast.Try() | ast.TryStar():
             for body in (node.body, node.orelse):
                 yield from _free(body, set(known))
@@ -107,6 +110,12 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
         case ast.Assign(targets=targets, value=value):
             yield from _expression(value, known)
             for target in targets:
+                yield from _expression(target, known)
+                known |= _targets(target)
+        case ast.AnnAssign(target=target, annotation=annotation, value=value):
+            yield from _expression(annotation, known)
+            if value is not None:
+                yield from _expression(value, known)
                 yield from _expression(target, known)
                 known |= _targets(target)
         case ast.AugAssign(target=target, value=value):
