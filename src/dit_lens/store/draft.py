@@ -40,9 +40,8 @@ class Draft:
         self._path, self._coords = path, coords
         known = {name: Coordinate.of(name, values).to_json() for name, values in coords.items()}
         self._arrays = Arrays("this run", known)
-        self._calls: list[
-            tuple[str, tuple[Any, ...]]
-        ] = []  # of the writer's methods, as long as there is none
+        # Calls of the writer's methods, as long as there is none.
+        self._calls: list[tuple[str, tuple[Any, ...]]] = []
         self._writer: RunWriter | None = None
         self._tries = count()
         self._variables: dict[str, Variable] = {}
