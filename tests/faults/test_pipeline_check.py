@@ -23,23 +23,27 @@ PLANTED = {
 """What a pipeline's own loop does around its scheduler's step, unknown to any batch."""
 
 
-@pytest.mark.parametrize("what", PLANTED)
-def test_what_a_pipeline_does_between_its_calls_shows(pipe_and_lens, sample, what):
-    pipe, lens = pipe_and_lens
-    lens.batch([(sample, 0)], steps=3, cfg_scale=3.0)
-    kind = type(pipe)
+def planted(kind, around):
+    """Return a kind of pipeline whose own loop has something around its scheduler's step."""
 
     class Planted(kind):
         @functools.wraps(kind.__call__)
         def __call__(self, *args, **keywords):
             step = self.scheduler.step
-            self.scheduler.step = PLANTED[what](step)
+            self.scheduler.step = around(step)
             try:
                 return kind.__call__(self, *args, **keywords)
             finally:
                 self.scheduler.step = step
 
-    pipe.__class__ = Planted
+    return Planted
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_a_pipeline_does_between_its_calls_shows(pipe_and_lens, sample, what):
+    pipe, lens = pipe_and_lens
+    lens.batch([(sample, 0)], steps=3, cfg_scale=3.0)
+    pipe.__class__ = planted(type(pipe), PLANTED[what])
     with pytest.raises(dl.PlanError, match=f"not be the pipeline's own loop: at step . its {what} is"):
         lens.batch([(sample, 0)], steps=4, cfg_scale=3.0)
 
@@ -89,23 +93,10 @@ LATE = {
 
 
 @pytest.mark.parametrize("what", LATE)
-def test_what_a_pipeline_does_late_in_its_loop_shows(pipe_and_lens, sample, what, monkeypatch):
+def test_what_a_pipeline_does_late_in_its_loop_shows(pipe_and_lens, sample, what):
     pipe, lens = pipe_and_lens
     lens.batch([(sample, 0)], steps=6, cfg_scale=3.0)
-    monkeypatch.setitem(PLANTED, what, lambda step: late(step, LATE[what]))
-    kind = type(pipe)
-
-    class Planted(kind):
-        @functools.wraps(kind.__call__)
-        def __call__(self, *args, **keywords):
-            step = self.scheduler.step
-            self.scheduler.step = PLANTED[what](step)
-            try:
-                return kind.__call__(self, *args, **keywords)
-            finally:
-                self.scheduler.step = step
-
-    pipe.__class__ = Planted
+    pipe.__class__ = planted(type(pipe), lambda step: late(step, LATE[what]))
     with pytest.raises(dl.PlanError, match=f"at step . its {what} is"):
         lens.batch([(sample, 0)], steps=6, cfg_scale=3.0)
 

@@ -122,9 +122,8 @@ class Batch:
         self.at_once = min(at_once, self.batching.most or at_once)
         self.model = specimen.identity(repeatable=True)
         self.inputs = ModelInputs.of(specimen, self.requests)
-        self.scheduler = copy.deepcopy(
-            specimen.pipe.scheduler
-        )  # the pipeline's own is set anew by its next run
+        # A copy, as the pipeline's own is set anew by its next run.
+        self.scheduler = copy.deepcopy(specimen.pipe.scheduler)
         self.schedule = specimen.family.flow.schedule(self.scheduler)
         if self.schedule.state:
             raise PlanError(f"{type(self.scheduler).__name__} keeps {self.schedule.state}: use lens.run.")
@@ -134,9 +133,8 @@ class Batch:
         self.grid = self.grids["video"]
         self._bindings: dict[int, tuple[Placed, Binding]] = {}
         check_against_pipeline(self)
-        self.model = specimen.identity(
-            repeatable=True
-        )  # a hook of the user's may have counted the calls of the check
+        # Read again, as a hook of the user's may have counted the calls of the check.
+        self.model = specimen.identity(repeatable=True)
 
     @property
     def noise(self) -> Tensor:

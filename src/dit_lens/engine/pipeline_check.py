@@ -181,7 +181,7 @@ def check_against_pipeline(batch: Batch) -> None:
 
 
 def _observe(batch: Batch) -> list[Observed]:
-    """Run the pipeline for its first steps."""
+    """Run the pipeline, its model in the first steps alone."""
     specimen, request = batch.specimen, batch.requests[0]
     pipe, calling = specimen.pipe, specimen.family.call
     keywords, observer = request.fresh_keywords(), Observer(request.seed, batch.steps, batch.layout.branches)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dit_lens.engine.arm_runs import ArmRuns
 from dit_lens.engine.batch import Batch, parts
-from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.engine.outcomes import by_sample, in_order, outcomes
 from dit_lens.engine.request import seed_of, verify_of
 from dit_lens.engine.rows import Row
 from dit_lens.errors import PlanError
@@ -98,8 +98,7 @@ def sweep(
     placed = ["", *("; ".join(map(str, e)) for e in edits.values())]
     labels = {"arm": np.array([CLEAN, *edits], text), "edits": ("arm", np.array(placed, text))}
     table = table.assign_coords(labels)
-    if "answer" in table:  # zarr writes texts permuted that do not lie in the order of their dimensions
-        table["answer"] = table.answer.copy(data=np.ascontiguousarray(table.answer.values))
+    table = in_order(table)
     table.attrs = {"steps": batch.steps, "cfg_scale": float(batch.cfg_scale)}
     return table
 

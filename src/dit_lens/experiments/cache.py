@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dit_lens.engine.outcomes import in_order
 from dit_lens.errors import StoreError
 from dit_lens.store.lock import process_lives
 from dit_lens.store.names import NAME_BYTES, absolute, short
@@ -133,14 +134,6 @@ def _seal(files: Mapping[str, bytes], group: Mapping[str, Any]) -> str:
     for name in sorted(files.keys() - {"zarr.json"}):
         digest.update(f"{name}\0{hashlib.sha256(files[name]).hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-def in_order(data: xr.Dataset) -> xr.Dataset:
-    """Return a Dataset whose texts lie in memory in the order of their dimensions: zarr writes others permuted."""
-    texts = {
-        n: v for n, v in data.variables.items() if v.dtype.kind == "T" and not v.values.flags.c_contiguous
-    }
-    return data.assign({n: (v.dims, np.ascontiguousarray(v.values), v.attrs) for n, v in texts.items()})
 
 
 def _write_aside(data: xr.Dataset, folder: Path) -> Path:

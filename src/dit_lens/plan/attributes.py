@@ -55,7 +55,7 @@ def plain(walk: Walk, value: Any) -> dict[str, Any]:
     """Return the attributes of an object that say what it is, with those that stand in slots."""
     kind = type(value)
     held = vars(value) if hasattr(value, "__dict__") else {}
-    watched = any(map(classes.is_of_models, kind.__mro__))
+    watched = classes.is_built_on_models(kind)
     data = {n: held[n] for n in counted(walk, kind, held) if not (watched and _watches(n, held[n]))}
     return data | {name: getattr(value, name) for name in slots(kind) if hasattr(value, name)}
 
@@ -63,7 +63,7 @@ def plain(walk: Walk, value: Any) -> dict[str, Any]:
 def counted(walk: Walk, kind: type, names: Iterable[str]) -> list[str]:
     """Return which names of attributes count in objects of a class."""
     left_out = _left_out(walk, kind)
-    if not any(map(classes.is_of_models, kind.__mro__)):
+    if not classes.is_built_on_models(kind):
         return [n for n in names if n not in left_out]
     return [n for n in names if not (n in MACHINERY or n in left_out or "__nnsight" in n)]
 

@@ -109,9 +109,8 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
     with walk.reading(exact=True, in_order=True):
         module = value.__globals__.get("__name__")
         attributes = vars(value)
-        if (
-            module == "functools" and "registry" in attributes
-        ):  # of `singledispatch`, which also keeps a cache
+        # A function of `singledispatch`, which also keeps a cache.
+        if module == "functools" and "registry" in attributes:
             return [
                 "dispatch",
                 walk.in_any_order(list(attributes["registry"].items())),

@@ -65,6 +65,11 @@ def is_of_models(kind: type) -> bool:
     return isinstance(kind.__module__, str) and kind.__module__.partition(".")[0] in origin.OF_MODELS
 
 
+def is_built_on_models(kind: type) -> bool:
+    """Say whether a class or one that it inherits from is of a library that pipelines are made of."""
+    return any(map(is_of_models, kind.__mro__))
+
+
 def describe(walk: Walk, kind: type) -> Any:
     """Return a class as data."""
     if (known := walk.classes.get(kind)) is not None:

@@ -17,8 +17,21 @@ from typing import Any
 HERE = str(Path(__file__).resolve().parents[1]) + os.sep
 """Folder of this package."""
 
+_MODELING = (
+    "torch",
+    "torchvision",
+    "diffsynth",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "nnsight",
+)
+OF_MODELS = frozenset((*_MODELING, "dit_lens"))
+"""Libraries whose objects make up a pipeline: what a run writes into those is no part of what they are."""
+
 FRAMEWORKS = (
-    *("torch", "torchvision", "diffsynth", "diffusers", "transformers", "peft", "accelerate", "nnsight"),
+    *_MODELING,
     *(
         "numpy",
         "xarray",
@@ -35,21 +48,6 @@ FRAMEWORKS = (
     *("_pytest", "pytest", "IPython", "ipykernel"),
 )
 """Libraries also where they are installed from a folder of the user's; their sources then count with the version."""
-
-OF_MODELS = frozenset(
-    (
-        "torch",
-        "torchvision",
-        "diffsynth",
-        "diffusers",
-        "transformers",
-        "peft",
-        "accelerate",
-        "nnsight",
-        "dit_lens",
-    )
-)
-"""Libraries whose objects make up a pipeline: what a run writes into those is no part of what they are."""
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "cv2": "opencv-python", "_pytest": "pytest"}
 _STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
