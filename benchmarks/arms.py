@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import quantile_test
 
 import dit_lens as dl
 from dit_lens.lens import Lens
@@ -73,6 +77,11 @@ class Arms:
         """The energy of every block's tokens, in memory."""
         return self.hooked(lambda h: h.float().norm(dim=-1).cpu())
 
+    def plain_files(self) -> Any:
+        """Every block's output in a file of its own, without labels."""
+        folder, number = Path(self._new_folder()), count()
+        return self.hooked(lambda h: np.save(folder / f"{next(number)}.npy", h.detach().cpu().numpy()))
+
     def nnsight_cache(self) -> Any:
         """Nnsight's own cache of every block's output."""
         from dit_lens.engine.envoys import release, wrap
@@ -99,11 +108,19 @@ class Arms:
 
     def ours(self, record: list[Any]) -> dl.Run:
         """A traced run into a store."""
-        self.store.mkdir(parents=True, exist_ok=True)
-        run: dl.Run = self.lens.run(
-            self.sample, 0, record=record, store=tempfile.mkdtemp(dir=self.store), **self.options
-        )
+        run: dl.Run = self.lens.run(self.sample, 0, record=record, store=self._new_folder(), **self.options)
         return run
+
+    def _new_folder(self) -> str:
+        self.store.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(dir=self.store)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return a median with its 95% interval, which takes nothing for granted of the distribution (order statistics)."""
+    median = float(np.median(values))
+    interval = quantile_test(values, q=median, p=0.5).confidence_interval(0.95)
+    return median, float(interval.low), float(interval.high)
 
 
 def growth(work: Callable[[], Any]) -> float:

@@ -3,10 +3,11 @@
     python benchmarks/capture_overhead.py [--rounds 7] [--steps 20] [--clock cpu] [--out benchmarks/capture_overhead.json]
 
 Arms: the bare pipeline; `lens.run` without records and without a store; the official-style hook
-(`.detach().cpu().float()` of every block, kept in memory); a plain hook that keeps the energy alone, without labels;
-nnsight's cache of every block; ours: energy of all layers into a store; full states of all layers into a store; and a
-batch of four seeds on fewer steps, whose ratio is to the bare pipeline on as many steps. Each round runs all arms in a
-shuffled order, in one process for the times, in a process of its own for the memory (`--arm`).
+(`.detach().cpu().float()` of every block, kept in memory); a plain hook that keeps the energy alone, and one that saves
+every state to a file by numpy, both without labels; nnsight's cache of every block; ours: energy of all layers into a store;
+full states of all layers into a store; and a batch of four seeds on fewer steps, whose ratio is to the bare pipeline on as
+many steps. Each round runs all arms in a shuffled order, in one process for the times, in a process of its own for the
+memory (`--arm`). A ratio is the median over the rounds of the arm's time to the bare pipeline's in the same round.
 
 `--clock cpu` takes the CPU time of the whole process, the writer's thread included, with one thread of torch: what else
 the machine does counts less than on the clock on the wall.
@@ -29,7 +30,7 @@ from typing import Any, Literal
 import tyro
 
 import dit_lens as dl
-from arms import Arms, growth
+from arms import Arms, growth, median_interval
 from dit_lens.tasks.canvas import EVAL_SEED
 
 BATCH_SEEDS, BATCH_STEPS = 4, 8
@@ -64,6 +65,7 @@ def arms_of(options: Options) -> dict[str, Callable[[], Any]]:
         "lens.run without records": arms.without_records,
         "official-style hook": arms.official,
         "plain hook: energy": arms.plain_energy,
+        "plain hook: a file a state": arms.plain_files,
         "nnsight cache": arms.nnsight_cache,
         "ours: energy": lambda: arms.ours([dl.energy]),
         "ours: full states": lambda: arms.ours([dl.hidden]),
@@ -113,11 +115,11 @@ def measure(options: Options, arms: dict[str, Callable[[], Any]]) -> dict[str, d
     for name, taken in seconds.items():
         share = BATCH_STEPS / options.steps if name == BATCH else 1.0  # of the bare pipeline's steps
         ratios = sorted(t / (b * share) for t, b in zip(taken, seconds["bare"], strict=True))
-        lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+        median, lower, upper = median_interval(ratios)
         rows[name] = {
             "median_s": statistics.median(taken),
             "ratio_median": median,
-            "ratio_quartiles": [lower, upper],
+            "ratio_interval_95": [lower, upper],
             "ratio_min": ratios[0],
             "ratio_max": ratios[-1],
             "growth_MB": peak(options, name),
@@ -127,10 +129,10 @@ def measure(options: Options, arms: dict[str, Callable[[], Any]]) -> dict[str, d
 
 def report(options: Options, rows: dict[str, dict[str, Any]]) -> None:
     """Print the rows as a table, and write them as JSON."""
-    print("| arm | median s | ratio | quartiles | min | max | memory MB |\n|---|---|---|---|---|---|---|")
+    print("| arm | median s | ratio | 95% interval | min | max | memory MB |\n|---|---|---|---|---|---|---|")
     for name, r in rows.items():
-        quartiles = "{:.3f}, {:.3f}".format(*r["ratio_quartiles"])
-        ratios = f"{r['ratio_median']:.3f} | {quartiles} | {r['ratio_min']:.3f} | {r['ratio_max']:.3f}"
+        interval = "{:.3f}, {:.3f}".format(*r["ratio_interval_95"])
+        ratios = f"{r['ratio_median']:.3f} | {interval} | {r['ratio_min']:.3f} | {r['ratio_max']:.3f}"
         print(f"| {name} | {r['median_s']:.3f} | {ratios} | {r['growth_MB']:.0f} |")
     if options.out:
         about: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "clock": options.clock}

@@ -236,7 +236,7 @@ def _on_grid(value: Any, at: Spot) -> Any:
     """
     if not hasattr(value, "dims") or not hasattr(value, "expand_dims"):
         return value
-    names = {dim: str(dim).removeprefix("latent_").removesuffix(f"_{at.stream}") for dim in value.dims}
+    names = {dim: _grid_name(dim, at) for dim in value.dims}
     if not set(names.values()) & set(GRID):
         return value  # nameless dimensions go by position
     if unknown := [dim for dim, name in names.items() if name not in GRID]:
@@ -247,9 +247,14 @@ def _on_grid(value: Any, at: Spot) -> Any:
     return plain.expand_dims([dim for dim in GRID if dim not in plain.dims]).transpose(*GRID)
 
 
+def _grid_name(dim: Any, at: Spot) -> str:
+    """Return the name on the grid of a dimension of a store, which says its stream and whether it is of latents."""
+    return str(dim).removeprefix("latent_").removesuffix(f"_{at.stream}")
+
+
 def _require_dims(picked: Any, wanted: list[str], at: Spot, edit: str, what: str) -> None:
     dims = getattr(picked, "dims", GRID)
-    left = [str(dim).removeprefix("latent_").removesuffix(f"_{at.stream}") for dim in dims]
+    left = [_grid_name(dim, at) for dim in dims]
     if left != wanted:
         raise PlanError(
             f"{edit} at {at}: the {what} has the dimensions {left} there, and should have {wanted}: "

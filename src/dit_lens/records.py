@@ -91,3 +91,7 @@ def latents(h: Tensor) -> Tensor:
 def velocity(h: Tensor) -> Tensor:
     """v: the velocity that the scheduler steps with, after guidance."""
     return h
+
+
+PURE = frozenset(map(id, (energy, hidden, channel_variance, channel_mean, x0, latents, velocity)))
+"""The functions above, by identity: they change nothing and keep nothing, so they need no copy of what they read."""

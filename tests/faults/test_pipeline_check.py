@@ -63,16 +63,22 @@ def test_one_check_serves_all_batches_of_the_same_loop(pipe_and_lens, sample, mo
 
 def test_a_small_region_that_differs_is_not_averaged_away(sample):
     """A mask that is put back in one position of 1,024 is found, though the rest is equal."""
-    from dit_lens.engine.pipeline_check import _compare
+    from dit_lens.engine.pipeline_check import _compare, rounding
 
     right = torch.randn(1, 4, 4, 8, 8)
     wrong = right.clone()
     wrong[..., 0, 0, 0] += 0.5
-    _compare("latents", 1, {"video": right}, {"video": right})
+    _compare("latents", 1, {"video": right}, {"video": right}, rounding(right.dtype))
     with pytest.raises(dl.PlanError, match="its latents is off by"):
-        _compare("latents", 1, {"video": wrong}, {"video": right})
+        _compare("latents", 1, {"video": wrong}, {"video": right}, rounding(right.dtype))
     with pytest.raises(dl.PlanError, match="its latents is off by"):
-        _compare("latents", 1, {"video": torch.full_like(right, torch.nan)}, {"video": right})
+        _compare(
+            "latents",
+            1,
+            {"video": torch.full_like(right, torch.nan)},
+            {"video": right},
+            rounding(right.dtype),
+        )
 
 
 def late(step, when):
@@ -144,12 +150,11 @@ def test_a_network_that_runs_beside_the_model_at_every_step_is_refused(pipe_and_
 
 def test_what_a_batch_would_leave_out_is_refused(pipe_and_lens, sample):
     _, lens = pipe_and_lens
-    tiled = {"tiled": True}
     noise = torch.zeros(1, 2)
     with pytest.raises(dl.PlanError, match=r"first_frame \(cond\) comes with some of them"):
         _stack("cond", [{"latents": noise}, {"latents": noise, "first_frame": noise}])
     with pytest.raises(dl.PlanError, match="it decodes whole videos"):
-        lens.batch([(sample, 0)], steps=2, **tiled)
+        lens.batch([(sample, 0)], steps=2, tiled=True)
     with pytest.raises(dl.PlanError, match="the seed stands beside its sample"):
         lens.batch([(sample, 0)], steps=2, seed=3)
     with pytest.raises(dl.PlanError, match="runs the branches one after the other"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from torch import Tensor
 
 from dit_lens.engine.batch import Batch
@@ -111,13 +112,15 @@ class ArmRuns:
             clean: last latents of the clean runs, [pair, channel, frame, y, x].
             ended: those of the pairs under each arm.
         """
-        for (arm, pair), comparison in self._compared.items():
-            latents = clean[pair : pair + 1] if arm is None else ended[arm][pair : pair + 1]
-            comparison.end(self.batch.outputs(latents))
+
+        def outputs(arm: int | None, pair: int) -> dict[str, np.ndarray]:
+            return self.batch.outputs((clean if arm is None else ended[arm])[pair : pair + 1])
+
+        for key, comparison in self._compared.items():
+            comparison.end(outputs(*key))
         if self._compared:
             passed(self.requests[None, 0])
-        for (arm, pair), writer in self._writers.items():
-            latents = clean[pair : pair + 1] if arm is None else ended[arm][pair : pair + 1]
-            self._recorders[arm, pair].end_run(self.records)
-            write_outputs(writer, self.batch.outputs(latents), self.batch.rates)
+        for key, writer in self._writers.items():
+            self._recorders[key].end_run(self.records)
+            write_outputs(writer, outputs(*key), self.batch.rates)
             writer.close()

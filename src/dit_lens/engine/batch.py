@@ -132,9 +132,8 @@ class Batch:
         self.grids = {stream: tokens.grid for stream, tokens in self.inputs.streams.items()}
         self.grid = self.grids["video"]
         self._bindings: dict[int, tuple[Placed, Binding]] = {}
-        check_against_pipeline(self)
-        # Read again, as a hook of the user's may have counted the calls of the check.
-        self.model = specimen.identity(repeatable=True)
+        if check_against_pipeline(self):  # a hook of the user's may have counted its calls
+            self.model = specimen.identity(repeatable=True)
 
     @property
     def noise(self) -> Tensor:
@@ -372,8 +371,8 @@ class Batch:
         Raises:
             PlanError: the model is no longer what prompts and noise were prepared with.
         """
-        name_anew(self.requests, self.specimen)
-        if self.specimen.identity(repeatable=True) != self.model:
+        model, unnamed = name_anew(self.requests, self.specimen)
+        if (self.specimen.identity(repeatable=True) if unnamed else model) != self.model:
             raise PlanError(
                 "The model has changed since this batch was prepared with it, so its runs would bear the name of a model that "
                 "did not make them: call lens.batch again."

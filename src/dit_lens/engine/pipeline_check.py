@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 STEPS = 2
 """Steps in which the model itself runs."""
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Root of the mean squared difference, as a share of that of the pipeline's value: rounding stays below it."""
+_ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 LOCAL = 20
 """How many times the tolerance a single position may differ by."""
 PER_RUN = ("prompt", "negative_prompt", "seed", "generator", "image", "input_image", "input_images", "sample")
@@ -51,6 +50,11 @@ class Observed:
     branches: set[str] = field(default_factory=set)
     timestep: float = float("nan")
     velocity: dict[str, Tensor] = field(default_factory=dict)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Return below what share of a value's size the rounding of a number type stays: as the root of mean squares."""
+    return _ROUNDING.get(dtype, 1e-2)
 
 
 class EnoughError(Exception):
@@ -147,8 +151,11 @@ def _filled(output: Any, values: Mapping[float, slice]) -> Any:
 
 
 @torch.no_grad()
-def check_against_pipeline(batch: Batch) -> None:
+def check_against_pipeline(batch: Batch) -> bool:
     """Compare a batch with the pipeline's own loop, once for a model and arguments.
+
+    Returns:
+        Whether the pipeline was run for it.
 
     Raises:
         PlanError: it differs; the message says in what, at which step, and by how much.
@@ -160,7 +167,7 @@ def check_against_pipeline(batch: Batch) -> None:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
     key = digest([content(loop, []), batch.model, request.sample.image is None])
     if key in specimen.checked_loops:
-        return
+        return False
     observed, tolerance = _observe(batch), _tolerance(batch)
     x = batch.noise[:1]
     for step, seen in enumerate(observed):
@@ -178,6 +185,7 @@ def check_against_pipeline(batch: Batch) -> None:
         _refuse_other_type(x, out.latents)
         x = out.latents
     specimen.checked_loops.add(key)
+    return True
 
 
 def _observe(batch: Batch) -> list[Observed]:
@@ -224,8 +232,8 @@ def _refuse_other_type(before: Tensor, after: Tensor) -> None:
 
 
 def _tolerance(batch: Batch) -> float:
-    """Return by what share of its size a value may differ: rounding of the model's number type, which guidance multiplies."""
-    return TOLERANCE.get(batch.specimen.dtype, 1e-2) * max(1.0, batch.cfg_scale / 5)
+    """Return by what share of its size a value of a batch may differ: guidance multiplies what rounding changes."""
+    return rounding(batch.specimen.dtype) * max(1.0, batch.cfg_scale / 5)
 
 
 def _compare(
@@ -233,7 +241,7 @@ def _compare(
     step: int,
     ours: Mapping[str, Tensor],
     pipelines: Mapping[str, Tensor],
-    share: float = TOLERANCE[torch.float32],
+    share: float,
 ) -> None:
     for stream, expected in pipelines.items():
         got, size = ours[stream], expected.float().square().mean().sqrt()

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dit_lens.errors import CaptureError, StoreError
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.functions import keeps_nothing
 from dit_lens.plan.places import GRID_DIMS, Spot, grid_dim
 from dit_lens.plan.plan import Layout, Placed
 from dit_lens.store import Variable
@@ -45,7 +44,6 @@ class Sink:
         dtype: in which every value is kept.
         is_whole: whether the values are whole states, in the model's own number type.
         is_unit: whether each value is a unit of the store: a full state of a block.
-        is_let_go: whether the record keeps no hold of such a unit: nobody will write over it.
         variable: the array in the store; None as long as nothing is written.
         buffer: what was gathered of the running step, on the model's device; `fill_of` where nothing was asked for.
     """
@@ -57,7 +55,6 @@ class Sink:
     dtype: torch.dtype
     is_whole: bool
     is_unit: bool
-    is_let_go: bool
     variable: Variable | None = None
     buffer: Tensor | None = None
 
@@ -142,7 +139,7 @@ class Recorder:
         Args:
             record: what read it.
             spot: where it read.
-            read: what it was given, [frame, y, x, channel]: a copy of its own.
+            read: what it was given, [frame, y, x, channel].
             value: what it returned.
 
         Raises:
@@ -162,10 +159,9 @@ class Recorder:
         elif self.samples > 1:
             self._gather_rows(sink, spot, index, value)
         else:
-            is_copy = (
-                value.untyped_storage().data_ptr() == read.untyped_storage().data_ptr() and sink.is_let_go
-            )
-            self._send(sink, (spot.step, *index), value, is_copy)
+            # A GPU copies to the host before it computes what may write over the value.
+            own = value if value.is_cuda else value.clone(memory_format=torch.contiguous_format)
+            self._send(sink, (spot.step, *index), own)
 
     def end_step(self, step: int, info: Mapping[str, Any]) -> None:
         """Hand over what was gathered, and commit the step."""
@@ -213,8 +209,7 @@ class Recorder:
         outer = () if placed.on_latents else (len(self.layout.branches), self.layout.layers)
         if self.samples > 1:
             outer = (self.samples, *outer)
-        is_let_go = placed.is_state and keeps_nothing(placed.function)
-        sink = Sink(record, spot, outer, value.shape, dtype, placed.is_whole, placed.is_state, is_let_go)
+        sink = Sink(record, spot, outer, value.shape, dtype, placed.is_whole, placed.is_state)
         self._sinks[record] = sink
         return sink
 
@@ -274,10 +269,10 @@ class Recorder:
         sink.buffer[spot.sample].copy_(value)
         if spot.sample == self.samples - 1:
             whole, sink.buffer = sink.buffer, None
-            self._send(sink, (spot.step, *index), whole, True)
+            self._send(sink, (spot.step, *index), whole)
 
-    def _send(self, sink: Sink, index: tuple[int, ...], value: Tensor, is_copy: bool) -> None:
-        """Send a full state on its way; what is no copy may be written over by its owner."""
+    def _send(self, sink: Sink, index: tuple[int, ...], value: Tensor) -> None:
+        """Send a full state on its way: on a CPU one that nobody else holds."""
         name = self._declared(sink)
         at = dict(zip(("step", "branch", "layer"), index, strict=True))
         if value.device.type == "cuda":
@@ -289,8 +284,7 @@ class Recorder:
             self._arriving.append(Arriving(name, at, host, arrived))
             self._hand_over(wait=False)
         else:
-            host = value.contiguous() if is_copy else value.clone(memory_format=torch.contiguous_format)
-            self.writer.write(name, at, to_codes(host))
+            self.writer.write(name, at, to_codes(value))
 
     def _hand_over(self, wait: bool) -> None:
         while self._arriving and (wait or self._arriving[0].arrived.query()):

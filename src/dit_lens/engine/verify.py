@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from dit_lens.engine.batch_rows import rows_of
-from dit_lens.engine.pipeline_check import EnoughError
+from dit_lens.engine.pipeline_check import EnoughError, rounding
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.request import verify_of
 from dit_lens.engine.stages import Opened, StageLoop, Stages, samples_of
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from dit_lens.engine.request import Request
     from dit_lens.families.specimen import Specimen
 
-CLOSE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""How far a row may be off, as a share of its size, where other rows stand beside it now."""
 LEVELS = 0.1
 """How far a video may be off there, in grey levels: a rounded value in a hundred may be the next one."""
 
@@ -219,10 +218,10 @@ def verify_batch(batch: Batch, part: Sequence[int], runs: Mapping[int, Run]) -> 
 
 def _compare_close(run: Run, name: str, step: int, now: np.ndarray, stored: np.ndarray) -> None:
     """Compare within what other rows beside a run change of its rounding."""
-    number = "uint8" if stored.dtype == np.uint8 else str(run.attrs["manifest"]["identity"]["dtype"])
+    number = str(run.attrs["manifest"]["identity"]["dtype"]).removeprefix("torch.")
     values, kept = now.astype(np.float64), stored.astype(np.float64)
     size = max(float(np.sqrt(np.square(kept).mean())), 1e-6)
-    limit = LEVELS if number == "uint8" else CLOSE.get(number.removeprefix("torch."), 1e-2) * size
+    limit = LEVELS if stored.dtype == np.uint8 else rounding(getattr(torch, number)) * size
     if not (
         now.shape == stored.shape and float(np.sqrt(np.square(values - kept).mean())) <= limit
     ):  # so NaN differs too

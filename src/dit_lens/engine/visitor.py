@@ -20,6 +20,7 @@ from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.places import Spot
 from dit_lens.plan.plan import Placed
+from dit_lens.records import PURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -316,18 +317,17 @@ class Visitor:
         row = self.rows[number]
         spot = spot_of(row, self.moment, where, branch)
         self._mark(number, record, where, branch)
-        copy, result = self._call_record(number, record, spot, value)
+        function = record.placed.function
+        pure = id(function) in PURE
+        result = function(value) if pure else self._call_record(number, record, spot, value)
         for recorder in row.recorders:
-            recorder.take(record, spot, copy, result)
+            recorder.take(record, spot, value, result)
 
-    def _call_record(self, number: int, record: Binding, spot: Spot, value: Tensor) -> tuple[Tensor, Any]:
-        """Call a record on a copy of the value, and refuse one that changes it.
+    def _call_record(self, number: int, record: Binding, spot: Spot, value: Tensor) -> Any:
+        """Call a record of the user's on a copy of the value, and refuse one that changes it.
 
         In-place operations are counted by torch; what they do not count (`.data`, numpy) shows in the copy, which is
-        compared the first time. Whatever a record does, the run is not changed.
-
-        Returns:
-            The copy, and what the record returned.
+        compared the first time. Whatever a record does, now or later, the run is not changed.
         """
         with torch.inference_mode(False) if value.is_inference() else nullcontext():
             copy = value.clone()  # operations on inference tensors are not counted
@@ -341,7 +341,7 @@ class Visitor:
             )
         if first:
             self._seen.add((number, record))
-        return copy, result
+        return result
 
     # ---- audit
 

@@ -72,11 +72,11 @@ def study(
         The blocks together, also written to `results.zarr`.
 
     Raises:
-        TaskError: fewer than 2 samples, or options that contradict each other.
+        TaskError: no seeds, fewer than 2 samples, or options that contradict each other.
         DitLensError: no block could be measured, or results of samples of several shapes do not fit together.
     """
-    if options.seeds < 1 or options.block < 1:
-        raise TaskError(f"--seeds {options.seeds} --block {options.block}: give at least 1 of each.")
+    if options.seeds < 1:
+        raise TaskError(f"--seeds {options.seeds}: give at least 1.")
     drawn = draw(options, lens)
     samples = list(drawn)
     if len(samples) < 2:

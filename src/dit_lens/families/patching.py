@@ -37,12 +37,9 @@ def refuse_compiled(name: str, dit: nn.Module) -> None:
     """Raise PlanError where a model, or a part of it, is compiled."""
     for path, module in dit.named_modules():
         # torch.compile wraps a module, or its forward; module.compile, which pipe.compile_pipeline uses, marks it.
-        wrapped = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        if (
-            wrapped
-            or hasattr(module, "_orig_mod")
-            or getattr(module, "_compiled_call_impl", None) is not None
-        ):
+        held = vars(module)
+        wrapped = hasattr(held.get("forward"), "_torchdynamo_orig_callable")
+        if wrapped or "_orig_mod" in held["_modules"] or held.get("_compiled_call_impl") is not None:
             raise PlanError(
                 f"{f'{name}.{path}'.rstrip('.')} is compiled: hooks would break its graph. Trace an uncompiled model."
             )

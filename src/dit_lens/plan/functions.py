@@ -48,7 +48,7 @@ class Configured:
         """Return what names it: its function, and its options by content."""
         described = walk.visit(self.function)
         # Options of this package's functions are arguments, of which 1 and 1.0 are equal; the user's code may tell them apart.
-        users = not keeps_nothing(self.function)
+        users = not is_packages_own(self.function)
         with walk.reading(exact=users, in_order=users):
             return {**described, "options": walk.visit(dict(self.options))}
 
@@ -108,9 +108,10 @@ def describe(function: Callable[..., Any], unnamed: list[str] | None = None) -> 
     return {"function": callables.name_of(function), "code": digest(data)}
 
 
-def keeps_nothing(function: Callable[..., Any]) -> bool:
-    """Say whether a function is a plain one of this package: those keep nothing from call to call."""
-    return type(function) is types.FunctionType and is_own_code(function.__code__)
+def is_packages_own(function: Callable[..., Any]) -> bool:
+    """Say whether a function is a plain one of this package: those change no value, and keep nothing from call to call."""
+    plain = type(function) is types.FunctionType and function.__closure__ is None
+    return plain and is_own_code(function.__code__)
 
 
 def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from dit_lens.errors import PlanError
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.digests import digest
-from dit_lens.plan.functions import Configured, describe, keeps_nothing, restore
+from dit_lens.plan.functions import Configured, describe, is_packages_own, restore
 from dit_lens.plan.names import record_problem
 from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, grid_dim, positions
 
@@ -263,7 +263,7 @@ class Plan:
     def state(self) -> str:
         """Return a hash that changes when a function keeps something: a counter in a closure, a list that grows."""
         placed = [*self.records, *self.edits]
-        return digest([describe(item.function) for item in placed if not keeps_nothing(item.function)])
+        return digest([describe(item.function) for item in placed if not is_packages_own(item.function)])
 
     def in_stage(self, layout: Layout) -> Plan:
         """Return what of the plan is placed in the stage of a layout.
