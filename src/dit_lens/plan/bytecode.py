@@ -10,7 +10,7 @@ import dis
 import hashlib
 import types
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import SourceFileLoader
@@ -34,8 +34,9 @@ class Reading:
     """A name that code reads from outside.
 
     Attributes:
-        kind: "global", "cell" (a variable of the function around it), or "module" (imported in the code).
-        name: of the variable or of the module.
+        kind: "global", "cell" (a variable of the function around it), "module" (imported in the code, and read there),
+            "import" (imported, for what that does), or "unseen" (a method that reads what no name says).
+        name: of the variable, the module or the method.
         attributes: that are read off it at once, one after the other.
         level: of a relative import.
     """
@@ -127,7 +128,7 @@ def constant(value: Any) -> str:
 
 
 def _readings(
-    code: types.CodeType, outer: frozenset[str], around: Mapping[str, Reading]
+    code: types.CodeType, outer: frozenset[str], around: Mapping[str, Sequence[Reading]]
 ) -> Iterator[Reading]:
     """Go through what code reads.
 
@@ -137,15 +138,21 @@ def _readings(
         around: names of modules that the functions around this code import.
     """
     instructions = _instructions(code)
-    modules = {name: module for name, module in around.items() if name in code.co_freevars}
+    modules = {name: [*bound] for name, bound in around.items() if name in code.co_freevars}
     for n, instruction in enumerate(instructions):
         if instruction.opname == "IMPORT_NAME":  # also below a function that reads it
             yield from _imported(instructions, n, modules)
+    read = {i.argval for i in instructions if i.opname in LOCALS} | set(code.co_cellvars)
+    for name, bound in modules.items():
+        if name not in read and name not in around:
+            yield from (Reading("import", module.name, (), module.level) for module in bound)
     for n, instruction in enumerate(instructions):
         name, opname = instruction.argval, instruction.opname
+        if opname in ATTRIBUTES and name == "__subclasses__":
+            yield Reading("unseen", name)
         if opname in LOCALS and name in modules:
-            module = modules[name]
-            yield Reading("module", module.name, _chain(instructions, n + 1), module.level)
+            chain = _chain(instructions, n + 1)
+            yield from (Reading("module", module.name, chain, module.level) for module in modules[name])
         elif opname in GLOBALS:
             yield Reading("global", name, _chain(instructions, n + 1))
         elif opname in CELLS and name in outer:
@@ -164,8 +171,10 @@ def _chain(instructions: list[dis.Instruction], start: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _imported(instructions: list[dis.Instruction], n: int, modules: dict[str, Reading]) -> Iterator[Reading]:
-    """Go through what an import in the code reads; the local name of a whole module is kept in `modules`."""
+def _imported(
+    instructions: list[dis.Instruction], n: int, modules: dict[str, list[Reading]]
+) -> Iterator[Reading]:
+    """Go through what an import in the code reads; a whole module is put beside its local name in `modules`."""
     level, names = (i.argval for i in instructions[n - 2 : n])
     module, following = instructions[n].argval, instructions[n + 1 :]
     if names is None:
@@ -173,9 +182,8 @@ def _imported(instructions: list[dis.Instruction], n: int, modules: dict[str, Re
         bound = next((i for i in following if i.opname in STORES), None)
         if bound is not None:
             renamed = following[0] is not bound
-            modules[bound.argval] = Reading(
-                "module", module if renamed else module.partition(".")[0], (), level
-            )
+            name = module if renamed else module.partition(".")[0]
+            modules.setdefault(bound.argval, []).append(Reading("module", name, (), level))
         return
     for instruction in following:
         if instruction.opname == "IMPORT_FROM":

@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import sys
 import types
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ UNSEEN = frozenset(
     {"eval", "exec", "compile", "open", "globals", "input", "__import__", "breakpoint", "id", "hash"}
 )
 """Builtins that read what no name says."""
+
+FUNCTION_UNTOLD = frozenset({"__wrapped__", "_torchdynamo_wrapper_id"})
+"""Attributes of a function that say nothing of what it does, or are read apart."""
 
 MODULE_UNTOLD = frozenset(
     (
@@ -60,33 +64,83 @@ def name_of(function: Any) -> str:
 
 def describe(walk: Walk, value: Any) -> Any | None:
     """Return a function, method, partial or descriptor as data; None where a value is none of these."""
-    if isinstance(value, types.FunctionType):
+    kind = type(value)  # and not what it says of itself: a proxy says that it is a function
+    if kind is types.FunctionType:
         return function(walk, value)
-    if isinstance(value, types.MethodType):
+    if kind is types.MethodType:
         return {"@method": walk.visit(value.__func__), "self": walk.visit(value.__self__, "its object")}
-    if type(value) is functools.partial:
+    if kind is functools.partial:
         with walk.reading(exact=True, in_order=True):
-            parts = [walk.visit(value.func), walk.visit(value.args), walk.visit(value.keywords)]
+            parts = [walk.visit(part) for part in (value.func, value.args, value.keywords, vars(value))]
         return {"@partial": walk.node(value, lambda *_: parts)}
-    is_cython = type(value).__name__ == "cython_function_or_method"
-    if is_cython or isinstance(value, types.BuiltinFunctionType | types.MethodWrapperType):
+    is_cython = kind.__name__ == "cython_function_or_method"
+    if is_cython or kind in (types.BuiltinFunctionType, types.MethodWrapperType):
         holder = getattr(value, "__self__", None)
         bound = holder is not None and not isinstance(holder, types.ModuleType)
         return _named(value) | ({"self": walk.visit(holder, "its object")} if bound else {})
-    if isinstance(value, _DESCRIPTORS):
+    if kind in _DESCRIPTORS:
         return {"@descriptor": value.__qualname__, "class": walk.visit(value.__objclass__)}
-    if isinstance(value, staticmethod | classmethod):
-        return {f"@{type(value).__name__}": walk.visit(value.__func__)}
-    if isinstance(value, property):
-        return {"@property": [walk.visit(part) for part in (value.fget, value.fset, value.fdel)]}
-    if isinstance(value, functools._lru_cache_wrapper):
-        return {"@cached": walk.visit(value.__wrapped__)}
-    if isinstance(value, types.CodeType):
+    for base, names in _WRAPPERS.items():
+        if issubclass(kind, base):
+            return _wrapper(walk, value, base, names)
+    if kind is functools._lru_cache_wrapper:
+        return _cached(walk, value)
+    if kind is types.CodeType:
         return {"@code": bytecode.analyse(value).digest}
-    is_ufunc = type(value).__name__ == "ufunc" and type(value).__module__ == "numpy"
+    is_ufunc = kind.__name__ == "ufunc" and kind.__module__ == "numpy"
     if is_ufunc and not _is_of_a_library(value):
         return walk.unnamed(value, "a function that numpy wraps (np.frompyfunc)")
     return {"@ufunc": value.__name__, "library": origin.library("numpy")} if is_ufunc else None
+
+
+_WRAPPERS: dict[type, tuple[str, ...]] = {
+    property: ("fget", "fset", "fdel"),
+    functools.cached_property: ("func",),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+}
+"""What classes hold functions in, and under which names it holds them."""
+
+
+def _wrapper(walk: Walk, value: Any, base: type, names: Sequence[str]) -> dict[str, Any]:
+    """Return what holds a function of a class as data; a class of the user's that is built on it counts too."""
+    data = {f"@{base.__name__}": [walk.visit(getattr(value, name), name) for name in names]}
+    if type(value) is base:
+        return data
+    untold = {
+        *names,
+        *functools.WRAPPER_ASSIGNMENTS,
+        "__wrapped__",
+        "__isabstractmethod__",
+        "attrname",
+        "lock",
+    }
+    held = {k: v for k, v in getattr(value, "__dict__", {}).items() if k not in untold}
+    return data | {"class": walk.visit(type(value)), "state": walk.visit(held)}
+
+
+_FILLED_BY: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+"""Functions with a cache (`functools.lru_cache`) to what they were when it was empty: what it holds was made by that."""
+
+
+def _cached(walk: Walk, value: Any) -> Any:
+    """Return a function with a cache as data, by what fills the cache, where that is known."""
+    data, wrapped = walk.visit(value.__wrapped__), value.__wrapped__
+    ours = isinstance(wrapped, types.FunctionType) and not (
+        origin.is_own_code(wrapped.__code__) or origin.is_library_code(wrapped.__code__, wrapped.__module__)
+    )
+    if ours and not value.cache_info().currsize:
+        _FILLED_BY[value] = data
+    elif ours and _FILLED_BY.get(value) != data:
+        return walk.unnamed(
+            value,
+            f"{wrapped.__qualname__}, whose cache may be older than what it reads (call its cache_clear()),",
+        )
+    untold = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
+    return {
+        "@cached": data,
+        "attributes": walk.visit({k: v for k, v in vars(value).items() if k not in untold}),
+    }
 
 
 def _is_of_a_library(ufunc: Any) -> bool:
@@ -95,7 +149,7 @@ def _is_of_a_library(ufunc: Any) -> bool:
 
 
 def _named(value: Any) -> dict[str, Any]:
-    module = value.__module__ or type(value.__self__).__module__
+    module = getattr(value, "__module__", None) or type(value.__self__).__module__
     return {"@builtin": f"{module}.{value.__qualname__}", "library": origin.library(str(module))}
 
 
@@ -117,7 +171,7 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
                 walk.visit(attributes["__wrapped__"]),
             ]
         code = bytecode.analyse(value.__code__)
-        declared = {k: v for k, v in sorted(vars(value).items()) if k != "__wrapped__"}
+        declared = {k: v for k, v in sorted(vars(value).items(), key=str) if k not in FUNCTION_UNTOLD}
         parts: list[Any] = ["function", walk.visit(declared, "its attributes")]
         if hasattr(value, "__wrapped__"):
             parts.append(walk.visit(value.__wrapped__))
@@ -128,12 +182,16 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
                 for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
             ]
             library = "whole" if whole else origin.library(str(module))
-            return [*parts, library, value.__code__.co_qualname, held]
-        defaults = [
-            walk.visit(value.__defaults__, "a default"),
-            walk.visit(value.__kwdefaults__, "a default"),
-        ]
-        return [*parts, code.digest, defaults, [_read(walk, value, reading) for reading in code.readings]]
+            if "<locals>" not in value.__code__.co_qualname:
+                return [*parts, library, value.__code__.co_qualname, held]
+            # Several functions in one may have one name, and defaults that are the user's.
+            return [*parts, library, value.__code__.co_qualname, held, code.digest, _defaults(walk, value)]
+        told = [walk.visit(value.__annotations__, "its annotations"), _defaults(walk, value)]
+        return [*parts, code.digest, told, [_read(walk, value, reading) for reading in code.readings]]
+
+
+def _defaults(walk: Walk, value: types.FunctionType) -> list[Any]:
+    return [walk.visit(part, "a default") for part in (value.__defaults__, value.__kwdefaults__)]
 
 
 def _cell(walk: Walk, name: str, cell: types.CellType, attributes: Sequence[str] = ()) -> Any:
@@ -149,8 +207,10 @@ def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> A
     if reading.kind == "cell":
         cell = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))[reading.name]
         return _cell(walk, reading.name, cell, reading.attributes)
-    if reading.kind == "module":
+    if reading.kind in ("module", "import"):
         return imported(walk, reading, str(value.__globals__.get("__package__") or ""))
+    if reading.kind == "unseen":
+        return walk.unnamed(value, f"{reading.name}(), which reads what no name says,")
     with walk.trusting(origin.is_own_code(value.__code__)):
         return named(walk, reading.name, reading.attributes, value.__globals__)
 
@@ -180,7 +240,7 @@ def imported(walk: Walk, reading: bytecode.Reading, package: str) -> Any:
     if origin.is_library_module(name):
         return {"@module": name, "library": origin.library(name), "read": list(reading.attributes)}
     module = _loaded(name, walk.importing)
-    if module is None:
+    if module is None or (reading.kind == "import" and getattr(module, "__file__", None)):
         return unimported.describe(walk, name, reading.attributes, functools.partial(imported, walk))
     inner = sys.modules.get(f"{name}.{reading.attributes[0]}") if reading.attributes else None
     if inner is not None and not hasattr(module, reading.attributes[0]):
@@ -205,7 +265,7 @@ def follow(walk: Walk, value: Any, attributes: Sequence[str]) -> Any:
     library = None
     for n, name in enumerate(attributes):
         if isinstance(value, types.ModuleType):
-            if library is None and origin.is_library_module(value.__name__):
+            if library is None and _is_of_library(value):
                 library = [value.__name__, *attributes[n:]]
             try:
                 value = getattr(value, name)
@@ -243,6 +303,8 @@ def _held(value: Any, name: str) -> Any:
     held = vars(value)
     if name in held:
         return held[name]
+    if not str(getattr(getattr(type(value), "__getattr__", None), "__module__", "")).startswith("torch."):
+        return _NOTHING
     for part in ("_parameters", "_buffers", "_modules"):  # of torch modules
         inside = held.get(part)
         if isinstance(inside, dict) and name in inside:
@@ -252,8 +314,16 @@ def _held(value: Any, name: str) -> Any:
 
 def module(walk: Walk, value: types.ModuleType) -> Any:
     """Return a module as data: a library's by version, the user's by all that it holds."""
-    if origin.is_library_module(value.__name__):
+    if _is_of_library(value):
         return {"@module": value.__name__, "library": origin.library(value.__name__)}
+    kind = [] if type(value) is types.ModuleType else [walk.visit(type(value))]
     with walk.at(f"module {value.__name__}"):
         held = {k: v for k, v in sorted(vars(value).items()) if k not in MODULE_UNTOLD}
-        return {"@module": value.__name__, "code": walk.node(value, lambda *_: ["module", walk.visit(held)])}
+        code = walk.node(value, lambda *_: ["module", *kind, walk.visit(held)])
+        return {"@module": value.__name__, "code": code}
+
+
+def _is_of_library(value: types.ModuleType) -> bool:
+    """Say whether a module is a library's: it was found where libraries are, and does not only bear such a name."""
+    imported = getattr(value, "__spec__", None) is not None or sys.modules.get(value.__name__) is value
+    return imported and origin.is_library_module(value.__name__)

@@ -5,7 +5,9 @@ A method that the user puts into a library's class, in place of the library's ow
 
 from __future__ import annotations
 
-import functools
+import _abc
+import dataclasses
+import sys
 import types
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
 
 UNTOLD = frozenset(
     (
-        *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__slots__"),
+        *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__slots__", "__slotnames__"),
         *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__"),
-        *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__orig_bases__", "__annotate__"),
+        *("__dataclass_fields__", "__dataclass_params__", "__annotate__"),
         *(
             "__annotations_cache__",
             "__annotate_func__",
@@ -27,7 +29,7 @@ UNTOLD = frozenset(
             "_value2member_map_",
             "_hashable_values_",
         ),
-        *("_unhashable_values_", "_unhashable_values_map_", "__new__", "__hash__"),
+        *("_unhashable_values_", "_unhashable_values_map_"),
     )
 )
 """What a class holds beside what it does: documentation, bookkeeping, and what follows from the rest."""
@@ -50,19 +52,36 @@ STARTS = (
 MAKING = frozenset({"__init__", "__new__", "register_modules", "register_to_config", "to", "from_pretrained"})
 """Methods that make or change an object: what they set is what it is."""
 
-_SLOT = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
+_SLOT = (types.MemberDescriptorType, types.GetSetDescriptorType)
+
+_HEAP = 1 << 9
+"""Flag of a class that was made while Python ran, and not by the compiler of C."""
 
 
 def is_library(kind: type) -> bool:
-    """Say whether a class is a library's."""
+    """Say whether a class is a library's: it stands in a library's module under its own name."""
     module = kind.__module__
-    # Cython's metaclasses hold a descriptor under that name.
-    return not isinstance(module, str) or origin.is_library_module(module)
+    if not isinstance(module, str):  # Cython's metaclasses hold a descriptor under that name
+        return True
+    return origin.is_library_module(module) and _stands_in(kind, module)
+
+
+def _stands_in(kind: type, module: str) -> bool:
+    """Say whether a class stands where it says: one that `type(...)` or a library makes of the user's says otherwise."""
+    if not kind.__flags__ & _HEAP:
+        return True
+    held: Any = sys.modules.get(module)
+    for name in kind.__qualname__.split("."):
+        held = getattr(held, "__dict__", {}).get(name)
+    return held is kind
 
 
 def is_of_models(kind: type) -> bool:
     """Say whether a class is of a library that pipelines are made of."""
-    return isinstance(kind.__module__, str) and kind.__module__.partition(".")[0] in origin.OF_MODELS
+    module = kind.__module__
+    return (
+        isinstance(module, str) and module.partition(".")[0] in origin.OF_MODELS and _stands_in(kind, module)
+    )
 
 
 def is_built_on_models(kind: type) -> bool:
@@ -89,15 +108,28 @@ def _members(walk: Walk, kind: type) -> list[Any]:
         kinds = [describe(walk, base) for base in kind.__bases__ if base is not object]
         meta = [] if is_library(type(kind)) else [describe(walk, type(kind))]
         members = [
-            [name, _member(walk, name, member)]
+            [name, _member(walk, kind, name, member)]
             for name, member in sorted(vars(kind).items())
             if not (name in UNTOLD or _is_machinery(name))
-            or (name == "__new__" and _plain(member) is not None)
         ]
-        slots = sorted(map(str, _slots(kind)))
-        fields = vars(kind).get("__dataclass_fields__", {})
-        told = [[name, walk.visit(dict(field.metadata))] for name, field in fields.items() if field.metadata]
-        return ["class", kinds, meta, members, slots, told]
+        told = [
+            [name, *_field(walk, field)] for name, field in vars(kind).get("__dataclass_fields__", {}).items()
+        ]
+        return ["class", kinds, meta, members, _slots(kind), told, _registered(walk, kind)]
+
+
+def _field(walk: Walk, field: dataclasses.Field[Any]) -> list[Any]:
+    made = [] if field.default_factory is dataclasses.MISSING else [walk.visit(field.default_factory)]
+    flags = [field.init, field.repr, field.hash, field.compare, bool(field.kw_only)]
+    return [walk.visit(dict(field.metadata)), flags, made]
+
+
+def _registered(walk: Walk, kind: type) -> list[Any]:
+    """Return the classes that were registered with an abstract one, as data: `isinstance` looks at them."""
+    if "_abc_impl" not in vars(kind):
+        return []
+    registered = [reference() for reference in _abc._get_dump(kind)[0]]
+    return walk.in_any_order([other for other in registered if other is not None])
 
 
 def _is_machinery(name: str) -> bool:
@@ -105,20 +137,19 @@ def _is_machinery(name: str) -> bool:
     return name.startswith("__pydantic_") and name != "__pydantic_fields__"
 
 
-def _member(walk: Walk, name: str, member: Any) -> Any:
-    if isinstance(member, _SLOT):
+def _member(walk: Walk, kind: type, name: str, member: Any) -> Any:
+    if isinstance(member, _SLOT) and member.__objclass__ is kind:
         return "slot"
-    if isinstance(member, property | functools.cached_property):
-        parts = [getattr(member, part, None) for part in ("fget", "fset", "fdel", "func")]
-        return [type(member).__name__, *(walk.visit(part, name) for part in parts)]
-    if isinstance(member, staticmethod | classmethod):
-        return [type(member).__name__, walk.visit(member.__func__, name)]
     return walk.visit(member, name)
 
 
-def _slots(kind: type) -> tuple[str, ...]:
+def _slots(kind: type) -> list[str]:
+    """Return the slots that a class declares, in order."""
     slots = vars(kind).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+    if isinstance(slots, str):
+        return [slots]
+    names = [str(name) for name in slots]
+    return sorted(names) if isinstance(slots, set | frozenset) else names
 
 
 def _plain(member: Any) -> types.FunctionType | None:

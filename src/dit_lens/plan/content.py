@@ -38,14 +38,18 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, Protocol
 
-from dit_lens.plan import arrays, callables, classes, modules, objects, origin
+from dit_lens.errors import DitLensError
+from dit_lens.plan import arrays, callables, classes, modules, objects
 from dit_lens.plan.digests import digest
 
 WRITTEN_OUT = (
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction),
-    *(pathlib.PurePath, range, slice, uuid.UUID, types.GenericAlias, types.UnionType),
+    *(pathlib.PurePath, range, uuid.UUID),
 )
 """Types whose text says all that they hold."""
+
+ENUM_UNTOLD = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_", "_inverted_", "_hashable_"})
+"""What Python keeps in a member of an enumeration, which follows from the class."""
 
 THEMSELVES = frozenset({type(None), bool, int, str})
 """Types whose values are their own data."""
@@ -138,13 +142,19 @@ class Walk:
         kind = type(value)
         if kind in THEMSELVES:
             return value
-        if not label:
-            return self._dispatch(value, kind)
-        self._path.append(label)
+        if label:
+            self._path.append(label)
         try:
             return self._dispatch(value, kind)
+        except (DitLensError, RecursionError, MemoryError):
+            raise
+        except Exception as error:  # whatever a class of the user's raises
+            return self.unnamed(
+                value, f"an object that raises {type(error).__name__} as it is read ({error})"
+            )
         finally:
-            self._path.pop()
+            if label:
+                self._path.pop()
 
     @contextmanager
     def at(self, label: str) -> Iterator[None]:
@@ -300,6 +310,8 @@ class Walk:
 
     def _numeric(self, value: Any, kind: type) -> Any:
         """Return a number of a type that is not Python's plain one."""
+        if kind.__name__ in ("datetime64", "timedelta64", "void"):
+            return {"@number": str(value.dtype.descr), "value": value.tobytes().hex()}
         if kind.__module__ == "numpy" and self.exact:
             return {"@number": kind.__name__, "value": repr(value.item())}
         if kind.__name__ in ("longdouble", "clongdouble"):
@@ -328,15 +340,18 @@ class Walk:
         ):
             return self._numeric(value, kind)
         if kind in (bytes, bytearray, memoryview):
-            return {f"@{kind.__name__}": hashlib.sha256(value).hexdigest(), "size": len(bytes(value))}
-        if isinstance(value, enum.Enum):
-            return {
-                "@enum": value.name,
-                "class": classes.describe(self, kind),
-                "value": self.visit(value.value),
-            }
-        if isinstance(value, WRITTEN_OUT) and origin.is_library_module(kind.__module__):
-            return {"@value": f"{kind.__module__}.{kind.__qualname__}", "text": str(value)}
+            form = [value.format, list(value.shape or ())] if kind is memoryview else []
+            plain = bytes(value)
+            return {f"@{kind.__name__}": hashlib.sha256(plain).hexdigest(), "size": len(plain), "form": form}
+        if issubclass(kind, enum.Enum):
+            held = {k: v for k, v in vars(value).items() if k not in ENUM_UNTOLD}
+            told = [self.visit(part) for part in (value.value, held)] if held else self.visit(value.value)
+            return {"@enum": value.name, "class": classes.describe(self, kind), "value": told}
+        if kind is slice:
+            return {"@slice": [self.visit(part) for part in (value.start, value.stop, value.step)]}
+        if issubclass(kind, WRITTEN_OUT) and classes.is_library(kind):
+            zone = self.visit(value.tzinfo) if getattr(value, "tzinfo", None) is not None else None
+            return {"@value": f"{kind.__module__}.{kind.__qualname__}", "text": repr(value), "zone": zone}
         if kind.__module__ == "torch" and kind.__name__ in TORCH_TEXT:
             return {"@value": "torch", "text": str(value)}
         if isinstance(value, re.Pattern):

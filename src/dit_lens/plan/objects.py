@@ -34,17 +34,40 @@ def describe(walk: Walk, value: Any) -> Any:
         return special(walk, value)
     if isinstance(value, io.IOBase):
         return walk.unnamed(value, f"an open file ({kind.__name__})")
-    if isinstance(value, weakref.ReferenceType):
-        return {"@weakref": walk.visit(value())}
-    if isinstance(value, logging.Logger):
-        return {"@logger": value.name}
-    if isinstance(value, types.MappingProxyType):
+    if issubclass(kind, weakref.ReferenceType):
+        return {"@weakref": walk.visit(value()), **_beyond(walk, value, weakref.ReferenceType)}
+    if issubclass(kind, logging.Logger):
+        return {"@logger": value.name, **_beyond(walk, value, logging.Logger)}
+    if kind is types.MappingProxyType:
         return walk.visit(dict(value))
-    if kind.__module__ == "typing":
-        return {"@value": re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
+    if kind in _ALIASES or kind.__module__ == "typing":
+        return _typing(walk, value)
     if hasattr(kind, "__next__") and not _in_python(kind):
         return walk.unnamed(value, f"an iterator ({kind.__name__}), which is used up as it is read,")
     return {"@object": kind.__qualname__, "code": walk.node(value, _parts)}
+
+
+_ALIASES = (types.GenericAlias, types.UnionType)
+
+
+def _typing(walk: Walk, value: Any) -> Any:
+    """Return what annotations are made of as data: code may look at the classes in it, and make objects of them."""
+    parts = [getattr(value, name, None) for name in ("__origin__", "__args__", "__metadata__")]
+    text = str(type(value)) if any(parts) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return {"@typing": text, "parts": [walk.visit(part) for part in parts]}
+
+
+_OF_LOGGERS = frozenset(vars(logging.Logger("")))
+
+
+def _beyond(walk: Walk, value: Any, base: type) -> dict[str, Any]:
+    """Return what a class that is built on a library's adds to it, as data."""
+    kind = type(value)
+    if kind is base or classes.is_library(kind):
+        return {}
+    untold = _OF_LOGGERS if base is logging.Logger else ()
+    held = {k: v for k, v in getattr(value, "__dict__", {}).items() if k not in untold}
+    return {"class": classes.describe(walk, kind), "state": walk.visit(held)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +166,26 @@ def _items(walk: Walk, value: Any) -> Any:
         untold = attributes.UNTOLD if classes.is_of_models(type(value)) else frozenset()
         items = walk.visit({k: v for k, v in dict.items(value) if k not in untold})
         return [items, walk.visit(value.default_factory)] if isinstance(value, defaultdict) else items
-    if isinstance(value, set | frozenset):
-        return walk.visit(set(value))
     if isinstance(value, deque):
-        return [walk.visit(list(value)), value.maxlen]
-    if isinstance(value, list | tuple):
-        return walk.visit(list(value))
-    builtin: Any
-    for builtin in (str, bytes, int, float, complex):
+        return [walk.visit([*deque.__iter__(value)]), value.maxlen]
+    for builtin, read in _PLAIN.items():
         if isinstance(value, builtin):
-            return walk.visit(builtin.__new__(builtin, value))
+            return walk.visit(read(value))
     return walk.visit(value.args)
+
+
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    set: lambda value: {*set.__iter__(value)},
+    frozenset: lambda value: {*frozenset.__iter__(value)},
+    list: lambda value: [*list.__iter__(value)],
+    tuple: lambda value: [*tuple.__iter__(value)],
+    str: str.__str__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    int: int.__pos__,
+    float: float.__pos__,
+    complex: complex.__pos__,
+}
+"""How the plain value in an object is read whose class is built on it, whatever methods that class has put over it."""
 
 
 def _is_configuration(kind: type) -> bool:
@@ -234,7 +266,18 @@ def _thread_local(walk: Walk, value: Any) -> Any:
     return walk.unnamed(value, "a thread-local object, which holds another state in every thread,")
 
 
+def _random_state(walk: Walk, value: Any) -> Any:
+    import numpy as np
+
+    if (
+        value is np.random.mtrand._rand
+    ):  # the state of the process, which code that draws from it reads by itself
+        return {"@value": "numpy's global random state"}
+    return {"@object": "RandomState", "state": _reduced(walk, value, type(value))}
+
+
 SPECIAL: dict[str, Callable[[Walk, Any], Any]] = {
+    "numpy.RandomState": _random_state,
     "torch.Generator": _generator,
     "tokenizers.Tokenizer": _tokenizer,
     "sentencepiece.SentencePieceProcessor": _sentencepiece,
