@@ -237,7 +237,8 @@ class Batch:
         dit = self.specimen.dits[expert]
         visitor = Visitor(self.specimen, rows, watch, exchange)
         stepper = Stepper(flow, self.scheduler, self.layout, self.sigmas, self.timesteps, visitor)
-        start = stepper.begin(step, expert, self._by_stream(latents), records=records)
+        begun = stepper.begin(step, expert, self._by_stream(latents), records=records)
+        start = {stream: x.clone() for stream, x in begun.items()}  # a model may write into what it is given
         batching.load(pipe, expert)
         prepared = {branch: self.inputs.of_branch(branch, pairs) for branch in self.layout.branches}
         velocities: dict[str, Mapping[str, Tensor]] = {}
@@ -250,7 +251,8 @@ class Batch:
                     self.timesteps[step],
                 )
                 with stepper.calling(forward):
-                    velocities[branch] = batching.model(pipe, dit, {**keywords, "timestep": timestep}, start)
+                    out = batching.model(pipe, dit, {**keywords, "timestep": timestep}, start)
+                velocities[branch] = {stream: x.clone() for stream, x in out.items()}  # or has returned
         first = prepared[self.layout.branches[0]]
         velocity, x0, after = {}, {}, {}
         for stream, x in start.items():
@@ -476,10 +478,9 @@ def parts(groups: Sequence[int | None], at_once: int) -> Iterator[slice]:
     start, count = 0, len(groups)
     while start < count:
         stop = min(start + at_once, count)
-        if groups[start] is not None:
-            while stop < count and stop > start and groups[stop] == groups[stop - 1]:
-                stop -= 1
-            if stop == start:
-                stop = start + sum(group == groups[start] for group in groups)
+        while start < stop < count and groups[stop] is not None and groups[stop] == groups[stop - 1]:
+            stop -= 1
+        if stop == start:
+            stop = start + sum(group == groups[start] for group in groups)
         yield slice(start, stop)
         start = stop

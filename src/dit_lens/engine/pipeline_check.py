@@ -25,6 +25,7 @@ from dit_lens.plan.digests import digest
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
+    from dit_lens.plan.plan import Placed
 
 STEPS = 2
 """Steps in which the model itself runs."""
@@ -152,7 +153,7 @@ def _filled(output: Any, values: Mapping[float, slice]) -> Any:
 
 @torch.no_grad()
 def check_against_pipeline(batch: Batch) -> bool:
-    """Compare a batch with the pipeline's own loop, once for a model and arguments.
+    """Compare a row of a batch with the pipeline's own loop, once for a model and arguments.
 
     Returns:
         Whether the pipeline was run for it.
@@ -165,12 +166,16 @@ def check_against_pipeline(batch: Batch) -> bool:
     functions = sorted(name for name, value in loop.items() if callable(value) and "callback" in name)
     if functions:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
-    key = digest([content(loop, []), batch.model, request.sample.image is None])
+    # Another pair goes through the model first: a model whose rows read one another shows in the row after it.
+    others = [n for n, (sample, _) in enumerate(batch.pairs) if sample is not batch.pairs[0][0]]
+    pairs = [(others or [1])[0], 0] if len(batch.pairs) > 1 and batch.at_once > 1 else [0]
+    key = digest([content(loop, []), batch.model, request.sample.image is None, len(pairs)])
     if key in specimen.checked_loops:
         return False
     observed, tolerance = _observe(batch), _tolerance(batch)
-    x = batch.noise[:1]
+    rows = batch.noise[pairs]
     for step, seen in enumerate(observed):
+        x = rows[-1:]
         if seen.branches != set(batch.layout.branches):
             raise _differs(
                 "guidance", step, f"of {batch.layout.branches}, the pipeline's of {sorted(seen.branches)}"
@@ -180,10 +185,12 @@ def check_against_pipeline(batch: Batch) -> bool:
             raise _differs(
                 "timestep", step, f"{batch.timesteps[step]:.3f}, the pipeline's {seen.timestep:.3f}"
             )
-        out = batch.step(step, x, rows=[0], edits=[[]]) if step < STEPS else batch.step_of_numbers(step, x)
-        _compare("guided velocity", step, apart(out.velocity), seen.velocity, tolerance)
-        _refuse_other_type(x, out.latents)
-        x = out.latents
+        unedited: list[list[Placed]] = [[] for _ in pairs]
+        real = step < STEPS
+        out = batch.step(step, rows, pairs, unedited) if real else batch.step_of_numbers(step, x)
+        _compare("guided velocity", step, apart(out.velocity[-1:]), seen.velocity, tolerance)
+        _refuse_other_type(x, out.latents[-1:])
+        rows = out.latents
     specimen.checked_loops.add(key)
     return True
 
@@ -261,5 +268,6 @@ def _compare(
 def _differs(what: str, step: int, how: str) -> PlanError:
     return PlanError(
         f"A batch would not be the pipeline's own loop: at step {step} its {what} is {how}. The pipeline does something between "
-        "its calls that batches do not know of (guidance that is rescaled, a mask put back, another schedule): use lens.run."
+        "its calls that batches do not know of (guidance that is rescaled, a mask put back, another schedule), or its model "
+        "mixes rows: use lens.run."
     )

@@ -233,7 +233,12 @@ def _step(
 ) -> Iterator[Tensor]:
     """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
     sample_of = numbers(batch.pairs)
-    groups = [a * len(batch.pairs) + sample_of[p] for a, p in rows]
+    groups = [
+        a * len(batch.pairs) + sample_of[p]
+        if any(batch.binding(edit).over_seeds for edit in edits[a][p])
+        else None
+        for a, p in rows
+    ]
     for part in parts(groups, batch.at_once):
         members = [
             Row(

@@ -192,7 +192,7 @@ class Visitor:
             new = self.apply(where, branch, values)
             if self._watches(where, branch):
                 self._keep_state(where, branch, new)
-            if new is not values:
+            if new is not values and not same_bits(new, values):  # the model may rely on its own memory
                 out = h.clone() if out is None else out
                 out[rows, part] = new.flatten(1, 3)
         return out

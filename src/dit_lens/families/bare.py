@@ -99,6 +99,7 @@ def specimen_of_blocks(
         codec=Codec(
             decode=lambda pipe, latents: _known(decode, "decode", "decode")(latents),
             outputs=lambda output, keywords: {} if output is None else {"video": output},
+            decoded=lambda keywords: decode is not None,
         ),
         batching=Batching(partial(_prepare, tokens), diffsynth.run_model),
     )

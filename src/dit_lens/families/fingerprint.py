@@ -62,7 +62,12 @@ class Gathering:
         strided = torch.strided
         for t in tensors:
             if t is not None and (
-                type(t) not in _TYPES or t.layout is not strided or t.is_meta or t.is_quantized
+                type(t) not in _TYPES
+                or t.layout is not strided
+                or t.is_meta
+                or t.is_quantized
+                or t.is_nested
+                or (t.untyped_storage().nbytes() == 0 and t.numel() > 0)
             ):
                 self.meta |= t.is_meta
                 del self.tensors[position:]

@@ -10,7 +10,9 @@ from disk later (`info={"weights": ...}` names them).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,16 +57,20 @@ def identity(
     look = _Look(info, repeatable)
     for name, part in (*dits.items(), *sorted(held.items())):
         look.at(part, name)
+    with look.walk.counting_whole("dit_lens"):
+        # Sites, grids and readouts say what is read where; of this package's functions their names count.
+        look.at(family, "family")
     described = look.described()
     experts = dict(zip(dits, described, strict=False))
-    components = {name: _short(data) for name, data in zip(sorted(held), described[len(dits) :], strict=True)}
+    parts = [*sorted(held), "the family"]
+    components = {name: _short(data) for name, data in zip(parts, described[len(dits) :], strict=True)}
     walk = look.walk
     return {
         "model": {"family": family.name, "fingerprint": digest(experts)[:16], **walk.visit(dict(info))},
         "components": {"class": _short(classes.describe(walk, type(pipe))), **components},
         "numerics": {
             **numerics(),
-            "hooks": [walk.visit(hook) for hook in _hooks_of_all_modules()],
+            "hooks": walk.whole(_hooks_of_all_modules()),
             "modes": [walk.visit(mode, "a mode of torch's") for mode in _modes()],
         },
         "dtype": dtype,
@@ -106,7 +112,8 @@ class _Look:
     def at(self, part: Any, name: str) -> None:
         """Look at a part."""
         self.walk.gathering = gathering = Gathering()
-        data = self.walk.visit(part, name)
+        with self.walk.at(name):
+            data = self.walk.whole(part)
         self._parts.append((part, data, gathering))
         self.walk.gathering = None
 
@@ -130,9 +137,8 @@ def numerics() -> dict[str, Any]:
     """Return torch's settings of how it computes, which change results in their last digits."""
     backends = torch.backends
     return {
-        "float32_matmul": torch.get_float32_matmul_precision(),
-        "cudnn_tf32": backends.cudnn.allow_tf32,
-        "reduced_precision": backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "float32_matmul": _setting(torch.get_float32_matmul_precision),
+        "settings": {name: _setting(partial(attrgetter(name), backends)) for name in SETTINGS},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "attention": [
             backends.cuda.flash_sdp_enabled(),
@@ -149,10 +155,36 @@ def numerics() -> dict[str, Any]:
     }
 
 
+SETTINGS = (
+    *("cuda.matmul.allow_tf32", "cuda.matmul.allow_bf16_reduced_precision_reduction"),
+    *("cuda.matmul.allow_fp16_reduced_precision_reduction", "cuda.matmul.allow_fp16_accumulation"),
+    *("cudnn.allow_tf32", "cudnn.enabled", "cudnn.benchmark", "cudnn.deterministic", "mkldnn.enabled"),
+    *(
+        "fp32_precision",
+        "cuda.matmul.fp32_precision",
+        "cudnn.conv.fp32_precision",
+        "cudnn.rnn.fp32_precision",
+    ),
+    *("mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision", "mkldnn.rnn.fp32_precision"),
+)
+"""Below `torch.backends`. Torch tells precision by old names or by new ones, and none of it by both."""
+
+
+def _setting(read: Callable[[], Any]) -> str:
+    try:
+        return str(read())
+    except (AttributeError, RuntimeError) as error:
+        return type(error).__name__
+
+
 def _hooks_of_all_modules() -> list[Any]:
-    """Return the hooks that torch calls at every module."""
-    hooks = torch.nn.modules.module
-    return [*hooks._global_forward_pre_hooks.values(), *hooks._global_forward_hooks.values()]
+    """Return the hooks that torch calls at every module, each with how it is called."""
+    state = vars(torch.nn.modules.module)
+    return [
+        [hook, [key in state.get(f"{name}_{flag}", ()) for flag in ("with_kwargs", "always_called")]]
+        for name in ("_global_forward_pre_hooks", "_global_forward_hooks")
+        for key, hook in state[name].items()
+    ]
 
 
 def _modes() -> list[Any]:

@@ -38,8 +38,12 @@ def refuse_compiled(name: str, dit: nn.Module) -> None:
     for path, module in dit.named_modules():
         # torch.compile wraps a module, or its forward; module.compile, which pipe.compile_pipeline uses, marks it.
         held = vars(module)
-        wrapped = hasattr(held.get("forward"), "_torchdynamo_orig_callable")
-        if wrapped or "_orig_mod" in held["_modules"] or held.get("_compiled_call_impl") is not None:
+        wrapped = "_torchdynamo_orig_callable" in getattr(held.get("forward"), "__dict__", {})
+        if (
+            wrapped
+            or "_orig_mod" in (held.get("_modules") or {})
+            or held.get("_compiled_call_impl") is not None
+        ):
             raise PlanError(
                 f"{f'{name}.{path}'.rstrip('.')} is compiled: hooks would break its graph. Trace an uncompiled model."
             )

@@ -149,19 +149,26 @@ def image(walk: Walk, value: Any) -> Any:
 
 def tensor(walk: Walk, value: Any) -> Any:
     """Return a torch tensor as data, with the attributes that the user has given it."""
-    held = {name: held for name, held in vars(value).items() if not name.startswith(_MARKS)}
+    held = attributes_of(value)
     data = _values(walk, value)
     if walk.gathering is None and value.is_leaf and value.grad is not None:
         data = {"@tensor": data, "grad": tensor(walk, value.grad)}
-    if not held or walk.gathering is not None or (isinstance(data, dict) and "attributes" in data):
+    if not held or (isinstance(data, dict) and "attributes" in data):
         return data
     return {"@tensor": data, "attributes": walk.visit(held)}
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return the attributes that the user has given a tensor."""
+    return {name: held for name, held in vars(value).items() if not name.startswith(_MARKS)}
 
 
 def _values(walk: Walk, value: Any) -> Any:
     """Return a tensor's values: by position where they are gathered, by the walk's own checksum where it has one."""
     if walk.gathering is not None and (position := walk.gathering.take([value])) is not None:
         return {"@tensor": position}
+    if _is_freed(value):
+        return walk.unnamed(value, "a tensor whose memory was freed")
     if value.is_meta and walk.checksum is None:
         return walk.unnamed(value, "a tensor without values (on the meta device)")
     plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
@@ -179,6 +186,12 @@ def _values(walk: Walk, value: Any) -> Any:
         "dtype": str(value.dtype),
         "sha256": digest.hexdigest(),
     }
+
+
+def _is_freed(value: Any) -> bool:
+    """Say whether the memory of a plain tensor was given back: to read it would end the process."""
+    plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
+    return plain and not value.is_meta and value.numel() > 0 and value.untyped_storage().nbytes() == 0
 
 
 def tensor_bytes(flat: Any) -> Any:

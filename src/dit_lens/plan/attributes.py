@@ -33,7 +33,12 @@ MACHINERY = frozenset(
         *("_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"),
         *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
         *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks"),
-        *("_load_state_dict_post_hooks", "_compiled_call_impl", "_is_hf_initialized"),
+        *(
+            "_load_state_dict_post_hooks",
+            "_compiled_call_impl",
+            "_is_hf_initialized",
+            "_torchdynamo_wrapper_id",
+        ),
     )
 )
 """What torch keeps in a module beside its plain attributes; what of it counts is read by itself."""
@@ -43,6 +48,9 @@ REPLACED = ("forward", "__call__", "model_fn", "step")
 
 STATE = frozenset({"timestep_list", "_output_capturing_hooks_installed"})
 """Attributes of libraries' objects that a run changes in place."""
+
+NNSIGHT = "__nnsight__"
+"""Under which name nnsight keeps in a module what it has put something in place of."""
 
 MOST_RECIPES = 4096
 """Classes of libraries, with the names of the attributes of their objects, of which is kept which count."""
@@ -57,12 +65,16 @@ def plain(walk: Walk, value: Any) -> dict[str, Any]:
     held = vars(value) if hasattr(value, "__dict__") else {}
     watched = classes.is_built_on_models(kind)
     data = {n: held[n] for n in counted(walk, kind, held) if not (watched and _watches(n, held[n]))}
+    if watched and NNSIGHT in held:
+        data |= _below_nnsight(kind, held[NNSIGHT])
     return data | {name: getattr(value, name) for name in slots(kind) if hasattr(value, name)}
 
 
 def counted(walk: Walk, kind: type, names: Iterable[str]) -> list[str]:
     """Return which names of attributes count in objects of a class."""
-    left_out = _left_out(walk, kind)
+    names = [*names]
+    replaced = frozenset(n for n in names if n in classes.STARTS and n not in REPLACED)
+    left_out = _left_out(walk, kind, replaced)
     if not classes.is_built_on_models(kind):
         return [n for n in names if n not in left_out]
     return [n for n in names if not (n in MACHINERY or n in left_out or "__nnsight" in n)]
@@ -101,8 +113,17 @@ def is_guest(hook: Any) -> bool:
     return f"{module}.".startswith(_GUESTS)
 
 
-def _left_out(walk: Walk, kind: type) -> frozenset[str]:
-    known = _LEFT_OUT.get(kind)
+def _below_nnsight(kind: type, state: Any) -> dict[str, Any]:
+    """Return the forward that a module had before nnsight put its own there, where that was not its class's."""
+    original = getattr(state, "original", None)
+    if original is None or original is getattr(kind, "forward", None):
+        return {}
+    wraps = ".<locals>." in getattr(original, "__qualname__", "") and getattr(original, "__closure__", None)
+    return {"forward": original.__closure__[0].cell_contents if wraps else original}
+
+
+def _left_out(walk: Walk, kind: type, replaced: frozenset[str]) -> frozenset[str]:
+    known = None if replaced else _LEFT_OUT.get(kind)
     if known is None:
         # A value that a class of the user's has cached may be older than what it was made of.
         cached = {
@@ -114,8 +135,8 @@ def _left_out(walk: Walk, kind: type) -> frozenset[str]:
         }
         library = classes.is_library(kind)
         of_models = UNTOLD | STATE if classes.is_of_models(kind) else frozenset()
-        known = classes.written_by_runs(walk, kind) | cached | of_models
-        if library:
+        known = classes.written_by_runs(walk, kind, replaced) | cached | of_models
+        if library and not replaced:
             _LEFT_OUT[kind] = known
     return known
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import gc
 import importlib
 import importlib.util
 import sys
@@ -75,6 +76,8 @@ def describe(walk: Walk, value: Any) -> Any | None:
         return {"@partial": walk.node(value, lambda *_: parts)}
     is_cython = kind.__name__ == "cython_function_or_method"
     if is_cython or kind in (types.BuiltinFunctionType, types.MethodWrapperType):
+        if _is_unseen(value):
+            return walk.unnamed(value, f"{value.__name__}(), which reads what no name says,")
         holder = getattr(value, "__self__", None)
         bound = holder is not None and not isinstance(holder, types.ModuleType)
         return _named(value) | ({"self": walk.visit(holder, "its object")} if bound else {})
@@ -125,7 +128,9 @@ _FILLED_BY: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 def _cached(walk: Walk, value: Any) -> Any:
     """Return a function with a cache as data, by what fills the cache, where that is known."""
-    data, wrapped = walk.visit(value.__wrapped__), value.__wrapped__
+    # What it calls; `functools.wraps` puts another function under `__wrapped__`.
+    wrapped = next(part for part in gc.get_referents(value) if callable(part) and not isinstance(part, type))
+    data = walk.visit(wrapped)
     ours = isinstance(wrapped, types.FunctionType) and not (
         origin.is_own_code(wrapped.__code__) or origin.is_library_code(wrapped.__code__, wrapped.__module__)
     )
@@ -148,6 +153,13 @@ def _is_of_a_library(ufunc: Any) -> bool:
     return any(getattr(module, ufunc.__name__, None) is ufunc for module in modules)
 
 
+def _is_unseen(value: Any) -> bool:
+    """Say whether a value is a builtin that reads what no name says, under whatever name it is called."""
+    return isinstance(value, types.BuiltinFunctionType) and any(
+        getattr(builtins, name, None) is value for name in UNSEEN
+    )
+
+
 def _named(value: Any) -> dict[str, Any]:
     module = getattr(value, "__module__", None) or type(value.__self__).__module__
     return {"@builtin": f"{module}.{value.__qualname__}", "library": origin.library(str(module))}
@@ -155,6 +167,9 @@ def _named(value: Any) -> dict[str, Any]:
 
 def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:
     """Return a function made in Python as data: its name, and the hash of its code and of all that it reads."""
+    bare = value.__closure__ is None and not value.__dict__ and value.__defaults__ is None
+    if bare and walk.counts_whole(value.__module__) and walk.counts_whole(value.__globals__.get("__name__")):
+        return {"function": name_of(value)}
     with walk.at(f"function {value.__qualname__}"):
         return {"function": name_of(value), "code": walk.node(value, _parts)}
 
@@ -211,6 +226,8 @@ def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> A
         return imported(walk, reading, str(value.__globals__.get("__package__") or ""))
     if reading.kind == "unseen":
         return walk.unnamed(value, f"{reading.name}(), which reads what no name says,")
+    if reading.name == "hash" and value.__name__ == "__hash__" and "hash" not in value.__globals__:
+        return {"@builtin": "hash"}  # where in a set something stands does not count
     with walk.trusting(origin.is_own_code(value.__code__)):
         return named(walk, reading.name, reading.attributes, value.__globals__)
 
@@ -285,7 +302,7 @@ def follow(walk: Walk, value: Any, attributes: Sequence[str]) -> Any:
     ours = isinstance(value, types.FunctionType) and not origin.is_library_code(
         value.__code__, value.__globals__.get("__name__")
     )
-    return data | ({"value": walk.visit(value)} if plain or ours else {})
+    return data | ({"value": walk.visit(value)} if plain or ours or _is_unseen(value) else {})
 
 
 _NOTHING = object()

@@ -158,17 +158,38 @@ def _plain(member: Any) -> types.FunctionType | None:
     return inner if isinstance(inner, types.FunctionType) else None
 
 
-def written_by_runs(walk: Walk, kind: type) -> frozenset[str]:
+def written_by_runs(walk: Walk, kind: type, replaced: frozenset[str] = frozenset()) -> frozenset[str]:
     """Return the attributes that are state of a run, not of the object: a run sets them itself before it reads them.
 
     The libraries of models are trusted to set what their methods set (`timesteps`, caches of a decoder), also where the
-    user's class is built on theirs. What methods of the user's set may carry something from run to run.
+    user's class is built on theirs, as far as their methods run there. What methods of the user's set may carry
+    something from run to run.
+
+    Args:
+        walk: the way through values.
+        kind: a class.
+        replaced: methods that an object holds in place of its class's.
     """
-    known = walk.written.get(kind)
+    known = walk.written.get((kind, replaced))
     if known is None:
         trusted = next((base for base in kind.__mro__ if is_of_models(base)), object)
-        known = walk.written[kind] = _reached(_codes_of_library(trusted))
+        above = kind.__mro__[: kind.__mro__.index(trusted)]
+        users = {
+            name for base in above for name, member in vars(base).items() if not _calls_super(name, member)
+        }
+        codes = tuple(item for item in _codes_of_library(trusted) if item[0] not in users | replaced)
+        known = walk.written[kind, replaced] = _reached(codes)
     return known
+
+
+def _calls_super(name: str, member: Any) -> bool:
+    """Say whether a method calls the one that it takes the place of."""
+    function = _plain(member)
+    return (
+        function is not None
+        and "__class__" in function.__code__.co_freevars
+        and name in function.__code__.co_names
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -14,7 +14,8 @@ made with it is not taken for something else.
 | functions, classes | code and all that it reads (`functions`, `classes`); a library's by name and version |
 | objects, torch modules | class and state (`objects`, `modules`) |
 
-Limits: what an object keeps outside of Python's sight (files that it reads later, the state of a device) is not seen.
+Limits: what an object keeps outside of Python's sight (files that it reads later, the state of a device) is not seen. Nor is
+whether two places hold one object or two equal ones, how an array lies in memory, and what is set in `decimal`'s context.
 An object may say itself what it is: by a method `__content__(walk)` that returns data, mostly of `walk.visit(part)`.
 """
 
@@ -120,7 +121,7 @@ class Walk:
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
-        self.written: dict[type, frozenset[str]] = {}
+        self.written: dict[tuple[type, frozenset[str]], frozenset[str]] = {}
         self.classes: dict[type, Any] = {}
         self._done: dict[tuple[int, bool, bool], Any] = {}  # by the value, and how it was read
         self._open: dict[int, int] = {}
@@ -183,6 +184,19 @@ class Walk:
             yield
         finally:
             self._trusting = before
+
+    @contextmanager
+    def counting_whole(self, *packages: str) -> Iterator[None]:
+        """Count the code of packages as a whole for the next values, whose functions and classes then stand by name."""
+        before, self._whole = self._whole, tuple(f"{name}." for name in packages)
+        try:
+            yield
+        finally:
+            self._whole = before
+
+    def is_below(self, attribute: str) -> bool:
+        """Say whether what is visited is an attribute of this name."""
+        return bool(self._path) and self._path[-1] == f"its attribute {attribute!r}"
 
     @property
     def is_trusting(self) -> bool:

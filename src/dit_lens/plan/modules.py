@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import attributes, classes, digests
+from dit_lens.plan import arrays, attributes, classes, digests
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -67,6 +67,8 @@ def _leaf(walk: Walk, recipe: ModuleRecipe, held: Mapping[str, Any]) -> list[Any
     before, after, back_before, back_after, _, parameters, buffers = items[-len(_INSIDE) :]
     if (before or after or back_before or back_after) and _has_hooks(held):
         return None
+    if held.get("_compiled_call_impl") is not None:
+        return None
     if not parameters and not buffers:
         return [recipe.head, *values]
     tensors = _tensors(walk, parameters, buffers)
@@ -83,7 +85,10 @@ def _tensors(walk: Walk, parameters: Mapping[str, Any], buffers: Mapping[str, An
         return []
     if walk.gathering is None:
         return None
-    position = walk.gathering.take([*parameters.values(), *buffers.values()])
+    tensors = [*parameters.values(), *buffers.values()]
+    if any([t is not None and t.__dict__ and arrays.attributes_of(t) for t in tensors]):
+        return None
+    position = walk.gathering.take(tensors)
     return None if position is None else [position, *parameters, None, *buffers]
 
 
@@ -103,6 +108,8 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
             tensors = [[[n, walk.visit(t, n)] for n, t in part.items()] for part in (parameters, buffers)]
         inner = [[name, None if part is None else _part(walk, part, name)] for name, part in parts.items()]
         hooked = hooks(walk, held) if before or after or back_before or back_after else []
+        if held.get("_compiled_call_impl") is not None:
+            hooked.append(walk.unnamed(value, "a module that is compiled (module.compile)"))
         return ["module", head, attribute_data, tensors, inner, hooked]
 
 

@@ -247,9 +247,15 @@ def _generator(walk: Walk, value: Any) -> Any:
 
 
 def _tokenizer(walk: Walk, value: Any) -> Any:
-    # Padding and truncation stand before the rest, and every call sets them anew.
     text = value.to_str()
-    return {"@tokenizer": walk.visit(text[max(0, text.find('"added_tokens"')) :].encode())}
+    if walk.is_below("_tokenizer"):
+        # Padding and truncation stand before the rest, and every call of transformers' own sets them anew.
+        text = text[max(0, text.find('"added_tokens"')) :]
+    return {"@tokenizer": walk.visit(text.encode()), "special": walk.visit(value.encode_special_tokens)}
+
+
+def _handle(walk: Walk, value: Any) -> Any:
+    return {"@handle": type(value).__qualname__}  # of a hook, which counts itself; its number does not
 
 
 def _sentencepiece(walk: Walk, value: Any) -> Any:
@@ -279,6 +285,7 @@ def _random_state(walk: Walk, value: Any) -> Any:
 SPECIAL: dict[str, Callable[[Walk, Any], Any]] = {
     "numpy.RandomState": _random_state,
     "torch.Generator": _generator,
+    "torch.RemovableHandle": _handle,
     "tokenizers.Tokenizer": _tokenizer,
     "sentencepiece.SentencePieceProcessor": _sentencepiece,
     "_thread._local": _thread_local,

@@ -69,6 +69,22 @@ def index_bytes(lengths: Sequence[int]) -> bytes:
     return data + google_crc32c.value(data).to_bytes(4, "little")
 
 
+def check_contiguous(file: BinaryIO, count: int, inner_bytes: int, label: str) -> None:
+    """Refuse a shard whose uncompressed chunks do not lie end to end in order, as `raw_buffers` writes them.
+
+    Raises:
+        StoreError: another program has written it anew, and has put its chunks elsewhere.
+    """
+    expected = _contiguous_index(count, inner_bytes)
+    file.seek(count * inner_bytes)
+    if file.read() != expected:
+        raise StoreError(
+            f"{label}: its index is damaged, or another program has written the file anew with its chunks in another order; "
+            "read the run with zarr or xarray, or trace it again"
+        )
+    file.seek(0)
+
+
 @lru_cache(maxsize=64)
 def _contiguous_index(count: int, inner_bytes: int) -> bytes:
     return index_bytes([inner_bytes] * count)

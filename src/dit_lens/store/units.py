@@ -17,7 +17,7 @@ from dit_lens.store.bfloat16 import widen_into
 from dit_lens.store.files import check_regular
 from dit_lens.store.journal import Entry
 from dit_lens.store.layout import STATE_DIMS, Variable
-from dit_lens.store.shard import decompress, read_compressed
+from dit_lens.store.shard import check_contiguous, decompress, read_compressed
 
 Key = tuple[int | slice | np.ndarray, ...]
 _ALL = slice(None)
@@ -159,6 +159,11 @@ def load_unit(
     if variable.compressed:
         out[...] = _outer(_load_compressed(path, variable, inside), inside)
         return
+    if variable.sharded:
+        inner = math.prod(variable.inner_shape)
+        with open(path, "rb", buffering=0) as file:
+            count = math.prod(variable.chunk_shape) // inner
+            check_contiguous(file, count, inner * variable.stored_dtype.itemsize, path)
     decode = variable.encoding == "codes" and out.dtype.kind == "f"
     whole = all(isinstance(k, slice) and k == _ALL for k in inside)
     if whole and out.flags.c_contiguous:

@@ -1,0 +1,303 @@
+"""Functions that differ in what Python does for them have other names: classes made on the way, descriptors, imports, caches.
+
+Each specimen is a module with `@@` in it, put in two ways; its `f` gives two results.
+"""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from dit_lens.plan.functions import describe
+
+CLASSES = {
+    "type() on an abstract class": (
+        "import abc\nclass B(abc.ABC):\n    def __call__(self, h, at): return h * self.scale\n"
+        "f = type('E', (B,), {'scale': @@})()",
+        ("2.0", "3.0"),
+    ),
+    "types.new_class": (
+        "import types\nclass B:\n    def __call__(self, h, at): return h * self.scale\n"
+        "f = types.new_class('E', (B,), {}, lambda held: held.update(scale=@@))()",
+        ("2.0", "3.0"),
+    ),
+    "make_dataclass": (
+        "import dataclasses\nE = dataclasses.make_dataclass('E', [('a', float, @@)])\ndef f(h, at): return h * E().a",
+        ("2.0", "3.0"),
+    ),
+    "a class that says that it is a library's": (
+        "class E:\n    def __call__(self, h, at): return h * @@\nE.__module__ = 'torch.nn'\nf = E()",
+        ("2.0", "3.0"),
+    ),
+    "a class run by exec": (
+        "held = {}\nexec('class E:\\n def __call__(self, h, at): return h * @@', held)\nf = held['E']()",
+        ("2.0", "3.0"),
+    ),
+    "a subclass of property": (
+        "class Scaled(property):\n    def __get__(self, o, kind=None): return super().__get__(o, kind) * @@\n"
+        "class E:\n    @Scaled\n    def s(self): return 1.0\n    def __call__(self, h, at): return h * self.s\nf = E()",
+        ("2.0", "3.0"),
+    ),
+    "the state of a property": (
+        "class Scaled(property):\n    def __get__(self, o, kind=None): return super().__get__(o, kind) * self.k\n"
+        "class E:\n    s = Scaled(lambda self: 1.0)\n    s.k = @@\n    def __call__(self, h, at): return h * self.s\n"
+        "f = E()",
+        ("2.0", "3.0"),
+    ),
+    "a method of a library's class": (
+        "class S(float):\n    __mul__ = float.__@@__\nA = S(3)\ndef f(h, at): return h * (A * 2.0)",
+        ("add", "sub"),
+    ),
+    "the order of slots": (
+        "class E:\n    __slots__ = (@@)\n    def __init__(self): self.a, self.b = 2.0, 5.0\n"
+        "    def __call__(self, h, at): return h * getattr(self, self.__slots__[0])\nf = E()",
+        ("'a', 'b'", "'b', 'a'"),
+    ),
+    "the order of a pattern": (
+        "class P:\n    __match_args__ = (@@)\n    a, b = 2.0, 5.0\n"
+        "def f(h, at):\n    match P():\n        case P(x, _): return h * x",
+        ("'a', 'b'", "'b', 'a'"),
+    ),
+    "annotations of a class": (
+        "from typing import get_type_hints\nclass C:\n    s: @@ = 1.6\n"
+        "def f(h, at): return h * get_type_hints(C)['s'](C.s)",
+        ("int", "float"),
+    ),
+    "annotations of a function": (
+        "def g(s: @@): return s\ndef f(h, at): return h * g.__annotations__['s'](1.6)",
+        ("int", "float"),
+    ),
+    "what makes a field": (
+        "import dataclasses\n@dataclasses.dataclass(init=False)\nclass E:\n"
+        "    a: list = dataclasses.field(default_factory=lambda: [@@])\n"
+        "def f(h, at): return h * dataclasses.fields(E)[0].default_factory()[0]",
+        ("2.0", "3.0"),
+    ),
+    "what was registered with an abstract class": (
+        "import abc\nclass A(abc.ABC): pass\nclass X: pass\nclass Y: pass\nA.register(@@)\n"
+        "def f(h, at): return h * (2.0 if isinstance(X(), A) else 3.0)",
+        ("X", "Y"),
+    ),
+    "a hash": (
+        "class S:\n    def __init__(self, k): self.k = k\n    def __hash__(self): return @@\n"
+        "    def __eq__(self, other): return True\ndef f(h, at): return h * len({S(1), S(2)})",
+        ("1", "self.k"),
+    ),
+    "a class inside an alias": (
+        "import typing\nT = typing.TypeVar('T')\nclass S(typing.Generic[T]):\n    def g(self, h): return h * @@\n"
+        "A = S[int]\ndef f(h, at): return A().g(h)",
+        ("2.0", "3.0"),
+    ),
+    "an object beside a type": (
+        "import typing\nclass S:\n    def __init__(self, k): self.k = k\nA = typing.Annotated[float, S(@@)]\n"
+        "def f(h, at): return h * typing.get_args(A)[1].k",
+        ("2.0", "3.0"),
+    ),
+}
+
+VALUES = {
+    "a text whose class hides it": (
+        "class S(str):\n    def __str__(self): return '***'\nA = S('@@')\ndef f(h, at): return h * len(A)",
+        ("a", "ab"),
+    ),
+    "a list whose class hides it": (
+        "class L(list):\n    def __iter__(self): return iter(())\nA = L([@@])\ndef f(h, at): return h * A[0]",
+        ("2.0", "3.0"),
+    ),
+    "a number whose class hides it": (
+        "class N(int):\n    def __int__(self): return 1\nA = N(@@)\ndef f(h, at): return h * A",
+        ("2", "3"),
+    ),
+    "a proxy that says that it is a function": (
+        "def g(h): return h\nclass Proxy:\n    def __init__(self, k): self.k = k\n"
+        "    __class__ = property(lambda self: type(g))\n    def __call__(self, h): return g(h) * self.k\n"
+        "A = Proxy(@@)\ndef f(h, at): return A(h)",
+        ("2.0", "3.0"),
+    ),
+    "attributes of a partial": (
+        "import functools\ndef g(h, k): return h * k\np = functools.partial(g, k=1.0)\np.weight = @@\n"
+        "ALL = [p]\ndef f(h, at): return sum(q(h) * q.weight for q in ALL)",
+        ("2.0", "3.0"),
+    ),
+    "attributes of a member of an enumeration": (
+        "import enum\nclass C(enum.Enum):\n    A = 1\nC.A.scale = @@\ndef f(h, at): return h * C.A.scale",
+        ("2.0", "3.0"),
+    ),
+    "the class of a module": (
+        "import types\nclass M(types.ModuleType):\n    def k(self): return @@\n    def g(self, h): return h * self.k()\n"
+        "m = M('m')\ndef f(h, at): return m.g(h)",
+        ("2.0", "3.0"),
+    ),
+    "a module that bears a library's name": (
+        "import types\nm = types.ModuleType('math')\nm.k = [@@]\ndef f(h, at): return h * m.k[0]",
+        ("2.0", "3.0"),
+    ),
+    "the unit of a time": (
+        "import numpy as np\nA = np.timedelta64(5, '@@')\ndef f(h, at): return h * (A / np.timedelta64(1, 'ps'))",
+        ("ns", "ps"),
+    ),
+    "a time zone": (
+        "import datetime as dt\nA = dt.timezone(dt.timedelta(hours=@@), 'X')\n"
+        "def f(h, at): return h * A.utcoffset(None).seconds",
+        ("2", "3"),
+    ),
+    "the numbers in a memory": (
+        "A = memoryview(bytes(range(8))).cast('@@')\ndef f(h, at): return h * float(A[0])",
+        ("f", "i"),
+    ),
+    "an object in a slice": (
+        "class K:\n    def __init__(self, k): self.k = k\n    def __repr__(self): return 'K'\nA = slice(K(@@))\n"
+        "def f(h, at): return h * A.stop.k",
+        ("2.0", "3.0"),
+    ),
+    "a module that changes what it holds": (
+        "import torch\nclass M(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.w = torch.nn.Parameter(torch.ones(()))\n    def __getattr__(self, name):\n"
+        "        v = super().__getattr__(name)\n        return v * @@ if name == 'w' else v\n"
+        "m = M()\ndef f(h, at): return (h * m.w).detach()",
+        ("2.0", "3.0"),
+    ),
+}
+
+
+def module_of(source):
+    module = types.ModuleType("users_module")
+    exec(compile(source, "/home/somebody/users_module.py", "exec"), module.__dict__)
+    return module
+
+
+def described(source):
+    function, unnamed = module_of(source).f, []
+    return function(torch.arange(1.0, 5.0), None), describe(function, unnamed), unnamed
+
+
+@pytest.mark.parametrize("source, ways", [*CLASSES.values(), *VALUES.values()], ids=[*CLASSES, *VALUES])
+def test_what_changes_the_result_changes_the_name(source, ways):
+    (a, named_a, unnamed_a), (b, named_b, unnamed_b) = (described(source.replace("@@", way)) for way in ways)
+    assert not torch.equal(a, b)
+    assert named_a != named_b
+    assert not unnamed_a and not unnamed_b
+    assert described(source.replace("@@", ways[0]))[1] == named_a
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ("users_fast", "users_slow", "users_plugin")
+    yield tmp_path
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def name_of(source):
+    unnamed = []
+    data = describe(module_of(source).f, unnamed)
+    assert not unnamed
+    return data
+
+
+def test_each_of_several_imports_of_one_name_counts(in_folder):
+    (in_folder / "users_fast.py").write_text("k = 2.0\n")
+    (in_folder / "users_slow.py").write_text("k = 3.0\n")
+    source = (
+        "def f(h, at):\n    try: import users_fast as q\n    except ImportError: import users_slow as q\n"
+        "    return h * q.k\n"
+    )
+    import users_fast
+    import users_slow
+
+    before = name_of(source)
+    users_fast.k = 5.0
+    assert name_of(source) != before
+    users_fast.k, users_slow.k = 2.0, 5.0
+    assert name_of(source) != before
+
+
+def test_a_module_that_is_imported_for_what_that_does_counts(in_folder):
+    plugin = in_folder / "users_plugin.py"
+    source = "REG = {'k': 1.0}\ndef f(h, at):\n    import users_plugin\n    return h * REG['k']\n"
+    plugin.write_text("k = 2.0\n")
+    before = name_of(source)
+    import users_plugin  # noqa: F401
+
+    assert name_of(source) == before
+    plugin.write_text("k = 3.0  # another length\n")
+    assert name_of(source) != before
+
+
+def test_a_cache_that_may_be_older_than_what_it_reads_is_unnamed():
+    source = "import functools\nC = {'k': 1.0}\n@functools.lru_cache\ndef k(): return C['k']\ndef f(h, at): return h * k()"
+    module, unnamed = module_of(source), []
+    first = describe(module.f, unnamed)
+    module.k()
+    assert describe(module.f, unnamed) == first and not unnamed  # filled since it was seen empty
+    module.C["k"] = 2.0
+    describe(module.f, unnamed)
+    assert "cache may be older than what it reads (call its cache_clear())" in unnamed[0]
+    module.k.cache_clear()
+    assert describe(module.f, unnamed[1:]) != first
+    filled, unnamed = module_of(source), []
+    filled.k()
+    describe(filled.f, unnamed)
+    assert unnamed
+
+
+UNNAMED = {
+    "subclasses": "class B: pass\ndef f(h, at): return h * len(B.__subclasses__())",
+    "eval under another name": "E = eval\ndef f(h, at): return h * E('2.0')",
+    "eval of a module": "import builtins\ndef f(h, at): return h * builtins.eval('2.0')",
+}
+
+
+@pytest.mark.parametrize("source", UNNAMED.values(), ids=UNNAMED)
+def test_what_reads_that_which_no_name_says_is_unnamed(source):
+    unnamed = []
+    describe(module_of(source).f, unnamed)
+    assert "reads what no name says" in unnamed[0]
+
+
+RAISING = {
+    "an attribute": "class E:\n    @property\n    def __dict__(self): raise OSError('gone')\nA = E()\ndef f(h, at): return A",
+    "pickling": "class E(bytearray):\n    def __reduce_ex__(self, n): return (1,)\nA = E()\ndef f(h, at): return A",
+    "a memory": "A = memoryview(b'abc')\nA.release()\ndef f(h, at): return A",
+    "a proxy": "import weakref\nclass E: pass\nA = weakref.proxy(E())\ndef f(h, at): return A",
+}
+
+
+@pytest.mark.parametrize("source", RAISING.values(), ids=RAISING)
+def test_what_raises_as_it_is_read_is_unnamed(source):
+    unnamed = []
+    describe(module_of(source).f, unnamed)
+    assert unnamed
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_hash_of_what_an_object_holds_is_no_reading(frozen):
+    unnamed = []
+    source = (
+        f"import dataclasses\n@dataclasses.dataclass(frozen={frozen})\nclass E:\n    a: float = 2.0\n"
+        + ("" if frozen else "    def __hash__(self): return hash((self.a,))\n")
+        + "def f(h, at): return h * len({E(), E(1.0)})"
+    )
+    describe(module_of(source).f, unnamed)
+    assert not unnamed
+
+
+METHODS = "A = (2.0).__mul__\ndef f(h, at): return h * A(3.0)"
+
+
+def test_a_method_of_a_number_is_named_by_the_number():
+    unnamed = []
+    named = [describe(module_of(METHODS.replace("2.0", n)).f, unnamed) for n in ("2.0", "3.0")]
+    assert named[0] != named[1] and not unnamed
+
+
+def test_numpys_global_state_does_not_name_what_only_holds_it():
+    from scipy import stats
+
+    module = module_of("def f(h, at): return h * float(A.cdf(0.5))")
+    module.A = stats.norm(0, 2)
+    before = describe(module.f)
+    stats.norm.rvs()
+    assert describe(module.f) == before
