@@ -28,6 +28,7 @@ def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
 
     import dit_lens as dl
     from dit_lens.experiments import pictures as report
+    from dit_lens.models import organism
     from dit_lens.tasks.canvas import EVAL_SEED
 
     start = time.time()
@@ -36,7 +37,7 @@ def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
     store = out / "store.zarr"
     record = [dl.energy, dl.hidden, dl.x0]
     lines = []
-    for task in tqdm(dl.tasks.TASKS, desc="tasks"):
+    for task in tqdm(organism.TASKS, desc="tasks"):
         sample = dl.tasks.make(task, SCENES.get(task, EVAL_SEED))
         run = lens.run(sample, seed, record=record, steps=steps, store=store)
         folder = out / task

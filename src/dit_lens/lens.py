@@ -13,7 +13,7 @@ from dit_lens.engine.request import Request, verify_of
 from dit_lens.engine.verify import is_due, verify_run
 from dit_lens.errors import needing
 from dit_lens.families.bare import specimen_of_blocks
-from dit_lens.families.decoding import decode
+from dit_lens.families.decoding import decode, encode
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.plan import Entry, Plan
 from dit_lens.store.run import Run
@@ -259,6 +259,20 @@ class Lens:
             PlanError: not latents, or they hold NaN (they were not recorded).
         """
         return decode(self.specimen, latents)
+
+    def encode(self, frames: Any) -> Tensor:
+        """Encode frames to latents as they stand in a run.
+
+        Args:
+            frames: [time, height, width, rgb], uint8; as many as the model makes (for Wan 4k + 1).
+
+        Returns:
+            [1, channel, frame, y, x].
+
+        Raises:
+            PlanError: the family does not say how to encode.
+        """
+        return encode(self.specimen, frames)
 
     def estimate(
         self, plan: Plan | RecordEntries, sample: Sample, steps: int | None = None, **arguments: Any

@@ -9,10 +9,12 @@ from dit_lens.analysis.cka import cka, cka_matrix, cka_pairs
 from dit_lens.analysis.commitment import commitment, corrections
 from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
+from dit_lens.analysis.ideal import IdealDenoiser, ideal_denoiser
 from dit_lens.analysis.pca import pca_basis, pca_maps, to_rgb
 from dit_lens.analysis.statistics import effect, mean
 
 __all__ = [
+    "IdealDenoiser",
     "channel_importance",
     "cka",
     "cka_matrix",
@@ -23,6 +25,7 @@ __all__ = [
     "energy",
     "energy_by_layer",
     "energy_by_step",
+    "ideal_denoiser",
     "mean",
     "pca_basis",
     "pca_maps",

@@ -1,8 +1,8 @@
-"""Latents as they stand in a run, to frames or sound."""
+"""Latents as they stand in a run, to frames or sound, and frames to latents."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,11 +10,24 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.plan.places import GRID_DIMS, grid_dim
+from dit_lens.tasks.sample import as_frames
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from dit_lens.families.specimen import Specimen
+
+
+def encode(specimen: Specimen, frames: Any) -> Tensor:
+    """Encode frames by a model's own codec; see `Lens.encode`.
+
+    Raises:
+        PlanError: the family does not say how.
+    """
+    codec = specimen.family.codec
+    if codec.encode is None:
+        raise PlanError(f"Family {specimen.family.name} does not say how to encode frames to latents.")
+    return codec.encode(specimen.pipe, as_frames(frames))
 
 
 def decode(specimen: Specimen, latents: xr.DataArray | Tensor) -> np.ndarray:

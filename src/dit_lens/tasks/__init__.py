@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dit_lens.errors import TaskError
+from dit_lens.tasks.arrows import arrows
+from dit_lens.tasks.bounce import bounce
 from dit_lens.tasks.choose import choose
+from dit_lens.tasks.latin import latin
 from dit_lens.tasks.maze import loop, maze
 from dit_lens.tasks.objects import circle, occlude, pattern
+from dit_lens.tasks.odd import odd
 from dit_lens.tasks.sample import Frames, Sample, Score, as_frames
+from dit_lens.tasks.scene import Answer, Masks, Scene
+from dit_lens.tasks.tictac import tictac
 from dit_lens.tasks.vbvr import vbvr
 
 TASKS: dict[str, Callable[..., Sample]] = {
@@ -18,6 +24,11 @@ TASKS: dict[str, Callable[..., Sample]] = {
     "circle": circle,
     "pattern": pattern,
     "occlude": occlude,
+    "arrows": arrows,
+    "bounce": bounce,
+    "latin": latin,
+    "tictac": tictac,
+    "odd": odd,
 }
 
 
@@ -34,16 +45,24 @@ def make(task: str, seed: int, **options: object) -> Sample:
 
 __all__ = [
     "TASKS",
+    "Answer",
     "Frames",
+    "Masks",
     "Sample",
+    "Scene",
     "Score",
+    "arrows",
     "as_frames",
+    "bounce",
     "choose",
     "circle",
+    "latin",
     "loop",
     "make",
     "maze",
     "occlude",
+    "odd",
     "pattern",
+    "tictac",
     "vbvr",
 ]

@@ -29,6 +29,7 @@ TRAIL = (0.20, 0.45, 0.90)
 OBJECT = (0.35, 0.35, 0.42)
 RING = (0.90, 0.20, 0.15)
 BAR = (0.45, 0.45, 0.50)
+SIGN = (0.45, 0.45, 0.50)
 BALLS = {
     "red": (0.85, 0.15, 0.15),
     "green": (0.05, 0.60, 0.30),
@@ -98,6 +99,16 @@ def ring(canvas: Canvas, x: float, y: float, radius: float, width: float, opacit
     """Draw a ring of a mean radius and a line width."""
     off = np.abs(_distance(canvas.shape, x, y) - radius)
     paint(canvas, opacity * np.clip(width / 2 + 0.5 - off, 0, 1), RING)
+
+
+def ring_strength(frame: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+    """Return how much of a full ring each cell of a board shows, [row, column]."""
+    mask = blank(1) * 0
+    ring(mask, CELL / 2, CELL / 2, 6.5, 2, 1.0)
+    weight = mask[..., 0] / mask[..., 0].sum()
+    tiles = likeness(frame, RING).reshape(side, CELL, side, CELL).transpose(0, 2, 1, 3)
+    strength: NDArray[np.float32] = (tiles * weight).sum((2, 3))
+    return strength
 
 
 def to_frames(canvases: list[Canvas]) -> NDArray[np.uint8]:

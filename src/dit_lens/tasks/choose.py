@@ -13,6 +13,7 @@ from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import trail
 from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.scene import Answer, Scene
 
 
 def choose(seed: int, goals: int | None = None, size: int = 4, num_frames: int = cv.NUM_FRAMES) -> Sample:
@@ -34,7 +35,8 @@ def choose(seed: int, goals: int | None = None, size: int = 4, num_frames: int =
         # Every goal can be reached without stepping on another, and none is next door.
         if all(len(p) >= 3 and not set(p[:-1]) & set(ends) for p in paths):
             break
-    truth = trail.walk(trail.board(size, [], ends), paths[rng.integers(count)], num_frames)
+    path = paths[rng.integers(count)]
+    truth = trail.walk(trail.board(size, [], ends), path, num_frames)
     return Sample(
         prompt="go to one goal",
         image=Image.fromarray(truth[0]),
@@ -43,7 +45,20 @@ def choose(seed: int, goals: int | None = None, size: int = 4, num_frames: int =
         id=str(seed),
         truth=truth,
         scorer=partial(score_choice, size=size, start=start, goals=ends),
+        scene=Scene(
+            None,
+            partial(trail.scene_masks, size, [], ends, path, num_frames),
+            partial(_answers, size=size, goals=ends, paths=paths, num_frames=num_frames),
+        ),
     )
+
+
+def _answers(size: int, goals: list[Cell], paths: list[list[Cell]], num_frames: int) -> list[Answer]:
+    board = trail.board(size, [], goals)
+    return [
+        Answer(f"goal {n}", trail.walk(board, path, num_frames), 1 / len(goals))
+        for n, path in enumerate(paths)
+    ]
 
 
 def _corner(start: Cell, end: Cell) -> list[Cell]:

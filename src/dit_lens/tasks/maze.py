@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from functools import partial
 
@@ -12,13 +11,12 @@ from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks import trail
+from dit_lens.tasks import layouts, trail
 from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.scene import Answer, Scene
 from dit_lens.tasks.trail import Edge
 
-HELD_OUT = 16
-"""One layout in this many is for evaluation."""
 LONGEST = 20
 """Cells on a path, at most: more would not be walked in the frames there are."""
 
@@ -67,13 +65,13 @@ def _check_size(size: int) -> None:
 
 
 def _split(seed: int, name: str, make: Callable[[np.random.Generator], tuple]) -> tuple:
-    """Draw layouts until one belongs to the seed's side of the split between training and evaluation."""
-    rng = cv.rng_for(name, seed)
-    while True:
-        layout = make(rng)
-        held_out = zlib.crc32(repr((sorted(layout[0]), layout[1][0], layout[1][-1])).encode()) % HELD_OUT == 0
-        if held_out == (seed >= cv.EVAL_SEED):
-            return layout
+    """Draw a layout of walls and routes on the seed's side of the split."""
+    return layouts.draw(name, seed, make, _key)
+
+
+def _key(layout: tuple) -> tuple[list[Edge], Cell, Cell]:
+    walls, route, *_ = layout
+    return sorted(walls), route[0], route[-1]
 
 
 def _tree(rng: np.random.Generator, size: int) -> set[Edge]:
@@ -155,7 +153,24 @@ def _sample(
         scorer=partial(
             score_routes, size=size, routes=[trail.path_edges(r) for r in routes], start=start, goal=goal
         ),
+        scene=Scene(
+            _key((walls, *routes)),
+            partial(trail.scene_masks, size, walls, [goal], pick, num_frames),
+            partial(_answers, size=size, walls=walls, routes=routes, num_frames=num_frames),
+        ),
     )
+
+
+def _answers(size: int, walls: frozenset[Edge], routes: list[list[Cell]], num_frames: int) -> list[Answer]:
+    board = trail.board(size, walls, [routes[0][-1]])
+    return [
+        Answer(
+            trail.spell(trail.path_edges(route), route[0]),
+            trail.walk(board, route, num_frames),
+            1 / len(routes),
+        )
+        for route in routes
+    ]
 
 
 def score_routes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
 from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.scene import Answer, Scene
 
 SIZES = (2.0, 4.0, 6.0)
 """Radii of the discs of `pattern`, in pixels."""
@@ -24,9 +26,27 @@ The codec costs up to 2; an even blend of the three sizes is off by 9, noise by 
 BOARD = 4
 
 
-def _finish(task: str, seed: int, prompt: str, truth: NDArray[np.uint8], scorer: partial[Score]) -> Sample:
+def _finish(
+    task: str,
+    seed: int,
+    prompt: str,
+    truth: NDArray[np.uint8],
+    scorer: partial[Score],
+    masks: Callable[[], dict[str, NDArray[np.bool_]]],
+) -> Sample:
     image = Image.fromarray(truth[0])
-    return Sample(prompt, image, len(truth), task=task, id=str(seed), truth=truth, scorer=scorer)
+    scene = Scene(None, masks, partial(_answer, scorer, truth))
+    return Sample(prompt, image, len(truth), task=task, id=str(seed), truth=truth, scorer=scorer, scene=scene)
+
+
+def _answer(scorer: partial[Score], truth: NDArray[np.uint8]) -> list[Answer]:
+    """Return the one right answer."""
+    return [Answer(scorer(truth).answer, truth, 1.0)]
+
+
+def _colour_masks(truth: NDArray[np.uint8], **colours: tuple[float, ...]) -> dict[str, NDArray[np.bool_]]:
+    """Return where each of some colours is seen, by name, [time, height, width]: more of it than of the floor."""
+    return {name: np.stack([cv.likeness(f, colour) > 0.5 for f in truth]) for name, colour in colours.items()}
 
 
 def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) -> Sample:
@@ -62,7 +82,21 @@ def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) 
         f"circle the {kind}",
         cv.to_frames(frames),
         partial(score_rings, wanted=wanted),
+        partial(_circle_masks, cv.to_frames(frames), scene, wanted),
     )
+
+
+def _circle_masks(
+    truth: NDArray[np.uint8], scene: Canvas, wanted: frozenset[Cell]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return where the rings, the named objects and the others are, [time, height, width]."""
+    objects = cv.likeness(cv.to_frames([scene])[0], cv.OBJECT) > 0.5
+    named = np.zeros_like(objects)
+    for r, c in wanted:
+        named[r * CELL : (r + 1) * CELL, c * CELL : (c + 1) * CELL] = True
+    rings = _colour_masks(truth, rings=cv.RING)["rings"] & ~objects
+    still = {"named": objects & named, "others": objects & ~named}
+    return {"rings": rings, **{name: np.repeat(mask[None], len(truth), 0) for name, mask in still.items()}}
 
 
 def _object(scene: Canvas, cell: Cell, shape: str) -> None:
@@ -75,12 +109,7 @@ def _object(scene: Canvas, cell: Cell, shape: str) -> None:
 
 def score_rings(video: NDArray[np.uint8], wanted: frozenset[Cell]) -> Score:
     """Judge the last frame: the cells with a ring are the wanted ones. Graded: Jaccard index of the sets."""
-    seen = cv.likeness(video[-1], cv.RING)
-    mask = cv.blank(1) * 0
-    cv.ring(mask, CELL / 2, CELL / 2, 6.5, 2, 1.0)
-    weight = mask[..., 0] / mask[..., 0].sum()
-    tiles = seen.reshape(BOARD, CELL, BOARD, CELL).transpose(0, 2, 1, 3)
-    strength = (tiles * weight).sum((2, 3))
+    strength = cv.ring_strength(video[-1], BOARD)
     ringed = frozenset((r, c) for r in range(BOARD) for c in range(BOARD) if strength[r, c] > 0.5)
     answer = " ".join(f"{r}{c}" for r, c in sorted(ringed))
     return Score(ringed == wanted, len(ringed & wanted) / len(ringed | wanted), f"rings {answer}".strip())
@@ -106,8 +135,9 @@ def pattern(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
         disc = scene.copy()
         cv.disc(disc, *cv.centre(places[gap]), SIZES[right], cv.OBJECT)
         frames.append(scene + (disc - scene) * np.float32(t / max(num_frames - 1, 1)))
-    scorer = partial(score_size, cell=places[gap], right=right)
-    return _finish("pattern", seed, "complete the pattern", cv.to_frames(frames), scorer)
+    scorer, truth = partial(score_size, cell=places[gap], right=right), cv.to_frames(frames)
+    masks = partial(_colour_masks, truth, discs=cv.OBJECT)
+    return _finish("pattern", seed, "complete the pattern", truth, scorer, masks)
 
 
 def score_size(video: NDArray[np.uint8], cell: Cell, right: int) -> Score:
@@ -154,8 +184,9 @@ def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
         cv.rectangle(frame, CELL, 0, (BOARD - 1) * CELL, BOARD * CELL, cv.BAR)
         frames.append(frame)
     end = (lane, 0 if leftward else BOARD - 1)
-    scorer = partial(score_ball, end=end, colour=colour)
-    return _finish("occlude", seed, "roll the ball behind the bar", cv.to_frames(frames), scorer)
+    scorer, truth = partial(score_ball, end=end, colour=colour), cv.to_frames(frames)
+    masks = partial(_colour_masks, truth, ball=cv.BALLS[colour], bar=cv.BAR)
+    return _finish("occlude", seed, "roll the ball behind the bar", truth, scorer, masks)
 
 
 def score_ball(video: NDArray[np.uint8], end: Cell, colour: str) -> Score:

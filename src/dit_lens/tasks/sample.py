@@ -18,6 +18,7 @@ from PIL import Image
 from dit_lens.errors import TaskError
 from dit_lens.plan.places import whole_number
 from dit_lens.tasks.image import as_rgb
+from dit_lens.tasks.scene import Answer, Masks, Scene
 
 LONGEST_NAME = 100
 """Bytes of a folder's name; file systems take 255."""
@@ -57,6 +58,7 @@ class Sample:
         id: name of the sample within its task.
         truth: a right video [time, height, width, rgb], where known.
         scorer: `f(video) -> Score`, where known.
+        scene: how it was made, where known.
     """
 
     prompt: str | tuple[str, ...]
@@ -68,6 +70,7 @@ class Sample:
     id: str = "0"
     truth: Frames | None = field(default=None, repr=False, compare=False)
     scorer: Callable[[Frames], Score] | None = field(default=None, repr=False, compare=False)
+    scene: Scene | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._settle_words()
@@ -129,6 +132,46 @@ class Sample:
         """Width in pixels."""
         assert self.size is not None
         return self.size[1]
+
+    @property
+    def masks(self) -> Masks:
+        """Where each object of the scene is seen in the right video: name to [time, height, width] of bool.
+
+        Raises:
+            TaskError: the scene is not known.
+        """
+        return self._known_scene().masks()
+
+    @property
+    def answers(self) -> list[Answer]:
+        """Every right answer.
+
+        Raises:
+            TaskError: the scene is not known, or its answers cannot be enumerated.
+        """
+        scene = self._known_scene()
+        if scene.answers is None:
+            raise TaskError(f"Sample {self.task}/{self.id}: its right answers are too many to be enumerated.")
+        return scene.answers()
+
+    @property
+    def split(self) -> str:
+        """`train` or `eval`: the side that the layout of the scene belongs to, whatever seed drew it.
+
+        Raises:
+            TaskError: the scene is not known, or the layouts of its task are not split.
+        """
+        split = self._known_scene().split
+        if split is None:
+            raise TaskError(
+                f"Task {self.task!r} does not split its layouts: scenes of evaluation may have been trained on."
+            )
+        return split
+
+    def _known_scene(self) -> Scene:
+        if self.scene is None:
+            raise TaskError(f"Sample {self.task}/{self.id} does not say how its scene was made.")
+        return self.scene
 
     def score(self, video: Frames | Sequence[Image.Image]) -> Score:
         """Judge a video.

@@ -5,7 +5,8 @@ The trail is read on the edges between neighbouring cells, so a trail through a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,9 @@ Edge = tuple[Cell, Cell]
 
 MOVES = {"R": (0, 1), "D": (1, 0), "L": (0, -1), "U": (-1, 0)}
 HALF_WIDTH = 3.0
+"""Of a trail, in pixels."""
+RADIUS = 5.0
+"""Of the agent, in pixels."""
 
 
 def edge(a: Cell, b: Cell) -> Edge:
@@ -40,22 +44,30 @@ def grid_edges(size: int) -> list[Edge]:
 def board(size: int, walls: Iterable[Edge], goals: Iterable[Cell]) -> Canvas:
     """Draw a board: outer wall, walls between cells, goals."""
     out = cv.blank(size)
+    _paint_goals(out, goals)
+    _paint_walls(out, size, walls)
+    return out
+
+
+def _paint_goals(out: Canvas, goals: Iterable[Cell], colour: tuple[float, ...] = cv.GOAL) -> None:
     for goal in goals:
         x, y = cv.centre(goal)
-        cv.rectangle(out, x - 5, y - 5, x + 5, y + 5, cv.GOAL)
+        cv.rectangle(out, x - 5, y - 5, x + 5, y + 5, colour)
+
+
+def _paint_walls(out: Canvas, size: int, walls: Iterable[Edge], colour: tuple[float, ...] = cv.WALL) -> None:
     n = size * CELL
     for x0, y0, x1, y1 in ((0, 0, n, 1), (0, n - 1, n, n), (0, 0, 1, n), (n - 1, 0, n, n)):
-        cv.rectangle(out, x0, y0, x1, y1, cv.WALL)
+        cv.rectangle(out, x0, y0, x1, y1, colour)
     for (r, c), b in walls:
         if b == (r, c + 1):
             cv.rectangle(
-                out, (c + 1) * CELL - 1, r * CELL - 1, (c + 1) * CELL + 1, (r + 1) * CELL + 1, cv.WALL
+                out, (c + 1) * CELL - 1, r * CELL - 1, (c + 1) * CELL + 1, (r + 1) * CELL + 1, colour
             )
         else:
             cv.rectangle(
-                out, c * CELL - 1, (r + 1) * CELL - 1, (c + 1) * CELL + 1, (r + 1) * CELL + 1, cv.WALL
+                out, c * CELL - 1, (r + 1) * CELL - 1, (c + 1) * CELL + 1, (r + 1) * CELL + 1, colour
             )
-    return out
 
 
 def walk(background: Canvas, path: Sequence[Cell], num_frames: int) -> NDArray[np.uint8]:
@@ -64,25 +76,72 @@ def walk(background: Canvas, path: Sequence[Cell], num_frames: int) -> NDArray[n
     Returns:
         [time, height, width, rgb], uint8.
     """
+    frames = []
+    for trail, head in _walked(background, path, num_frames, cv.TRAIL):
+        cv.disc(trail, head[0], head[1], RADIUS, cv.AGENT)
+        frames.append(trail)
+    return cv.to_frames(frames)
+
+
+def walk_masks(
+    size: int, path: Sequence[Cell], num_frames: int, things: Mapping[str, Callable[..., None]]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return where what is seen in a walk, by name, [time, height, width]: `agent`, `trail`, and things that stand still.
+
+    Args:
+        size: cells along each side.
+        path: that the agent walks.
+        num_frames: frames of the video.
+        things: name to `f(canvas, colour=...)`, which draws all things of that kind.
+    """
+    nothing, white = np.zeros((size * CELL, size * CELL, 3), np.float32), (1.0, 1.0, 1.0)
+    agents, trails = [], []
+    for trail, head in _walked(nothing, path, num_frames, white):
+        agent = nothing.copy()
+        cv.disc(agent, head[0], head[1], RADIUS, white)
+        agents.append(agent[..., 0] > 0.5)
+        trails.append((trail[..., 0] > 0.5) & ~agents[-1])
+    masks = {"agent": np.stack(agents), "trail": np.stack(trails)}
+    covered = masks["agent"] | masks["trail"]
+    for name, paint in things.items():
+        drawn = nothing.copy()
+        paint(drawn, colour=white)
+        masks[name] = (drawn[..., 0] > 0.5)[None] & ~covered
+    return masks
+
+
+def scene_masks(
+    size: int, walls: Iterable[Edge], goals: Iterable[Cell], path: Sequence[Cell], num_frames: int
+) -> dict[str, NDArray[np.bool_]]:
+    """Return where what is seen in a walk on a board of `walls` and `goals`; see `walk_masks`."""
+    things = {
+        "walls": partial(_paint_walls, size=size, walls=walls),
+        "goals": partial(_paint_goals, goals=goals),
+    }
+    return walk_masks(size, path, num_frames, things)
+
+
+def _walked(
+    background: Canvas, path: Sequence[Cell], num_frames: int, colour: tuple[float, ...]
+) -> Iterator[tuple[Canvas, NDArray[np.float64]]]:
+    """Go through the frames of a walk: each with the trail laid so far, and where the agent is, (x, y)."""
     points = np.array([cv.centre(c) for c in path])
-    trail, laid, frames = background.copy(), 0, []
+    trail, laid = background.copy(), 0
     for t in range(num_frames):
         done = (len(path) - 1) * t / max(num_frames - 1, 1)
         k = min(int(done), len(path) - 2)
         for i in range(laid, k):
-            _line(trail, points[i], points[i + 1])
+            _line(trail, points[i], points[i + 1], colour)
         laid = k
         head = points[k] + (done - k) * (points[k + 1] - points[k])
         frame = trail.copy()
-        _line(frame, points[k], head)
-        cv.disc(frame, head[0], head[1], 5, cv.AGENT)
-        frames.append(frame)
-    return cv.to_frames(frames)
+        _line(frame, points[k], head, colour)
+        yield frame, head
 
 
-def _line(canvas: Canvas, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+def _line(canvas: Canvas, a: NDArray[np.float64], b: NDArray[np.float64], colour: tuple[float, ...]) -> None:
     (x0, y0), (x1, y1) = np.minimum(a, b) - HALF_WIDTH, np.maximum(a, b) + HALF_WIDTH
-    cv.rectangle(canvas, x0, y0, x1, y1, cv.TRAIL)
+    cv.rectangle(canvas, x0, y0, x1, y1, colour)
 
 
 def trail_strength(frame: NDArray[np.uint8], size: int) -> dict[Edge, float]:

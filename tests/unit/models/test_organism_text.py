@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from dit_lens import tasks
+from dit_lens.models import organism
 from dit_lens.models.organism.modules import LENGTH, WORDS, TextEncoder, Tokenizer
 
 UNKNOWN, END = WORDS.index("<unknown>"), WORDS.index("<end>")
-PROMPTS = sorted({tasks.make(name, seed).prompt for name in tasks.TASKS for seed in range(8)})
+PROMPTS = sorted({tasks.make(name, seed).prompt for name in organism.TASKS for seed in range(8)})
 
 
 @pytest.fixture

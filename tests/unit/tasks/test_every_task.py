@@ -11,7 +11,16 @@ from dit_lens import tasks
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 
-TASKS = {**tasks.TASKS, "maze4": partial(tasks.maze, size=4), "choose6": partial(tasks.choose, size=6)}
+TASKS = {
+    **tasks.TASKS,
+    "maze4": partial(tasks.maze, size=4),
+    "choose6": partial(tasks.choose, size=6),
+    "arrows2": partial(tasks.arrows, depth=2),
+    "arrows32": partial(tasks.arrows, depth=32),
+    "bounce1": partial(tasks.bounce, depth=1),
+    "bounce10": partial(tasks.bounce, depth=10),
+    "latin10": partial(tasks.latin, open_cells=10),
+}
 SEEDS = [*range(50), *range(cv.EVAL_SEED, cv.EVAL_SEED + 50)]
 
 
@@ -59,7 +68,9 @@ def test_spoiled_videos_are_not_solved(task, samples, noise):
             "grey": np.full_like(truth, 128),
             "a quarter of the way": truth[: len(truth) // 4],
         }
-        if task in ("maze", "maze4", "loop"):  # elsewhere another question may well have the same answer
+        if task.startswith(
+            ("maze", "loop", "arrows", "bounce")
+        ):  # elsewhere another question may well have the same answer
             spoiled |= {"another's": other.truth, "upside down": truth[:, ::-1, ::-1]}
         for name, video in spoiled.items():
             score = sample.score(video)
@@ -97,7 +108,7 @@ def test_the_first_frame_is_the_question_and_ids_name_the_seed(task):
     np.testing.assert_array_equal(np.asarray(sample.image), sample.truth[0])
     assert sample.truth.dtype == np.uint8
     assert sample.truth.shape == (sample.num_frames, *sample.size, 3)
-    assert sample.num_frames == 13
+    assert sample.num_frames in (13, 25)
     assert sample.id == str(cv.EVAL_SEED + 7)
 
 
@@ -126,3 +137,39 @@ def test_tasks_are_made_by_name():
 def test_an_unknown_task_is_refused_with_the_known_ones():
     with pytest.raises(TaskError, match="No task is called 'sudoku'; there are: maze, loop, choose"):
         tasks.make("sudoku", 1)
+
+
+def test_masks_are_of_what_is_seen(samples):
+    for sample in samples[::10]:
+        floor = np.array(cv.FLOOR) * 255
+        for name, mask in sample.masks.items():
+            assert mask.shape == sample.truth.shape[:3] and mask.dtype == bool, name
+            if name not in ("open",):  # cells, not things
+                seen = np.abs(sample.truth[mask] - floor).mean(-1) if mask.any() else np.ones(1) * 255
+                assert (seen > 5).mean() > 0.8, (sample.id, name)
+
+
+def test_every_answer_is_right_and_one_of_them_is_the_truth(samples):
+    for sample in samples[::10]:
+        answers = sample.answers
+        scores = [sample.score(answer.video) for answer in answers]
+        assert all(score.solved for score in scores)
+        assert [score.answer for score in scores] == [answer.text for answer in answers]
+        assert sum(np.array_equal(answer.video, sample.truth) for answer in answers) == 1
+        assert abs(sum(answer.prior for answer in answers) - 1) < 1e-9
+
+
+def test_a_layout_is_on_one_side_of_the_split(task, samples):
+    if samples[0].scene.layout is None:
+        with pytest.raises(TaskError, match="does not split its layouts"):
+            _ = samples[0].split
+        return
+    for sample in samples:
+        assert sample.split == ("eval" if int(sample.id) >= cv.EVAL_SEED else "train")
+
+
+def test_a_sample_of_ones_own_has_no_scene():
+    sample = tasks.Sample("a cat", size=(4, 4))
+    for name in ("masks", "answers", "split"):
+        with pytest.raises(TaskError, match="does not say how its scene was made"):
+            getattr(sample, name)

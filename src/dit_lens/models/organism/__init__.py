@@ -16,6 +16,8 @@ from dit_lens.errors import DitLensError
 from dit_lens.families.diffsynth.wan import WAN
 
 WEIGHTS = Path(__file__).with_name("organism.safetensors")
+TASKS = ("maze", "loop", "choose", "circle", "pattern", "occlude")
+"""Tasks that it was trained on. Of the words of others it knows some, and answers none of them."""
 TEXT_CHANNELS = 32
 LATENT_CHANNELS = 48
 CONFIG: dict[str, Any] = {

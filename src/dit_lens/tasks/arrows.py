@@ -1,0 +1,105 @@
+"""`arrows`: follow the arrows from cell to cell until there is none. One answer; the depth is how many are followed."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+
+from dit_lens.errors import TaskError
+from dit_lens.tasks import canvas as cv
+from dit_lens.tasks import layouts, trail
+from dit_lens.tasks.canvas import Canvas, Cell
+from dit_lens.tasks.sample import Sample
+from dit_lens.tasks.walks import NUM_FRAMES, walk_sample
+
+DEEPEST = 32
+"""Arrows that are followed, at most."""
+EMPTY = 0.2
+"""Share of the cells beside the path that have no arrow, so that its end is not the only such cell."""
+
+Arrows = dict[Cell, str]
+"""Cell to the name of the move that its arrow tells, as in `trail.MOVES`."""
+
+
+def arrows(seed: int, depth: int = 8, size: int | None = None, num_frames: int = NUM_FRAMES) -> Sample:
+    """Make a board with an arrow in most cells; the answer is the walk that they tell, to the first cell without one.
+
+    Each arrow on the way is read after the one before it, so the depth says how long a chain a model has to follow.
+
+    Args:
+        seed: below 1,000,000 for training, from there on for evaluation.
+        depth: arrows on the way, 2 to 32.
+        size: cells along each side, 4 to 12. Default: 6, and 8 where the depth is over 20.
+        num_frames: frames of the video.
+
+    Raises:
+        TaskError: there is no such board.
+    """
+    size = (6 if depth <= 20 else 8) if size is None else size
+    if not 4 <= size <= 12 or not 2 <= depth <= min(DEEPEST, size * size // 2 + 2):
+        raise TaskError(
+            f"arrows(depth={depth}, size={size}): a board has 4 to 12 cells a side, and 2 to {DEEPEST} arrows on the way, "
+            "half as many as it has cells."
+        )
+    make = partial(_layout, depth=depth, size=size)
+    told, path = layouts.draw(f"arrows{size}-{depth}", seed, make, _key)
+    things = {"arrows": partial(paint_arrows, told=told)}
+    return walk_sample(
+        "arrows" if depth == 8 else f"arrows{depth}",
+        str(seed),
+        "follow the arrows",
+        size,
+        path,
+        things,
+        _key((told, path)),
+        num_frames,
+    )
+
+
+def _layout(rng: np.random.Generator, depth: int, size: int) -> tuple[Arrows, list[Cell]]:
+    path = _walk(rng, depth, size)
+    told = {a: _move(a, b) for a, b in pairwise(path)}
+    for cell in ((r, c) for r in range(size) for c in range(size)):
+        ahead = [
+            n for n, (dr, dc) in trail.MOVES.items() if 0 <= cell[0] + dr < size and 0 <= cell[1] + dc < size
+        ]
+        if cell not in path and rng.random() >= EMPTY:
+            told[cell] = ahead[rng.integers(len(ahead))]
+    return told, path
+
+
+def _walk(rng: np.random.Generator, depth: int, size: int) -> list[Cell]:
+    """Draw a walk of so many moves that enters no cell twice."""
+    while True:
+        path = [(int(rng.integers(size)), int(rng.integers(size)))]
+        while len(path) <= depth:
+            r, c = path[-1]
+            around = [(r + dr, c + dc) for dr, dc in trail.MOVES.values()]
+            ahead = [n for n in around if min(n) >= 0 and max(n) < size and n not in path]
+            if not ahead:
+                break
+            path.append(ahead[rng.integers(len(ahead))])
+        if len(path) > depth:
+            return path
+
+
+def _move(a: Cell, b: Cell) -> str:
+    return next(name for name, (dr, dc) in trail.MOVES.items() if (a[0] + dr, a[1] + dc) == b)
+
+
+def _key(layout: tuple[Arrows, list[Cell]]) -> tuple[list[tuple[Cell, str]], Cell]:
+    told, path = layout
+    return sorted(told.items()), path[0]
+
+
+def paint_arrows(canvas: Canvas, told: Arrows, colour: tuple[float, ...] = cv.SIGN) -> None:
+    """Draw a triangle near the side of a cell that its tip points to, where the agent does not hide it."""
+    for cell, name in told.items():
+        (x, y), (dy, dx) = cv.centre(cell), trail.MOVES[name]
+        for n in range(4):  # in slices of a pixel, from its base to its tip
+            half, near = 4.0 - n, 4.0 + n
+            xs = sorted((x + dx * near - abs(dy) * half, x + dx * (near + 1) + abs(dy) * half))
+            ys = sorted((y + dy * near - abs(dx) * half, y + dy * (near + 1) + abs(dx) * half))
+            cv.rectangle(canvas, xs[0], ys[0], xs[1], ys[1], colour)

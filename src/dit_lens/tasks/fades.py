@@ -1,0 +1,117 @@
+"""Samples in which something fades into open cells of a board, while the rest of it stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dit_lens.tasks import canvas as cv
+from dit_lens.tasks.canvas import CELL, Canvas, Cell
+from dit_lens.tasks.conduct import is_still
+from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.scene import Answer, Scene
+
+NUM_FRAMES = 25
+
+
+def fade(scene: Canvas, final: Canvas, num_frames: int) -> NDArray[np.uint8]:
+    """Return the frames from a scene to another, evenly, [time, height, width, rgb]."""
+    shares = np.arange(num_frames) / max(num_frames - 1, 1)
+    return cv.to_frames([scene + (final - scene) * np.float32(share) for share in shares])
+
+
+def fade_sample(
+    task: str,
+    name: str,
+    prompt: str,
+    draw: Callable[[Any], Canvas],
+    answers: Sequence[Any],
+    texts: Sequence[str],
+    shown: int,
+    opened: Callable[[], NDArray[np.bool_]],
+    read: Callable[[NDArray[np.uint8]], tuple[str, float]],
+    layout: Any,
+    num_frames: int,
+) -> Sample:
+    """Make the sample of a board with open cells.
+
+    Args:
+        task: name of the task.
+        name: of the sample.
+        prompt: what is asked.
+        draw: an answer, or None for the board as it is asked, to a picture.
+        answers: every right answer.
+        texts: how `read` says each of them.
+        shown: number of the answer that the right video shows.
+        opened: gives the pixels into which something may fade, [height, width].
+        read: the last frame to the answer in it, and how near it is to a right one, in [0, 1].
+        layout: all that makes the board, as plain values.
+        num_frames: frames of the video.
+    """
+    truth = fade(draw(None), draw(answers[shown]), num_frames)
+    return Sample(
+        prompt=prompt,
+        image=Image.fromarray(truth[0]),
+        num_frames=num_frames,
+        task=task,
+        id=name,
+        truth=truth,
+        scorer=partial(score_fade, draw=draw, texts=tuple(texts), opened=opened, read=read),
+        scene=Scene(
+            layout,
+            partial(_masks, truth=truth, opened=opened),
+            partial(_answers, draw=draw, answers=answers, texts=texts, num_frames=num_frames),
+        ),
+    )
+
+
+def _masks(truth: NDArray[np.uint8], opened: Callable[[], NDArray[np.bool_]]) -> dict[str, NDArray[np.bool_]]:
+    inside = opened()
+    new = np.abs(truth[-1].astype(float) - truth[0]).mean(-1) > 255 / 20
+    drawn = np.abs(truth[0] / 255 - np.array(cv.FLOOR)).mean(-1) > 0.05
+    every = len(truth)
+    return {
+        "answer": np.repeat((new & inside)[None], every, 0),
+        "open": np.repeat(inside[None], every, 0),
+        "given": np.repeat((drawn & ~inside)[None], every, 0),
+    }
+
+
+def _answers(
+    draw: Callable[[Any], Canvas], answers: Sequence[Any], texts: Sequence[str], num_frames: int
+) -> list[Answer]:
+    return [
+        Answer(text, fade(draw(None), draw(answer), num_frames), 1 / len(answers))
+        for answer, text in zip(answers, texts, strict=True)
+    ]
+
+
+def inside_cells(side: int, cells: Collection[Cell]) -> NDArray[np.bool_]:
+    """Return which pixels of a board lie in some cells, [height, width]."""
+    out = np.zeros((side * CELL, side * CELL), bool)
+    for r, c in cells:
+        out[r * CELL : (r + 1) * CELL, c * CELL : (c + 1) * CELL] = True
+    return out
+
+
+def score_fade(
+    video: NDArray[np.uint8],
+    draw: Callable[[Any], Canvas],
+    texts: tuple[str, ...],
+    opened: Callable[[], NDArray[np.bool_]],
+    read: Callable[[NDArray[np.uint8]], tuple[str, float]],
+) -> Score:
+    """Judge all frames: the last one shows a right answer, and nothing else of the board ever changes.
+
+    Graded: how near the last frame is to a right answer, times the share of frames in which the rest is as it was.
+    """
+    board, closed = draw(None), ~opened()
+    still = np.array([is_still(frame, board, closed) for frame in video])
+    text, near = read(video[-1])
+    solved = text in texts and bool(still.all())
+    return Score(solved, 1.0 if solved else min(near * float(still.mean()), 0.99), text)

@@ -1,0 +1,89 @@
+"""Samples in which an agent walks the one path that its board tells, and every frame of the walk is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dit_lens.tasks import conduct, trail
+from dit_lens.tasks.canvas import Canvas, Cell
+from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.scene import Answer, Scene
+
+NUM_FRAMES = 25
+
+Things = Mapping[str, Callable[..., None]]
+"""Name to `f(canvas)`, which draws all things of that kind; `f(canvas, colour=...)` in another colour than theirs."""
+
+
+def walk_sample(
+    task: str,
+    name: str,
+    prompt: str,
+    size: int,
+    path: list[Cell],
+    things: Things,
+    layout: Any,
+    num_frames: int,
+) -> Sample:
+    """Make the sample of a walk.
+
+    Args:
+        task: name of the task.
+        name: of the sample.
+        prompt: what is asked.
+        size: cells along each side.
+        path: that the board tells.
+        things: that stand on the board.
+        layout: all that makes the board, as plain values.
+        num_frames: frames of the video.
+    """
+    truth = trail.walk(board(size, things), path, num_frames)
+    return Sample(
+        prompt=prompt,
+        image=Image.fromarray(truth[0]),
+        num_frames=num_frames,
+        task=task,
+        id=name,
+        truth=truth,
+        scorer=partial(score_walk, size=size, things=things, path=path),
+        scene=Scene(
+            layout,
+            partial(trail.walk_masks, size, path, num_frames, things),
+            partial(_answers, truth=truth, path=path),
+        ),
+    )
+
+
+def board(size: int, things: Things) -> Canvas:
+    """Draw a board with its things, and without the agent."""
+    out = trail.board(size, [], [])
+    for paint in things.values():
+        paint(out)
+    return out
+
+
+def _answers(truth: NDArray[np.uint8], path: list[Cell]) -> list[Answer]:
+    return [Answer(trail.spell(trail.path_edges(path), path[0]), truth, 1.0)]
+
+
+def score_walk(video: NDArray[np.uint8], size: int, things: Things, path: list[Cell]) -> Score:
+    """Judge all frames: one agent walks the path without a jump, the board stays as it is, and the trail is the path.
+
+    Graded: the share of the path that the trail follows from the start without a mistake, times the share of frames in
+    which everything is legal (`conduct`).
+    """
+    edges = trail.read_trail(video[-1], size)
+    right = 0
+    while right < len(path) - 1 and trail.edge(path[right], path[right + 1]) in edges:
+        right += 1
+    legal = conduct.legal_frames(video, board(size, things), path)
+    arrived = trail.read_agent(video[-1], size) == path[-1]
+    solved = edges == trail.path_edges(path) and arrived and bool(legal.all())
+    graded = right / (len(path) - 1) * float(legal.mean())
+    return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, path[0]))
