@@ -267,7 +267,7 @@ class Lens:
             frames: [time, height, width, rgb], uint8; as many as the model makes (for Wan 4k + 1).
 
         Returns:
-            [1, channel, frame, y, x].
+            [frame, latent_y, latent_x, latent_channel], as `run["x0"]` has them at a step, and as `decode` takes them.
 
         Raises:
             PlanError: the family does not say how to encode.

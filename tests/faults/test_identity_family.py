@@ -171,7 +171,7 @@ def test_a_compiled_component_is_unnamed(tiny_pipe):
     pipe.vae.compile(backend="eager")
     unnamed = []
     dl.Lens(pipe).specimen.identity(unnamed)
-    assert "compiled (module.compile)" in unnamed[0]
+    assert "a module that is compiled" in unnamed[0]
 
 
 @pytest.mark.parametrize("depth", [2000])
@@ -226,3 +226,66 @@ def test_padding_of_a_tokenizer_on_its_own_counts():
     other = copy.deepcopy(one)
     other.enable_truncation(3)
     assert content(one, []) != content(other, [])
+
+
+def test_all_of_a_sample_that_a_condition_reads_is_in_the_name():
+    import numpy as np
+
+    lens, names = lens_of(), []
+    for value in (10, 200, 10):
+        truth = np.full((1, 4, 6, 3), value, np.uint8)
+        names.append(lens.run(SAMPLE.with_(truth=truth)).attrs["identity_sha256"])
+    assert names[0] == names[2] != names[1]
+
+
+class Memory:
+    """A hook that keeps the first thing that it saw."""
+
+    def __init__(self):
+        self.first, self.calls = None, 0
+
+    def __call__(self, module, inputs, output):
+        self.calls += 1
+        if self.calls == 4:
+            raise OSError("the power went")
+        if self.first is None:
+            self.first = output.clone()
+        return output + self.first
+
+
+def test_a_run_whose_hooks_keep_something_is_not_resumed(tmp_path):
+    whole = lens_of()
+    memory = Memory()
+    memory.calls = 10
+    whole.dits["dit"].one[0].register_forward_hook(memory)
+    expected = whole.run(SAMPLE, steps=6)["latents"].values
+    for attempt in range(2):
+        lens, memory = lens_of(), Memory()
+        memory.calls = 10 * attempt
+        lens.dits["dit"].one[0].register_forward_hook(memory)
+        if attempt == 0:
+            with pytest.raises(OSError, match="the power went"):
+                lens.run(SAMPLE, steps=6, store=tmp_path)
+        else:
+            assert (lens.run(SAMPLE, steps=6, store=tmp_path)["latents"].values == expected).all()
+
+
+class Freeze:
+    """An edit that keeps the first value that it saw."""
+
+    def __init__(self):
+        self.first = None
+
+    def __call__(self, h, at):
+        self.first = h.clone() if self.first is None else self.first
+        return h + self.first
+
+
+def test_rows_do_not_share_what_an_edit_keeps(tmp_path):
+    lens = lens_of()
+    pairs = [(SAMPLE, 0), (SAMPLE, 1)]
+    with pytest.raises(dl.PlanError, match="keeps something from call to call"):
+        lens.batch(pairs, edit=[(Freeze(), dl.at(layer=0))], store=tmp_path).run()
+    with pytest.raises(dl.PlanError, match="keeps something from call to call"):
+        lens.sweep(pairs, arms={"frozen": [(Freeze(), dl.at(layer=0))]})
+    lens.batch(pairs[:1], edit=[(Freeze(), dl.at(layer=0))]).run()

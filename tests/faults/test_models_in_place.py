@@ -1,11 +1,14 @@
 """Models that write into their own memory: into what they are given, into what they returned, into a block's input."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import dit_lens as dl
+from dit_lens.engine.sweep import run_arms
 from dit_lens.errors import PlanError, StoreError
+from dit_lens.plan.plan import Placed
 
 CHANNELS, HIDDEN = 3, 12
 SAMPLES = [dl.Sample(prompt=text, size=(4, 6), num_frames=1, id=text) for text in ("a cat", "doggo!!")]
@@ -36,11 +39,17 @@ class Model(nn.Module):
         if "latents" in self.ways:
             x.mul_(0.9)
         h = self.into(x.flatten(2).transpose(1, 2)) + t[:, None, None] / 1000
-        h = h + self.text(text[:1] if "rows" in self.ways else text)[:, None]
+        if "first row" in self.ways:
+            text = text[:1]
+        if "last row" in self.ways:
+            text = text[-1:]
+        h = h + self.text(text)[:, None]
         for layer in self.layers:
             before = h
             h = layer(h) + 0.5 * before if "block" in self.ways else layer(h)
         out = self.out(h).transpose(1, 2).reshape(x.shape)
+        if "centred" in self.ways:
+            out = out - out.mean(0, keepdim=True)
         if "output" not in self.ways:
             return out
         if self.returned is None or self.returned.shape != out.shape:
@@ -56,7 +65,7 @@ def lens_of(*ways):
         latent=lambda sample: (CHANNELS, 1, 4, 6),
         grid=lambda size: size[1:],
         condition=lambda sample, branch: {"text": torch.full((1, 4), float(len(sample.prompt)))},
-        forward=lambda model, latents, timestep, text: model(latents, timestep, text),
+        forward=lambda model, latents, timestep, text: model(latents, timestep, text.to(latents)),
         steps=3,
         cfg_scale=1.0,
     )
@@ -99,11 +108,73 @@ def test_seeds_that_meet_are_right_where_a_model_writes_into_its_latents(at_once
         )
 
 
-def test_a_model_whose_rows_read_one_another_is_refused():
-    lens = lens_of("rows")
+@pytest.mark.parametrize("way", ["first row", "last row", "centred"])
+@pytest.mark.parametrize("at_once", [2, 64])
+def test_a_model_whose_rows_read_one_another_is_refused(way, at_once):
+    lens = lens_of(way)
     lens.batch([PAIRS[0]])
+    if way != "centred":
+        lens.batch(PAIRS[:2], at_once=at_once)  # two seeds of one sample: the text is the same
     with pytest.raises(PlanError, match="its model mixes rows"):
-        lens.batch(PAIRS)
+        lens.batch(PAIRS, at_once=at_once)
+
+
+def test_edits_over_seeds_see_the_seeds_of_equal_samples():
+    lens = lens_of()
+    pairs = [(SAMPLES[0].with_(), seed) for seed in range(2)] + [
+        (SAMPLES[1].with_(), seed) for seed in range(2)
+    ]
+    arm = [Placed(dl.mean_over_seeds(), dl.at(site="latents", step=1))]
+    moved = []
+    for rows in (pairs, PAIRS):
+        clean, ended = run_arms(lens.batch(rows), [arm])
+        moved.append((ended[0] - clean).abs().amax())
+    assert moved[0] == moved[1] > 0
+    apart = [PAIRS[0], PAIRS[2], PAIRS[1], PAIRS[3]]
+    with pytest.raises(PlanError, match=r"custom/a cat do not stand side by side"):
+        run_arms(lens.batch(apart), [arm])
+    batch = lens.batch(PAIRS)
+    with pytest.raises(PlanError, match="rows of one number stand side by side"):
+        batch.step(0, batch.noise, edits=[arm] * 4, groups=[0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 64])
+def test_a_batch_over_seeds_is_found_again_however_many_rows_go_at_once(tmp_path, at_once):
+    edit = [(dl.mean_over_seeds(), dl.at(layer=1))]
+    pairs = [(SAMPLES[0], seed) for seed in range(3)]
+    first = lens_of().batch(pairs, edit=edit, record=[dl.hidden], store=tmp_path).run()
+    again = lens_of().batch(pairs, edit=edit, record=[dl.hidden], store=tmp_path, at_once=at_once).run()
+    assert [run.path for run in first] == [run.path for run in again]
+
+
+def test_runs_in_float64_and_with_nan_are_found_again(tmp_path):
+    lens = lens_of()
+    lens.dits["dit"].double()
+    one = lens.run(*PAIRS[0], store=tmp_path)
+    again = dl.Lens.of(lens.specimen)
+    lens.specimen.checked_stores.clear()
+    assert again.run(*PAIRS[0], store=tmp_path).path == one.path
+    nan = [(lambda h, at: h * float("nan"), dl.at(layer=1))]
+    broken = lens_of()
+    runs = broken.batch(PAIRS, edit=nan, store=tmp_path).run()
+    broken.specimen.checked_stores.clear()
+    assert broken.batch(PAIRS, edit=nan, store=tmp_path, at_once=2).run()[3].path == runs[3].path
+
+
+def test_what_a_condition_gives_as_numpy_is_compared_by_its_values():
+    lens = dl.blocks(
+        Model(),
+        "layers",
+        latent=lambda sample: (CHANNELS, 1, 4, 6),
+        grid=lambda size: size[1:],
+        condition=lambda sample, branch: {"w": np.array([1.0, float(len(sample.prompt))])},
+        forward=lambda model, x, t, w: model(x, t, torch.full((len(x), 4), float(w[0]))),
+        steps=2,
+        cfg_scale=1.0,
+    )
+    lens.batch([(SAMPLES[0], 0), (SAMPLES[0].with_(id="other"), 1)])
+    with pytest.raises(PlanError, match=r"w \(cond\) differs among them"):
+        lens.batch([(SAMPLES[0], 0), (SAMPLES[1], 0)])
 
 
 @pytest.mark.parametrize("site", ["block", "block_in"])

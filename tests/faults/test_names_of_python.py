@@ -301,3 +301,58 @@ def test_numpys_global_state_does_not_name_what_only_holds_it():
     before = describe(module.f)
     stats.norm.rvs()
     assert describe(module.f) == before
+
+
+def test_what_a_cache_holds_that_can_change_is_named_by_what_it_is_now():
+    source = (
+        "import functools\n@functools.lru_cache\ndef config(): return {'scale': 2.0}\n"
+        "class Steer:\n    def __init__(self, a): self.a = a\n    @functools.lru_cache(maxsize=None)\n"
+        "    def factor(self): return self.a\n    def __call__(self, h): return h * self.factor()\n"
+        "S = Steer(2.0)\ndef f(h, at): return S(h) * config()['scale']"
+    )
+    module, unnamed = module_of(source), []
+    h = torch.ones(2)
+
+    def look():
+        return describe(module.f, unnamed)
+
+    look()
+    module.f(h, None)
+    filled = look()
+    assert look() == filled
+    module.config()["scale"] = 5.0
+    changed = look()
+    assert changed != filled and not unnamed
+    module.S.a = 3.0  # the cache still holds 2
+    assert look() != changed
+    fresh = module_of(source.replace("Steer(2.0)", "Steer(3.0)"))
+    assert look() != describe(fresh.f)
+
+
+def test_pure_caches_change_no_name():
+    module = module_of(
+        "import functools\n@functools.cache\ndef k(n): return n * 2.0\ndef f(h, at): return h * k(1)"
+    )
+    before = describe(module.f)
+    module.f(torch.ones(1), None)
+    assert describe(module.f) == before
+
+
+@pytest.mark.parametrize(
+    "code", ["from random import random as A", "import torch\nA = torch.finfo(torch.float32)"]
+)
+def test_ordinary_globals_have_one_name(code):
+    import random
+
+    unnamed = []
+    before = describe(module_of(f"{code}\ndef f(h, at): return h * (1 if A else 2)").f, unnamed)
+    random.random()
+    assert describe(module_of(f"{code}\ndef f(h, at): return h * (1 if A else 2)").f, unnamed) == before
+    assert not unnamed
+
+
+def test_a_compiled_function_is_unnamed():
+    unnamed = []
+    module = module_of("import torch\n@torch.compile(backend='eager')\ndef f(h, at): return h * 2")
+    describe(module.f, unnamed)
+    assert "compiled (torch.compile)" in unnamed[0]

@@ -43,7 +43,15 @@ class IdealDenoiser:
         Args:
             x: latents, [row, channel, frame, y, x].
             sigma: their noise level, in (0, 1].
+
+        Raises:
+            DitLensError: they are of another shape, hold NaN, or there is no such noise level.
         """
+        sigma = float(sigma)
+        if not 0 < sigma <= 1:
+            raise DitLensError(
+                f"sigma={sigma}: a noise level over 0 and up to 1 (a timestep of a thousand is no noise level)."
+            )
         rows, known = self._flat(x), self.videos.reshape(len(self.texts), -1)
         scale = 1 - sigma
         # |x - scale z|^2 = |x|^2 - 2 scale x.z + scale^2 |z|^2, of which the first part is the same for all answers.
@@ -64,16 +72,24 @@ class IdealDenoiser:
 
         Returns:
             [row, channel, frame, y, x] for each step; the last is the result where the flow ends at noise level 0.
+
+        Raises:
+            DitLensError: as `weights`.
         """
-        x, out = np.asarray(noise, np.float64), []
-        for sigma, after in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+        levels = [float(sigma) for sigma in sigmas]
+        if not levels:
+            raise DitLensError("sigmas is empty: give the noise level of each step, such as batch.sigmas.")
+        x, out = _array(noise), []
+        for sigma, after in zip(levels, [*levels[1:], 0.0], strict=True):
             out.append(self.x0(x, sigma))
             x = x + (after - sigma) * (x - out[-1]) / sigma
         return out
 
     def _flat(self, x: Any) -> NDArray[np.float64]:
-        rows = np.asarray(x, np.float64)
-        if rows.shape[1:] != self.videos.shape[1:]:
+        rows = _array(x)
+        if np.isnan(rows).any():
+            raise DitLensError("The latents hold NaN: they were not recorded, or the run is not complete.")
+        if len(rows) == 0 or rows.shape[1:] != self.videos.shape[1:]:
             raise DitLensError(
                 f"The latents are {rows.shape}, those of the answers {self.videos.shape} [row or answer, channel, frame, y, x]: "
                 "give latents of the same sample and model."
@@ -81,17 +97,24 @@ class IdealDenoiser:
         return rows.reshape(len(rows), -1)
 
 
+def _array(values: Any) -> NDArray[np.float64]:
+    """Return a tensor of any type, or an array, in float64."""
+    if hasattr(values, "detach"):
+        values = values.detach().double().cpu().numpy()
+    return np.asarray(values, np.float64)
+
+
 def ideal_denoiser(sample: Sample, encode: Callable[[Any], Any]) -> IdealDenoiser:
     """Return the ideal denoiser of a scene whose right answers are enumerable.
 
     Args:
         sample: of a task that enumerates them (`sample.answers`).
-        encode: frames [time, height, width, rgb] of uint8 to latents [1, channel, frame, y, x], such as `lens.encode`.
+        encode: frames [time, height, width, rgb] of uint8 to latents [frame, y, x, channel], such as `lens.encode`.
 
     Raises:
         TaskError: the sample's answers are not enumerated.
     """
     answers = sample.answers
-    videos = np.concatenate([np.asarray(encode(answer.video), np.float64) for answer in answers])
+    videos = np.stack([np.moveaxis(_array(encode(answer.video)), -1, 0) for answer in answers])
     prior = np.array([answer.prior for answer in answers])
     return IdealDenoiser(tuple(answer.text for answer in answers), videos, prior / prior.sum())

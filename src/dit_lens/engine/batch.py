@@ -187,6 +187,8 @@ class Batch:
                 f"{len(latents)} latents, {len(pairs)} rows out of {len(self.pairs)} pairs, {len(placed)} lists of edits: give "
                 "one of each for every row."
             )
+        if len({*numbers}) != sum(n == 0 or numbers[n] != numbers[n - 1] for n in range(len(numbers))):
+            raise PlanError(f"groups={numbers}: rows of one number stand side by side.")
         traced_rows = [
             Row(self.pairs[pair][1], [self.binding(edit) for edit in row_edits], group=number)
             for pair, row_edits, number in zip(pairs, placed, numbers, strict=True)

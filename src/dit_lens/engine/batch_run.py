@@ -21,7 +21,7 @@ from dit_lens.engine.batch_rows import over_seeds, rows_of
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.request import Request, name_anew
 from dit_lens.engine.runner import begun_anew, coordinates, finished, write_outputs
-from dit_lens.engine.verify import is_due, verify_batch
+from dit_lens.engine.verify import company, is_due, verify_batch
 from dit_lens.families.patching import one_interrupt
 from dit_lens.store import RunWriter
 from dit_lens.store.run import Run
@@ -90,22 +90,26 @@ def _make(
 ) -> list[Run]:
     """Run some pairs of a batch together; write the runs that are missing."""
     coords = coordinates(batch.layout, batch.schedule, batch.grids)
-    together = [paths[n].name for n in part]
+    beside = company(batch, part)
     with ExitStack() as opened:  # a run that was not finished when something fails stays incomplete
         writers: dict[int, RunWriter] = {}
         for n in missing:
             manifest = {
                 **batch.requests[n].stages[0].manifest,
-                "batch": {"row": part.index(n), "rows": together},
+                "batch": {"row": part.index(n), **beside},
             }
             writers[n] = opened.enter_context(open_writer(paths[n], manifest, coords, scratch is None))
         recorders = {
             n: Recorder(batch.layout, 1, writer, batch.requests[n].encoding) for n, writer in writers.items()
         }
         rows = rows_of(batch, part, recorders)
+        plan = batch.requests[0].plan
+        before = plan.state()
         x = batch.noise[list(part)]
         for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
             x = batch.advance(step, x, list(part), rows).latents
+        if len(part) > 1:
+            plan.refuse_kept(before)
         for row, n in enumerate(part):
             if n in writers:
                 recorders[n].end_run(rows[row].records)

@@ -166,16 +166,14 @@ def check_against_pipeline(batch: Batch) -> bool:
     functions = sorted(name for name, value in loop.items() if callable(value) and "callback" in name)
     if functions:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
-    # Another pair goes through the model first: a model whose rows read one another shows in the row after it.
-    others = [n for n, (sample, _) in enumerate(batch.pairs) if sample is not batch.pairs[0][0]]
-    pairs = [(others or [1])[0], 0] if len(batch.pairs) > 1 and batch.at_once > 1 else [0]
-    key = digest([content(loop, []), batch.model, request.sample.image is None, len(pairs)])
+    pairs, kind = _beside(batch)
+    key = digest([content(loop, []), batch.model, request.sample.image is None, kind])
     if key in specimen.checked_loops:
         return False
     observed, tolerance = _observe(batch), _tolerance(batch)
-    rows = batch.noise[pairs]
+    rows, places = batch.noise[pairs], [n for n, pair in enumerate(pairs) if pair == 0]
     for step, seen in enumerate(observed):
-        x = rows[-1:]
+        x = rows[places[0] : places[0] + 1]
         if seen.branches != set(batch.layout.branches):
             raise _differs(
                 "guidance", step, f"of {batch.layout.branches}, the pipeline's of {sorted(seen.branches)}"
@@ -186,13 +184,30 @@ def check_against_pipeline(batch: Batch) -> bool:
                 "timestep", step, f"{batch.timesteps[step]:.3f}, the pipeline's {seen.timestep:.3f}"
             )
         unedited: list[list[Placed]] = [[] for _ in pairs]
-        real = step < STEPS
-        out = batch.step(step, rows, pairs, unedited) if real else batch.step_of_numbers(step, x)
-        _compare("guided velocity", step, apart(out.velocity[-1:]), seen.velocity, tolerance)
-        _refuse_other_type(x, out.latents[-1:])
+        if step < STEPS:
+            out = batch.step(step, rows, pairs, unedited)
+        else:
+            out, places = batch.step_of_numbers(step, x), [0]
+        for n in places:
+            _compare("guided velocity", step, apart(out.velocity[n : n + 1]), seen.velocity, tolerance)
+            _refuse_other_type(x, out.latents[n : n + 1])
         rows = out.latents
     specimen.checked_loops.add(key)
     return True
+
+
+def _beside(batch: Batch) -> tuple[list[int], str]:
+    """Return the pairs that go through the model together for the check, and in words what that shows.
+
+    The first pair stands after another one and before it, so that a model whose rows read one another shows.
+    """
+    sample = batch.pairs[0][0]
+    others = [n for n, (other, _) in enumerate(batch.pairs) if other is not sample and other != sample]
+    if batch.at_once == 1 or len(batch.pairs) == 1:
+        return [0], "alone"
+    other = others[0] if others else 1
+    pairs = [other, 0, other] if batch.at_once > 2 else [0, other, other, 0]
+    return pairs, "beside another sample" if others else "beside another seed"
 
 
 def _observe(batch: Batch) -> list[Observed]:
@@ -261,8 +276,8 @@ def _compare(
         tolerance = share * max(float(size), 1e-6)
         rms, largest = float(difference.square().mean().sqrt()), float(difference.max())
         if not (rms <= tolerance and largest <= LOCAL * tolerance):  # so NaN differs too
-            percent = 100 * rms / float(size)
-            raise _differs(what, step, f"off by {percent:.2g}% of the pipeline's own ({stream})")
+            percent = f"{100 * rms / float(size):.2g}%" if float(size) else f"{rms:.2g}, where all is 0,"
+            raise _differs(what, step, f"off by {percent} of the pipeline's own ({stream})")
 
 
 def _differs(what: str, step: int, how: str) -> PlanError:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch, samples_of
 from dit_lens.errors import StoreError
 from dit_lens.families.call import Forward, Schedule
+from dit_lens.families.identity import hooked, state_of_hooks
 from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
@@ -118,7 +119,8 @@ class Destination:
     ) -> None:
         self.stage, self.scratch, self._lease = stage, scratch, lease
         self._writer: RunWriter | Draft | None = None
-        self._state = ""  # of the plan's functions when the run begins
+        self._state: list[str] = []  # of what may keep something, when the run begins
+        self._hooked: list[nn.Module] = []  # modules that have a hook of the user's
         self._aside: Aside | None = None
 
     @property
@@ -150,7 +152,8 @@ class Destination:
         self._writer = writer = make()
         if any(words.get("state kept") for words in writer.words.values()):
             self._writer = writer = begun_anew(writer, make)
-        self._state = request.plan.state()
+        self._hooked = hooked(part for dit in request.specimen.dits.values() for part in dit.modules())
+        self._state = self._kept()
         recorder = Recorder(stage.layout, samples, writer, request.encoding, self._words)
         committed = writer.committed_steps
         if not committed:
@@ -173,7 +176,11 @@ class Destination:
 
     def _words(self) -> dict[str, bool]:
         """Say whether a function has kept something of the steps so far: a run resumed without that would be another."""
-        return {} if self.stage.request.plan.state() == self._state else {"state kept": True}
+        return {} if self._kept() == self._state else {"state kept": True}
+
+    def _kept(self) -> list[str]:
+        """Return hashes that change when an edit, a record, or a hook of the user's in the model keeps something."""
+        return [self.stage.request.plan.state(), state_of_hooks(self._hooked)]
 
     def _open_draft(self, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]) -> Draft:
         """Begin a run in no store, now that there is something to write. Nobody asks for its name before it ends."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def sweep(
     records = Plan.of(record).records
     plans: dict[int | None, Plan] = {n: Plan(records, placed) for n, placed in enumerate(edits.values())}
     plans[None] = Plan(records)
+    everything = Plan(records, tuple(edit for placed in edits.values() for edit in placed))
     if store is None and records:
         raise PlanError(
             "record=... in a sweep goes with store=..., the folder that its runs are written into."
@@ -85,11 +87,12 @@ def sweep(
     for batch in batches:
         rows = batch.pairs
         shown = "arms" if progress else None
+        run = partial(run_arms, batch, list(edits.values()), progress=shown, memoryless=everything)
         if store is None:
-            clean, ended = run_arms(batch, list(edits.values()), progress=shown)
+            clean, ended = run()
         else:
             with ArmRuns(batch, plans, store, encoding) as runs:
-                clean, ended = run_arms(batch, list(edits.values()), progress=shown, runs=runs)
+                clean, ended = run(runs=runs)
         judged = outcomes(batch, torch.cat([clean[None], ended]), clean)
         tables.append(by_sample(judged, rows))
     text = np.dtypes.StringDType()
@@ -158,6 +161,7 @@ def run_arms(
     progress: str | None = None,
     clean_first: Callable[[int, Stepped], None] | None = None,
     runs: ArmRuns | None = None,
+    memoryless: Plan | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run every pair of a batch clean and under every arm.
 
@@ -173,6 +177,7 @@ def run_arms(
         clean_first: called at every step with the clean rows, before an edited row takes it: for edits that put in
             what a clean run holds at that step.
         runs: where the runs of all arms are written; they are complete in the end.
+        memoryless: edits that may keep nothing from call to call, since rows would share it. Default: that is the caller's.
 
     Returns:
         The last latents of the clean runs, [pair, channel, frame, y, x], and of the arms, [arm, pair, ...].
@@ -182,6 +187,7 @@ def run_arms(
     """
     pairs = list(range(len(batch.pairs)))
     edits = [[list(arm(pair) if callable(arm) else arm) for pair in pairs] for arm in arms]
+    before = "" if memoryless is None else memoryless.state()
     clean, edited = batch.noise, batch.noise[:0]
     rows: list[tuple[int, int]] = []
     for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
@@ -204,6 +210,8 @@ def run_arms(
             clean_first(step, now)
         edited = torch.cat([edited[:0], *_step(batch, step, now, edited, rows, edits, watch, look, runs)])
         clean = now.latents
+    if memoryless is not None and len(rows) > 1:
+        memoryless.refuse_kept(before)
     left_clean = {key: n for n, key in enumerate(rows)}
     by_arm = [
         torch.cat(
@@ -232,13 +240,9 @@ def _step(
     runs: ArmRuns | None,
 ) -> Iterator[Tensor]:
     """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
-    sample_of = numbers(batch.pairs)
-    groups = [
-        a * len(batch.pairs) + sample_of[p]
-        if any(batch.binding(edit).over_seeds for edit in edits[a][p])
-        else None
-        for a, p in rows
-    ]
+    meeting = {(a, p) for a, p in rows if any(batch.binding(edit).over_seeds for edit in edits[a][p])}
+    sample_of = numbers(batch.pairs) if meeting else []
+    groups = [a * len(batch.pairs) + sample_of[p] if (a, p) in meeting else None for a, p in rows]
     for part in parts(groups, batch.at_once):
         members = [
             Row(

@@ -89,7 +89,6 @@ def specimen_of_blocks(
             quiet=lambda pipe, keywords: lambda: None,
             default_steps=steps,
             default_cfg=cfg_scale,
-            silent=("sample",),
             facts=lambda pipe: {"device": str(pipe.device)},
         ),
         flow=Flow(

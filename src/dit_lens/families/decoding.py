@@ -27,7 +27,7 @@ def encode(specimen: Specimen, frames: Any) -> Tensor:
     codec = specimen.family.codec
     if codec.encode is None:
         raise PlanError(f"Family {specimen.family.name} does not say how to encode frames to latents.")
-    return codec.encode(specimen.pipe, as_frames(frames))
+    return codec.encode(specimen.pipe, as_frames(frames))[0].permute(1, 2, 3, 0)
 
 
 def decode(specimen: Specimen, latents: xr.DataArray | Tensor) -> np.ndarray:

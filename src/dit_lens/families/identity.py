@@ -10,7 +10,7 @@ from disk later (`info={"weights": ...}` names them).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,18 @@ class _Look:
         ]
 
 
+def hooked(parts: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the modules that have a hook of the user's."""
+    return [part for part in parts if modules.has_hooks(part.__dict__)]
+
+
+def state_of_hooks(parts: Iterable[nn.Module]) -> str:
+    """Return a hash that changes when a hook of the user's on some modules keeps something from call to call."""
+    walk = Walk([], checksum=tensor_data)
+    walk.repeatable = True
+    return digest([modules.hooks(walk, part.__dict__) for part in parts])
+
+
 def numerics() -> dict[str, Any]:
     """Return torch's settings of how it computes, which change results in their last digits."""
     backends = torch.backends
@@ -140,6 +152,9 @@ def numerics() -> dict[str, Any]:
         "float32_matmul": _setting(torch.get_float32_matmul_precision),
         "settings": {name: _setting(partial(attrgetter(name), backends)) for name in SETTINGS},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "half_math": _setting(backends.cuda.fp16_bf16_reduction_math_sdp_allowed),
+        "fast_path": _setting(backends.mha.get_fastpath_enabled),
+        "priority": _setting(torch._C._get_sdp_priority_order),
         "attention": [
             backends.cuda.flash_sdp_enabled(),
             backends.cuda.mem_efficient_sdp_enabled(),

@@ -94,6 +94,7 @@ def labelled(walk: Walk, value: Any) -> Any:
     """Return an xarray DataArray or Variable as data, with its dimensions, coordinates and attributes."""
     coords = {str(k): labelled(walk, c.variable) for k, c in _sorted(getattr(value, "coords", {}))}
     named = {"dims": list(map(str, value.dims)), "coords": coords, "attrs": walk.visit(dict(value.attrs))}
+    named |= {"name": walk.visit(value.name)} if getattr(value, "name", None) is not None else {}
     return array(walk, value.variable if hasattr(value, "variable") else value) | named
 
 

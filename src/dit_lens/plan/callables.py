@@ -128,24 +128,45 @@ _FILLED_BY: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 def _cached(walk: Walk, value: Any) -> Any:
     """Return a function with a cache as data, by what fills the cache, where that is known."""
-    # What it calls; `functools.wraps` puts another function under `__wrapped__`.
-    wrapped = next(part for part in gc.get_referents(value) if callable(part) and not isinstance(part, type))
+    wrapped, entries = _inside(value)
     data = walk.visit(wrapped)
     ours = isinstance(wrapped, types.FunctionType) and not (
         origin.is_own_code(wrapped.__code__) or origin.is_library_code(wrapped.__code__, wrapped.__module__)
     )
-    if ours and not value.cache_info().currsize:
+    if ours and not entries:
         _FILLED_BY[value] = data
     elif ours and _FILLED_BY.get(value) != data:
         return walk.unnamed(
             value,
             f"{wrapped.__qualname__}, whose cache may be older than what it reads (call its cache_clear()),",
         )
+    # Of plain values the code says all: the same call would give the same now.
+    kept = [entry for entry in entries if ours and not all(map(_is_plain, entry))]
     untold = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
+    held = {k: v for k, v in vars(value).items() if k not in untold}
     return {
         "@cached": data,
-        "attributes": walk.visit({k: v for k, v in vars(value).items() if k not in untold}),
+        "attributes": walk.visit(held),
+        "kept": walk.node(value, lambda *_: [[walk.visit(part) for part in entry] for entry in kept]),
     }
+
+
+def _inside(cached: Any) -> tuple[Any, list[list[Any]]]:
+    """Return what a function with a cache calls (`functools.wraps` puts another under `__wrapped__`), and what it remembers.
+
+    In C it holds, in this order: its class; a key, a result and a class for each call, where their number is bounded; the
+    calls by key; what it calls; three classes and marks; its attributes.
+    """
+    held = gc.get_referents(cached)
+    stored, wrapped = held[-6:-4]
+    between = held[1:-6]
+    bounded = [between[n : n + 2] for n in range(0, len(between), 3)]
+    return wrapped, bounded or [[key, result] for key, result in stored.items()]
+
+
+def _is_plain(value: Any) -> bool:
+    plain = (type(None), bool, int, float, complex, str, bytes)
+    return type(value) in plain or (type(value) is tuple and all(map(_is_plain, value)))
 
 
 def _is_of_a_library(ufunc: Any) -> bool:
@@ -186,6 +207,8 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
                 walk.visit(attributes["__wrapped__"]),
             ]
         code = bytecode.analyse(value.__code__)
+        if "_torchdynamo_orig_callable" in attributes:
+            return [walk.unnamed(value, "a function that is compiled (torch.compile)")]
         declared = {k: v for k, v in sorted(vars(value).items(), key=str) if k not in FUNCTION_UNTOLD}
         parts: list[Any] = ["function", walk.visit(declared, "its attributes")]
         if hasattr(value, "__wrapped__"):

@@ -58,7 +58,7 @@ THEMSELVES = frozenset({type(None), bool, int, str})
 MOST_CONTAINERS = 300_000
 """Lists, sets and dicts with others inside that are gone through: where each holds the next twice, there is no end."""
 
-TORCH_TEXT = ("dtype", "device", "layout", "memory_format", "qscheme")
+TORCH_TEXT = ("dtype", "device", "layout", "memory_format", "qscheme", "finfo", "iinfo")
 
 
 class Gatherer(Protocol):

@@ -109,7 +109,8 @@ def describe(function: Callable[..., Any], unnamed: list[str] | None = None) -> 
 
 
 def is_packages_own(function: Callable[..., Any]) -> bool:
-    """Say whether a function is a plain one of this package: those change no value, and keep nothing from call to call."""
+    """Say whether a function is a plain one of this package, with or without options: those keep nothing from call to call."""
+    function = function.function if type(function) is Configured else function
     plain = type(function) is types.FunctionType and function.__closure__ is None
     return plain and is_own_code(function.__code__)
 

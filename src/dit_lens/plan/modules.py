@@ -65,7 +65,7 @@ def _leaf(walk: Walk, recipe: ModuleRecipe, held: Mapping[str, Any]) -> list[Any
     if not PLAIN.issuperset(map(type, values)) and not all(map(_is_plain, values)):
         return None
     before, after, back_before, back_after, _, parameters, buffers = items[-len(_INSIDE) :]
-    if (before or after or back_before or back_after) and _has_hooks(held):
+    if (before or after or back_before or back_after) and has_hooks(held):
         return None
     if held.get("_compiled_call_impl") is not None:
         return None
@@ -108,8 +108,8 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
             tensors = [[[n, walk.visit(t, n)] for n, t in part.items()] for part in (parameters, buffers)]
         inner = [[name, None if part is None else _part(walk, part, name)] for name, part in parts.items()]
         hooked = hooks(walk, held) if before or after or back_before or back_after else []
-        if held.get("_compiled_call_impl") is not None:
-            hooked.append(walk.unnamed(value, "a module that is compiled (module.compile)"))
+        if held.get("_compiled_call_impl") is not None or "_orig_mod" in parts:
+            hooked.append(walk.unnamed(value, "a module that is compiled"))
         return ["module", head, attribute_data, tensors, inner, hooked]
 
 
@@ -183,6 +183,6 @@ def hooks(walk: Walk, held: Mapping[str, Any]) -> list[Any]:
     return data
 
 
-def _has_hooks(held: Mapping[str, Any]) -> bool:
+def has_hooks(held: Mapping[str, Any]) -> bool:
     """Say whether a module has a hook that is not there to watch it."""
     return any(not attributes.is_guest(hook) for name in HOOKS for hook in held[name].values())

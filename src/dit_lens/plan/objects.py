@@ -282,8 +282,17 @@ def _random_state(walk: Walk, value: Any) -> Any:
     return {"@object": "RandomState", "state": _reduced(walk, value, type(value))}
 
 
+def _python_random(walk: Walk, value: Any) -> Any:
+    import random
+
+    if value is random._inst:
+        return {"@value": "Python's global random state"}
+    return {"@object": "Random", "state": walk.visit(value.getstate())}
+
+
 SPECIAL: dict[str, Callable[[Walk, Any], Any]] = {
     "numpy.RandomState": _random_state,
+    "random.Random": _python_random,
     "torch.Generator": _generator,
     "torch.RemovableHandle": _handle,
     "tokenizers.Tokenizer": _tokenizer,

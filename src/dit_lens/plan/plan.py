@@ -265,6 +265,22 @@ class Plan:
         placed = [*self.records, *self.edits]
         return digest([describe(item.function) for item in placed if not is_packages_own(item.function)])
 
+    def refuse_kept(self, before: str) -> None:
+        """Refuse functions that have kept something while several rows went through them.
+
+        Args:
+            before: what `state` was at the beginning.
+
+        Raises:
+            PlanError: the state is another now.
+        """
+        if self.state() != before:
+            raise PlanError(
+                "A record or an edit keeps something from call to call (a counter, a list, a first value), and the rows of a "
+                "batch or a sweep go through it together, so what it kept of one row came into another: use lens.run for each "
+                "row, with a function of its own."
+            )
+
     def in_stage(self, layout: Layout) -> Plan:
         """Return what of the plan is placed in the stage of a layout.
 

@@ -1,4 +1,4 @@
-"""`bounce`: a ball goes straight on, and turns at every mirror, until it is at the edge. One answer; the depth is its turns."""
+"""`bounce`: a ball goes straight on, turns at every mirror, and stops at the edge. One answer; the depth is its turns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dit_lens.tasks import layouts, trail
 from dit_lens.tasks.arrows import paint_arrows
 from dit_lens.tasks.canvas import Canvas, Cell
 from dit_lens.tasks.sample import Sample
-from dit_lens.tasks.walks import NUM_FRAMES, walk_sample
+from dit_lens.tasks.walks import NUM_FRAMES, walk_sample, whole
 
 DEEPEST = 12
 LONGEST = 32
@@ -31,27 +31,30 @@ def bounce(seed: int, depth: int = 4, size: int | None = None, num_frames: int =
     Args:
         seed: below 1,000,000 for training, from there on for evaluation.
         depth: mirrors that it meets, 1 to 12.
-        size: cells along each side, 4 to 12. Default: 6, and 8 where the depth is over 6.
+        size: cells along each side, 4 to 12. Default: 6, 8 where the depth is over 6, and 10 where it is over 9.
         num_frames: frames of the video.
 
     Raises:
         TaskError: there is no such board.
     """
-    size = (6 if depth <= 6 else 8) if size is None else size
-    if not 4 <= size <= 12 or not 1 <= depth <= min(DEEPEST, 2 * size - 4):
+    depth = whole(depth, "depth")
+    usual = 6 if depth <= 6 else 8 if depth <= 9 else 10
+    size = usual if size is None else whole(size, "size")
+    if not 4 <= size <= 12 or not 1 <= depth <= min(DEEPEST, 2 * size - 6):
         raise TaskError(
             f"bounce(depth={depth}, size={size}): a board has 4 to 12 cells a side, and 1 to {DEEPEST} mirrors on the way, fewer "
             "on a small one."
         )
     make = partial(_layout, depth=depth, size=size)
-    mirrors, start, path = layouts.draw(f"bounce{size}-{depth}", seed, make, _key)
+    key = partial(_key, size=size)
+    mirrors, start, path = layouts.draw(f"bounce{size}-{depth}", seed, make, key)
     things = {
         "mirrors": partial(paint_mirrors, mirrors=mirrors),
         "way out": partial(paint_arrows, told={path[0]: start}),
     }
-    layout = _key((mirrors, start, path))
+    layout = key((mirrors, start, path))
     return walk_sample(
-        "bounce" if depth == 4 else f"bounce{depth}",
+        ("bounce" if depth == 4 else f"bounce{depth}") + ("" if size == usual else f"x{size}"),
         str(seed),
         "bounce off the mirrors",
         size,
@@ -84,9 +87,9 @@ def _layout(rng: np.random.Generator, depth: int, size: int) -> tuple[Mirrors, s
     return mirrors, start, path
 
 
-def _key(layout: tuple[Mirrors, str, list[Cell]]) -> tuple[list[tuple[Cell, str]], Cell, str]:
+def _key(layout: tuple[Mirrors, str, list[Cell]], size: int) -> tuple[int, list[tuple[Cell, str]], Cell, str]:
     mirrors, start, path = layout
-    return sorted(mirrors.items()), path[0], start
+    return size, sorted(mirrors.items()), path[0], start
 
 
 def paint_mirrors(canvas: Canvas, mirrors: Mirrors, colour: tuple[float, ...] = cv.SIGN) -> None:
@@ -95,4 +98,4 @@ def paint_mirrors(canvas: Canvas, mirrors: Mirrors, colour: tuple[float, ...] = 
         x, y = cv.centre(cell)
         for n in range(-6, 6):
             across = x + (n if kind == "\\" else -n - 1)
-            cv.rectangle(canvas, across - 0.5, y + n - 0.5, across + 1.5, y + n + 1.5, colour)
+            cv.rectangle(canvas, across - 1, y + n - 1, across + 2, y + n + 2, colour)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
-from dit_lens.tasks.conduct import is_still
+from dit_lens.tasks.conduct import CHANGED, difference
 from dit_lens.tasks.sample import Sample, Score
 from dit_lens.tasks.scene import Answer, Scene
 
@@ -61,7 +61,9 @@ def fade_sample(
         task=task,
         id=name,
         truth=truth,
-        scorer=partial(score_fade, draw=draw, texts=tuple(texts), opened=opened, read=read),
+        scorer=partial(
+            score_fade, draw=draw, answers=answers, texts=tuple(texts), read=read, num_frames=num_frames
+        ),
         scene=Scene(
             layout,
             partial(_masks, truth=truth, opened=opened),
@@ -72,11 +74,11 @@ def fade_sample(
 
 def _masks(truth: NDArray[np.uint8], opened: Callable[[], NDArray[np.bool_]]) -> dict[str, NDArray[np.bool_]]:
     inside = opened()
-    new = np.abs(truth[-1].astype(float) - truth[0]).mean(-1) > 255 / 20
+    new = np.abs(truth.astype(float) - truth[0]).mean(-1) > 255 / 20
     drawn = np.abs(truth[0] / 255 - np.array(cv.FLOOR)).mean(-1) > 0.05
     every = len(truth)
     return {
-        "answer": np.repeat((new & inside)[None], every, 0),
+        "answer": new & inside,
         "open": np.repeat(inside[None], every, 0),
         "given": np.repeat((drawn & ~inside)[None], every, 0),
     }
@@ -102,16 +104,20 @@ def inside_cells(side: int, cells: Collection[Cell]) -> NDArray[np.bool_]:
 def score_fade(
     video: NDArray[np.uint8],
     draw: Callable[[Any], Canvas],
+    answers: Sequence[Any],
     texts: tuple[str, ...],
-    opened: Callable[[], NDArray[np.bool_]],
     read: Callable[[NDArray[np.uint8]], tuple[str, float]],
+    num_frames: int,
 ) -> Score:
-    """Judge all frames: the last one shows a right answer, and nothing else of the board ever changes.
+    """Judge all frames: the last one shows a right answer, and every frame is what the fading of that answer is then.
 
-    Graded: how near the last frame is to a right answer, times the share of frames in which the rest is as it was.
+    Graded: how near the last frame is to a right answer, times the share of frames that are as they should be. A video of
+    another number of frames is not solved.
     """
-    board, closed = draw(None), ~opened()
-    still = np.array([is_still(frame, board, closed) for frame in video])
     text, near = read(video[-1])
-    solved = text in texts and bool(still.all())
-    return Score(solved, 1.0 if solved else min(near * float(still.mean()), 0.99), text)
+    if text not in texts:
+        return Score(False, min(near, 0.99), text)
+    right = fade(draw(None), draw(answers[texts.index(text)]), len(video)).astype(np.float32) / 255
+    legal = np.array([difference(f, r).max() <= CHANGED for f, r in zip(video, right, strict=True)])
+    solved = len(video) == num_frames and bool(legal.all())
+    return Score(solved, 1.0 if solved else min(near * float(legal.mean()), 0.99), text)

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from dit_lens.tasks import canvas as cv
-
-HELD_OUT = 16
-"""One layout in this many is for evaluation."""
+from dit_lens.tasks.scene import is_held_out
 
 L = TypeVar("L")
-
-
-def is_held_out(key: Any) -> bool:
-    """Say whether a layout is for evaluation.
-
-    Args:
-        key: all that makes the layout, as values whose `repr` is the same everywhere.
-    """
-    return zlib.crc32(repr(key).encode()) % HELD_OUT == 0
 
 
 def draw(name: str, seed: int, make: Callable[[np.random.Generator], L], key: Callable[[L], Any]) -> L:

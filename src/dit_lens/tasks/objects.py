@@ -185,8 +185,15 @@ def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
         frames.append(frame)
     end = (lane, 0 if leftward else BOARD - 1)
     scorer, truth = partial(score_ball, end=end, colour=colour), cv.to_frames(frames)
-    masks = partial(_colour_masks, truth, ball=cv.BALLS[colour], bar=cv.BAR)
+    masks = partial(_ball_masks, truth, cv.BALLS[colour])
     return _finish("occlude", seed, "roll the ball behind the bar", truth, scorer, masks)
+
+
+def _ball_masks(truth: NDArray[np.uint8], colour: tuple[float, ...]) -> dict[str, NDArray[np.bool_]]:
+    """Return where the ball and the bar are, [time, height, width]: each pixel is nearest to one of them, or to the floor."""
+    known = np.array([cv.FLOOR, colour, cv.BAR])
+    nearest = np.linalg.norm(truth[..., None, :] / 255 - known, axis=-1).argmin(-1)
+    return {"ball": nearest == 1, "bar": nearest == 2}
 
 
 def score_ball(video: NDArray[np.uint8], end: Cell, colour: str) -> Score:

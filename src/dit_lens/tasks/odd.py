@@ -42,7 +42,7 @@ def odd(seed: int, count: int | None = None, num_frames: int = NUM_FRAMES) -> Sa
         "odd", seed, partial(_layout, count=count), lambda layout: sorted(layout[0].items())
     )
     return fade_sample(
-        "odd",
+        "odd" if count is None else f"odd{count}",
         str(seed),
         "circle the odd one",
         partial(_draw, looks=looks),

@@ -17,11 +17,29 @@ def label(sample: Sample) -> str:
 
 
 def numbers(pairs: Sequence[Pair]) -> list[int]:
-    """Number the pairs by their sample; the pairs of a sample stand side by side."""
+    """Number the pairs by their sample, which may be another object in every pair.
+
+    Raises:
+        PlanError: the pairs of a sample do not stand side by side.
+    """
     counted: list[int] = []
+    before: dict[str, list[Sample]] = {}
     for n, (sample, _) in enumerate(pairs):
-        counted.append(0 if n == 0 else counted[-1] + (sample is not pairs[n - 1][0]))
+        if n == 0 or not _is_same(sample, pairs[n - 1][0]):
+            namesakes = before.setdefault(label(sample), [])
+            if any(_is_same(sample, other) for other in namesakes):
+                raise PlanError(
+                    f"The pairs of {label(sample)} do not stand side by side: sort them by sample."
+                )
+            namesakes.append(sample)
+            counted.append(counted[-1] + 1 if counted else 0)
+        else:
+            counted.append(counted[-1])
     return counted
+
+
+def _is_same(a: Sample, b: Sample) -> bool:
+    return a is b or a == b
 
 
 def by_shape(samples: Sequence[Sample]) -> list[list[Sample]]:

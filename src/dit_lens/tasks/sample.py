@@ -144,7 +144,7 @@ class Sample:
 
     @property
     def answers(self) -> list[Answer]:
-        """Every right answer.
+        """Every right answer, each as training shows it (of `choose` the walk along the row first).
 
         Raises:
             TaskError: the scene is not known, or its answers cannot be enumerated.

@@ -45,7 +45,7 @@ def board(size: int, walls: Iterable[Edge], goals: Iterable[Cell]) -> Canvas:
     """Draw a board: outer wall, walls between cells, goals."""
     out = cv.blank(size)
     _paint_goals(out, goals)
-    _paint_walls(out, size, walls)
+    paint_walls(out, size, walls)
     return out
 
 
@@ -55,7 +55,10 @@ def _paint_goals(out: Canvas, goals: Iterable[Cell], colour: tuple[float, ...] =
         cv.rectangle(out, x - 5, y - 5, x + 5, y + 5, colour)
 
 
-def _paint_walls(out: Canvas, size: int, walls: Iterable[Edge], colour: tuple[float, ...] = cv.WALL) -> None:
+def paint_walls(
+    out: Canvas, size: int, walls: Iterable[Edge] = (), colour: tuple[float, ...] = cv.WALL
+) -> None:
+    """Draw the wall around a board, and walls between its cells."""
     n = size * CELL
     for x0, y0, x1, y1 in ((0, 0, n, 1), (0, n - 1, n, n), (0, 0, 1, n), (n - 1, 0, n, n)):
         cv.rectangle(out, x0, y0, x1, y1, colour)
@@ -115,28 +118,32 @@ def scene_masks(
 ) -> dict[str, NDArray[np.bool_]]:
     """Return where what is seen in a walk on a board of `walls` and `goals`; see `walk_masks`."""
     things = {
-        "walls": partial(_paint_walls, size=size, walls=walls),
+        "walls": partial(paint_walls, size=size, walls=walls),
         "goals": partial(_paint_goals, goals=goals),
     }
     return walk_masks(size, path, num_frames, things)
+
+
+def walked(
+    background: Canvas, path: Sequence[Cell], moves: float, colour: tuple[float, ...] = cv.TRAIL
+) -> tuple[Canvas, NDArray[np.float64]]:
+    """Draw the trail of so many moves along a path; return it, and where the agent then is, (x, y)."""
+    points = np.array([cv.centre(c) for c in path])
+    k = min(max(int(moves), 0), len(path) - 2)
+    head = points[k] + (moves - k) * (points[k + 1] - points[k])
+    out = background.copy()
+    for start, end in pairwise(points[: k + 1]):
+        _line(out, start, end, colour)
+    _line(out, points[k], head, colour)
+    return out, head
 
 
 def _walked(
     background: Canvas, path: Sequence[Cell], num_frames: int, colour: tuple[float, ...]
 ) -> Iterator[tuple[Canvas, NDArray[np.float64]]]:
     """Go through the frames of a walk: each with the trail laid so far, and where the agent is, (x, y)."""
-    points = np.array([cv.centre(c) for c in path])
-    trail, laid = background.copy(), 0
     for t in range(num_frames):
-        done = (len(path) - 1) * t / max(num_frames - 1, 1)
-        k = min(int(done), len(path) - 2)
-        for i in range(laid, k):
-            _line(trail, points[i], points[i + 1], colour)
-        laid = k
-        head = points[k] + (done - k) * (points[k + 1] - points[k])
-        frame = trail.copy()
-        _line(frame, points[k], head, colour)
-        yield frame, head
+        yield walked(background, path, (len(path) - 1) * t / max(num_frames - 1, 1), colour)
 
 
 def _line(canvas: Canvas, a: NDArray[np.float64], b: NDArray[np.float64], colour: tuple[float, ...]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dit_lens.errors import TaskError
+from dit_lens.plan.places import whole_number
 from dit_lens.tasks import conduct, trail
 from dit_lens.tasks.canvas import Canvas, Cell
 from dit_lens.tasks.sample import Sample, Score
@@ -51,13 +53,31 @@ def walk_sample(
         task=task,
         id=name,
         truth=truth,
-        scorer=partial(score_walk, size=size, things=things, path=path),
+        scorer=partial(score_walk, size=size, things=things, path=path, num_frames=num_frames),
         scene=Scene(
             layout,
-            partial(trail.walk_masks, size, path, num_frames, things),
+            partial(
+                trail.walk_masks,
+                size,
+                path,
+                num_frames,
+                {**things, "walls": partial(trail.paint_walls, size=size)},
+            ),
             partial(_answers, truth=truth, path=path),
         ),
     )
+
+
+def whole(value: Any, name: str) -> int:
+    """Return an option as an int.
+
+    Raises:
+        TaskError: it is no whole number.
+    """
+    number = whole_number(value)
+    if number is None:
+        raise TaskError(f"{name}={value!r}: give a whole number.")
+    return number
 
 
 def board(size: int, things: Things) -> Canvas:
@@ -72,11 +92,13 @@ def _answers(truth: NDArray[np.uint8], path: list[Cell]) -> list[Answer]:
     return [Answer(trail.spell(trail.path_edges(path), path[0]), truth, 1.0)]
 
 
-def score_walk(video: NDArray[np.uint8], size: int, things: Things, path: list[Cell]) -> Score:
-    """Judge all frames: one agent walks the path without a jump, the board stays as it is, and the trail is the path.
+def score_walk(
+    video: NDArray[np.uint8], size: int, things: Things, path: list[Cell], num_frames: int
+) -> Score:
+    """Judge all frames: one agent walks the path in its time, its trail behind it, and the board stays as it is (`conduct`).
 
     Graded: the share of the path that the trail follows from the start without a mistake, times the share of frames in
-    which everything is legal (`conduct`).
+    which everything is legal. A video of another number of frames is not solved.
     """
     edges = trail.read_trail(video[-1], size)
     right = 0
@@ -84,6 +106,7 @@ def score_walk(video: NDArray[np.uint8], size: int, things: Things, path: list[C
         right += 1
     legal = conduct.legal_frames(video, board(size, things), path)
     arrived = trail.read_agent(video[-1], size) == path[-1]
-    solved = edges == trail.path_edges(path) and arrived and bool(legal.all())
+    whole = len(video) == num_frames and bool(legal.all())
+    solved = whole and arrived and edges == trail.path_edges(path)
     graded = right / (len(path) - 1) * float(legal.mean())
     return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, path[0]))

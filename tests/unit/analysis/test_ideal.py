@@ -61,6 +61,8 @@ def test_it_is_of_a_scene():
     sample = dl.tasks.choose(EVAL_SEED + 3)
     ideal = ideal_denoiser(sample, lens.encode)
     assert ideal.texts == tuple(f"goal {n}" for n in range(len(sample.answers)))
+    again = lens.decode(lens.encode(sample.truth))
+    assert np.abs(again.astype(int) - sample.truth).mean() < 5
     batch = lens.batch([(sample, seed) for seed in range(4)], steps=8)
     assert ideal.videos.shape[1:] == tuple(batch.noise.shape[1:])
     beliefs = ideal.run(batch.noise, batch.sigmas)
@@ -71,7 +73,26 @@ def test_it_is_of_a_scene():
     assert all(score.solved for score in scores)
 
 
+def test_it_takes_tensors_of_any_type(three):
+    import torch
+
+    x = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    expected = three.weights(x.detach().double().numpy(), 0.5)
+    np.testing.assert_array_equal(three.weights(x, torch.tensor(0.5)), expected)
+    assert len(three.run(x, torch.linspace(1, 0.1, 4))) == 4
+
+
+@pytest.mark.parametrize("sigma", [0, -1, 1.5, 700, float("nan")])
+def test_what_is_no_noise_level_is_refused(three, sigma):
+    with pytest.raises(DitLensError, match="a noise level over 0 and up to 1"):
+        three.weights(np.zeros((1, *SHAPE)), sigma)
+
+
 def test_what_it_is_not_of_is_refused(three, lens):
+    with pytest.raises(DitLensError, match="hold NaN"):
+        three.weights(np.full((1, *SHAPE), np.nan), 0.5)
+    with pytest.raises(DitLensError, match="sigmas is empty"):
+        three.run(np.zeros((1, *SHAPE)), [])
     with pytest.raises(DitLensError, match="give latents of the same sample and model"):
         three.weights(np.zeros((1, 2, 3, 2, 3)), 0.5)
     with pytest.raises(TaskError, match="does not say how its scene was made"):

@@ -5,6 +5,7 @@ import pytest
 
 from dit_lens import tasks
 from dit_lens.tasks import canvas as cv
+from dit_lens.tasks import trail, walks
 from dit_lens.tasks.canvas import CELL, EVAL_SEED
 
 WALKS = {"arrows": {"depth": 10}, "bounce": {"depth": 4}}
@@ -31,27 +32,63 @@ def free_cell(sample):
 
 
 def spoil_walk(sample):
-    """Return spoiled videos by name: each is right in its last frame, and wrong in some before it."""
+    """Return spoiled videos by name; most are right in their last frame, and wrong in some before it."""
     truth, (x, y) = sample.truth, cv.centre(free_cell(sample))
-    middle = slice(8, 12)
-    jump = truth.copy()
+    path, middle = [cv.centre(cell) for cell in sample.scorer.keywords["path"]], slice(8, 12)
+    jump, back, gone = truth.copy(), truth.copy(), truth.copy()
     jump[3:16] = truth[2]  # it waits, and is far on in the next frame
-    back = truth.copy()
     back[10:14] = truth[2]
-    gone = truth.copy()
     gone[12] = painted(truth, lambda c: cv.disc(c, *_agent(sample, 12), 7, cv.FLOOR))[12]
+    board = walks.board(sample.scorer.keywords["size"], sample.scorer.keywords["things"])
+    bare = trail.board(sample.scorer.keywords["size"], [], [])
+    no_trail, full_trail, no_signs = truth.copy(), truth.copy(), truth.copy()
+    for t, frame in enumerate(truth):
+        agent = (
+            sample.masks["agent"][t]
+            | np.roll(sample.masks["agent"][t], 1, 0)
+            | np.roll(sample.masks["agent"][t], 1, 1)
+        )
+        no_trail[t][~agent] = cv.to_frames([board])[0][~agent]
+        full_trail[t][~agent] = truth[-1][~agent]
+        ahead = sample.masks[next(iter(sample.scorer.keywords["things"]))][t]
+        near_path = np.zeros(frame.shape[:2], bool)
+        for px, py in path:
+            near_path[int(py) - 8 : int(py) + 8, int(px) - 8 : int(px) + 8] = True
+        no_signs[t][ahead & near_path] = cv.to_frames([bare])[0][ahead & near_path]
+    no_trail[-1] = full_trail[-1] = truth[-1]
     return {
         "a second agent": painted(truth, lambda c: cv.disc(c, x, y, 5, cv.AGENT), middle),
+        "a faint second agent": painted(truth, lambda c: _faint(c, x, y, 0.39)),
         "a thing that comes": painted(
             truth, lambda c: cv.rectangle(c, x - 6, y - 6, x + 6, y + 6, cv.WALL), middle
         ),
         "a board that is wiped": painted(
             truth, lambda c: cv.rectangle(c, x - 8, y - 8, x + 8, y + 8, cv.GOAL), middle
         ),
+        "a block on the path": painted(
+            truth,
+            lambda c: cv.rectangle(
+                c, path[-1][0] - 7, path[-1][1] - 7, path[-1][0] + 7, path[-1][1] + 7, cv.GOAL
+            ),
+            slice(0, 6),
+        ),
         "a jump": jump,
         "a way back": back,
         "no agent": gone,
+        "no trail": no_trail,
+        "the whole trail at once": full_trail,
+        "no signs on the way": no_signs,
+        "a start further on": np.concatenate([truth[6:7], truth[1:]]),
+        "the last frame alone": truth[-1:],
+        "first and last frame": truth[[0, -1]],
+        "every other frame": truth[::2],
     }
+
+
+def _faint(canvas, x, y, share):
+    disc = canvas.copy()
+    cv.disc(disc, x, y, 5, cv.AGENT)
+    canvas += share * (disc - canvas)
 
 
 def _agent(sample, t):
@@ -67,7 +104,6 @@ def test_a_walk_is_judged_in_every_frame(task, seed):
     for name, video in spoil_walk(sample).items():
         score = sample.score(video)
         assert not score.solved and score.score < 1, name
-        assert score.answer == sample.score(sample.truth).answer  # the last frame alone would be right
 
 
 @pytest.mark.parametrize("task", WALKS)
@@ -78,19 +114,59 @@ def test_a_walk_through_another_cell_is_wrong(task):
     assert not score.solved and score.score < 0.5
 
 
+def spoil_fade(sample):
+    """Return spoiled videos by name."""
+    truth, order = sample.truth, np.random.default_rng(0).permutation(24)
+    rows, columns = np.nonzero(sample.masks["given"][0])
+    x, y = cv.centre((rows[0] // CELL, columns[0] // CELL))
+    late, early, shuffled = truth.copy(), truth.copy(), truth.copy()
+    late[:-1], early[1:] = truth[0], truth[-1]
+    shuffled[:-1] = truth[order]
+    spoiled = {
+        "the answer at the end alone": late,
+        "the answer at once": early,
+        "frames in another order": shuffled,
+        "the last frame alone": truth[-1:],
+        "a thing that is gone for a while": painted(
+            truth, lambda c: cv.disc(c, x, y, 4.4, cv.FLOOR), slice(5, 9)
+        ),
+    }
+    others = [answer.video for answer in sample.answers if not np.array_equal(answer.video, truth)]
+    if others:
+        rival = others[0].copy()
+        rival[-1] = truth[-1]
+        spoiled["another answer before"] = rival
+    return spoiled
+
+
 @pytest.mark.parametrize("seed", [EVAL_SEED + n for n in range(8)])
 @pytest.mark.parametrize("task", FADES)
-def test_a_board_that_changes_elsewhere_is_wrong(task, seed):
+def test_a_fade_is_judged_in_every_frame(task, seed):
     sample = tasks.make(task, seed)
-    rows, columns = np.nonzero(sample.masks["given"][0])
-    r, c = rows[0] // CELL, columns[0] // CELL
-    x, y = cv.centre((r, c))
-    truth = sample.truth
-    for colour in (cv.FLOOR, cv.RING):  # a thing that is gone, and another in its place
-        spoiled = painted(truth, lambda canvas, c=colour: cv.disc(canvas, x, y, 4.4, c), slice(5, 9))
-        unlike = np.abs(spoiled.astype(int) - truth).max() > 60  # a red disc over a red one is none
-        assert sample.score(spoiled).solved is not unlike
-    assert sample.score(truth).solved
+    assert sample.score(sample.truth).solved
+    for name, video in spoil_fade(sample).items():
+        score = sample.score(video)
+        assert not score.solved and score.score < 1, name
+
+
+@pytest.mark.parametrize("colour", [cv.GOAL, cv.WALL, cv.BALLS["green"]])
+def test_a_wrong_disc_of_any_colour_is_wrong(colour):
+    sample = tasks.tictac(EVAL_SEED)
+    known = sample.scorer.keywords["draw"].keywords["discs"]
+    right = sample.scorer.keywords["answers"][0]
+    free = next(cell for cell in np.ndindex(4, 4) if cell not in known and cell != right)
+    video = painted(sample.truth, lambda c: cv.disc(c, *cv.centre(free), 5.5, colour))
+    assert not sample.score(video).solved
+
+
+def test_rings_around_other_objects_are_wrong():
+    sample = tasks.odd(EVAL_SEED)
+    looks = sample.scorer.keywords["draw"].keywords["looks"]
+    right = sample.scorer.keywords["answers"][0]
+    wrong = next(cell for cell in looks if cell != right)
+    for frames in (slice(1, -1), slice(None)):
+        video = painted(sample.truth, lambda c: cv.ring(c, *cv.centre(wrong), 6.5, 2, 1.0), frames)
+        assert not sample.score(video).solved
 
 
 def test_the_depth_of_arrows_is_what_is_walked():
@@ -103,7 +179,7 @@ def test_the_graded_score_of_a_walk_is_how_far_it_was_right():
     sample = tasks.arrows(EVAL_SEED, depth=10, num_frames=21)
     half = np.concatenate([sample.truth[:11], np.repeat(sample.truth[10:11], 10, 0)])
     score = sample.score(half)
-    assert not score.solved and 0.3 <= score.score <= 0.6
+    assert not score.solved and 0.25 <= score.score <= 0.6
 
 
 def test_a_latin_square_has_the_answers_that_it_says():
