@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -229,7 +230,6 @@ def test_padding_of_a_tokenizer_on_its_own_counts():
 
 
 def test_all_of_a_sample_that_a_condition_reads_is_in_the_name():
-    import numpy as np
 
     lens, names = lens_of(), []
     for value in (10, 200, 10):
@@ -289,3 +289,23 @@ def test_rows_do_not_share_what_an_edit_keeps(tmp_path):
     with pytest.raises(dl.PlanError, match="keeps something from call to call"):
         lens.sweep(pairs, arms={"frozen": [(Freeze(), dl.at(layer=0))]})
     lens.batch(pairs[:1], edit=[(Freeze(), dl.at(layer=0))]).run()
+
+
+def test_what_a_sample_was_given_later_is_in_the_name():
+    lens, names = lens_of(), []
+    for value in (1.0, 2.0, 1.0):
+        sample = SAMPLE.with_()
+        object.__setattr__(sample, "more", value)
+        names.append(lens.run(sample).attrs["identity_sha256"])
+    assert names[0] == names[2] != names[1]
+
+
+def test_attributes_of_an_array_in_a_file_are_in_the_name():
+    import zarr
+
+    names = []
+    for scale in (1.5, 3.0, 1.5):
+        array = zarr.create_array(zarr.storage.MemoryStore(), data=np.ones(3))
+        array.attrs["scale"] = scale
+        names.append(content(array, []))
+    assert names[0] == names[2] != names[1]

@@ -48,6 +48,8 @@ class Model(nn.Module):
             before = h
             h = layer(h) + 0.5 * before if "block" in self.ways else layer(h)
         out = self.out(h).transpose(1, 2).reshape(x.shape)
+        if "halves" in self.ways and len(out) % 2 == 0:
+            out = out.chunk(2)[0].repeat(2, 1, 1, 1, 1)
         if "centred" in self.ways:
             out = out - out.mean(0, keepdim=True)
         if "output" not in self.ways:
@@ -108,12 +110,12 @@ def test_seeds_that_meet_are_right_where_a_model_writes_into_its_latents(at_once
         )
 
 
-@pytest.mark.parametrize("way", ["first row", "last row", "centred"])
+@pytest.mark.parametrize("way", ["first row", "last row", "centred", "halves"])
 @pytest.mark.parametrize("at_once", [2, 64])
 def test_a_model_whose_rows_read_one_another_is_refused(way, at_once):
     lens = lens_of(way)
-    lens.batch([PAIRS[0]])
-    if way != "centred":
+    if way not in ("centred", "halves"):
+        lens.batch([PAIRS[0]])
         lens.batch(PAIRS[:2], at_once=at_once)  # two seeds of one sample: the text is the same
     with pytest.raises(PlanError, match="its model mixes rows"):
         lens.batch(PAIRS, at_once=at_once)
@@ -207,3 +209,24 @@ def test_a_shard_that_another_program_wrote_anew_is_not_read_wrongly(tmp_path):
     except StoreError as error:
         assert "its chunks in another order" in str(error)
     assert (zarr.open_group(str(run.path), mode="r")["hidden"][:] == right).all()
+
+
+def test_samples_that_differ_where_a_condition_reads_are_two_to_edits_over_seeds(tmp_path):
+    def lens():
+        return dl.blocks(
+            Model(),
+            "layers",
+            latent=lambda sample: (CHANNELS, 1, 4, 6),
+            grid=lambda size: size[1:],
+            condition=lambda sample, branch: {"text": torch.full((1, 4), float(sample.truth.mean()))},
+            forward=lambda model, latents, timestep, text: model(latents, timestep, text),
+            steps=2,
+            cfg_scale=1.0,
+        )
+
+    one, other = (SAMPLES[0].with_(truth=np.full((1, 4, 6, 3), value, np.uint8)) for value in (1, 9))
+    edit = [(dl.mean_over_seeds(), dl.at(layer=0))]
+    alone = lens().batch([(one, 0)], edit=edit).run()[0]["latents"].values
+    beside = lens().batch([(one, 0), (other, 0)], edit=edit, store=tmp_path).run()
+    np.testing.assert_allclose(beside[0]["latents"].values, alone, atol=1e-5)
+    assert beside[0].path != beside[1].path

@@ -39,7 +39,7 @@ from dit_lens.families.latents import apart, together
 from dit_lens.families.patching import traced
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.places import positions
+from dit_lens.plan.places import positions, whole_number
 from dit_lens.plan.plan import Entry, Placed, Plan
 from dit_lens.tasks.sample import Sample
 
@@ -177,6 +177,8 @@ class Batch:
         Raises:
             PlanError: an edit cannot be carried out, or an edit over seeds has no groups.
         """
+        if not 0 <= step < self.steps:
+            raise PlanError(f"step={step}: this batch has the steps 0 to {self.steps - 1}.")
         pairs = list(range(len(self.pairs)) if rows is None else rows)
         declared = self.requests[0].plan.edits
         placed = [list(declared) for _ in pairs] if edits is None else [list(e) for e in edits]
@@ -457,7 +459,10 @@ def _batching(specimen: Specimen, pairs: Sequence[tuple[Sample, int]], at_once: 
         raise PlanError(
             f"Family {specimen.family.name} does not say how to batch: use lens.run, a run at a time."
         )
-    if not pairs or at_once < 1:
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Sample)):
+            raise PlanError(f"pairs hold {pair!r}: give (sample, noise seed), such as (dl.tasks.maze(7), 0).")
+    if not pairs or whole_number(at_once) is None or at_once < 1:
         raise PlanError(
             f"{len(pairs)} pairs, at_once={at_once}: a batch takes at least one pair, and one row at a time."
         )

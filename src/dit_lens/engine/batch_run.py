@@ -26,6 +26,7 @@ from dit_lens.families.patching import one_interrupt
 from dit_lens.store import RunWriter
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
+from dit_lens.tasks.pairs import counted_by_content
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
@@ -60,24 +61,24 @@ def _run_rows(batch: Batch, progress: str | None) -> list[Run]:
     unique = sorted(set(firsts))
     parts = [unique[i : i + batch.at_once] for i in range(0, len(unique), batch.at_once)]
     parts = _whole_groups(batch, unique) if over_seeds(batch) else parts
+    before = batch.requests[0].plan.state()
     for part in parts:
         verify_batch(batch, part, {n: runs[n] for n in part if n in runs})
         if missing := [n for n in part if n not in runs]:
-            new_runs = _make(batch, part, missing, paths, scratch, progress)
+            new_runs = _make(
+                batch, part, missing, paths, scratch, progress, before if len(unique) > 1 else None
+            )
             runs |= dict(zip(missing, new_runs, strict=True))
     return [runs[n] for n in firsts]
 
 
 def _whole_groups(batch: Batch, numbers: Sequence[int]) -> list[list[int]]:
     """Return the pairs by sample: the seeds of a sample meet at edits over seeds."""
-    groups: dict[str, list[int]] = {}
+    samples = counted_by_content([sample for sample, _ in batch.pairs])
+    groups: dict[int, list[int]] = {}
     for n in numbers:
-        groups.setdefault(_sample_key(batch, n), []).append(n)
+        groups.setdefault(samples[n], []).append(n)
     return list(groups.values())
-
-
-def _sample_key(batch: Batch, number: int) -> str:
-    return repr(batch.requests[number].identity["sample"])
 
 
 def _make(
@@ -87,8 +88,19 @@ def _make(
     paths: Sequence[Path],
     scratch: Scratch | None,
     progress: str | None,
+    memory: str | None,
 ) -> list[Run]:
-    """Run some pairs of a batch together; write the runs that are missing."""
+    """Run some pairs of a batch together; write the runs that are missing.
+
+    Args:
+        batch: the batch.
+        part: the pairs that run.
+        missing: those whose runs are to be written.
+        paths: of all runs.
+        scratch: holds them where there is no store.
+        progress: name of a progress bar.
+        memory: what the plan's functions held before the first part, where several rows share them.
+    """
     coords = coordinates(batch.layout, batch.schedule, batch.grids)
     beside = company(batch, part)
     with ExitStack() as opened:  # a run that was not finished when something fails stays incomplete
@@ -103,13 +115,11 @@ def _make(
             n: Recorder(batch.layout, 1, writer, batch.requests[n].encoding) for n, writer in writers.items()
         }
         rows = rows_of(batch, part, recorders)
-        plan = batch.requests[0].plan
-        before = plan.state()
         x = batch.noise[list(part)]
         for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
             x = batch.advance(step, x, list(part), rows).latents
-        if len(part) > 1:
-            plan.refuse_kept(before)
+        if memory is not None and (len(part) > 1 or part[0] != 0):
+            batch.requests[0].plan.refuse_kept(memory)
         for row, n in enumerate(part):
             if n in writers:
                 recorders[n].end_run(rows[row].records)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.families.family import Batching, Prepared
+from dit_lens.families.latents import apart
 from dit_lens.families.patching import guarded
 from dit_lens.families.site import Tokens
 
@@ -75,6 +76,17 @@ class ModelInputs:
             return value.rows if pairs is None else value.rows[torch.tensor(pairs, device=value.rows.device)]
 
         return {name: rows(value) for name, value in self.keywords[branch].items()}
+
+    def differing(self, pair: int, other: int) -> set[str]:
+        """Return the names of what the model is given otherwise for two pairs, latents among it."""
+        names = set()
+        if not torch.equal(apart(self.noise)["video"][pair], apart(self.noise)["video"][other]):
+            names.add("latents")
+        for branch, keywords in self.keywords.items():
+            for name, value in keywords.items():
+                if isinstance(value, PerPair) and not torch.equal(value.rows[pair], value.rows[other]):
+                    names.add(f"{name} ({branch})")
+        return names
 
 
 def _prepare(specimen: Specimen, batching: Batching, keywords: dict[str, Any]) -> dict[str, Prepared]:

@@ -166,14 +166,14 @@ def check_against_pipeline(batch: Batch) -> bool:
     functions = sorted(name for name, value in loop.items() if callable(value) and "callback" in name)
     if functions:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
-    pairs, kind = _beside(batch)
+    together, kind = _beside(batch)
     key = digest([content(loop, []), batch.model, request.sample.image is None, kind])
     if key in specimen.checked_loops:
         return False
     observed, tolerance = _observe(batch), _tolerance(batch)
-    rows, places = batch.noise[pairs], [n for n, pair in enumerate(pairs) if pair == 0]
+    latents = [batch.noise[pairs] for pairs in together]
+    x = batch.noise[:1]
     for step, seen in enumerate(observed):
-        x = rows[places[0] : places[0] + 1]
         if seen.branches != set(batch.layout.branches):
             raise _differs(
                 "guidance", step, f"of {batch.layout.branches}, the pipeline's of {sorted(seen.branches)}"
@@ -183,31 +183,37 @@ def check_against_pipeline(batch: Batch) -> bool:
             raise _differs(
                 "timestep", step, f"{batch.timesteps[step]:.3f}, the pipeline's {seen.timestep:.3f}"
             )
-        unedited: list[list[Placed]] = [[] for _ in pairs]
         if step < STEPS:
-            out = batch.step(step, rows, pairs, unedited)
+            unedited: list[list[Placed]] = [[]]
+            results = [
+                (batch.step(step, rows, pairs, unedited * len(pairs)), pairs)
+                for rows, pairs in zip(latents, together, strict=True)
+            ]
         else:
-            out, places = batch.step_of_numbers(step, x), [0]
-        for n in places:
-            _compare("guided velocity", step, apart(out.velocity[n : n + 1]), seen.velocity, tolerance)
-            _refuse_other_type(x, out.latents[n : n + 1])
-        rows = out.latents
+            results = [(batch.step_of_numbers(step, x), [0])]
+        for out, pairs in results:
+            for n in [n for n, pair in enumerate(pairs) if pair == 0]:
+                _compare("guided velocity", step, apart(out.velocity[n : n + 1]), seen.velocity, tolerance)
+                _refuse_other_type(x, out.latents[n : n + 1])
+        latents, (out, pairs) = [out.latents for out, _ in results], results[0]
+        x = out.latents[pairs.index(0) : pairs.index(0) + 1]
     specimen.checked_loops.add(key)
     return True
 
 
-def _beside(batch: Batch) -> tuple[list[int], str]:
-    """Return the pairs that go through the model together for the check, and in words what that shows.
+def _beside(batch: Batch) -> tuple[list[list[int]], list[Any]]:
+    """Return the pairs of each forward of the check, and what these can show.
 
-    The first pair stands after another one and before it, so that a model whose rows read one another shows.
+    The first pair stands after another one and before it, in a forward of two rows and one of three, so that a model whose
+    rows read one another shows, as one that takes two halves of its rows for two branches does. The other pair is one for
+    which the model is given something else, where there is one.
     """
-    sample = batch.pairs[0][0]
-    others = [n for n, (other, _) in enumerate(batch.pairs) if other is not sample and other != sample]
-    if batch.at_once == 1 or len(batch.pairs) == 1:
-        return [0], "alone"
-    other = others[0] if others else 1
-    pairs = [other, 0, other] if batch.at_once > 2 else [0, other, other, 0]
-    return pairs, "beside another sample" if others else "beside another seed"
+    if batch.at_once == 1:
+        return [[0]], ["alone"]
+    others = {n: batch.inputs.differing(0, n) for n in range(1, len(batch.pairs))}
+    other = max(others, key=lambda n: len(others[n]), default=0)
+    forwards = [[0, other], [other, 0]] if batch.at_once == 2 else [[other, 0, other], [other, 0]]
+    return forwards, [min(batch.at_once, 3), sorted(others.get(other, ()))]
 
 
 def _observe(batch: Batch) -> list[Observed]:

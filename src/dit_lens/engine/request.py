@@ -14,11 +14,11 @@ from dit_lens.errors import PlanError
 from dit_lens.families.call import Stage
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.content import content
-from dit_lens.plan.digests import digest
 from dit_lens.plan.places import At, is_several, is_truth, whole_number
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import run_name, versions
 from dit_lens.store.names import absolute
+from dit_lens.tasks.pairs import counted_by_content
 from dit_lens.tasks.sample import LONGEST_NAME, Sample
 
 MOST_SEEDS = 1 << 63
@@ -250,8 +250,8 @@ def seeds_together(plan: Plan, pairs: Sequence[tuple[Sample, int]]) -> list[list
     """Return, for each pair, the seeds of its sample that the edits over seeds of a plan see; none without such edits."""
     if not any(getattr(edit.function, "over_seeds", False) for edit in plan.edits):
         return [[] for _ in pairs]
-    samples = [digest(sample_content(sample, [])) for sample, _ in pairs]
-    seeds: dict[str, list[int]] = {}
+    samples = counted_by_content([sample for sample, _ in pairs])
+    seeds: dict[int, list[int]] = {}
     for sample, (_, seed) in zip(samples, pairs, strict=True):
         if seed not in seeds.setdefault(sample, []):
             seeds[sample].append(seed)

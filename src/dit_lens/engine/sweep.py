@@ -69,7 +69,9 @@ def sweep(
     records = Plan.of(record).records
     plans: dict[int | None, Plan] = {n: Plan(records, placed) for n, placed in enumerate(edits.values())}
     plans[None] = Plan(records)
-    everything = Plan(records, tuple(edit for placed in edits.values() for edit in placed))
+    memory = _Memory(
+        Plan(records), Plan((), tuple(edit for placed in edits.values() for edit in placed)), len(pairs)
+    )
     if store is None and records:
         raise PlanError(
             "record=... in a sweep goes with store=..., the folder that its runs are written into."
@@ -87,7 +89,7 @@ def sweep(
     for batch in batches:
         rows = batch.pairs
         shown = "arms" if progress else None
-        run = partial(run_arms, batch, list(edits.values()), progress=shown, memoryless=everything)
+        run = partial(run_arms, batch, list(edits.values()), progress=shown, check=memory.check)
         if store is None:
             clean, ended = run()
         else:
@@ -104,6 +106,27 @@ def sweep(
     table = in_order(table)
     table.attrs = {"steps": batch.steps, "cfg_scale": float(batch.cfg_scale)}
     return table
+
+
+class _Memory:
+    """Refuses records and edits that keep something, where several rows of a sweep share them."""
+
+    def __init__(self, records: Plan, edits: Plan, pairs: int) -> None:
+        self.records, self.edits, self.edited = records, edits, 0
+        self.shares = pairs > 1
+        self.before = records.state(), edits.state()
+
+    def check(self, edited: int) -> None:
+        """Look again, once some more edited rows have run.
+
+        Raises:
+            PlanError: what one row left came, or could have come, into another.
+        """
+        self.edited += edited
+        if self.shares or self.edited:
+            self.records.refuse_kept(self.before[0])
+        if self.edited > 1:
+            self.edits.refuse_kept(self.before[1])
 
 
 def _whole_seed(pair: Any) -> Any:
@@ -161,7 +184,7 @@ def run_arms(
     progress: str | None = None,
     clean_first: Callable[[int, Stepped], None] | None = None,
     runs: ArmRuns | None = None,
-    memoryless: Plan | None = None,
+    check: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run every pair of a batch clean and under every arm.
 
@@ -177,7 +200,7 @@ def run_arms(
         clean_first: called at every step with the clean rows, before an edited row takes it: for edits that put in
             what a clean run holds at that step.
         runs: where the runs of all arms are written; they are complete in the end.
-        memoryless: edits that may keep nothing from call to call, since rows would share it. Default: that is the caller's.
+        check: called with the number of edited rows, before the runs are complete.
 
     Returns:
         The last latents of the clean runs, [pair, channel, frame, y, x], and of the arms, [arm, pair, ...].
@@ -187,7 +210,8 @@ def run_arms(
     """
     pairs = list(range(len(batch.pairs)))
     edits = [[list(arm(pair) if callable(arm) else arm) for pair in pairs] for arm in arms]
-    before = "" if memoryless is None else memoryless.state()
+    meets = any(_meets(batch, row) for arm in edits for row in arm)
+    sample_of = numbers(batch.pairs) if meets else []
     clean, edited = batch.noise, batch.noise[:0]
     rows: list[tuple[int, int]] = []
     for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
@@ -208,10 +232,12 @@ def run_arms(
         now = batch.advance(step, clean, pairs, members, watch)
         if clean_first is not None:
             clean_first(step, now)
-        edited = torch.cat([edited[:0], *_step(batch, step, now, edited, rows, edits, watch, look, runs)])
+        edited = torch.cat(
+            [edited[:0], *_step(batch, step, now, edited, rows, edits, sample_of, watch, look, runs)]
+        )
         clean = now.latents
-    if memoryless is not None and len(rows) > 1:
-        memoryless.refuse_kept(before)
+    if check is not None:
+        check(len(rows))
     left_clean = {key: n for n, key in enumerate(rows)}
     by_arm = [
         torch.cat(
@@ -235,14 +261,13 @@ def _step(
     edited: Tensor,
     rows: list[tuple[int, int]],
     edits: Sequence[Sequence[Sequence[Placed]]],
+    sample_of: Sequence[int],
     watch: Sequence[Place],
     look: Callable[[Now], None] | None,
     runs: ArmRuns | None,
 ) -> Iterator[Tensor]:
     """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
-    meeting = {(a, p) for a, p in rows if any(batch.binding(edit).over_seeds for edit in edits[a][p])}
-    sample_of = numbers(batch.pairs) if meeting else []
-    groups = [a * len(batch.pairs) + sample_of[p] if (a, p) in meeting else None for a, p in rows]
+    groups = [a * len(batch.pairs) + sample_of[p] if _meets(batch, edits[a][p]) else None for a, p in rows]
     for part in parts(groups, batch.at_once):
         members = [
             Row(
@@ -259,6 +284,11 @@ def _step(
         if look is not None:
             look(Now(step, clean, rows[part], out))
         yield out.latents
+
+
+def _meets(batch: Batch, edits: Sequence[Placed]) -> bool:
+    """Say whether rows with some edits see the rows of other seeds."""
+    return any(batch.binding(edit).over_seeds for edit in edits)
 
 
 def _begin(batch: Batch, edits: Sequence[Placed]) -> int | None:

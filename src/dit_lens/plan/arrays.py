@@ -65,6 +65,8 @@ def array(walk: Walk, value: Any) -> Any:
     if kind.__module__ != "numpy" and kind.__module__.partition(".")[0] not in ("dask", "numpy", "xarray"):
         data["kind"] = f"{kind.__module__}.{kind.__qualname__}"
         data |= _of_user(walk, value)
+        attrs = getattr(value, "attrs", None)  # of arrays in files: zarr, h5py
+        data |= {"attrs": walk.visit(dict(attrs))} if isinstance(attrs, Mapping) else {}
     elif kind.__name__ not in ("ndarray", "memmap"):  # a matrix multiplies otherwise
         data["kind"] = kind.__name__
     if hasattr(value, "mask") and hasattr(value, "filled"):

@@ -87,7 +87,9 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-def describe(function: Callable[..., Any], unnamed: list[str] | None = None) -> dict[str, Any]:
+def describe(
+    function: Callable[..., Any], unnamed: list[str] | None = None, repeatable: bool = False
+) -> dict[str, Any]:
     """Return plain data that identifies a function: its name, a hash of what it does, and its options.
 
     What it does: its code, and all that the code reads, through functions, classes, constants and modules of the
@@ -98,8 +100,10 @@ def describe(function: Callable[..., Any], unnamed: list[str] | None = None) -> 
         function: a function, or any callable object.
         unnamed: gets a sentence for each value that has no content to be named by; the data is then equal to no
             other.
+        repeatable: whether such a value is left out, so that two looks at one function are equal.
     """
     walk = Walk([] if unnamed is None else unnamed)
+    walk.repeatable = repeatable
     if type(function) is functools.partial and not function.args:
         function = Configured(function.func, function.keywords)
     data = walk.whole(function)

@@ -263,7 +263,8 @@ class Plan:
     def state(self) -> str:
         """Return a hash that changes when a function keeps something: a counter in a closure, a list that grows."""
         placed = [*self.records, *self.edits]
-        return digest([describe(item.function) for item in placed if not is_packages_own(item.function)])
+        functions = [item.function for item in placed if not is_packages_own(item.function)]
+        return digest([describe(function, repeatable=True) for function in functions])
 
     def refuse_kept(self, before: str) -> None:
         """Refuse functions that have kept something while several rows went through them.

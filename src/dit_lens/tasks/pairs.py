@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dit_lens.errors import PlanError
+from dit_lens.plan.content import content
+from dit_lens.plan.digests import digest
 from dit_lens.tasks.sample import Sample
 
 Pair = tuple[Sample, int]
@@ -22,24 +24,25 @@ def numbers(pairs: Sequence[Pair]) -> list[int]:
     Raises:
         PlanError: the pairs of a sample do not stand side by side.
     """
-    counted: list[int] = []
-    before: dict[str, list[Sample]] = {}
+    counted = counted_by_content([sample for sample, _ in pairs])
     for n, (sample, _) in enumerate(pairs):
-        if n == 0 or not _is_same(sample, pairs[n - 1][0]):
-            namesakes = before.setdefault(label(sample), [])
-            if any(_is_same(sample, other) for other in namesakes):
-                raise PlanError(
-                    f"The pairs of {label(sample)} do not stand side by side: sort them by sample."
-                )
-            namesakes.append(sample)
-            counted.append(counted[-1] + 1 if counted else 0)
-        else:
-            counted.append(counted[-1])
+        if n and counted[n] < counted[n - 1]:
+            raise PlanError(f"The pairs of {label(sample)} do not stand side by side: sort them by sample.")
     return counted
 
 
-def _is_same(a: Sample, b: Sample) -> bool:
-    return a is b or a == b
+def counted_by_content(samples: Sequence[Sample]) -> list[int]:
+    """Number samples in the order in which they first come; those that hold the same have one number."""
+    by_object: dict[int, str] = {}
+    order: dict[str, int] = {}
+    out = []
+    for sample in samples:
+        if id(sample) not in by_object:
+            unnamed: list[str] = []
+            key = digest(content(sample, unnamed))
+            by_object[id(sample)] = f"{id(sample)}" if unnamed else key
+        out.append(order.setdefault(by_object[id(sample)], len(order)))
+    return out
 
 
 def by_shape(samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -78,4 +81,4 @@ def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
     return list(gathered.values())
 
 
-__all__ = ["Pair", "by_shape", "label", "numbers", "together"]
+__all__ = ["Pair", "by_shape", "counted_by_content", "label", "numbers", "together"]

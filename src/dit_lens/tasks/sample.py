@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,9 @@ class Sample:
     scorer: Callable[[Frames], Score] | None = field(default=None, repr=False, compare=False)
     scene: Scene | None = field(default=None, repr=False, compare=False)
 
+    ORIGIN: ClassVar[tuple[str, ...]] = ()
+    """Attributes that say where a sample is from, and not what it is."""
+
     def __post_init__(self) -> None:
         self._settle_words()
         what = f"Sample {self.task}/{self.id}"
@@ -117,8 +120,8 @@ class Sample:
         return Path(*(folder_name(part) for part in (*self.task.split("/"), self.id)))
 
     def __content__(self, walk: Any) -> dict[str, Any]:
-        """Return what names the sample: all that it holds, but not the folder that it was read from."""
-        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        """Return what names the sample: all that it holds, but not where it was read from."""
+        held = {name: value for name, value in vars(self).items() if name not in self.ORIGIN}
         return {"@sample": walk.node(self, lambda *_: [walk.visit(type(self)), walk.visit(held)])}
 
     @property

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks.files import BrokenFileError, check
@@ -33,6 +34,8 @@ class VbvrSample(Sample):
     """
 
     folder: Path | None = field(default=None, compare=False)
+
+    ORIGIN: ClassVar[tuple[str, ...]] = ("folder",)
     frames_in_truth: int | None = None
     rounded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
