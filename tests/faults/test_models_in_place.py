@@ -121,6 +121,14 @@ def test_a_model_whose_rows_read_one_another_is_refused(way, at_once):
         lens.batch(PAIRS, at_once=at_once)
 
 
+def test_the_pair_beside_is_one_for_which_the_model_is_given_something_else():
+    lens = lens_of("first row")
+    pairs = [(SAMPLES[0], 0), (SAMPLES[0].with_(id="other"), 1), (SAMPLES[1], 0)]
+    lens.batch(pairs[:2])  # nothing that the model reads differs but the noise
+    with pytest.raises(PlanError, match="its model mixes rows"):
+        lens.batch(pairs)
+
+
 def test_edits_over_seeds_see_the_seeds_of_equal_samples():
     lens = lens_of()
     pairs = [(SAMPLES[0].with_(), seed) for seed in range(2)] + [

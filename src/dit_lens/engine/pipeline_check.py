@@ -211,7 +211,7 @@ def _beside(batch: Batch) -> tuple[list[list[int]], list[Any]]:
     if batch.at_once == 1:
         return [[0]], ["alone"]
     others = {n: batch.inputs.differing(0, n) for n in range(1, len(batch.pairs))}
-    other = max(others, key=lambda n: len(others[n]), default=0)
+    other = max(others, key=lambda n: (len(others[n] - {"latents"}), len(others[n])), default=0)
     forwards = [[0, other], [other, 0]] if batch.at_once == 2 else [[other, 0, other], [other, 0]]
     return forwards, [min(batch.at_once, 3), sorted(others.get(other, ()))]
 
