@@ -1,6 +1,7 @@
 """What tests of interrupts and of a failing writer run on."""
 
 import faulthandler
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -9,7 +10,16 @@ import pytest
 
 
 @pytest.fixture
-def no_hang(request):
+def no_callbacks():
+    """Let the collector call nobody: Python does not let an interrupt out of a callback, such as hypothesis' own."""
+    held = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = held
+
+
+@pytest.fixture
+def no_hang(request, no_callbacks):
     """End the process, with every thread's stack, where a test would take more than its module's `SLOW` seconds."""
     faulthandler.dump_traceback_later(request.module.SLOW, exit=True)
     yield

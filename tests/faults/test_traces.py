@@ -397,7 +397,7 @@ def test_an_interrupt_in_the_model_leaves_nothing(lens, pipe, sample, left_behin
     assert tr.run.complete
 
 
-# Ctrl-C may fall into a callback of the collector, which hypothesis installs and Python does not let out of there.
+@pytest.mark.usefixtures("no_callbacks")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_at_any_moment_leaves_nothing(lens, pipe, sample, tmp_path, run_bare, left_behind, times):
