@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from dit_lens.errors import DitLensError
 from dit_lens.tasks.sample import Sample
@@ -56,6 +55,8 @@ class IdealDenoiser:
         scale = 1 - sigma
         # |x - scale z|^2 = |x|^2 - 2 scale x.z + scale^2 |z|^2, of which the first part is the same for all answers.
         off = -2 * scale * rows @ known.T + scale**2 * (known**2).sum(1)
+        from scipy.special import logsumexp  # slow to import
+
         logits = np.log(self.prior) - off / (2 * sigma**2)
         return np.exp(logits - logsumexp(logits, 1, keepdims=True))
 

@@ -11,8 +11,9 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts, trail
 from dit_lens.tasks.canvas import Canvas, Cell
+from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.sample import Sample
-from dit_lens.tasks.walks import NUM_FRAMES, walk_sample, whole
+from dit_lens.tasks.walks import walk_sample, whole
 
 DEEPEST = 32
 """Arrows that are followed, at most."""
@@ -37,7 +38,9 @@ def arrows(seed: int, depth: int = 8, size: int | None = None, num_frames: int =
     Raises:
         TaskError: there is no such board.
     """
-    depth, size = whole(depth, "depth"), whole((6 if depth <= 20 else 8) if size is None else size, "size")
+    depth = whole(depth, "depth")
+    usual = 6 if depth <= 20 else 8
+    size = usual if size is None else whole(size, "size")
     if not 4 <= size <= 12 or not 2 <= depth <= min(DEEPEST, size * size // 2 + 2):
         raise TaskError(
             f"arrows(depth={depth}, size={size}): a board has 4 to 12 cells a side, and 2 to {DEEPEST} arrows on the way, "
@@ -46,7 +49,6 @@ def arrows(seed: int, depth: int = 8, size: int | None = None, num_frames: int =
     make = partial(_layout, depth=depth, size=size)
     key = partial(_key, size=size)
     told, path = layouts.draw(f"arrows{size}-{depth}", seed, make, key)
-    usual = 6 if depth <= 20 else 8
     things = {"arrows": partial(paint_arrows, told=told)}
     return walk_sample(
         ("arrows" if depth == 8 else f"arrows{depth}") + ("" if size == usual else f"x{size}"),
@@ -62,18 +64,16 @@ def arrows(seed: int, depth: int = 8, size: int | None = None, num_frames: int =
 
 def _layout(rng: np.random.Generator, depth: int, size: int) -> tuple[Arrows, list[Cell]]:
     path = _walk(rng, depth, size)
-    told = {a: _move(a, b) for a, b in pairwise(path)}
+    told = {a: trail.move(a, b) for a, b in pairwise(path)}
     # Another chain of the same length, or of half of it, so that the end is not the only cell that a long chain leads to.
     taken = {*path}
     decoy = _walk_among(rng, depth, size, taken) or _walk_among(rng, max(depth // 2, 2), size, taken)
-    told |= {a: _move(a, b) for a, b in pairwise(decoy)}
+    told |= {a: trail.move(a, b) for a, b in pairwise(decoy)}
     taken |= {*decoy}
     for cell in ((r, c) for r in range(size) for c in range(size)):
-        ahead = [
-            n for n, (dr, dc) in trail.MOVES.items() if 0 <= cell[0] + dr < size and 0 <= cell[1] + dc < size
-        ]
+        ahead = trail.neighbours(cell, size)
         if cell not in taken and rng.random() >= EMPTY:
-            told[cell] = ahead[rng.integers(len(ahead))]
+            told[cell] = trail.move(cell, ahead[rng.integers(len(ahead))])
     return told, path
 
 
@@ -89,19 +89,13 @@ def _walk_among(rng: np.random.Generator, depth: int, size: int, taken: set[Cell
     for _ in range(50):
         path = [(int(rng.integers(size)), int(rng.integers(size)))]
         while len(path) <= depth:
-            r, c = path[-1]
-            around = [(r + dr, c + dc) for dr, dc in trail.MOVES.values()]
-            ahead = [n for n in around if min(n) >= 0 and max(n) < size and n not in path and n not in taken]
+            ahead = [n for n in trail.neighbours(path[-1], size) if n not in path and n not in taken]
             if not ahead or path[0] in taken:
                 break
             path.append(ahead[rng.integers(len(ahead))])
         if len(path) > depth:
             return path
     return []
-
-
-def _move(a: Cell, b: Cell) -> str:
-    return next(name for name, (dr, dc) in trail.MOVES.items() if (a[0] + dr, a[1] + dc) == b)
 
 
 def _key(layout: tuple[Arrows, list[Cell]], size: int) -> tuple[int, list[tuple[Cell, str]], Cell]:

@@ -11,8 +11,9 @@ from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts, trail
 from dit_lens.tasks.arrows import paint_arrows
 from dit_lens.tasks.canvas import Canvas, Cell
+from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.sample import Sample
-from dit_lens.tasks.walks import NUM_FRAMES, walk_sample, whole
+from dit_lens.tasks.walks import walk_sample, whole
 
 DEEPEST = 12
 LONGEST = 32

@@ -6,7 +6,7 @@ Positions are in pixels, x to the right and y down; a cell (row, column) has its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,25 @@ def ring_strength(frame: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
     tiles = likeness(frame, RING).reshape(side, CELL, side, CELL).transpose(0, 2, 1, 3)
     strength: NDArray[np.float32] = (tiles * weight).sum((2, 3))
     return strength
+
+
+def random_cells(rng: np.random.Generator, size: int, count: int) -> list[Cell]:
+    """Draw cells of a board, each once."""
+    return [divmod(int(i), size) for i in rng.choice(size * size, count, replace=False)]
+
+
+def inside_cells(size: int, cells: Iterable[Cell]) -> NDArray[np.bool_]:
+    """Return which pixels of a board lie in some cells, [height, width]."""
+    out = np.zeros((size * CELL, size * CELL), bool)
+    for r, c in cells:
+        out[r * CELL : (r + 1) * CELL, c * CELL : (c + 1) * CELL] = True
+    return out
+
+
+def fade(scene: Canvas, final: Canvas, num_frames: int) -> NDArray[np.uint8]:
+    """Return the frames from a scene to another, evenly, [time, height, width, rgb]."""
+    shares = np.arange(num_frames) / max(num_frames - 1, 1)
+    return to_frames([scene + (final - scene) * np.float32(share) for share in shares])
 
 
 def to_frames(canvases: list[Canvas]) -> NDArray[np.uint8]:

@@ -6,13 +6,12 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import trail
 from dit_lens.tasks.canvas import Cell
-from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
 
@@ -30,27 +29,20 @@ def choose(seed: int, goals: int | None = None, size: int = 4, num_frames: int =
     rng = cv.rng_for("choose", seed)
     count = goals or int(rng.integers(2, 5))
     while True:
-        start, *ends = (divmod(int(i), size) for i in rng.choice(size * size, count + 1, replace=False))
+        start, *ends = cv.random_cells(rng, size, count + 1)
         paths = [_corner(start, end) for end in ends]
         # Every goal can be reached without stepping on another, and none is next door.
         if all(len(p) >= 3 and not set(p[:-1]) & set(ends) for p in paths):
             break
     path = paths[rng.integers(count)]
     truth = trail.walk(trail.board(size, [], ends), path, num_frames)
-    return Sample(
-        prompt="go to one goal",
-        image=Image.fromarray(truth[0]),
-        num_frames=num_frames,
-        task="choose",
-        id=str(seed),
-        truth=truth,
-        scorer=partial(score_choice, size=size, start=start, goals=ends),
-        scene=Scene(
-            None,
-            partial(trail.scene_masks, size, [], ends, path, num_frames),
-            partial(_answers, size=size, goals=ends, paths=paths, num_frames=num_frames),
-        ),
+    scene = Scene(
+        None,
+        partial(trail.scene_masks, size, [], ends, path, num_frames),
+        partial(_answers, size=size, goals=ends, paths=paths, num_frames=num_frames),
     )
+    scorer = partial(score_choice, size=size, start=start, goals=ends)
+    return of_truth("choose", str(seed), "go to one goal", truth, scorer, scene)
 
 
 def _answers(size: int, goals: list[Cell], paths: list[list[Cell]], num_frames: int) -> list[Answer]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
 from dit_lens.tasks.trail import RADIUS, walked
 
+NUM_FRAMES = 25
+"""Frames of the tasks that are judged in every frame."""
 FAINT = 0.45
 """Share of the agent's red below which a pixel has none: a codec colours thin lines."""
 MASS = (0.5, 1.3)
@@ -37,7 +39,7 @@ BLENDED = 3
 WINDOW = 5
 """Pixels along the sides of the square over which a difference is averaged: it sees a wall two pixels wide."""
 CHANGED = 0.25
-"""Difference (`difference`) from which on a picture has changed: a wall that is gone makes 0.29, a sign 0.34."""
+"""Difference (`difference`) from which on a picture has changed, as by a wall or a sign that is gone."""
 BLURRED = 0.5
 """The same around the agent."""
 GHOST = 0.25
@@ -110,7 +112,7 @@ def _is_walk(
     """Say whether a frame shows a walk after so many moves, and nothing else; the speed is in moves a frame."""
     picture, head = walked(board, path, moves)
     cv.disc(picture, head[0], head[1], RADIUS, cv.AGENT)
-    changed, red = difference(frame, picture), uniform_filter(redness(frame), WINDOW, mode="constant")
+    changed, red = difference(frame, picture), _smooth(redness(frame)[..., None])[..., 0]
     times = np.clip(moves + speed * np.linspace(-BLENDED, BLENDED, 4 * BLENDED + 1), 0, len(path) - 1)
     cells = np.arange(len(path))
     y, x = (np.interp(times, cells, axis) for axis in np.array([cv.centre(cell)[::-1] for cell in path]).T)
@@ -127,10 +129,16 @@ def difference(frame: NDArray[np.uint8], picture: Canvas) -> NDArray[np.float32]
     Over a small square the difference is averaged with its sign, which evens out the ripples of a codec; then the largest
     of the three colours counts.
     """
-    off = frame / np.float32(255) - picture
-    smooth: NDArray[np.float32] = uniform_filter(off, (WINDOW, WINDOW, 0), mode="constant")
-    largest: NDArray[np.float32] = np.abs(smooth).max(-1)
+    largest: NDArray[np.float32] = np.abs(_smooth(frame / np.float32(255) - picture)).max(-1)
     return largest
+
+
+def _smooth(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return means over small squares, [height, width, channel]."""
+    from scipy.ndimage import uniform_filter  # slow to import, and needed by who judges alone
+
+    means: NDArray[np.float32] = uniform_filter(values, (WINDOW, WINDOW, 0), mode="constant")
+    return means
 
 
 def _on_path(at: NDArray[np.float64], points: NDArray[np.float64], due: float) -> tuple[float, float]:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks.canvas import CELL, Canvas, Cell
+from dit_lens.tasks.canvas import Canvas
 from dit_lens.tasks.conduct import CHANGED, difference
-from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
-
-NUM_FRAMES = 25
-
-
-def fade(scene: Canvas, final: Canvas, num_frames: int) -> NDArray[np.uint8]:
-    """Return the frames from a scene to another, evenly, [time, height, width, rgb]."""
-    shares = np.arange(num_frames) / max(num_frames - 1, 1)
-    return cv.to_frames([scene + (final - scene) * np.float32(share) for share in shares])
 
 
 def fade_sample(
@@ -53,23 +44,16 @@ def fade_sample(
         layout: all that makes the board, as plain values.
         num_frames: frames of the video.
     """
-    truth = fade(draw(None), draw(answers[shown]), num_frames)
-    return Sample(
-        prompt=prompt,
-        image=Image.fromarray(truth[0]),
-        num_frames=num_frames,
-        task=task,
-        id=name,
-        truth=truth,
-        scorer=partial(
-            score_fade, draw=draw, answers=answers, texts=tuple(texts), read=read, num_frames=num_frames
-        ),
-        scene=Scene(
-            layout,
-            partial(_masks, truth=truth, opened=opened),
-            partial(_answers, draw=draw, answers=answers, texts=texts, num_frames=num_frames),
-        ),
+    truth = cv.fade(draw(None), draw(answers[shown]), num_frames)
+    scene = Scene(
+        layout,
+        partial(_masks, truth=truth, opened=opened),
+        partial(_answers, draw=draw, answers=answers, texts=texts, num_frames=num_frames),
     )
+    scorer = partial(
+        score_fade, draw=draw, answers=answers, texts=tuple(texts), read=read, num_frames=num_frames
+    )
+    return of_truth(task, name, prompt, truth, scorer, scene)
 
 
 def _masks(truth: NDArray[np.uint8], opened: Callable[[], NDArray[np.bool_]]) -> dict[str, NDArray[np.bool_]]:
@@ -88,17 +72,9 @@ def _answers(
     draw: Callable[[Any], Canvas], answers: Sequence[Any], texts: Sequence[str], num_frames: int
 ) -> list[Answer]:
     return [
-        Answer(text, fade(draw(None), draw(answer), num_frames), 1 / len(answers))
+        Answer(text, cv.fade(draw(None), draw(answer), num_frames), 1 / len(answers))
         for answer, text in zip(answers, texts, strict=True)
     ]
-
-
-def inside_cells(side: int, cells: Collection[Cell]) -> NDArray[np.bool_]:
-    """Return which pixels of a board lie in some cells, [height, width]."""
-    out = np.zeros((side * CELL, side * CELL), bool)
-    for r, c in cells:
-        out[r * CELL : (r + 1) * CELL, c * CELL : (c + 1) * CELL] = True
-    return out
 
 
 def score_fade(
@@ -117,7 +93,7 @@ def score_fade(
     text, near = read(video[-1])
     if text not in texts:
         return Score(False, min(near, 0.99), text)
-    right = fade(draw(None), draw(answers[texts.index(text)]), len(video)).astype(np.float32) / 255
+    right = cv.fade(draw(None), draw(answers[texts.index(text)]), len(video)).astype(np.float32) / 255
     legal = np.array([difference(f, r).max() <= CHANGED for f, r in zip(video, right, strict=True)])
     solved = len(video) == num_frames and bool(legal.all())
     return Score(solved, 1.0 if solved else min(near * float(legal.mean()), 0.99), text)

@@ -12,7 +12,8 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
 from dit_lens.tasks.canvas import Canvas, Cell
-from dit_lens.tasks.fades import NUM_FRAMES, fade_sample, inside_cells
+from dit_lens.tasks.conduct import NUM_FRAMES
+from dit_lens.tasks.fades import fade_sample
 from dit_lens.tasks.sample import Sample
 
 SIDE = 4
@@ -55,7 +56,7 @@ def latin(seed: int, open_cells: int = 8, num_frames: int = NUM_FRAMES) -> Sampl
         fillings,
         [_spell(given | filling) for filling in fillings],
         shown,
-        partial(inside_cells, SIDE, cells),
+        partial(cv.inside_cells, SIDE, cells),
         partial(_read, given=given, fillings=fillings),
         sorted(given.items()),
         num_frames,
@@ -71,7 +72,7 @@ def _layout(rng: np.random.Generator, count: int) -> tuple[Square, list[Square],
             else np.add.outer(range(SIDE), range(SIDE)) % SIDE
         )
         whole = letters[plain[rows][:, columns]]
-        cells = [(int(i) // SIDE, int(i) % SIDE) for i in rng.choice(SIDE * SIDE, count, replace=False)]
+        cells = cv.random_cells(rng, SIDE, count)
         given = {(r, c): "rgbd"[whole[r, c]] for r in range(SIDE) for c in range(SIDE) if (r, c) not in cells}
         fillings = list(_fillings(given, sorted(cells)))
         if 2 <= len(fillings) <= MOST:

@@ -7,13 +7,12 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts, trail
 from dit_lens.tasks.canvas import Cell
-from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 from dit_lens.tasks.trail import Edge
 
@@ -80,14 +79,12 @@ def _tree(rng: np.random.Generator, size: int) -> set[Edge]:
     tree: set[Edge] = set()
     seen, stack = {start}, [start]
     while stack:
-        r, c = stack[-1]
-        around = [(r + dr, c + dc) for dr, dc in trail.MOVES.values()]
-        ahead = [n for n in around if min(n) >= 0 and max(n) < size and n not in seen]
+        ahead = [n for n in trail.neighbours(stack[-1], size) if n not in seen]
         if not ahead:
             stack.pop()
             continue
         n = ahead[rng.integers(len(ahead))]
-        tree.add(trail.edge((r, c), n))
+        tree.add(trail.edge(stack[-1], n))
         seen.add(n)
         stack.append(n)
     return tree
@@ -143,22 +140,14 @@ def _sample(
     start, goal = routes[0][0], routes[0][-1]
     pick = routes[cv.rng_for(task + "-route", seed).integers(len(routes))]
     truth = trail.walk(trail.board(size, walls, [goal]), pick, num_frames)
-    return Sample(
-        prompt="solve the maze",
-        image=Image.fromarray(truth[0]),
-        num_frames=num_frames,
-        task=task,
-        id=str(seed),
-        truth=truth,
-        scorer=partial(
-            score_routes, size=size, routes=[trail.path_edges(r) for r in routes], start=start, goal=goal
-        ),
-        scene=Scene(
-            _key((walls, *routes)),
-            partial(trail.scene_masks, size, walls, [goal], pick, num_frames),
-            partial(_answers, size=size, walls=walls, routes=routes, num_frames=num_frames),
-        ),
+    edges = [trail.path_edges(route) for route in routes]
+    scorer = partial(score_routes, size=size, routes=edges, start=start, goal=goal)
+    scene = Scene(
+        _key((walls, *routes)),
+        partial(trail.scene_masks, size, walls, [goal], pick, num_frames),
+        partial(_answers, size=size, walls=walls, routes=routes, num_frames=num_frames),
     )
+    return of_truth(task, str(seed), "solve the maze", truth, scorer, scene)
 
 
 def _answers(size: int, walls: frozenset[Edge], routes: list[list[Cell]], num_frames: int) -> list[Answer]:

@@ -7,12 +7,11 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
-from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
 SIZES = (2.0, 4.0, 6.0)
@@ -34,9 +33,8 @@ def _finish(
     scorer: partial[Score],
     masks: Callable[[], dict[str, NDArray[np.bool_]]],
 ) -> Sample:
-    image = Image.fromarray(truth[0])
     scene = Scene(None, masks, partial(_answer, scorer, truth))
-    return Sample(prompt, image, len(truth), task=task, id=str(seed), truth=truth, scorer=scorer, scene=scene)
+    return of_truth(task, str(seed), prompt, truth, scorer, scene)
 
 
 def _answer(scorer: partial[Score], truth: NDArray[np.uint8]) -> list[Answer]:
@@ -63,7 +61,7 @@ def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) 
         raise TaskError(f"circle(kind={kind!r}): kind is 'disc' or 'square'.")
     rng = cv.rng_for("circle", seed)
     count = int(rng.integers(2, 5))
-    cells = [divmod(int(i), BOARD) for i in rng.choice(BOARD * BOARD, count, replace=False)]
+    cells = cv.random_cells(rng, BOARD, count)
     kinds = ["disc", "square", *rng.choice(["disc", "square"], count - 2)]
     kind = kind or str(rng.choice(["disc", "square"]))
     scene = cv.blank(BOARD)
@@ -76,14 +74,9 @@ def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) 
         for cell in wanted:
             cv.ring(frame, *cv.centre(cell), 6.5, 2, t / max(num_frames - 1, 1))
         frames.append(frame)
-    return _finish(
-        "circle",
-        seed,
-        f"circle the {kind}",
-        cv.to_frames(frames),
-        partial(score_rings, wanted=wanted),
-        partial(_circle_masks, cv.to_frames(frames), scene, wanted),
-    )
+    scorer, truth = partial(score_rings, wanted=wanted), cv.to_frames(frames)
+    masks = partial(_circle_masks, truth, scene, wanted)
+    return _finish("circle", seed, f"circle the {kind}", truth, scorer, masks)
 
 
 def _circle_masks(
@@ -91,9 +84,7 @@ def _circle_masks(
 ) -> dict[str, NDArray[np.bool_]]:
     """Return where the rings, the named objects and the others are, [time, height, width]."""
     objects = cv.likeness(cv.to_frames([scene])[0], cv.OBJECT) > 0.5
-    named = np.zeros_like(objects)
-    for r, c in wanted:
-        named[r * CELL : (r + 1) * CELL, c * CELL : (c + 1) * CELL] = True
+    named = cv.inside_cells(BOARD, wanted)
     rings = _colour_masks(truth, rings=cv.RING)["rings"] & ~objects
     still = {"named": objects & named, "others": objects & ~named}
     return {"rings": rings, **{name: np.repeat(mask[None], len(truth), 0) for name, mask in still.items()}}
@@ -130,12 +121,9 @@ def pattern(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
         if i != gap:
             cv.disc(scene, *cv.centre(cell), SIZES[cycle[i % 3]], cv.OBJECT)
     right = int(cycle[gap % 3])
-    frames = []
-    for t in range(num_frames):
-        disc = scene.copy()
-        cv.disc(disc, *cv.centre(places[gap]), SIZES[right], cv.OBJECT)
-        frames.append(scene + (disc - scene) * np.float32(t / max(num_frames - 1, 1)))
-    scorer, truth = partial(score_size, cell=places[gap], right=right), cv.to_frames(frames)
+    disc = scene.copy()
+    cv.disc(disc, *cv.centre(places[gap]), SIZES[right], cv.OBJECT)
+    scorer, truth = partial(score_size, cell=places[gap], right=right), cv.fade(scene, disc, num_frames)
     masks = partial(_colour_masks, truth, discs=cv.OBJECT)
     return _finish("pattern", seed, "complete the pattern", truth, scorer, masks)
 

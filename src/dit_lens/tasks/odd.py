@@ -11,7 +11,8 @@ from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
-from dit_lens.tasks.fades import NUM_FRAMES, fade_sample
+from dit_lens.tasks.conduct import NUM_FRAMES
+from dit_lens.tasks.fades import fade_sample
 from dit_lens.tasks.sample import Sample
 
 SIDE = 4
@@ -58,7 +59,7 @@ def odd(seed: int, count: int | None = None, num_frames: int = NUM_FRAMES) -> Sa
 
 def _layout(rng: np.random.Generator, count: int | None) -> tuple[dict[Cell, Look], Cell]:
     number = int(rng.integers(4, SIDE * SIDE + 1)) if count is None else count
-    cells = [(int(i) // SIDE, int(i) % SIDE) for i in rng.choice(SIDE * SIDE, number, replace=False)]
+    cells = cv.random_cells(rng, SIDE, number)
     kinds = (SHAPES, tuple(SIZES), tuple(COLOURS))
     usual = [str(rng.choice(kind)) for kind in kinds]
     which = int(rng.integers(len(kinds)))

@@ -205,6 +205,23 @@ class Sample:
         return replace(self, **changes)
 
 
+def of_truth(
+    task: str, name: str, prompt: str, truth: Frames, scorer: Callable[[Frames], Score], scene: Scene
+) -> Sample:
+    """Return the sample whose question is the first frame of a right video.
+
+    Args:
+        task: name of the task.
+        name: of the sample.
+        prompt: what is asked.
+        truth: the right video, [time, height, width, rgb].
+        scorer: judges a video.
+        scene: how it was made.
+    """
+    image = Image.fromarray(truth[0])
+    return Sample(prompt, image, len(truth), task=task, id=name, truth=truth, scorer=scorer, scene=scene)
+
+
 def _settle_size(size: Any, what: str) -> tuple[int, int]:
     """Return a size as two Python ints.
 

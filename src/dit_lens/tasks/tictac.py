@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
 from dit_lens.tasks.canvas import Canvas, Cell
-from dit_lens.tasks.fades import NUM_FRAMES, fade_sample, inside_cells
+from dit_lens.tasks.conduct import NUM_FRAMES
+from dit_lens.tasks.fades import fade_sample
 from dit_lens.tasks.sample import Sample
 
 SIDE = 4
@@ -46,7 +47,7 @@ def tictac(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
         [right],
         [f"{right[0]}{right[1]}"],
         0,
-        partial(inside_cells, SIDE, empty),
+        partial(cv.inside_cells, SIDE, empty),
         partial(_read, empty=empty, right=right),
         sorted(discs.items()),
         num_frames,
@@ -56,7 +57,7 @@ def tictac(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
 def _layout(rng: np.random.Generator) -> tuple[Discs, Cell]:
     while True:
         count = int(rng.integers(3, 6))
-        cells = [(int(i) // SIDE, int(i) % SIDE) for i in rng.choice(SIDE * SIDE, 2 * count, replace=False)]
+        cells = cv.random_cells(rng, SIDE, 2 * count)
         discs = {cell: "red" if n < count else "blue" for n, cell in enumerate(cells)}
         reds = {cell for cell, colour in discs.items() if colour == "red"}
         blues = {cell for cell, colour in discs.items() if colour == "blue"}

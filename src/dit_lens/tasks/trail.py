@@ -30,6 +30,20 @@ def edge(a: Cell, b: Cell) -> Edge:
     return (a, b) if a < b else (b, a)
 
 
+def move(a: Cell, b: Cell) -> str:
+    """Return the name of the move from a cell to its neighbour."""
+    return _NAMES[b[0] - a[0], b[1] - a[1]]
+
+
+_NAMES = {step: name for name, step in MOVES.items()}
+
+
+def neighbours(cell: Cell, size: int) -> list[Cell]:
+    """Return the cells of a board beside one, in the order of `MOVES`."""
+    around = [(cell[0] + dr, cell[1] + dc) for dr, dc in MOVES.values()]
+    return [n for n in around if min(n) >= 0 and max(n) < size]
+
+
 def path_edges(path: Sequence[Cell]) -> frozenset[Edge]:
     """Return the edges along a path of cells."""
     return frozenset(edge(a, b) for a, b in pairwise(path))
@@ -125,25 +139,46 @@ def scene_masks(
 
 
 def walked(
-    background: Canvas, path: Sequence[Cell], moves: float, colour: tuple[float, ...] = cv.TRAIL
+    background: Canvas,
+    path: Sequence[Cell],
+    moves: float,
+    colour: tuple[float, ...] = cv.TRAIL,
+    laid: int = 0,
 ) -> tuple[Canvas, NDArray[np.float64]]:
-    """Draw the trail of so many moves along a path; return it, and where the agent then is, (x, y)."""
+    """Draw the trail of so many moves along a path; return it, and where the agent then is, (x, y).
+
+    Args:
+        background: what it is drawn on, which stays as it is.
+        path: that the agent walks.
+        moves: that it has made.
+        colour: of the trail.
+        laid: whole moves whose trail the background has already.
+    """
     points = np.array([cv.centre(c) for c in path])
-    k = min(max(int(moves), 0), len(path) - 2)
+    k = _whole_moves(path, moves)
     head = points[k] + (moves - k) * (points[k + 1] - points[k])
     out = background.copy()
-    for start, end in pairwise(points[: k + 1]):
+    for start, end in pairwise(points[laid : k + 1]):
         _line(out, start, end, colour)
     _line(out, points[k], head, colour)
     return out, head
+
+
+def _whole_moves(path: Sequence[Cell], moves: float) -> int:
+    return min(max(int(moves), 0), len(path) - 2)
 
 
 def _walked(
     background: Canvas, path: Sequence[Cell], num_frames: int, colour: tuple[float, ...]
 ) -> Iterator[tuple[Canvas, NDArray[np.float64]]]:
     """Go through the frames of a walk: each with the trail laid so far, and where the agent is, (x, y)."""
+    points, trail, laid = [np.array(cv.centre(c)) for c in path], background.copy(), 0
     for t in range(num_frames):
-        yield walked(background, path, (len(path) - 1) * t / max(num_frames - 1, 1), colour)
+        moves = (len(path) - 1) * t / max(num_frames - 1, 1)
+        before, laid = laid, _whole_moves(path, moves)
+        for start, end in pairwise(points[before : laid + 1]):
+            _line(trail, start, end, colour)
+        yield walked(trail, path, moves, colour, laid)
 
 
 def _line(canvas: Canvas, a: NDArray[np.float64], b: NDArray[np.float64], colour: tuple[float, ...]) -> None:
@@ -192,8 +227,7 @@ def spell(edges: frozenset[Edge], start: Cell) -> str:
     path = follow(edges, start)
     if path is None:
         return "edges " + " ".join(f"{r}{c}{'R' if b == (r, c + 1) else 'D'}" for (r, c), b in sorted(edges))
-    names = {step: name for name, step in MOVES.items()}
-    return "".join(names[b[0] - a[0], b[1] - a[1]] for a, b in pairwise(path))
+    return "".join(move(a, b) for a, b in pairwise(path))
 
 
 def overlap(a: frozenset[Edge], b: frozenset[Edge]) -> float:

@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dit_lens.errors import TaskError
 from dit_lens.plan.places import whole_number
 from dit_lens.tasks import conduct, trail
 from dit_lens.tasks.canvas import Canvas, Cell
-from dit_lens.tasks.sample import Sample, Score
+from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
-
-NUM_FRAMES = 25
 
 Things = Mapping[str, Callable[..., None]]
 """Name to `f(canvas)`, which draws all things of that kind; `f(canvas, colour=...)` in another colour than theirs."""
@@ -46,26 +43,14 @@ def walk_sample(
         num_frames: frames of the video.
     """
     truth = trail.walk(board(size, things), path, num_frames)
-    return Sample(
-        prompt=prompt,
-        image=Image.fromarray(truth[0]),
-        num_frames=num_frames,
-        task=task,
-        id=name,
-        truth=truth,
-        scorer=partial(score_walk, size=size, things=things, path=path, num_frames=num_frames),
-        scene=Scene(
-            layout,
-            partial(
-                trail.walk_masks,
-                size,
-                path,
-                num_frames,
-                {**things, "walls": partial(trail.paint_walls, size=size)},
-            ),
-            partial(_answers, truth=truth, path=path),
-        ),
+    drawn: Things = {**things, "walls": partial(trail.paint_walls, size=size)}
+    scene = Scene(
+        layout,
+        partial(trail.walk_masks, size, path, num_frames, drawn),
+        partial(_answers, truth=truth, path=path),
     )
+    scorer = partial(score_walk, size=size, things=things, path=path, num_frames=num_frames)
+    return of_truth(task, name, prompt, truth, scorer, scene)
 
 
 def whole(value: Any, name: str) -> int:
@@ -106,7 +91,7 @@ def score_walk(
         right += 1
     legal = conduct.legal_frames(video, board(size, things), path)
     arrived = trail.read_agent(video[-1], size) == path[-1]
-    whole = len(video) == num_frames and bool(legal.all())
-    solved = whole and arrived and edges == trail.path_edges(path)
+    in_time = len(video) == num_frames and bool(legal.all())
+    solved = in_time and arrived and edges == trail.path_edges(path)
     graded = right / (len(path) - 1) * float(legal.mean())
     return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, path[0]))

@@ -34,10 +34,10 @@ class VbvrSample(Sample):
     """
 
     folder: Path | None = field(default=None, compare=False)
-
-    ORIGIN: ClassVar[tuple[str, ...]] = ("folder",)
     frames_in_truth: int | None = None
     rounded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    ORIGIN: ClassVar[tuple[str, ...]] = ("folder",)
 
     @property
     def split(self) -> str:
