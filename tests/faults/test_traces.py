@@ -397,8 +397,7 @@ def test_an_interrupt_in_the_model_leaves_nothing(lens, pipe, sample, left_behin
     assert tr.run.complete
 
 
-@pytest.mark.usefixtures("no_callbacks")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("lost_interrupts")
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_at_any_moment_leaves_nothing(lens, pipe, sample, tmp_path, run_bare, left_behind, times):
     before, moments = run_bare(pipe, sample), np.random.default_rng(times)
