@@ -41,6 +41,7 @@ from dit_lens.families.specimen import Specimen
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.places import positions, whole_number
 from dit_lens.plan.plan import Entry, Placed, Plan
+from dit_lens.tasks.pairs import check_pair
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -460,8 +461,7 @@ def _batching(specimen: Specimen, pairs: Sequence[tuple[Sample, int]], at_once: 
             f"Family {specimen.family.name} does not say how to batch: use lens.run, a run at a time."
         )
     for pair in pairs:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Sample)):
-            raise PlanError(f"pairs hold {pair!r}: give (sample, noise seed), such as (dl.tasks.maze(7), 0).")
+        check_pair(pair)
     if not pairs or whole_number(at_once) is None or at_once < 1:
         raise PlanError(
             f"{len(pairs)} pairs, at_once={at_once}: a batch takes at least one pair, and one row at a time."

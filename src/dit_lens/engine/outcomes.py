@@ -88,12 +88,12 @@ def by_sample(data: xr.Dataset, pairs: Sequence[Pair]) -> xr.Dataset:
     return xr.Dataset(variables, {**coords, **dims})
 
 
-__all__ = ["by_sample", "outcomes"]
-
-
 def in_order(data: xr.Dataset) -> xr.Dataset:
     """Return a Dataset whose texts lie in memory in the order of their dimensions: zarr writes others permuted."""
     texts = {
         n: v for n, v in data.variables.items() if v.dtype.kind == "T" and not v.values.flags.c_contiguous
     }
     return data.assign({n: (v.dims, np.ascontiguousarray(v.values), v.attrs) for n, v in texts.items()})
+
+
+__all__ = ["by_sample", "in_order", "outcomes"]

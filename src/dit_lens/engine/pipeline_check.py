@@ -195,7 +195,8 @@ def check_against_pipeline(batch: Batch) -> bool:
             for n in [n for n, pair in enumerate(pairs) if pair == 0]:
                 _compare("guided velocity", step, apart(out.velocity[n : n + 1]), seen.velocity, tolerance)
                 _refuse_other_type(x, out.latents[n : n + 1])
-        latents, (out, pairs) = [out.latents for out, _ in results], results[0]
+        latents = [out.latents for out, _ in results]
+        out, pairs = results[0]
         x = out.latents[pairs.index(0) : pairs.index(0) + 1]
     specimen.checked_loops.add(key)
     return True

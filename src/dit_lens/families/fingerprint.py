@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.plan.arrays import is_freed
+
 ROW = 1 << 14
 """Bytes that are hashed together: 2^14 products of at most 2^14 do not overflow 32 bits."""
 
@@ -67,7 +69,7 @@ class Gathering:
                 or t.is_meta
                 or t.is_quantized
                 or t.is_nested
-                or (t.untyped_storage().nbytes() == 0 and t.numel() > 0)
+                or is_freed(t)
             ):
                 self.meta |= t.is_meta
                 del self.tensors[position:]

@@ -170,11 +170,11 @@ def _values(walk: Walk, value: Any) -> Any:
     """Return a tensor's values: by position where they are gathered, by the walk's own checksum where it has one."""
     if walk.gathering is not None and (position := walk.gathering.take([value])) is not None:
         return {"@tensor": position}
-    if _is_freed(value):
+    plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
+    if plain and is_freed(value):
         return walk.unnamed(value, "a tensor whose memory was freed")
     if value.is_meta and walk.checksum is None:
         return walk.unnamed(value, "a tensor without values (on the meta device)")
-    plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
     if not plain or value.is_quantized:
         return _unusual(walk, value)
     if walk.checksum is not None:
@@ -191,10 +191,9 @@ def _values(walk: Walk, value: Any) -> Any:
     }
 
 
-def _is_freed(value: Any) -> bool:
-    """Say whether the memory of a plain tensor was given back: to read it would end the process."""
-    plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
-    return plain and not value.is_meta and value.numel() > 0 and value.untyped_storage().nbytes() == 0
+def is_freed(value: Any) -> bool:
+    """Say whether the memory of a strided tensor was given back: to read it would end the process."""
+    return not value.is_meta and value.numel() > 0 and value.untyped_storage().nbytes() == 0
 
 
 def tensor_bytes(flat: Any) -> Any:

@@ -96,8 +96,7 @@ def slots(kind: type) -> list[str]:
     """Return the slots of a class, and of those that it inherits from, by the names under which they stand."""
     names = []
     for base in kind.__mro__:
-        declared = vars(base).get("__slots__", ())
-        for name in (declared,) if isinstance(declared, str) else tuple(declared):
+        for name in classes.declared_slots(base):
             private = name.startswith("__") and not name.endswith("__")
             names.append(f"_{base.__name__.lstrip('_')}{name}" if private else name)
     return [name for name in names if name not in ("__dict__", "__weakref__")]

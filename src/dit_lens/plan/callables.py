@@ -130,9 +130,7 @@ def _cached(walk: Walk, value: Any) -> Any:
     """Return a function with a cache as data, by what fills the cache, where that is known."""
     wrapped, entries = _inside(value)
     data = walk.visit(wrapped)
-    ours = isinstance(wrapped, types.FunctionType) and not (
-        origin.is_own_code(wrapped.__code__) or origin.is_library_code(wrapped.__code__, wrapped.__module__)
-    )
+    ours = _is_users(wrapped) and not origin.is_own_code(wrapped.__code__)
     if ours and not entries:
         _FILLED_BY[value] = data
     elif ours and _FILLED_BY.get(value) != data:
@@ -162,6 +160,13 @@ def _inside(cached: Any) -> tuple[Any, list[list[Any]]]:
     between = held[1:-6]
     bounded = [between[n : n + 2] for n in range(0, len(between), 3)]
     return wrapped, bounded or [[key, result] for key, result in stored.items()]
+
+
+def _is_users(value: Any) -> bool:
+    """Say whether a value is a Python function, and no library's."""
+    return isinstance(value, types.FunctionType) and not origin.is_library_code(
+        value.__code__, value.__globals__.get("__name__")
+    )
 
 
 def _is_plain(value: Any) -> bool:
@@ -322,10 +327,8 @@ def follow(walk: Walk, value: Any, attributes: Sequence[str]) -> Any:
         return walk.visit(value)
     data = {"@module": library, "library": origin.library(library[0])}
     plain = isinstance(value, bool | int | float | str | type(None))
-    ours = isinstance(value, types.FunctionType) and not origin.is_library_code(
-        value.__code__, value.__globals__.get("__name__")
-    )
-    return data | ({"value": walk.visit(value)} if plain or ours or _is_unseen(value) else {})
+    counts = plain or _is_users(value) or _is_unseen(value)
+    return data | ({"value": walk.visit(value)} if counts else {})
 
 
 _NOTHING = object()

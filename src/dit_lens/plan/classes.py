@@ -55,7 +55,7 @@ MAKING = frozenset({"__init__", "__new__", "register_modules", "register_to_conf
 _SLOT = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 _HEAP = 1 << 9
-"""Flag of a class that was made while Python ran, and not by the compiler of C."""
+"""Flag of a class that was made while Python ran."""
 
 
 def is_library(kind: type) -> bool:
@@ -66,9 +66,14 @@ def is_library(kind: type) -> bool:
     return origin.is_library_module(module) and _stands_in(kind, module)
 
 
+def is_made_by_python(kind: type) -> bool:
+    """Say whether a class was made while Python ran, and not by the compiler of C."""
+    return bool(kind.__flags__ & _HEAP)
+
+
 def _stands_in(kind: type, module: str) -> bool:
     """Say whether a class stands where it says: one that `type(...)` or a library makes of the user's says otherwise."""
-    if not kind.__flags__ & _HEAP:
+    if not is_made_by_python(kind):
         return True
     held: Any = sys.modules.get(module)
     for name in kind.__qualname__.split("."):
@@ -115,7 +120,7 @@ def _members(walk: Walk, kind: type) -> list[Any]:
         told = [
             [name, *_field(walk, field)] for name, field in vars(kind).get("__dataclass_fields__", {}).items()
         ]
-        return ["class", kinds, meta, members, _slots(kind), told, _registered(walk, kind)]
+        return ["class", kinds, meta, members, declared_slots(kind), told, _registered(walk, kind)]
 
 
 def _field(walk: Walk, field: dataclasses.Field[Any]) -> list[Any]:
@@ -143,8 +148,8 @@ def _member(walk: Walk, kind: type, name: str, member: Any) -> Any:
     return walk.visit(member, name)
 
 
-def _slots(kind: type) -> list[str]:
-    """Return the slots that a class declares, in order."""
+def declared_slots(kind: type) -> list[str]:
+    """Return the slots that a class itself declares, in order."""
     slots = vars(kind).get("__slots__", ())
     if isinstance(slots, str):
         return [slots]

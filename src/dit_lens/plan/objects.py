@@ -119,7 +119,7 @@ def _keep_recipe(walk: Walk, value: Any, kind: type, described: Any) -> None:
 
 def _in_python(kind: type) -> bool:
     """Say whether a class is made in Python."""
-    return bool(kind.__flags__ & (1 << 9)) and hasattr(kind, "__module__") and "__dict__" in dir(kind)
+    return classes.is_made_by_python(kind) and hasattr(kind, "__module__") and "__dict__" in dir(kind)
 
 
 def _order_counts(walk: Walk, kind: type) -> bool:
@@ -137,10 +137,8 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
 
 def _holds_more(kind: type) -> bool:
     """Say whether objects of a class that can be extended hold more than attributes and slots: it is made in C."""
-    slots = vars(kind).get("__slots__", ())
-    own = 1 if isinstance(slots, str) else len(tuple(slots))
-    base = kind.__base__ or object
-    return bool(kind.__flags__ & (1 << 9)) and kind.__basicsize__ - base.__basicsize__ > 16 + 8 * own
+    base, own = kind.__base__ or object, len(classes.declared_slots(kind))
+    return classes.is_made_by_python(kind) and kind.__basicsize__ - base.__basicsize__ > 16 + 8 * own
 
 
 def _of_object(walk: Walk, value: Any) -> list[Any]:
@@ -150,11 +148,15 @@ def _of_object(walk: Walk, value: Any) -> list[Any]:
         return ["object", described, _items(walk, value), _state(walk, value, kind)]
     if any(map(_holds_more, kind.__mro__[:-1])):
         return ["object", described, _reduced(walk, value, kind), _state(walk, value, kind)]
-    base = next((b for b in kind.__mro__ if not b.__flags__ & (1 << 9)), object)
+    base = next((b for b in kind.__mro__ if not classes.is_made_by_python(b)), object)
     if base is object and (hasattr(value, "__dict__") or attributes.slots(kind)):
         _keep_recipe(walk, value, kind, described)
         return ["object", described, _state(walk, value, kind)]
-    if base is object and kind.__flags__ & (1 << 9) and origin.is_library_module(kind.__module__) is False:
+    if (
+        base is object
+        and classes.is_made_by_python(kind)
+        and origin.is_library_module(kind.__module__) is False
+    ):
         return ["object", described, {}]
     return ["object", described, _reduced(walk, value, kind)]
 
@@ -275,9 +277,7 @@ def _thread_local(walk: Walk, value: Any) -> Any:
 def _random_state(walk: Walk, value: Any) -> Any:
     import numpy as np
 
-    if (
-        value is np.random.mtrand._rand
-    ):  # the state of the process, which code that draws from it reads by itself
+    if value is np.random.mtrand._rand:  # of the process; code that draws from it reads it by itself
         return {"@value": "numpy's global random state"}
     return {"@object": "RandomState", "state": _reduced(walk, value, type(value))}
 

@@ -157,8 +157,7 @@ def _sources(folder: str) -> str:
     """Hash the sources of a library that is installed from a folder: its version does not tell changes."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
-        if (
-            path.suffix in (".py", ".so", ".pyd") and path.is_file()
-        ):  # no folder of that name, no link that leads nowhere
+        # No folder of such a name, no link that leads nowhere.
+        if path.suffix in (".py", ".so", ".pyd") and path.is_file():
             digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]

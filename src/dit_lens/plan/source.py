@@ -83,9 +83,8 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
                 yield from _expression(item.context_expr, known)
                 if item.optional_vars is not None:
                     known |= _targets(item.optional_vars)
-            cut = any(
-                "suppress" in ast.dump(item.context_expr) for item in items
-            )  # it may not come to its end
+            # A body whose errors are suppressed may not come to its end.
+            cut = any("suppress" in ast.dump(item.context_expr) for item in items)
             yield from _free(body, set(known) if cut else known)
         case ast.Try() | ast.TryStar():
             for body in (node.body, node.orelse):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from io import FileIO
 from itertools import product
 from typing import Any
 
@@ -159,33 +160,30 @@ def load_unit(
     if variable.compressed:
         out[...] = _outer(_load_compressed(path, variable, inside), inside)
         return
-    if variable.sharded:
-        inner = math.prod(variable.inner_shape)
-        with open(path, "rb", buffering=0) as file:
-            count = math.prod(variable.chunk_shape) // inner
-            check_contiguous(file, count, inner * variable.stored_dtype.itemsize, path)
     decode = variable.encoding == "codes" and out.dtype.kind == "f"
     whole = all(isinstance(k, slice) and k == _ALL for k in inside)
-    if whole and out.flags.c_contiguous:
-        data = np.empty(variable.chunk_shape, variable.stored_dtype) if decode else out
-        _read_into(path, data)
-    else:
-        data = _outer(np.memmap(path, variable.stored_dtype, "r", shape=variable.chunk_shape), inside)
+    with open(path, "rb", buffering=0) as file:
+        if variable.sharded:
+            inner = math.prod(variable.inner_shape)
+            count = math.prod(variable.chunk_shape) // inner
+            check_contiguous(file, count, inner * variable.stored_dtype.itemsize, path)
+        if whole and out.flags.c_contiguous:
+            data = np.empty(variable.chunk_shape, variable.stored_dtype) if decode else out
+            _read_into(file, data, path)
+        else:
+            data = _outer(np.memmap(file, variable.stored_dtype, "r", shape=variable.chunk_shape), inside)
     if decode:
         widen_into(data, out)
     elif data is not out:
         out[...] = data
 
 
-def _read_into(path: str, out: np.ndarray) -> None:
+def _read_into(file: FileIO, out: np.ndarray, path: str) -> None:
     view = out.reshape(-1).view(np.uint8).data
-    with open(path, "rb", buffering=0) as file:
-        while view:
-            if not (count := file.readinto(view)):
-                raise StoreError(
-                    f"{path} ends {len(view)} bytes early; copy the run again, or trace it again"
-                )
-            view = view[count:]
+    while view:
+        if not (count := file.readinto(view)):
+            raise StoreError(f"{path} ends {len(view)} bytes early; copy the run again, or trace it again")
+        view = view[count:]
 
 
 def _load_compressed(path: str, variable: Variable, inside: Key) -> np.ndarray:

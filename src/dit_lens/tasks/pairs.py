@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dit_lens.errors import PlanError
 from dit_lens.plan.content import content
@@ -11,6 +12,16 @@ from dit_lens.tasks.sample import Sample
 
 Pair = tuple[Sample, int]
 """A sample and a noise seed."""
+
+
+def check_pair(pair: Any) -> None:
+    """Refuse what is no pair.
+
+    Raises:
+        PlanError: it says what to give.
+    """
+    if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Sample)):
+        raise PlanError(f"pairs hold {pair!r}: give (sample, noise seed), such as (dl.tasks.maze(7), 0).")
 
 
 def label(sample: Sample) -> str:
@@ -40,7 +51,7 @@ def counted_by_content(samples: Sequence[Sample]) -> list[int]:
         if id(sample) not in by_object:
             unnamed: list[str] = []
             key = digest(content(sample, unnamed))
-            by_object[id(sample)] = f"{id(sample)}" if unnamed else key
+            by_object[id(sample)] = str(id(sample)) if unnamed else key
         out.append(order.setdefault(by_object[id(sample)], len(order)))
     return out
 
@@ -61,8 +72,7 @@ def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
     """
     gathered: dict[str, tuple[Sample, list[int]]] = {}
     for pair in pairs:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Sample)):
-            raise PlanError(f"pairs hold {pair!r}: give (sample, noise seed), such as (dl.tasks.maze(7), 0).")
+        check_pair(pair)
         sample, seed = pair[0], int(pair[1])
         first, seeds = gathered.setdefault(label(sample), (sample, []))
         if first is not sample and first != sample:
@@ -81,4 +91,4 @@ def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
     return list(gathered.values())
 
 
-__all__ = ["Pair", "by_shape", "counted_by_content", "label", "numbers", "together"]
+__all__ = ["Pair", "by_shape", "check_pair", "counted_by_content", "label", "numbers", "together"]
