@@ -18,6 +18,8 @@ from dit_lens.families.diffsynth.wan import WAN
 WEIGHTS = Path(__file__).with_name("organism.safetensors")
 TASKS = ("maze", "loop", "choose", "circle", "pattern", "occlude")
 """Tasks that it was trained on. Of the words of others it knows some, and answers none of them."""
+KNOWN_WORDS = 19
+"""Of `modules.WORDS`, those that the shipped weights were trained with."""
 TEXT_CHANNELS = 32
 LATENT_CHANNELS = 48
 CONFIG: dict[str, Any] = {
@@ -65,8 +67,8 @@ def pipeline(weights: Path | str | None = WEIGHTS, device: str = "cpu", dtype: A
 
     dtype = torch.float32 if dtype is None else loading.number_type(dtype)
     pipe = WanVideoPipeline(device=device, torch_dtype=dtype)
-    pipe.tokenizer = Tokenizer()
-    pipe.text_encoder = TextEncoder(TEXT_CHANNELS)
+    pipe.tokenizer = Tokenizer(KNOWN_WORDS)
+    pipe.text_encoder = TextEncoder(TEXT_CHANNELS, KNOWN_WORDS)
     pipe.vae = LinearCodec(LATENT_CHANNELS)
     pipe.dit = WanModel(**CONFIG)
     if weights is not None:

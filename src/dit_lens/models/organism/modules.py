@@ -23,13 +23,22 @@ SPACE, TIME = 8, 4
 WORDS = [
     "<pad>", "<end>", "<unknown>", "solve", "the", "maze", "go", "to", "one", "goal", "circle", "disc",
     "square", "complete", "pattern", "roll", "ball", "behind", "bar",
+    "follow", "arrows", "bounce", "off", "mirrors", "fill", "make", "three", "in", "a", "row", "odd",
+    "red", "green", "blue", "grey", "dark", "out", "and", "back", "place", "queens",
 ]
 # fmt: on
 LENGTH = 8
 
 
 class Tokenizer:
-    """Splits a prompt into known words, case and punctuation aside."""
+    """Splits a prompt into known words, case and punctuation aside.
+
+    Args:
+        count: words of `WORDS` that the model knows, from the first on. Default: all.
+    """
+
+    def __init__(self, count: int = len(WORDS)) -> None:
+        self.words = WORDS[:count]
 
     def __call__(self, prompt: str | list[str] | tuple[str, ...], **_: Any) -> tuple[Tensor, Tensor]:
         """Return the ids [prompt, token] and their mask, padded to a fixed length."""
@@ -37,8 +46,8 @@ class Tokenizer:
         ids = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
         for row, text in enumerate(prompts):
             words = "".join(c if c.isalnum() else " " for c in text.lower()).split()[: LENGTH - 1]
-            known = [WORDS.index(w) if w in WORDS else WORDS.index("<unknown>") for w in words]
-            ids[row, : len(words) + 1] = torch.tensor([*known, WORDS.index("<end>")])
+            known = [self.words.index(w if w in self.words else "<unknown>") for w in words]
+            ids[row, : len(words) + 1] = torch.tensor([*known, self.words.index("<end>")])
         return ids, (ids != 0).long()
 
 
@@ -47,11 +56,12 @@ class TextEncoder(nn.Module):
 
     Args:
         channels: size of an embedding.
+        count: words, as in `Tokenizer`.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, count: int = len(WORDS)) -> None:
         super().__init__()
-        self.register_buffer("table", torch.zeros(len(WORDS), channels))
+        self.register_buffer("table", torch.zeros(count, channels))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return embeddings [prompt, token, channel] of ids [prompt, token], zero where masked."""
