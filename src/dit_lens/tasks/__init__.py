@@ -12,6 +12,7 @@ from dit_lens.tasks.latin import latin
 from dit_lens.tasks.maze import loop, maze
 from dit_lens.tasks.objects import circle, occlude, pattern
 from dit_lens.tasks.odd import odd
+from dit_lens.tasks.pick import pick
 from dit_lens.tasks.sample import Frames, Sample, Score, as_frames
 from dit_lens.tasks.scene import Answer, Masks, Scene
 from dit_lens.tasks.tictac import tictac
@@ -29,6 +30,7 @@ TASKS: dict[str, Callable[..., Sample]] = {
     "latin": latin,
     "tictac": tictac,
     "odd": odd,
+    "pick": pick,
 }
 
 
@@ -63,6 +65,7 @@ __all__ = [
     "occlude",
     "odd",
     "pattern",
+    "pick",
     "tictac",
     "vbvr",
 ]

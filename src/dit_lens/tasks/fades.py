@@ -59,12 +59,12 @@ def fade_sample(
 def _masks(truth: NDArray[np.uint8], opened: Callable[[], NDArray[np.bool_]]) -> dict[str, NDArray[np.bool_]]:
     inside = opened()
     new = np.abs(truth.astype(float) - truth[0]).mean(-1) > 255 / 20
-    drawn = np.abs(truth[0] / 255 - np.array(cv.FLOOR)).mean(-1) > 0.05
+    drawn = (truth[0] != cv.to_frames([cv.blank(1)])[0, 0, 0]).any(-1)
     every = len(truth)
     return {
         "answer": new & inside,
         "open": np.repeat(inside[None], every, 0),
-        "given": np.repeat((drawn & ~inside)[None], every, 0),
+        "given": np.repeat(drawn[None], every, 0),
     }
 
 
