@@ -13,6 +13,7 @@ from dit_lens.tasks.maze import loop, maze
 from dit_lens.tasks.objects import circle, occlude, pattern
 from dit_lens.tasks.odd import odd
 from dit_lens.tasks.pick import pick
+from dit_lens.tasks.roll import roll
 from dit_lens.tasks.sample import Frames, Sample, Score, as_frames
 from dit_lens.tasks.scene import Answer, Masks, Scene
 from dit_lens.tasks.tictac import tictac
@@ -31,6 +32,7 @@ TASKS: dict[str, Callable[..., Sample]] = {
     "tictac": tictac,
     "odd": odd,
     "pick": pick,
+    "roll": roll,
 }
 
 
@@ -66,6 +68,7 @@ __all__ = [
     "odd",
     "pattern",
     "pick",
+    "roll",
     "tictac",
     "vbvr",
 ]
