@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks.arrows import arrows
+from dit_lens.tasks.back import back
 from dit_lens.tasks.bounce import bounce
 from dit_lens.tasks.choose import choose
 from dit_lens.tasks.latin import latin
@@ -13,6 +14,7 @@ from dit_lens.tasks.maze import loop, maze
 from dit_lens.tasks.objects import circle, occlude, pattern
 from dit_lens.tasks.odd import odd
 from dit_lens.tasks.pick import pick
+from dit_lens.tasks.queens import queens
 from dit_lens.tasks.roll import roll
 from dit_lens.tasks.sample import Frames, Sample, Score, as_frames
 from dit_lens.tasks.scene import Answer, Masks, Scene
@@ -33,6 +35,8 @@ TASKS: dict[str, Callable[..., Sample]] = {
     "odd": odd,
     "pick": pick,
     "roll": roll,
+    "back": back,
+    "queens": queens,
 }
 
 
@@ -57,6 +61,7 @@ __all__ = [
     "Score",
     "arrows",
     "as_frames",
+    "back",
     "bounce",
     "choose",
     "circle",
@@ -68,6 +73,7 @@ __all__ = [
     "odd",
     "pattern",
     "pick",
+    "queens",
     "roll",
     "tictac",
     "vbvr",

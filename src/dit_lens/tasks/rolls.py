@@ -129,7 +129,7 @@ def score_roll(video: NDArray[np.uint8], roll: Roll, num_frames: int) -> Score:
     Graded: whether the last frame shows the ball where it should be (half for one of another colour), times the share of
     frames that are as they should be. A video of another number of frames is not solved.
     """
-    seen, strength = cv.nearest(video[-1], roll.way(1.0), 3, cv.BALLS)
+    seen, strength = cv.nearest(video[-1], roll.way(1.0), 2, cv.BALLS)
     there = strength > CLEAR
     legal = legal_frames(video, roll)
     solved = len(video) == num_frames and bool(legal.all()) and there and seen == roll.colour
