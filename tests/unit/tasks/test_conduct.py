@@ -9,7 +9,7 @@ from dit_lens.tasks import trail, walks
 from dit_lens.tasks.canvas import CELL, EVAL_SEED
 
 WALKS = {"arrows": {"depth": 10}, "bounce": {"depth": 4}}
-FADES = ("latin", "tictac", "odd", "pick")
+FADES = ("latin", "tictac", "odd", "pick", "queens")
 
 
 def painted(video, draw, frames=slice(None)):
@@ -149,6 +149,17 @@ def test_a_fade_is_judged_in_every_frame(task, seed):
         assert not score.solved and score.score < 1, name
 
 
+@pytest.mark.parametrize("seed", [EVAL_SEED + n for n in range(8)])
+@pytest.mark.parametrize("task", FADES)
+def test_what_is_given_is_all_that_the_first_frame_shows(task, seed):
+    sample = tasks.make(task, seed)
+    first = cv.to_frames([sample.scorer.keywords["draw"](None), cv.blank(sample.size[0] // CELL)])
+    drawn = (first[0] != first[1]).any(-1)
+    assert drawn.any()
+    for given in sample.masks["given"]:
+        np.testing.assert_array_equal(given, drawn)
+
+
 @pytest.mark.parametrize("colour", [cv.GOAL, cv.WALL, cv.BALLS["green"]])
 def test_a_wrong_disc_of_any_colour_is_wrong(colour):
     sample = tasks.tictac(EVAL_SEED)
@@ -202,3 +213,41 @@ def test_one_cell_wins():
         assert any({*line} <= reds | {right} for line in LINES)
         empty = {cell for cell in np.ndindex(4, 4)} - set(known) - {right}
         assert not any({*line} <= reds | {cell} for line in LINES for cell in empty)
+
+
+def test_queens_are_one_in_a_row_and_a_column_and_do_not_touch():
+    for seed in range(EVAL_SEED, EVAL_SEED + 20):
+        sample = tasks.queens(seed)
+        given, blocked = sample.scene.layout
+        texts = [answer.text for answer in sample.answers]
+        assert 2 <= len(texts) <= 8 and len(set(texts)) == len(texts)
+        for text in texts:
+            cells = [(int(r), int(c)) for r, c in text.split()]
+            assert {*given} <= {*cells} and not {*blocked} & {*cells}
+            assert [r for r, _ in cells] == sorted(c for _, c in cells) == list(range(6))
+            assert all(
+                max(abs(a - c), abs(b - d)) > 1 for a, b in cells for c, d in cells if (a, b) != (c, d)
+            )
+
+
+def test_all_placings_of_queens_are_enumerated():
+    from itertools import product
+
+    from dit_lens.tasks.queens import PLACINGS
+
+    apart = [
+        columns
+        for columns in product(range(6), repeat=6)
+        if len({*columns}) == 6 and all(abs(columns[i] - columns[i + 1]) > 1 for i in range(5))
+    ]
+    assert [tuple(c for _, c in placing) for placing in PLACINGS] == apart
+    assert len(apart) == 90
+
+
+def test_a_wrong_placing_of_queens_is_not_solved():
+    sample = tasks.queens(EVAL_SEED)
+    draw, right = sample.scorer.keywords["draw"], sample.scorer.keywords["answers"][0]
+    swapped = ((0, right[1][1]), (1, right[0][1]), *right[2:])
+    for wrong in (right[:-1], swapped, (*right, (right[0][0], (right[0][1] + 3) % 6))):
+        score = sample.score(cv.fade(draw(None), draw(wrong), 25))
+        assert not score.solved and score.score < 1

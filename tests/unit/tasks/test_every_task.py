@@ -20,6 +20,7 @@ TASKS = {
     "bounce1": partial(tasks.bounce, depth=1),
     "bounce10": partial(tasks.bounce, depth=10),
     "latin10": partial(tasks.latin, open_cells=10),
+    "pick-new": partial(tasks.pick, held_out=True),
 }
 SEEDS = [*range(50), *range(cv.EVAL_SEED, cv.EVAL_SEED + 50)]
 
@@ -68,6 +69,8 @@ def test_spoiled_videos_are_not_solved(task, samples, noise):
             "grey": np.full_like(truth, 128),
             "a quarter of the way": truth[: len(truth) // 4],
         }
+        if task == "back":
+            del spoiled["backwards"]  # it looks the same
         if task.startswith(
             ("maze", "loop", "arrows", "bounce")
         ):  # elsewhere another question may well have the same answer
