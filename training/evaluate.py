@@ -1,195 +1,178 @@
-"""Measure the organism: solve rates by task and number of steps, and what x0 holds along the run.
+"""Measure the organisms: what each solves, by set, number of steps and what x0 held at step 0; write the card's tables.
 
-Usage: python training/evaluate.py [--n 200] [--out docs/organism.json]
+Usage:
+    python training/evaluate.py --names full few4 --n 128 --out docs/organism     # CPU, hours; --device cuda: a minute each
+    python training/evaluate.py --card docs/organism.md --out docs/organism       # tables from what was measured
 
-Samples of one task go through the model as one batch: the pipeline's own units prepare each, and `model_fn`
-and the scheduler run the loop once for all. Rates come with Wilson 95% intervals. The slow tasks come first.
+The networks of `network.py` run here, in float32, from the noise that the pipeline draws for seed i in scene i; a test holds
+the two against each other. x0 of step 0 is what a run of one step ends with, so that one run says both.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sys
+import multiprocessing
+import os
 import time
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import tyro
-from tqdm import tqdm
 
-from dit_lens import tasks
-from dit_lens.experiments.summary import rate
-from dit_lens.families.diffsynth.wan import arguments
-from dit_lens.models import organism
-from dit_lens.tasks.canvas import EVAL_SEED
-from dit_lens.tasks.explore import candidates
-from dit_lens.tasks.sample import Sample
+from judging import SETS, Verdict, judge, question
+from recipes import RECIPES, Recipe
 
-SETS = {
-    "maze": tasks.maze,
-    "maze4": partial(tasks.maze, size=4),
-    "loop": tasks.loop,
-    "choose": tasks.choose,
-    "circle": tasks.circle,
-    "pattern": tasks.pattern,
-    "occlude": tasks.occlude,
-}
+
+class Evaluation:
+    """Scenes, and processes that judge; as a context, at whose end all is judged and written.
+
+    Args:
+        frozen: codec and words (`trainer.Frozen`).
+        n: scenes of each set.
+        workers: processes that judge.
+        sets: names of the sets. Default: all.
+    """
+
+    def __init__(self, frozen: Any, n: int, workers: int, sets: tuple[str, ...] = tuple(SETS)) -> None:
+        self.frozen, self.n, self.sets = frozen, n, sets
+        self.pool = multiprocessing.get_context("spawn").Pool(workers)
+        self.questions = {name: self.pool.starmap_async(question, [(name, i) for i in range(n)]) for name in sets}
+        self.pending: list[tuple[Path, dict[str, Any], dict[str, Any]]] = []
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.write(wait=True)
+        self.pool.terminate()
+
+    def write(self, wait: bool = False) -> None:
+        """Write the results of the organisms that are judged.
+
+        Args:
+            wait: wait for those that are not.
+        """
+        for pending in list(self.pending):
+            if wait or all(verdict.ready() for verdict in pending[2].values()):
+                self._write(*pending)
+                self.pending.remove(pending)
+
+    def start(self, name: str, network: Any, recipe: Recipe, out: Path, steps: tuple[int, ...] = ()) -> None:
+        """Let a network answer every set, and have it judged in the background; the results are written at the end.
+
+        Args:
+            name: of the organism.
+            network: its DiT.
+            recipe: how it was made.
+            out: file of the results.
+            steps: numbers of steps. Default: the recipe's.
+        """
+        import torch
+
+        self.write()
+        begun, verdicts = time.perf_counter(), {}
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        for each in self.sets:
+            for count in steps or ((4, 20) if name == "full" else (recipe.steps,)):
+                for label, videos in self._answers(network, each, count).items():
+                    verdicts[each, label] = self.pool.starmap_async(
+                        judge, [(each, i, video) for i, video in enumerate(videos)]
+                    )
+        torch.set_float32_matmul_precision(precision)
+        about = {"organism": name, "n": self.n, "seconds": round(time.perf_counter() - begun, 1)}
+        self.pending.append((out, about, verdicts))
+
+    def _answers(self, network: Any, name: str, steps: int) -> dict[str, Any]:
+        """Return the videos of a set's scenes, [scene, time, height, width, rgb]: at the end, and of x0 at step 0."""
+        import torch
+
+        import flow
+        from feed import Words, encode
+
+        images, prompts, frames = zip(*self.questions[name].get(), strict=True)
+        codec, words = self.frozen.codec, Words(self.frozen.text)
+        device, last, first = codec.first_basis.device, [], []
+        with torch.no_grad():
+            for start in range(0, self.n, 64):
+                rows = slice(start, min(start + 64, self.n))
+                stills = torch.stack([torch.from_numpy(i) for i in images[rows]])[:, None].to(device)
+                shown = encode(codec, stills).float()
+                grid = (1 + (frames[0] - 1) // 4, *shown.shape[3:])
+                noise = torch.cat([_noise(grid, seed) for seed in range(rows.start, rows.stop)]).to(device)
+                given = flow.condition(shown.expand(-1, -1, grid[0], -1, -1), self.frozen.grey)
+                context = words.embed(prompts[rows])
+                path = flow.trajectory(network, noise, given, context, steps)
+                second = flow.schedule(steps)[1].item()
+                last.append(_frames(codec, path[-1]))
+                # The line through the first step, to noise level 0.
+                first.append(_frames(codec, path[0] + (path[1] - path[0]) / (1 - second)))
+        return {f"{steps} steps": torch.cat(last).numpy(), f"x0 at step 0 of {steps}": torch.cat(first).numpy()}
+
+    def _write(self, path: Path, about: dict[str, Any], verdicts: dict[str, Any]) -> None:
+        results: dict[str, Any] = defaultdict(dict)
+        for (name, label), pending in verdicts.items():
+            judged: list[Verdict] = pending.get()
+            results[name][label] = {
+                "solved": [int(v.solved) for v in judged],
+                "score": [round(float(v.score), 4) for v in judged],
+            }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({**about, "sets": results}) + "\n")
+        os.replace(part, path)
+
+
+def _noise(grid: tuple[int, ...], seed: int) -> Any:
+    """Return the noise that the pipeline draws for a seed, [1, channel, frame, y, x]."""
+    import torch
+
+    from dit_lens.models.organism import LATENT_CHANNELS
+
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn((1, LATENT_CHANNELS, *grid), generator=generator)
+
+
+def _frames(codec: Any, latents: Any) -> Any:
+    """Return the pixels of latents, [row, time, height, width, rgb] of uint8."""
+    video = codec.decode(latents).permute(0, 2, 3, 4, 1)
+    return ((video + 1) * 127.5).clamp(0, 255).byte().cpu()
 
 
 @dataclass
 class Args:
     """Options of the evaluation."""
 
-    n: int = 200
-    """Samples a task."""
-    steps: tuple[int, ...] = (1, 4, 20)
-    cfg_scale: float = 1.0
-    batch: int = 50
+    names: tuple[str, ...] = ("full",)
+    """Organisms; their weights are looked for in `folder`."""
+    n: int = 128
+    """Scenes of each set."""
+    sets: tuple[str, ...] = tuple(SETS)
+    steps: tuple[int, ...] = ()
+    """Numbers of steps. Default: 4 and 20 for full, those of its recipe for another."""
+    device: str = "cpu"
     workers: int = 2
-    """Processes, a task each at a time."""
-    tasks: tuple[str, ...] = tuple(SETS)
-    weights: Path = organism.WEIGHTS
-    out: Path | None = None
-    """Write the figures here, as JSON."""
-    card: Path | None = None
-    """Page whose table, between the marks `<!-- results -->` and `<!-- end -->`, is replaced."""
-
-
-@torch.no_grad()
-def generate(
-    pipe: Any, samples: Sequence[Sample], steps: int, cfg_scale: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Generate a batch, seed i for sample i.
-
-    Returns:
-        Frames [sample, time, height, width, rgb] of the video, and of x0 at step 0.
-    """
-    pipe.scheduler.set_timesteps(steps, shift=5.0)
-    prepared = [_prepare(pipe, sample, seed) for seed, sample in enumerate(samples)]
-    latents, context, empty, y = (torch.cat(parts) for parts in zip(*prepared, strict=True))
-    first = latents
-    for i, timestep in enumerate(pipe.scheduler.timesteps):
-        call = partial(
-            pipe.model_fn, dit=pipe.dit, latents=latents, timestep=timestep.expand(len(latents)), y=y
-        )
-        v = call(context=context)
-        if cfg_scale != 1:
-            v0 = call(context=empty)
-            v = v0 + cfg_scale * (v - v0)
-        if i == 0:
-            first = pipe.scheduler.step(v, timestep, latents, to_final=True)
-        latents = pipe.scheduler.step(v, timestep, latents)
-    return _frames(pipe, latents), _frames(pipe, first)
-
-
-def _prepare(pipe: Any, sample: Sample, seed: int) -> tuple[torch.Tensor, ...]:
-    keywords = arguments(sample, seed, 1, 1.0, {})
-    shared = {k: keywords[k] for k in ("input_image", "height", "width", "num_frames", "seed", "tiled")}
-    units = {type(u).__name__: u for u in pipe.units}
-    blank = {"rand_device": "cpu", "vace_reference_image": None, "animate2_reference_video": None}
-    noise = units["WanVideoUnit_NoiseInitializer"].process(
-        pipe, **{k: shared[k] for k in ("height", "width", "num_frames", "seed")}, **blank
-    )["noise"]
-    prompt = units["WanVideoUnit_PromptEmbedder"]
-    image = units["WanVideoUnit_ImageEmbedderVAE"].process(
-        pipe,
-        **{k: shared[k] for k in ("input_image", "num_frames", "height", "width", "tiled")},
-        end_image=None,
-        tile_size=None,
-        tile_stride=None,
-    )["y"]
-    words = [
-        prompt.process(pipe, text, True)["context"]
-        for text in (keywords["prompt"], keywords["negative_prompt"])
-    ]
-    return noise, *words, image
-
-
-def _frames(pipe: Any, latents: torch.Tensor) -> np.ndarray:
-    video = pipe.vae.decode(latents).permute(0, 2, 3, 4, 1)
-    return ((video + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()
-
-
-def measure(name: str, args: Args) -> dict[str, Any]:
-    """Measure one task: rates by number of steps, and what x0 holds at step 0."""
-    torch.set_num_threads(1)
-    pipe = organism.pipeline(args.weights)
-    samples = [SETS[name](EVAL_SEED + i) for i in range(args.n)]
-    out: dict[str, Any] = {}
-    for steps in args.steps:
-        solved, early_solved, several = [], [], []
-        for start in range(0, args.n, args.batch):
-            part = samples[start : start + args.batch]
-            for sample, video, early in zip(part, *generate(pipe, part, steps, args.cfg_scale), strict=True):
-                solved.append(sample.score(video).solved)
-                early_solved.append(sample.score(early).solved)
-                if name in ("choose", "loop"):
-                    several.append(candidates(sample, early) > 1)
-        out[f"solved, {steps} steps"] = rate(solved)
-    out["x0 at step 0 right"] = rate(early_solved)
-    if name in ("choose", "loop"):
-        out["x0 at step 0 shows several answers"] = rate(several)
-        out["answer varies with the seed"] = vary(pipe, samples[: min(50, args.n)], args)
-    if 1 in args.steps and len(args.steps) > 1:
-        out["gain"] = gain(out[f"solved, {args.steps[-1]} steps"], out["solved, 1 steps"])
-    return out
-
-
-def gain(many: dict[str, Any], one: dict[str, Any]) -> dict[str, Any]:
-    """Return the difference of two rates, with its 95% interval (Newcombe 1998, method 10)."""
-    a, b, (al, ah), (bl, bh) = many["rate"], one["rate"], many["interval_95"], one["interval_95"]
-    low = a - b - ((a - al) ** 2 + (bh - b) ** 2) ** 0.5
-    high = a - b + ((ah - a) ** 2 + (b - bl) ** 2) ** 0.5
-    return {"n": many["n"], "rate": a - b, "interval_95": [low, high]}
-
-
-def vary(pipe: Any, samples: Sequence[Sample], args: Args, seeds: int = 8) -> dict[str, Any]:
-    """Say in how many scenes different seeds give different right answers."""
-    varied = []
-    for sample in samples:
-        videos, _ = generate(pipe, [sample] * seeds, args.steps[-1], args.cfg_scale)
-        varied.append(len({s.answer for s in map(sample.score, videos) if s.solved}) > 1)
-    return rate(varied) | {"seeds": seeds}
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Return the results as a table in markdown."""
-    lines = ["| task | figure | rate | 95% interval | n |", "|---|---|---|---|---|"]
-    for task, figures in results.items():
-        for name, f in figures.items():
-            low, high = f["interval_95"]
-            name = "gain of the most steps over the fewest" if name == "gain" else name
-            lines.append(f"| `{task}` | {name} | {f['rate']:.3f} | {low:.3f} to {high:.3f} | {f['n']} |")
-    return "\n".join(lines)
+    """Processes that judge."""
+    folder: Path = Path("src/dit_lens/models/organism")
+    """Where the weights are."""
+    frozen: Path = Path("src/dit_lens/models/organism/frozen.safetensors")
+    """Codec and words."""
+    out: Path = Path("runs/evaluation")
+    """Folder of the results, a file for each organism."""
 
 
 def main(args: Args) -> None:
-    """Measure all tasks, print a table, write the JSON."""
-    start = time.time()
-    with torch.multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        work = pool.imap(partial(measure, args=args), args.tasks)
-        results = dict(zip(args.tasks, tqdm(work, total=len(args.tasks), desc="tasks"), strict=True))
-    print(table(results))
-    if args.card:
-        before, _, rest = args.card.read_text().partition("<!-- results -->")
-        after = rest.partition("<!-- end -->")[2]
-        args.card.write_text(f"{before}<!-- results -->\n{table(results)}\n<!-- end -->{after}")
-    if args.out:
-        weights = hashlib.sha256(args.weights.read_bytes()).hexdigest()[:16]
-        about = {
-            "command": " ".join(["python", *sys.argv]),
-            "weights": weights,
-            "seconds": round(time.time() - start),
-        }
-        args.out.write_text(
-            json.dumps({**about, "cfg_scale": args.cfg_scale, "tasks": results}, indent=1) + "\n"
-        )
+    """Measure one after the other."""
+    from trainer import Frozen, load_network
+
+    with Evaluation(Frozen(args.frozen, args.device), args.n, args.workers, args.sets) as evaluation:
+        for name in args.names:
+            recipe = RECIPES[name]
+            network = load_network(args.folder / f"{name}.safetensors", args.device, recipe.causal)
+            evaluation.start(name, network.eval(), recipe, args.out / f"{name}.json", args.steps)
 
 
 if __name__ == "__main__":

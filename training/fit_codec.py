@@ -1,6 +1,6 @@
 """Fit the organism's codec (principal components of 8x8 and 8x8x4 patches) and draw its word table.
 
-Usage: python training/fit_codec.py [--scenes 1500] [--out checkpoints/frozen.safetensors]
+Usage: python training/fit_codec.py [--scenes 1500] [--out FILE]
 """
 
 from __future__ import annotations
@@ -8,24 +8,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 from einops import rearrange
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from data import LARGE, SMALL, pixels
 from dit_lens.models.organism import LATENT_CHANNELS, TEXT_CHANNELS
 from dit_lens.models.organism.modules import SPACE, TIME, WORDS, LinearCodec
+from mixes import MIXES
 
 
 @dataclass
 class Args:
     """Options of the fit."""
 
-    scenes: int = 1500
-    """Scenes to fit on, over all tasks."""
-    out: Path = Path("checkpoints/frozen.safetensors")
+    scenes: int = 2000
+    """Scenes to fit on, over all groups."""
+    patches: int = 500
+    """Patches of each scene."""
+    out: Path = Path("src/dit_lens/models/organism/frozen.safetensors")
 
 
 def principal(patches: torch.Tensor, channels: int) -> dict[str, torch.Tensor]:
@@ -44,13 +47,18 @@ def principal(patches: torch.Tensor, channels: int) -> dict[str, torch.Tensor]:
 
 def main(args: Args) -> None:
     """Fit, check the fit's size, save."""
-    makers = {**SMALL, **LARGE}
+    rng, groups = np.random.default_rng(0), [group for mix in MIXES.values() for group in mix]
+    # What moves fast is hardest to say: the short videos of large boards count as much as all others.
+    groups += [group for group in groups if group.side == 6 and group.frames == 13] * (len(groups) - 2)
     first, rest = [], []
     for i in tqdm(range(args.scenes), desc="scenes"):
-        video = pixels(list(makers.values())[i % len(makers)][0](i))
-        split = "1 c (f t) (y p) (x q) -> (f y x) (t p q c)"
-        first.append(rearrange(video[:, :, :1], split, t=1, p=SPACE, q=SPACE))
-        rest.append(rearrange(video[:, :, 1:], split, t=TIME, p=SPACE, q=SPACE))
+        truth = groups[i % len(groups)].draw(rng).truth
+        assert truth is not None
+        video = torch.from_numpy(truth).float() / 127.5 - 1
+        split = "(f t) (y p) (x q) c -> (f y x) (t p q c)"
+        for patches, part, time in ((first, video[:1], 1), (rest, video[1:], TIME)):
+            cut = rearrange(part, split, t=time, p=SPACE, q=SPACE)
+            patches.append(cut[torch.from_numpy(rng.permutation(len(cut))[: args.patches])])
     codec = LinearCodec(LATENT_CHANNELS)
     for name, patches in (("first", torch.cat(first)), ("rest", torch.cat(rest))):
         for part, value in principal(patches, LATENT_CHANNELS).items():

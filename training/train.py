@@ -1,229 +1,93 @@
-"""Train the organism: flow matching on the tasks' right videos. Resumes from its checkpoint when repeated.
+"""Train the organisms: flow matching on the tasks' right videos. Each goes on from its checkpoint when repeated.
 
 Usage:
     python training/fit_codec.py
-    python training/train.py --minutes 90 --workers 2          # CPU: one thread a worker
-    python training/train.py --minutes 20 --device cuda        # GPU: one worker
+    python training/train.py --minutes 600                               # CPU: all of them, ten hours
+    python training/train.py --names full --minutes 90                   # one of them
+    python training/train.py --device cuda --minutes 8 --workers 14      # GPU
 
-Two workers of one thread share gradients: on two cores that is a quarter faster than one worker of two
-threads, and does not collapse when something else runs. The schedule follows the time spent training, not the
-step.
+The schedule follows the time spent training, not the step: what is trained for longer is trained more slowly to its end.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.distributed as dist
 import tyro
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from data import LARGE, SMALL, Scenes
-from dit_lens.models import organism
+from recipes import RECIPES
+
+# Torch is imported below, so that the processes that draw, which import this file again, start without it.
 
 
 @dataclass
 class Args:
-    """Options of a training run."""
+    """Options of a training."""
 
-    minutes: float = 90
-    """Time to train for, all resumed parts together."""
-    workers: int = 2
+    names: tuple[str, ...] = tuple(RECIPES)
+    """Organisms, in an order in which each finds what it starts from."""
+    minutes: float = 600
+    """Time of all of them together, parts that are resumed included; each has its share of it."""
     device: str = "cpu"
-    batch: int = 12
-    """4x4 boards a worker and step; half as many 6x6 boards."""
-    lr: float = 1.5e-3
-    large_share: float = 0.6
-    """Share of the time on 6x6 boards, after the first quarter (a third of it before)."""
-    shift: float = 3.0
-    """Noise levels are drawn as shift * u / (1 + (shift - 1) * u), u uniform."""
-    ema: float = 0.998
-    reuse: int = 3
-    """Batches that a scene is used for."""
+    tokens: int | None = None
+    """Tokens of a batch. Default: 4096 on a CPU, 131072 on a GPU."""
+    workers: int | None = None
+    """Processes that draw scenes. Default: 1 on a CPU, all cores but two on a GPU."""
     seed: int = 0
-    dir: Path = Path("checkpoints")
-    every: float = 4.0
-    """Minutes between checkpoints."""
-
-
-def learning_rate(args: Args, done: float, step: int) -> float:
-    """Warm up for 100 steps, stay to 55% of the time, then fall linearly to 2%."""
-    fall = 1.0 if done < 0.55 else max(0.02, 1 - 0.98 * (done - 0.55) / 0.45)
-    return args.lr * min(1.0, (step + 1) / 100) * fall
-
-
-def channel_weights(codec: nn.Module) -> Tensor:
-    """Weigh latent channels by their standard deviation in pixels, mean 1.
-
-    The weights do not depend on the data, so the optimum is the same; capacity goes where the picture is.
-    """
-    first, rest = codec.first_scale, codec.rest_scale
-    return torch.stack([first / first.mean(), rest / rest.mean()], 1)  # [channel, first or rest]
-
-
-def condition(latents: Tensor, grey: Tensor) -> Tensor:
-    """Return what the pipeline's image unit makes: mask and encoded first frame, grey frames after it."""
-    b, _, f, y, x = latents.shape
-    mask = torch.zeros(b, 4, f, y, x, device=latents.device)
-    mask[:, :, 0] = 1
-    image = grey.view(1, -1, 1, 1, 1).expand_as(latents).clone()
-    image[:, :, 0] = latents[:, :, 0]
-    return torch.cat([mask, image], 1)
-
-
-def loss_of(pipe: Any, args: Args, latents: Tensor, context: Tensor, grey: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted squared error of the velocity (x1 - x0) at random noise levels."""
-    noise, u = torch.randn_like(latents), torch.rand(len(latents), device=latents.device)
-    sigma = args.shift * u / (1 + (args.shift - 1) * u)
-    s = sigma.view(-1, 1, 1, 1, 1)
-    velocity = pipe.model_fn(
-        dit=pipe.dit,
-        latents=(1 - s) * latents + s * noise,
-        timestep=1000 * sigma,
-        context=context,
-        y=condition(latents, grey),
-    )
-    error = (velocity - (noise - latents)).square()
-    w = weights[:, [0] + [1] * (latents.shape[2] - 1)]
-    return (error * w[None, :, :, None, None]).mean()
-
-
-class Trainer:
-    """Everything of one worker."""
-
-    def __init__(self, args: Args, rank: int) -> None:
-        self.args, self.rank = args, rank
-        torch.manual_seed(args.seed)
-        self.pipe = organism.pipeline(weights=None, device=args.device)
-        frozen = load_file(args.dir / "frozen.safetensors")
-        self.frozen = frozen
-        for name in ("vae", "text_encoder"):
-            module = getattr(self.pipe, name)
-            module.load_state_dict(
-                {k.split(".", 1)[1]: v.float() for k, v in frozen.items() if k.startswith(name)}
-            )
-        self.dit = self.pipe.dit.train().requires_grad_(True)
-        nn.init.zeros_(self.dit.head.head.weight)
-        nn.init.zeros_(self.dit.head.head.bias)
-        self.params = list(self.dit.parameters())
-        self.ema = [p.detach().clone() for p in self.params]
-        self.opt = torch.optim.AdamW(
-            self.params, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-        )
-        self.step, self.spent, self.samples = 0, 0.0, {"small": 0, "large": 0}
-        self._resume()
-        torch.manual_seed(args.seed + 1000 * (rank + 1) + self.step)
-        with torch.no_grad():
-            codec, text = self.pipe.vae.cpu(), self.pipe.text_encoder.cpu()
-            self.weights = channel_weights(codec).to(args.device)
-            self.grey = codec.encode(torch.zeros(1, 3, 5, 8, 8))[0, :, 1, 0, 0].to(args.device)
-            seed = hash((args.seed, rank, self.step))
-            count = 600 if args.device == "cpu" else 6000
-            self.scenes = {
-                "small": Scenes(SMALL, codec, text, count, args.reuse, abs(seed)),
-                "large": Scenes(LARGE, codec, text, count, args.reuse, abs(seed) + 1),
-            }
-
-    def _resume(self) -> None:
-        path = self.args.dir / "last.pt"
-        if path.exists():
-            state = torch.load(path, map_location=self.args.device)
-            self.dit.load_state_dict(state["dit"])
-            self.opt.load_state_dict(state["opt"])
-            self.ema = state["ema"]
-            self.step, self.spent, self.samples = state["step"], state["spent"], state["samples"]
-
-    def save(self) -> None:
-        """Write the checkpoint (to resume) and the averaged weights (to use), each whole or not at all."""
-        names = [name for name, _ in self.dit.named_parameters()]
-        state = {"dit": self.dit.state_dict(), "opt": self.opt.state_dict(), "ema": self.ema}
-        state |= {"step": self.step, "spent": self.spent, "samples": self.samples}
-        torch.save(state, self.args.dir / "last.tmp")
-        os.replace(self.args.dir / "last.tmp", self.args.dir / "last.pt")
-        weights = {f"dit.{n}": p.half().cpu().contiguous() for n, p in zip(names, self.ema, strict=True)}
-        save_file(self.frozen | weights, self.args.dir / "organism.tmp")
-        os.replace(self.args.dir / "organism.tmp", self.args.dir / "organism.safetensors")
-
-    def train_step(self, kind: str) -> float:
-        """Take one step on one board size; return the loss."""
-        args = self.args
-        n = args.batch if kind == "small" else max(args.batch // 2, 1)
-        with torch.no_grad():
-            latents, context = (x.to(args.device) for x in self.scenes[kind].batch(n))
-        loss = loss_of(self.pipe, args, latents, context, self.grey, self.weights)
-        loss.backward()
-        if args.workers > 1:
-            flat = torch.cat([p.grad.flatten() for p in self.params if p.grad is not None])
-            dist.all_reduce(flat)
-            flat /= args.workers
-            parts = flat.split([p.numel() for p in self.params if p.grad is not None])
-            for p, g in zip([p for p in self.params if p.grad is not None], parts, strict=True):
-                p.grad.copy_(g.view_as(p))
-        nn.utils.clip_grad_norm_(self.params, 1.0)
-        for group in self.opt.param_groups:
-            group["lr"] = learning_rate(args, self.spent / (60 * args.minutes), self.step)
-        self.opt.step()
-        self.opt.zero_grad()
-        decay = min(args.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - decay)
-        self.step += 1
-        self.samples[kind] += n * args.workers
-        return float(loss.detach())
-
-
-def work(rank: int, args: Args) -> None:
-    """Run one worker until the time is spent."""
-    torch.set_num_threads(1 if args.device == "cpu" else 8)
-    if args.workers > 1:
-        address = {"init_method": f"file://{(args.dir / 'meeting').absolute()}"}
-        dist.init_process_group("gloo", rank=rank, world_size=args.workers, **address)
-    trainer = Trainer(args, rank)
-    saved = log = time.time()
-    losses = {"small": 1.0, "large": 1.0}
-    owed, cost = 0.0, {"small": 1.0, "large": 1.0}
-    parent = os.getppid()  # a worker whose starter was killed stops too, and never writes over a new run
-    while os.getppid() == parent:
-        # Rank 0 keeps the clock and picks the board size that is behind its share of the time.
-        share = args.large_share * (1.0 if trainer.spent > 15 * args.minutes else 1 / 3)
-        plan = torch.tensor([float(owed > 0), trainer.spent])
-        if args.workers > 1:
-            dist.broadcast(plan, 0)
-        if float(plan[1]) >= 60 * args.minutes:
-            break
-        kind = "large" if plan[0] > 0 else "small"
-        begun = time.time()
-        losses[kind] += 0.01 * (trainer.train_step(kind) - losses[kind])
-        cost[kind] = min(time.time() - begun, 5.0)  # a process that was paused has not trained meanwhile
-        owed += share * cost[kind] - (cost[kind] if kind == "large" else 0)
-        trainer.spent = trainer.spent + cost[kind] if rank == 0 else float(plan[1])
-        if rank == 0 and time.time() - log > 30:
-            log = time.time()
-            line = {"step": trainer.step, "minutes": trainer.spent / 60, **trainer.samples}
-            line |= {f"loss_{k}": math.floor(v * 1e4) / 1e4 for k, v in losses.items()}
-            print(json.dumps(line), flush=True)
-        if rank == 0 and time.time() - saved > 60 * args.every:
-            trainer.save()
-            saved = time.time()
-    if rank == 0 and os.getppid() == parent:
-        trainer.save()
+    folder: Path = Path("checkpoints")
+    frozen: Path = Path("src/dit_lens/models/organism/frozen.safetensors")
+    """Codec and words, made by fit_codec.py."""
+    every: float | None = None
+    """Seconds between checkpoints. Default: 300 on a CPU, 20 on a GPU."""
+    evaluate: Path | None = None
+    """Folder for what each one solves, by `evaluate.py`'s sets. Default: nothing is measured."""
+    n: int = 128
+    """Scenes of each set of the evaluation."""
+    compiled: Path | None = None
+    """File that keeps what is compiled for a GPU, for the next time. Default: none is kept."""
 
 
 def main(args: Args) -> None:
-    """Start the workers."""
-    args.dir.mkdir(parents=True, exist_ok=True)
-    (args.dir / "meeting").unlink(missing_ok=True)
-    if args.workers == 1:
-        work(0, args)
-    else:
-        torch.multiprocessing.spawn(work, (args,), nprocs=args.workers)
+    """Train one after the other."""
+    import torch
+
+    from evaluate import Evaluation
+    from feed import Feed
+    from trainer import Frozen, Options, Trainer
+
+    gpu = args.device != "cpu"
+    workers = args.workers or (max((os.cpu_count() or 4) - 2, 1) if gpu else 1)
+    tokens, every = args.tokens or (1 << 17 if gpu else 1 << 12), args.every or (20.0 if gpu else 300.0)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    options = Options(args.folder, args.device, tokens, args.seed, every)
+    frozen = Frozen(args.frozen, args.device)
+    held, fill, chunk = (40_000, 3000, 16) if gpu else (2000, 64, 4)
+    shares = {name: RECIPES[name].share for name in args.names}
+    if gpu:
+        torch.set_float32_matmul_precision("high")
+    if args.compiled and args.compiled.exists():
+        torch.compiler.load_cache_artifacts(args.compiled.read_bytes())
+    with ExitStack() as stack:
+        evaluation = stack.enter_context(Evaluation(frozen, args.n, workers)) if args.evaluate else None
+        open_feed, mix = stack.enter_context(ExitStack()), None
+        for name in args.names:
+            recipe = RECIPES[name]
+            if recipe.mix != mix:
+                open_feed.close()
+                mix = recipe.mix
+                feed = open_feed.enter_context(
+                    Feed(mix, frozen.codec, frozen.text, workers=workers, held=held, fill=fill, chunk=chunk, seed=args.seed)
+                )
+            seconds = 60 * args.minutes * shares[name] / sum(shares.values())
+            trainer = Trainer(name, recipe, seconds, options, frozen, feed)
+            trainer.run()
+            if evaluation is not None:
+                evaluation.start(name, trainer.averaged(), recipe, args.evaluate / f"{name}.json")
+            if args.compiled and (artifacts := torch.compiler.save_cache_artifacts()):
+                args.compiled.write_bytes(artifacts[0])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,245 @@
+"""Scenes for training: drawn by processes, encoded where the training runs, kept there in a ring and used a few times each."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import drawing
+from dit_lens.models.organism.modules import LinearCodec, TextEncoder, Tokenizer
+from mixes import MIXES, Group
+
+
+class Batch(NamedTuple):
+    """Scenes of one group.
+
+    Attributes:
+        latents: [row, channel, frame, y, x].
+        context: embedded prompts, [row, token, channel].
+    """
+
+    latents: Tensor
+    context: Tensor
+
+
+class Ring:
+    """The latest scenes of one group, on the device.
+
+    Args:
+        size: scenes that it holds; older ones make room.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.drawn = size, 0
+        self.latents: Tensor | None = None
+        self.prompts: Tensor | None = None
+
+    @property
+    def held(self) -> int:
+        """Return how many scenes it holds."""
+        return min(self.drawn, self.size)
+
+    def put(self, latents: Tensor, prompts: Tensor) -> None:
+        """Take scenes [scene, channel, frame, y, x] and the number of each one's prompt, [scene]."""
+        if self.latents is None or self.prompts is None:
+            self.latents = latents.new_empty(self.size, *latents.shape[1:])
+            self.prompts = prompts.new_empty(self.size)
+        at = (self.drawn + torch.arange(len(latents), device=latents.device)) % self.size
+        self.latents[at], self.prompts[at] = latents, prompts
+        self.drawn += len(latents)
+
+
+class Words:
+    """Embedded prompts by number; number 0 is the empty one.
+
+    Args:
+        text: the word table, on the device.
+    """
+
+    def __init__(self, text: TextEncoder) -> None:
+        self.text, self.tokenizer = text, Tokenizer()
+        self.known: dict[str, int] = {}
+        self.table = torch.empty(0)
+        self.numbers([""])
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Return the embeddings of prompts, [prompt, token, channel]."""
+        numbers = self.numbers(prompts)
+        return self.table[numbers]
+
+    def numbers(self, prompts: Sequence[str]) -> Tensor:
+        """Return the numbers of prompts, [prompt]."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        if new:
+            self.known.update({prompt: len(self.known) + n for n, prompt in enumerate(new)})
+            ids, mask = (t.to(self.text.table.device) for t in self.tokenizer(list(self.known)))
+            self.table = self.text(ids, mask)
+        return torch.tensor([self.known[prompt] for prompt in prompts], device=self.table.device)
+
+
+class Feed:
+    """Scenes of one mix, as a context.
+
+    Args:
+        mix: name of the mix.
+        codec: encodes them, on the device.
+        text: the word table, on the device.
+        workers: processes that draw.
+        held: scenes that the ring of each group holds.
+        fill: scenes of each group before the first batch.
+        chunk: scenes that a process draws at a time.
+        seed: of the drawing.
+    """
+
+    HELD_OUT = 256
+    """Scenes of each group that no training sees, for the loss on them."""
+
+    def __init__(
+        self,
+        mix: str,
+        codec: LinearCodec,
+        text: TextEncoder,
+        *,
+        workers: int,
+        held: int,
+        fill: int,
+        chunk: int,
+        seed: int,
+        held_out: int = HELD_OUT,
+    ) -> None:
+        self.groups, self.codec, self.words = MIXES[mix], codec, Words(text)
+        self.fill, self.chunk = fill, chunk
+        self.device = codec.first_basis.device
+        self.rng = np.random.default_rng(seed)
+        self.rings = {group.name: Ring(held) for group in self.groups}
+        self.held_out = {group.name: Ring(held_out) for group in self.groups}
+        # Every scene is used as often as any other: a group's scenes are drawn as fast as its time is spent.
+        pace = np.array([group.time / group.tokens for group in self.groups])
+        self.pace = pace / pace.sum()
+        self.slot_bytes = chunk * max(int(np.prod(group.shape)) for group in self.groups)
+        self.slots = 3 * workers
+        self.memory = SharedMemory(create=True, size=self.slots * self.slot_bytes)
+        context = multiprocessing.get_context("spawn")
+        self.requests, self.drawn = context.Queue(), context.Queue()
+        shared = (self.requests, self.drawn, self.memory.name, mix, chunk, self.slot_bytes)
+        self.processes = [
+            context.Process(target=drawing.draw, args=(*shared, 1000 * seed + n), daemon=True)
+            for n in range(workers)
+        ]
+        self.encoded: queue.Queue[tuple[Ring, Tensor, list[str]]] = queue.Queue(maxsize=64)
+        self.thread = threading.Thread(target=self._encode, daemon=True)
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Feed:
+        for process in self.processes:
+            process.start()
+        self.to_draw = self._to_draw()
+        for slot in range(self.slots):
+            self.requests.put(self._request(slot))
+        self.thread.start()
+        while any(ring.held < self.fill for ring in self.rings.values()) or any(
+            ring.held < ring.size for ring in self.held_out.values()
+        ):
+            self._take(timeout=60)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for process in self.processes:
+            process.terminate()
+        self.drawn.put(None)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.encoded.get_nowait()
+        self.thread.join()
+        self.memory.unlink()
+
+    def batch(self, group: Group, rows: int, dropout: float = 0.1) -> Batch:
+        """Return scenes of a group; some prompts are emptied.
+
+        Args:
+            group: which.
+            rows: how many.
+            dropout: share of the prompts that are emptied.
+        """
+        while self._take():
+            pass
+        return self._pick(self.rings[group.name], rows, dropout, None)
+
+    def held_out_batch(self, group: Group, rows: int, first: int = 0) -> Batch:
+        """Return the scenes of a group that no training sees, from one on, always the same."""
+        at = torch.arange(first, first + rows, device=self.device) % self.held_out[group.name].size
+        return self._pick(self.held_out[group.name], rows, 0.0, at)
+
+    def _pick(self, ring: Ring, rows: int, dropout: float, at: Tensor | None) -> Batch:
+        assert ring.latents is not None and ring.prompts is not None
+        at = torch.randint(ring.held, (rows,), device=self.device) if at is None else at
+        stays = torch.rand(rows, device=self.device) >= dropout
+        return Batch(ring.latents[at].float(), self.words.table[ring.prompts[at] * stays])
+
+    def _to_draw(self) -> Iterator[tuple[int, bool]]:
+        """Go through the groups to draw: first those that are never trained on."""
+        for n, group in enumerate(self.groups):
+            for _ in range(-(-self.held_out[group.name].size // self.chunk)):
+                yield n, True
+        while True:
+            starved = [n for n, g in enumerate(self.groups) if self.rings[g.name].held < self.fill]
+            yield int(self.rng.choice(starved) if starved else self.rng.choice(len(self.pace), p=self.pace)), False
+
+    def _request(self, slot: int) -> drawing.Request:
+        return drawing.Request(slot, *next(self.to_draw))
+
+    def _take(self, timeout: float = 0) -> bool:
+        """Put what a process has drawn into its ring; say whether there was something.
+
+        Args:
+            timeout: seconds to wait for it.
+
+        Raises:
+            RuntimeError: no process draws any more.
+        """
+        if self.error is not None:
+            raise RuntimeError("Scenes cannot be encoded any more.") from self.error
+        if not all(process.is_alive() for process in self.processes):
+            raise RuntimeError("A process that draws scenes has ended.")
+        try:
+            ring, latents, prompts = self.encoded.get(timeout > 0, timeout)
+        except queue.Empty:
+            return False
+        ring.put(latents, self.words.numbers(prompts))
+        return True
+
+    def _encode(self) -> None:
+        """Encode what is drawn, beside the training."""
+        try:
+            on_cuda = self.device.type == "cuda"
+            stream = torch.cuda.Stream() if on_cuda else None
+            if on_cuda:
+                whole = np.ndarray((self.memory.size,), np.uint8, self.memory.buf)
+                torch.cuda.cudart().cudaHostRegister(whole.ctypes.data, whole.nbytes, 0)
+            with torch.no_grad(), torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+                while (done := self.drawn.get()) is not None:
+                    request, prompts = done
+                    group = self.groups[request.group]
+                    pixels = drawing.view(self.memory, request.slot, group, self.chunk, self.slot_bytes)
+                    latents = encode(self.codec, torch.from_numpy(pixels).to(self.device, non_blocking=True))
+                    if stream is not None:
+                        stream.synchronize()
+                    self.requests.put(self._request(request.slot))
+                    rings = self.held_out if request.held_out else self.rings
+                    self.encoded.put((rings[group.name], latents, prompts))
+        except BaseException as error:
+            self.error = error
+
+
+def encode(codec: LinearCodec, videos: Tensor) -> Tensor:
+    """Return the latents [scene, channel, frame, y, x], in float16, of videos [scene, time, height, width, rgb] of uint8."""
+    return codec.encode(videos.permute(0, 4, 1, 2, 3).float() / 127.5 - 1).half()

@@ -1,0 +1,65 @@
+"""What is asked in an evaluation, and how a video is judged. No torch, so that processes start fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from dit_lens import tasks
+from dit_lens.tasks.canvas import EVAL_SEED
+from dit_lens.tasks.sample import Sample
+
+LONG = {"num_frames": 25}
+
+SETS: dict[str, Callable[[int], Sample]] = {
+    **{f"arrows{depth}": partial(tasks.arrows, depth=depth) for depth in (2, 4, 8, 12, 16, 20)},
+    **{f"bounce{depth}": partial(tasks.bounce, depth=depth) for depth in (2, 4, 6)},
+    "maze, 25 frames": partial(tasks.maze, **LONG),
+    "maze": tasks.maze,
+    "latin": tasks.latin,
+    "tictac": tasks.tictac,
+    "odd": tasks.odd,
+    "pick": tasks.pick,
+    "roll": tasks.roll,
+    "maze4": partial(tasks.maze, size=4),
+    "loop": tasks.loop,
+    "choose": tasks.choose,
+    "circle": tasks.circle,
+    "pattern": tasks.pattern,
+    "occlude": tasks.occlude,
+    "arrows28 (longer, 8x8)": partial(tasks.arrows, depth=28),
+    "arrows8, 8x8 (larger)": partial(tasks.arrows, depth=8, size=8),
+    "maze8 (larger)": partial(tasks.maze, size=8, **LONG),
+    "pick-new (new pairs)": partial(tasks.pick, held_out=True),
+    "back (task held out)": tasks.back,
+    "queens (task held out)": tasks.queens,
+}
+"""By name. Those with a bracket are out of domain, and say how."""
+
+
+class Verdict(NamedTuple):
+    """What a scorer said of one video."""
+
+    solved: bool
+    score: float
+
+
+def scene(name: str, number: int) -> Sample:
+    """Return a scene of a set, by its number; training never sees its seed."""
+    return SETS[name](EVAL_SEED + number)
+
+
+def question(name: str, number: int) -> tuple[np.ndarray, str, int]:
+    """Return the first frame [height, width, rgb], the prompt and the number of frames of a scene."""
+    sample = scene(name, number)
+    assert sample.truth is not None and isinstance(sample.prompt, str)
+    return sample.truth[0], sample.prompt, sample.num_frames
+
+
+def judge(name: str, number: int, video: np.ndarray) -> Verdict:
+    """Judge a video [time, height, width, rgb] of a scene."""
+    score = scene(name, number).score(video)
+    return Verdict(score.solved, score.score)

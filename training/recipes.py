@@ -1,0 +1,55 @@
+"""The organisms: what each is trained on, from what it starts, and for how long. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BOUNDARY = 0.875
+"""Noise level at which the second expert takes over, as in Wan 2.2 I2V."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one file of weights is made.
+
+    Attributes:
+        about: what it is for.
+        mix: what is drawn; see `mixes.MIXES`.
+        start: whose averaged weights it starts from. None for random ones.
+        share: of the time, where several are trained.
+        learning_rate: at its height.
+        levels: noise levels that it learns.
+        causal: a token sees its own and earlier latent frames alone.
+        teacher: whose runs of 20 steps it learns to make in `steps`. None where it learns from the videos.
+        steps: of a run. Default: 20.
+        rank: of the matrices that are learned in place of the weights. 0 for all weights.
+    """
+
+    about: str
+    mix: str = "all"
+    start: str | None = None
+    share: float = 1.0
+    learning_rate: float = 2e-3
+    levels: tuple[float, float] = (0.0, 1.0)
+    causal: bool = False
+    teacher: str | None = None
+    steps: int = 20
+    rank: int = 0
+
+
+RECIPES = {
+    "full": Recipe("everything: the organism that the others are compared with", share=4),
+    "causal": Recipe("attention over past frames only", causal=True, share=3),
+    "few4": Recipe(
+        "full, distilled to four steps", start="full", teacher="full", steps=4, learning_rate=7e-4
+    ),
+    "high": Recipe(
+        "full, at high noise levels alone", start="full", levels=(BOUNDARY, 1.0), share=0.6, learning_rate=7e-4
+    ),
+    "low": Recipe(
+        "full, at low noise levels alone", start="full", levels=(0.0, BOUNDARY), share=0.6, learning_rate=7e-4
+    ),
+    "base": Recipe("what moves and is no puzzle", mix="movers"),
+    "lora": Recipe("puzzles, on base", mix="puzzles", start="base", rank=16),
+}
+"""By the name of the file, in an order in which each finds what it starts from."""

@@ -1,0 +1,244 @@
+"""One training: batches, steps, the average of the weights, the loss on what is held out, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import flow
+import lora
+from dit_lens.models.organism import LATENT_CHANNELS, TEXT_CHANNELS
+from dit_lens.models.organism.modules import LinearCodec, TextEncoder
+from feed import Batch, Feed
+from mixes import Group
+from network import Network
+from recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """What does not depend on the organism.
+
+    Attributes:
+        folder: of the checkpoints.
+        device: where the training runs.
+        tokens: of a batch.
+        seed: of the training.
+        every: seconds between checkpoints, each with the loss on what is held out.
+        ema: decay of the averaged weights, a step.
+    """
+
+    folder: Path
+    device: str
+    tokens: int
+    seed: int
+    every: float
+    ema: float = 0.998
+
+
+class Frozen:
+    """What all organisms share and none trains: the codec and the word table."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        state = load_file(path)
+        self.codec, self.text = LinearCodec(LATENT_CHANNELS), TextEncoder(TEXT_CHANNELS)
+        for name, module in (("vae", self.codec), ("text_encoder", self.text)):
+            parts = {k.removeprefix(f"{name}."): v.float() for k, v in state.items() if k.startswith(f"{name}.")}
+            module.load_state_dict(parts)
+            module.to(device)
+        self.weights, self.grey = flow.channel_weights(self.codec), flow.grey_latents(self.codec)
+
+
+def load_network(path: Path, device: str, causal: bool = False) -> Network:
+    """Return a network with the averaged weights of a file."""
+    network = Network(causal)
+    network.load_state_dict({k.removeprefix("dit."): v.float() for k, v in load_file(path).items()})
+    return network.to(device)
+
+
+class Trainer:
+    """The training of one organism, which goes on where it was left.
+
+    Args:
+        name: of the organism.
+        recipe: how it is made.
+        seconds: of training, all parts together.
+        options: of the run.
+        frozen: codec and words.
+        feed: the scenes.
+    """
+
+    def __init__(
+        self, name: str, recipe: Recipe, seconds: float, options: Options, frozen: Frozen, feed: Feed
+    ) -> None:
+        self.name, self.recipe, self.seconds, self.options = name, recipe, seconds, options
+        self.frozen, self.feed, self.device = frozen, feed, torch.device(options.device)
+        torch.manual_seed(options.seed)
+        start = None if recipe.start is None else self.file(recipe.start)
+        network = Network(recipe.causal) if start is None else load_network(start, "cpu", recipe.causal)
+        if recipe.rank:
+            lora.add(network, recipe.rank)
+        self.network = network.to(self.device)
+        self.trained = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        self.average = {n: p.detach().clone() for n, p in self.trained.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+        )
+        self.step, self.spent = 0, 0.0
+        self.samples = dict.fromkeys((g.name for g in feed.groups), 0)
+        self.losses: dict[str, Tensor] = {}
+        self._resume()
+        torch.manual_seed(options.seed + self.step)
+        self.teacher = None if recipe.teacher is None else load_network(self.file(recipe.teacher), options.device)
+        if self.device.type == "cuda":
+            for each in filter(None, (self.network, self.teacher)):
+                for block in each.blocks:
+                    block.compile(dynamic=True)
+
+    def file(self, name: str) -> Path:
+        """Return where the averaged weights of an organism are."""
+        return self.options.folder / f"{name}.safetensors"
+
+    def run(self) -> None:
+        """Train until the time is spent."""
+        saved = begun = time.perf_counter()
+        with tqdm(total=round(self.seconds), initial=round(self.spent), desc=self.name, unit="s", mininterval=5) as bar:
+            while self.spent < self.seconds:
+                self.train_step()
+                if self.step % 20 == 0:
+                    float(next(iter(self.losses.values())))  # waits for the device, so that the clock is right
+                now = time.perf_counter()
+                self.spent += min(now - begun, 60.0)  # a process that was paused has not trained meanwhile
+                begun = now
+                bar.update(round(self.spent) - bar.n)
+                if now - saved > self.options.every:
+                    self.save()
+                    begun = saved = time.perf_counter()
+        self.save()
+
+    def train_step(self) -> None:
+        """Take one step, on the group that is behind its share of the time."""
+        spent = {g.name: self.samples[g.name] * g.tokens for g in self.feed.groups}
+        total = sum(spent.values()) + self.options.tokens
+        group = max(self.feed.groups, key=lambda g: g.time * total - spent[g.name])
+        rows = max(self.options.tokens // group.tokens, 1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self.loss(self.feed.batch(group, rows))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.learning_rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = min(self.options.ema, (self.step + 1) / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - decay)
+        self.step += 1
+        self.samples[group.name] += rows
+        last = self.losses.get(group.name, loss.detach())
+        self.losses[group.name] = last + 0.02 * (loss.detach() - last)
+
+    def learning_rate(self) -> float:
+        """Warm up for 100 steps, stay for half the time, then fall linearly to 2%."""
+        done = self.spent / self.seconds
+        fall = 1.0 if done < 0.5 else max(0.02, 1 - 0.98 * (done - 0.5) / 0.5)
+        return self.recipe.learning_rate * min(1.0, (self.step + 1) / 100) * fall
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the error of the velocity at random noise levels, or beside the teacher's runs."""
+        if self.teacher is not None:
+            return self._distilled(batch)
+        noise = torch.randn_like(batch.latents)
+        sigma = flow.draw_levels(len(noise), *self.recipe.levels, noise.device)
+        return self._error(self.network, batch, noise, sigma)
+
+    def _error(self, network: nn.Module, batch: Batch, noise: Tensor, sigma: Tensor) -> Tensor:
+        given = flow.condition(batch.latents, self.frozen.grey)
+        x = flow.noised(batch.latents, noise, sigma)
+        velocity = network(torch.cat([x, given], 1), sigma, batch.context)
+        return flow.error(velocity, noise - batch.latents, self.frozen.weights)
+
+    def _distilled(self, batch: Batch) -> Tensor:
+        """Return the error of the straight line through several of the teacher's steps (Luhman and Luhman 2021, arXiv 2101.02388)."""
+        assert self.teacher is not None
+        steps, fine = self.recipe.steps, 20
+        rows = max(len(batch.latents) // steps, 1)
+        latents, context = batch.latents[:rows], batch.context[:rows]
+        given = flow.condition(latents, self.frozen.grey)
+        with torch.no_grad():
+            path = flow.trajectory(self.teacher, torch.randn_like(latents), given, context, fine)
+        stops = path[:: fine // steps]
+        levels = flow.schedule(steps).tolist()
+        lines = [(after - x) / (b - a) for x, after, a, b in zip(stops, stops[1:], levels, levels[1:], strict=False)]
+        sigma = torch.tensor(levels[:-1], device=latents.device).repeat_interleave(rows)
+        x = torch.cat([torch.cat([x, given], 1) for x in stops[:-1]])
+        velocity = self.network(x, sigma, context.repeat(steps, 1, 1))
+        return flow.error(velocity, torch.cat(lines), self.frozen.weights)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> dict[str, float]:
+        """Return the loss of the averaged weights on scenes that are never trained on, by group; noise and levels are always the same."""
+        network = self.averaged()
+        out = {}
+        for group in self.feed.groups:
+            rows = min(Feed.HELD_OUT, max(self.options.tokens // group.tokens, 1))
+            batch = self.feed.held_out_batch(group, rows)
+            generator = torch.Generator().manual_seed(0)
+            noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
+            first, last = (level / (flow.SHIFT - (flow.SHIFT - 1) * level) for level in self.recipe.levels)
+            sigma = flow.shifted(torch.linspace(first, last, rows + 2, device=self.device)[1:-1])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                out[group.name] = float(self._error(network, batch, noise, sigma))
+        return out
+
+    def averaged(self) -> nn.Module:
+        """Return the network with the averaged weights."""
+        compiled = [block._compiled_call_impl for block in self.network.blocks]
+        for block in self.network.blocks:
+            block._compiled_call_impl = None
+        network = copy.deepcopy(self.network)
+        for block, call in zip(self.network.blocks, compiled, strict=True):
+            block._compiled_call_impl = call
+        network.load_state_dict({**network.state_dict(), **self.average})
+        return network.eval()
+
+    def save(self) -> None:
+        """Write the checkpoint (to resume), the averaged weights (to use) and a line of the log, each whole or not at all."""
+        state: dict[str, Any] = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"average": self.average, "step": self.step, "spent": self.spent, "samples": self.samples}
+        checkpoint, weights = self.options.folder / f"{self.name}.last.pt", self.file(self.name)
+        torch.save(state, f"{checkpoint}.part")
+        os.replace(f"{checkpoint}.part", checkpoint)
+        if self.recipe.rank:
+            values = lora.file_of(self.average)
+        else:
+            values = {f"dit.{n}": p for n, p in self.average.items()}
+        save_file({n: v.half().cpu().contiguous() for n, v in values.items()}, f"{weights}.part")
+        os.replace(f"{weights}.part", weights)
+        line = {"step": self.step, "seconds": round(self.spent, 1), "samples": self.samples}
+        line |= {"loss": {g: round(float(v), 5) for g, v in self.losses.items()}}
+        line |= {"held_out": {g: round(v, 5) for g, v in self.held_out_loss().items()}}
+        line |= {"drawn": {g: ring.drawn for g, ring in self.feed.rings.items()}}
+        with open(self.options.folder / f"{self.name}.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def _resume(self) -> None:
+        path = self.options.folder / f"{self.name}.last.pt"
+        if path.exists():
+            state = torch.load(path, map_location=self.device)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average = state["average"]
+            self.step, self.spent, self.samples = state["step"], state["spent"], state["samples"]
+
+
+__all__ = ["Frozen", "Group", "Options", "Trainer", "load_network"]
