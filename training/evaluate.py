@@ -8,7 +8,6 @@ and the scheduler run the loop once for all. Rates come with Wilson 95% interval
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -25,8 +24,9 @@ from tqdm import tqdm
 
 from dit_lens import tasks
 from dit_lens.experiments.summary import rate
-from dit_lens.families.diffsynth.wan import arguments
+from dit_lens.families.diffsynth.wan import WAN, arguments, expert_of
 from dit_lens.models import organism
+from dit_lens.models.organism.loading import load
 from dit_lens.tasks.canvas import EVAL_SEED
 from dit_lens.tasks.explore import candidates
 from dit_lens.tasks.sample import Sample
@@ -54,7 +54,10 @@ class Args:
     workers: int = 2
     """Processes, a task each at a time."""
     tasks: tuple[str, ...] = tuple(SETS)
-    weights: Path = organism.WEIGHTS
+    model: str = "organism"
+    """An organism's name."""
+    folder: Path = organism.FOLDER
+    """Where its files are."""
     out: Path | None = None
     """Write the figures here, as JSON."""
     card: Path | None = None
@@ -75,9 +78,8 @@ def generate(
     latents, context, empty, y = (torch.cat(parts) for parts in zip(*prepared, strict=True))
     first = latents
     for i, timestep in enumerate(pipe.scheduler.timesteps):
-        call = partial(
-            pipe.model_fn, dit=pipe.dit, latents=latents, timestep=timestep.expand(len(latents)), y=y
-        )
+        dit = WAN.anatomy.dits(pipe)[expert_of(pipe, float(timestep), {"switch_DiT_boundary": 0.875})]
+        call = partial(pipe.model_fn, dit=dit, latents=latents, timestep=timestep.expand(len(latents)), y=y)
         v = call(context=context)
         if cfg_scale != 1:
             v0 = call(context=empty)
@@ -119,7 +121,7 @@ def _frames(pipe: Any, latents: torch.Tensor) -> np.ndarray:
 def measure(name: str, args: Args) -> dict[str, Any]:
     """Measure one task: rates by number of steps, and what x0 holds at step 0."""
     torch.set_num_threads(1)
-    pipe = organism.pipeline(args.weights)
+    pipe = load(args.model, folder=args.folder).pipe
     samples = [SETS[name](EVAL_SEED + i) for i in range(args.n)]
     out: dict[str, Any] = {}
     for steps in args.steps:
@@ -181,10 +183,9 @@ def main(args: Args) -> None:
         after = rest.partition("<!-- end -->")[2]
         args.card.write_text(f"{before}<!-- results -->\n{table(results)}\n<!-- end -->{after}")
     if args.out:
-        weights = hashlib.sha256(args.weights.read_bytes()).hexdigest()[:16]
         about = {
             "command": " ".join(["python", *sys.argv]),
-            "weights": weights,
+            **load(args.model, folder=args.folder).info,
             "seconds": round(time.time() - start),
         }
         args.out.write_text(

@@ -149,8 +149,8 @@ class Trainer:
         torch.save(state, self.args.dir / "last.tmp")
         os.replace(self.args.dir / "last.tmp", self.args.dir / "last.pt")
         weights = {f"dit.{n}": p.half().cpu().contiguous() for n, p in zip(names, self.ema, strict=True)}
-        save_file(self.frozen | weights, self.args.dir / "organism.tmp")
-        os.replace(self.args.dir / "organism.tmp", self.args.dir / "organism.safetensors")
+        save_file(self.frozen | weights, self.args.dir / "v1.tmp")
+        os.replace(self.args.dir / "v1.tmp", self.args.dir / "v1.safetensors")
 
     def train_step(self, kind: str) -> float:
         """Take one step on one board size; return the loss."""

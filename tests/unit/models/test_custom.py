@@ -18,7 +18,7 @@ def wrong():
 
 def test_a_function_of_ones_own_gives_the_lens(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
-    assert dl.load(f"{tmp_path}/mine.py:make").info["name"] == "organism"
+    assert dl.load(f"{tmp_path}/mine.py:make").info["name"] == "organism-v1"
     monkeypatch.syspath_prepend(tmp_path)
     assert dl.load("mine:make").layers == 10
     with pytest.raises(dl.PlanError, match=r"mine:wrong\(\) returned a int"):

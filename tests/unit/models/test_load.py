@@ -111,7 +111,7 @@ def test_options_that_a_model_does_not_take_are_refused(tmp_path):
         dl.load("wan2.1", model_root=tmp_path, high_noise_lora="x.safetensors")
     with pytest.raises(dl.PlanError, match=r"No model is called 'wan2\.3'.*Did you mean 'wan2\.2'"):
         dl.load("wan2.3")
-    with pytest.raises(dl.PlanError, match=r"organism .* takes no lora"):
+    with pytest.raises(dl.PlanError, match=r"organism-v1 ships .* takes no lora"):
         dl.load("organism", lora="x.safetensors")
     with pytest.raises(dl.ModelError, match=r"No LoRA at .*gone\.safetensors"):
         dl.load("wan2.1", model_root=tmp_path, lora=tmp_path / "gone.safetensors")
@@ -281,4 +281,4 @@ def test_the_command_lines_options_load_what_they_say(registered, tmp_path):
         lens = options.load()
     assert lens.info["loras"]["high_noise_lora"]["alpha"] == 0.5
     assert tyro.cli(ModelOptions, args=[]) == ModelOptions()
-    assert ModelOptions().load().info["name"] == "organism"
+    assert ModelOptions().load().info["name"] == "organism-v1"
