@@ -171,13 +171,13 @@ def write_organisms(folder, seed=0):
     from dit_lens.models import organism
 
     torch.manual_seed(seed)
-    first = organism.pipeline()
+    first = organism.pipeline(name="organism-v1")
     words = torch.randn(len(WORDS), organism.TEXT_CHANNELS).half()
     save_file(
         halves("vae", first.vae) | {"text_encoder.table": words}, folder / organism.ORGANISMS[FULL].frozen
     )
     for name, one in organism.ORGANISMS.items():
-        if name != organism.DEFAULT:
+        if name != "organism-v1":
             pipe = organism.pipeline(None, name=name)
             for attribute, file in one.dits.items():
                 save_file(halves("dit", getattr(pipe, attribute)), folder / file)
