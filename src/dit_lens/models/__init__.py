@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import ModelError, PlanError, needing
-from dit_lens.models import catalog, files
-from dit_lens.models import lora as loras
+from dit_lens.models import adapters, catalog, files
 from dit_lens.models.catalog import NAMES, Model, Part
+from dit_lens.models.organism import table as organisms
 
 if TYPE_CHECKING:
     from dit_lens.lens import Lens
@@ -25,6 +24,7 @@ def load(
     high_noise_lora: str | Path | None = None,
     low_noise_lora: str | Path | None = None,
     lora_alpha: float = 1.0,
+    weights: str = "trained",
     device: str | None = None,
     dtype: Any = None,
     vram_limit: float | None = None,
@@ -33,17 +33,19 @@ def load(
     """Load a model and put it under the microscope; docs/models.md lists the names and the files.
 
     Args:
-        name: "organism", the small trained model that ships with the package; one of `catalog.MODELS`;
+        name: "organism" or another of the small trained models that ship with the package; one of `catalog.MODELS`;
             "diffusers:REPOSITORY_OR_FOLDER"; or "FILE.py:FUNCTION", a function of yours that returns a lens.
         model_root: folder that holds repositories as the hubs name them (`ROOT/Wan-AI/...`). Without one,
             DiffSynth downloads what is not in its own folder.
         lora: a LoRA file for a model with one DiT; or the name of a LoRA that docs/models.md lists for the model, such as
-            "vbvr", which goes into every DiT that it has a file for.
+            "vbvr" or "puzzles", which goes into every DiT that it has a file for.
         high_noise_lora: a LoRA file for the high-noise DiT of a model with two.
         low_noise_lora: a LoRA file for the low-noise DiT of a model with two.
         lora_alpha: factor of the LoRAs.
-        device: where to run. Default: "cpu" for the organism; for others "cuda", or "cpu" on a machine without it.
-        dtype: a torch dtype or its name. Default: float32 for the organism, bfloat16 for others.
+        weights: "trained"; or "random", a control, for an organism alone: DiTs of the same architecture drawn from a fixed
+            seed, with the trained codec and words.
+        device: where to run. Default: "cpu" for an organism; for others "cuda", or "cpu" on a machine without it.
+        dtype: a torch dtype or its name. Default: float32 for an organism, bfloat16 for others.
         vram_limit: GiB of the device's memory to use; more stays in the host's memory.
         offload: where weights rest that are not in use: "cpu", "disk", or DiffSynth's VRAM configuration.
 
@@ -56,9 +58,15 @@ def load(
     """
     lora_options = {"lora": lora, "high_noise_lora": high_noise_lora, "low_noise_lora": low_noise_lora}
     options = {"model_root": model_root, "vram_limit": vram_limit, "offload": offload, **lora_options}
-    if name == "organism":
-        with needing('dl.load("organism")'):
-            return _organism(device, dtype, [k for k, v in options.items() if v is not None])
+    if name in organisms.NAMES:
+        from dit_lens.models.organism import loading as organism
+
+        with needing(f"dl.load({name!r})"):
+            return organism.load(
+                name, options, weights=weights, lora_alpha=lora_alpha, device=device, dtype=dtype
+            )
+    if weights != "trained":
+        raise PlanError(f"{name} takes no weights={weights!r}: only the organisms do.")
     if ":" in name:
         from dit_lens.models import custom
 
@@ -67,7 +75,7 @@ def load(
             return custom.load(name, device, dtype, more)
     model = catalog.find(name)
     root = None if model_root is None else Path(model_root)
-    adapters = _adapters(name, model, root, lora_options)
+    loras = adapters.find(name, model, lora_options, lambda part: _known(name, root, part))
     parts = (*model.parts, model.tokenizer)
     files_of_parts = None if root is None else files.find_all(name, root, parts)
     _check_packages(name, model)
@@ -77,33 +85,19 @@ def load(
 
     dtype, device = loading.number_type(dtype), device or loading.default_device()
     config, limit = loading.vram(offload, vram_limit, device, dtype)
-    *weights, (tokenizer,) = loading.download(parts) if files_of_parts is None else files_of_parts
-    pipe = loading.build(model, weights, tokenizer, device, dtype, config, limit)
+    *files_of_weights, (tokenizer,) = loading.download(parts) if files_of_parts is None else files_of_parts
+    pipe = loading.build(model, files_of_weights, tokenizer, device, dtype, config, limit)
     info = {
         "name": name,
         "weights": {
             f"{p.role} {f.name}": files.identity(f)
-            for p, fs in zip(model.parts, weights, strict=True)
+            for p, fs in zip(model.parts, files_of_weights, strict=True)
             for f in fs
         },
-        "loras": {
-            option: loras.add(pipe, model.loras[option], path, lora_alpha)
-            for option, path in adapters.items()
-        },
+        "loras": adapters.add(pipe, model, loras, lora_alpha),
         "vram": {k: str(v) for k, v in config.items() if k.endswith("dtype")},
     }
     return Lens(pipe, info=info)
-
-
-def _organism(device: str | None, dtype: Any, options: list[str]) -> Lens:
-    if options:
-        raise PlanError(f"The organism ships with the package and takes no {', '.join(options)}.")
-    from dit_lens.lens import Lens
-    from dit_lens.models import organism
-
-    pipe = organism.pipeline(device=device or "cpu", dtype=dtype)
-    weights = hashlib.sha256(organism.WEIGHTS.read_bytes()).hexdigest()[:16]
-    return Lens(pipe, family=organism.FAMILY, info={"name": "organism", "weights": weights})
 
 
 def _check_packages(name: str, model: Model) -> None:
@@ -121,27 +115,6 @@ def _is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ImportError:
         return False
-
-
-def _adapters(
-    name: str, model: Model, root: Path | None, lora_options: Mapping[str, str | Path | None]
-) -> dict[str, Path]:
-    """Return the LoRA files by option, each checked to be there."""
-    wanted = {option: value for option, value in lora_options.items() if value is not None}
-    known = model.known_loras.get(str(wanted.get("lora")), {})
-    if known:
-        del wanted["lora"]
-        wanted = {**{option: _known(name, root, part) for option, part in known.items()}, **wanted}
-    for option in wanted:
-        if option not in model.loras:
-            names = ", ".join(model.known_loras) or "none"
-            raise PlanError(
-                f"{name} takes {' and '.join(model.loras)}, not {option}={wanted[option]!r} (LoRAs that it has by name: {names})."
-            )
-    paths = {option: Path(value) for option, value in wanted.items()}
-    for path in paths.values():
-        loras.check_file(path)
-    return paths
 
 
 def _known(name: str, root: Path | None, part: Part) -> Path:

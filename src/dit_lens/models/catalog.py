@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dit_lens.errors import PlanError
+from dit_lens.models.organism import table as organism
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ MODELS: dict[str, Model] = {
 }
 """By the name that `load` takes. `wan2.2`, `wan2.1` and `ltx2.3` are the models of *Demystifying Video Reasoning*."""
 
-NAMES = ("organism", *MODELS)
+NAMES = (*organism.NAMES, *MODELS)
 
 
 def find(name: str) -> Model:

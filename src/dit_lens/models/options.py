@@ -22,17 +22,20 @@ class ModelOptions:
     """Which model, with which LoRA, and where it runs; see `dit_lens.models.load`."""
 
     model: str = "organism"
-    """The model: organism, wan2.2, ltx2.3, ... (docs/models.md), diffusers:REPOSITORY, or FILE.py:FUNCTION."""
+    """The model: organism, organism-full, wan2.2, ltx2.3, ... (docs/models.md), diffusers:REPOSITORY, or FILE.py:FUNCTION."""
     model_root: Unset[Path] = None
     """Folder of repositories, as the hubs name them. Default: DiffSynth downloads what it needs."""
     lora: Unset[str] = None
-    """LoRA file, for a model with one DiT; or "vbvr", for wan2.2, wan2.1 and ltx2.3. Default: none."""
+    """LoRA file, for a model with one DiT; or "vbvr", for wan2.2, wan2.1 and ltx2.3; or "puzzles", for organism-base.
+    Default: none."""
     high_noise_lora: Unset[Path] = None
     """LoRA file for the high-noise DiT of a model with two. Default: none."""
     low_noise_lora: Unset[Path] = None
     """LoRA file for the low-noise DiT of a model with two. Default: none."""
     lora_alpha: float = 1.0
     """Factor of the LoRAs."""
+    weights: str = "trained"
+    """trained, or random: DiTs of an organism that are drawn from a fixed seed, as a control."""
     device: Unset[str] = None
     """Where the model runs, such as cpu or cuda:1. Default: cuda where there is one, else cpu."""
     dtype: Unset[str] = None

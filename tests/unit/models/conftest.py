@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 
+from dit_lens.models.organism.modules import WORDS
+
 DIT = {
     "dim": 64,
     "in_dim": 36,
@@ -24,6 +26,7 @@ DIT = {
 }
 TEXT = {"vocab": 20, "dim": 32, "dim_attn": 32, "dim_ffn": 48, "num_heads": 2, "num_layers": 1}
 REPO = "Wan-AI/Wan2.2-I2V-A14B"
+FULL = "organism-full"
 CLIP = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 
 
@@ -150,3 +153,42 @@ def with_clip(registered, tmp_path, monkeypatch):
         entry["model_hash"] = hash_model_file(str(file))
     monkeypatch.setattr(model_loader, "MODEL_CONFIGS", [*model_loader.MODEL_CONFIGS, *table])
     return tmp_path, dit, clip
+
+
+RANK = 4
+"""Of the LoRA of `write_organisms`."""
+
+
+def halves(prefix, module):
+    return {f"{prefix}.{k}": v.half().contiguous() for k, v in module.state_dict().items()}
+
+
+def write_organisms(folder, seed=0):
+    """Write a file of every organism but the first, at its real size with random weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dit_lens.models import organism
+
+    torch.manual_seed(seed)
+    first = organism.pipeline(name="organism-v1")
+    words = torch.randn(len(WORDS), organism.TEXT_CHANNELS).half()
+    save_file(
+        halves("vae", first.vae) | {"text_encoder.table": words}, folder / organism.ORGANISMS[FULL].frozen
+    )
+    for name, one in organism.ORGANISMS.items():
+        if name != "organism-v1":
+            pipe = organism.pipeline(None, name=name)
+            for attribute, file in one.dits.items():
+                save_file(halves("dit", getattr(pipe, attribute)), folder / file)
+    layers = [f"blocks.{n}.self_attn.{part}" for n in (0, 15) for part in "qkvo"]
+    made = {f"{layer}.lora_A.default.weight": torch.randn(RANK, 128) / 8 for layer in layers}
+    made |= {f"{layer}.lora_B.default.weight": torch.randn(128, RANK) / 8 for layer in layers}
+    save_file({k: v.half() for k, v in made.items()}, folder / "lora.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def organisms(tmp_path_factory):
+    """Return a folder of stand-ins for the files of all organisms but the first."""
+    return write_organisms(tmp_path_factory.mktemp("organisms"))

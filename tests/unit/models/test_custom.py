@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import dit_lens as dl
+from dit_lens.models.organism import DEFAULT, ORGANISMS
 
 MINE = """
 import dit_lens as dl
@@ -18,9 +19,9 @@ def wrong():
 
 def test_a_function_of_ones_own_gives_the_lens(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
-    assert dl.load(f"{tmp_path}/mine.py:make").info["name"] == "organism"
+    assert dl.load(f"{tmp_path}/mine.py:make").info["name"] == DEFAULT
     monkeypatch.syspath_prepend(tmp_path)
-    assert dl.load("mine:make").layers == 10
+    assert dl.load("mine:make").layers == ORGANISMS[DEFAULT].layers
     with pytest.raises(dl.PlanError, match=r"mine:wrong\(\) returned a int"):
         dl.load("mine:wrong")
     with pytest.raises(dl.ModelError, match="no function 'other'"):

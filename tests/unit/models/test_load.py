@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import dit_lens as dl
 from dit_lens.models import catalog, loading
 from dit_lens.models.options import ModelOptions
+from dit_lens.models.organism import DEFAULT
 
 REPO = "Wan-AI/Wan2.2-I2V-A14B"
 TARGET = "blocks.1.self_attn.q"
@@ -111,8 +112,8 @@ def test_options_that_a_model_does_not_take_are_refused(tmp_path):
         dl.load("wan2.1", model_root=tmp_path, high_noise_lora="x.safetensors")
     with pytest.raises(dl.PlanError, match=r"No model is called 'wan2\.3'.*Did you mean 'wan2\.2'"):
         dl.load("wan2.3")
-    with pytest.raises(dl.PlanError, match=r"organism .* takes no lora"):
-        dl.load("organism", lora="x.safetensors")
+    with pytest.raises(dl.PlanError, match=r"organism-v1 ships .* takes no lora"):
+        dl.load("organism-v1", lora="x.safetensors")
     with pytest.raises(dl.ModelError, match=r"No LoRA at .*gone\.safetensors"):
         dl.load("wan2.1", model_root=tmp_path, lora=tmp_path / "gone.safetensors")
     with pytest.raises(dl.PlanError, match="by name is looked for in model_root"):
@@ -281,4 +282,4 @@ def test_the_command_lines_options_load_what_they_say(registered, tmp_path):
         lens = options.load()
     assert lens.info["loras"]["high_noise_lora"]["alpha"] == 0.5
     assert tyro.cli(ModelOptions, args=[]) == ModelOptions()
-    assert ModelOptions().load().info["name"] == "organism"
+    assert ModelOptions().load().info["name"] == DEFAULT
