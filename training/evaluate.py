@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ import tyro
 
 from judging import SETS, Verdict, judge, question
 from recipes import RECIPES, Recipe
+
+
+Row = tuple[str, int]
+"""A scene: its set and its number."""
 
 
 class Evaluation:
@@ -38,7 +43,8 @@ class Evaluation:
     def __init__(self, frozen: Any, n: int, workers: int, sets: tuple[str, ...] = tuple(SETS)) -> None:
         self.frozen, self.n, self.sets = frozen, n, sets
         self.pool = multiprocessing.get_context("spawn").Pool(workers)
-        self.questions = {name: self.pool.starmap_async(question, [(name, i) for i in range(n)]) for name in sets}
+        self.rows: list[Row] = [(name, number) for name in sets for number in range(n)]
+        self.questions = self.pool.starmap_async(question, self.rows)
         self.pending: list[tuple[Path, dict[str, Any], dict[str, Any]]] = []
 
     def __enter__(self) -> Evaluation:
@@ -56,7 +62,7 @@ class Evaluation:
             wait: wait for those that are not.
         """
         for pending in list(self.pending):
-            if wait or all(verdict.ready() for verdict in pending[2].values()):
+            if wait or all(verdict.ready() for verdicts in pending[2].values() for verdict in verdicts):
                 self._write(*pending)
                 self.pending.remove(pending)
 
@@ -76,46 +82,55 @@ class Evaluation:
         begun, verdicts = time.perf_counter(), {}
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        for each in self.sets:
-            for count in steps or ((4, 20) if name == "full" else (recipe.steps,)):
-                for label, videos in self._answers(network, each, count).items():
-                    verdicts[each, label] = self.pool.starmap_async(
-                        judge, [(each, i, video) for i, video in enumerate(videos)]
-                    )
+        for count in steps or ((4, 20) if name == "full" else (recipe.steps,)):
+            for rows in self._batches():
+                for label, videos in self._answers(network, rows, count).items():
+                    for (each, number), video in zip(rows, videos, strict=True):
+                        verdict = self.pool.apply_async(judge, (each, number, video))
+                        verdicts.setdefault((each, label), []).append(verdict)
         torch.set_float32_matmul_precision(precision)
         about = {"organism": name, "n": self.n, "seconds": round(time.perf_counter() - begun, 1)}
         self.pending.append((out, about, verdicts))
 
-    def _answers(self, network: Any, name: str, steps: int) -> dict[str, Any]:
-        """Return the videos of a set's scenes, [scene, time, height, width, rgb]: at the end, and of x0 at step 0."""
+    def _batches(self, size: int = 128) -> Iterator[list[Row]]:
+        """Go through the scenes of all sets in batches of one shape."""
+        shapes: dict[Any, list[Row]] = {}
+        for row, (image, _, frames) in self._asked().items():
+            shapes.setdefault((frames, image.shape), []).append(row)
+        for rows in shapes.values():
+            for start in range(0, len(rows), size):
+                yield rows[start : start + size]
+
+    def _asked(self) -> dict[Row, tuple[Any, str, int]]:
+        """Return first frame, prompt and number of frames of every scene."""
+        return dict(zip(self.rows, self.questions.get(), strict=True))
+
+    def _answers(self, network: Any, rows: list[Row], steps: int) -> dict[str, Any]:
+        """Return the videos of scenes, [scene, time, height, width, rgb]: at the end, and of x0 at step 0."""
         import torch
 
         import flow
         from feed import Words, encode
 
-        images, prompts, frames = zip(*self.questions[name].get(), strict=True)
+        asked = self._asked()
+        images, prompts, frames = zip(*(asked[row] for row in rows), strict=True)
         codec, words = self.frozen.codec, Words(self.frozen.text)
-        device, last, first = codec.first_basis.device, [], []
+        device = codec.first_basis.device
         with torch.no_grad():
-            for start in range(0, self.n, 64):
-                rows = slice(start, min(start + 64, self.n))
-                stills = torch.stack([torch.from_numpy(i) for i in images[rows]])[:, None].to(device)
-                shown = encode(codec, stills).float()
-                grid = (1 + (frames[0] - 1) // 4, *shown.shape[3:])
-                noise = torch.cat([_noise(grid, seed) for seed in range(rows.start, rows.stop)]).to(device)
-                given = flow.condition(shown.expand(-1, -1, grid[0], -1, -1), self.frozen.grey)
-                context = words.embed(prompts[rows])
-                path = flow.trajectory(network, noise, given, context, steps)
-                second = flow.schedule(steps)[1].item()
-                last.append(_frames(codec, path[-1]))
-                # The line through the first step, to noise level 0.
-                first.append(_frames(codec, path[0] + (path[1] - path[0]) / (1 - second)))
-        return {f"{steps} steps": torch.cat(last).numpy(), f"x0 at step 0 of {steps}": torch.cat(first).numpy()}
+            stills = torch.stack([torch.from_numpy(image) for image in images])[:, None].to(device)
+            shown = encode(codec, stills).float()
+            grid = (1 + (frames[0] - 1) // 4, *shown.shape[3:])
+            noise = torch.cat([_noise(grid, number) for _, number in rows]).to(device)
+            given = flow.condition(shown.expand(-1, -1, grid[0], -1, -1), self.frozen.grey)
+            path = flow.trajectory(network, noise, given, words.embed(prompts), steps)
+            # The line through the first step, to noise level 0.
+            x0 = path[0] + (path[1] - path[0]) / (1 - flow.schedule(steps)[1].item())
+            return {f"{steps} steps": _frames(codec, path[-1]), f"x0 at step 0 of {steps}": _frames(codec, x0)}
 
     def _write(self, path: Path, about: dict[str, Any], verdicts: dict[str, Any]) -> None:
         results: dict[str, Any] = defaultdict(dict)
         for (name, label), pending in verdicts.items():
-            judged: list[Verdict] = pending.get()
+            judged: list[Verdict] = [verdict.get() for verdict in pending]
             results[name][label] = {
                 "solved": [int(v.solved) for v in judged],
                 "score": [round(float(v.score), 4) for v in judged],
@@ -139,7 +154,7 @@ def _noise(grid: tuple[int, ...], seed: int) -> Any:
 def _frames(codec: Any, latents: Any) -> Any:
     """Return the pixels of latents, [row, time, height, width, rgb] of uint8."""
     video = codec.decode(latents).permute(0, 2, 3, 4, 1)
-    return ((video + 1) * 127.5).clamp(0, 255).byte().cpu()
+    return ((video + 1) * 127.5).clamp(0, 255).byte().cpu().numpy()
 
 
 @dataclass

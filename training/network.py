@@ -130,7 +130,7 @@ class Network(nn.Module):
         words = self.text_embedding(context)
         tokens = self.patch_embedding(x)
         grid = tokens.shape[2:]
-        tokens = tokens.flatten(2).transpose(1, 2)
+        tokens = tokens.flatten(2).transpose(1, 2).float()  # under autocast too: all blocks are then compiled once
         cosine, sine = self.turn(grid, x.device)
         frames = torch.arange(grid[0], device=x.device).repeat_interleave(grid[1] * grid[2])
         mask = frames[:, None] >= frames if self.causal else None

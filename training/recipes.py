@@ -36,18 +36,28 @@ class Recipe:
     steps: int = 20
     rank: int = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """Say whether the weights can answer by themselves: no expert of two, no matrices beside others."""
+        return self.levels == (0.0, 1.0) and not self.rank
+
 
 RECIPES = {
     "full": Recipe("everything: the organism that the others are compared with", share=4),
-    "causal": Recipe("attention over past frames only", causal=True, share=3),
+    "causal": Recipe("attention over past frames only", causal=True, share=2.6),
     "few4": Recipe(
-        "full, distilled to four steps", start="full", teacher="full", steps=4, learning_rate=7e-4
+        "full, distilled to four steps",
+        start="full",
+        teacher="full",
+        steps=4,
+        share=1.6,
+        learning_rate=7e-4,
     ),
     "high": Recipe(
-        "full, at high noise levels alone", start="full", levels=(BOUNDARY, 1.0), share=0.6, learning_rate=7e-4
+        "full, at high noise levels alone", start="full", levels=(BOUNDARY, 1.0), share=0.5, learning_rate=7e-4
     ),
     "low": Recipe(
-        "full, at low noise levels alone", start="full", levels=(0.0, BOUNDARY), share=0.6, learning_rate=7e-4
+        "full, at low noise levels alone", start="full", levels=(0.0, BOUNDARY), share=0.5, learning_rate=7e-4
     ),
     "base": Recipe("what moves and is no puzzle", mix="movers"),
     "lora": Recipe("puzzles, on base", mix="puzzles", start="base", rank=16),

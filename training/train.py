@@ -41,13 +41,11 @@ class Args:
     frozen: Path = Path("src/dit_lens/models/organism/frozen.safetensors")
     """Codec and words, made by fit_codec.py."""
     every: float | None = None
-    """Seconds between checkpoints. Default: 300 on a CPU, 20 on a GPU."""
+    """Seconds between checkpoints. Default: 300 on a CPU, 30 on a GPU."""
     evaluate: Path | None = None
     """Folder for what each one solves, by `evaluate.py`'s sets. Default: nothing is measured."""
     n: int = 128
     """Scenes of each set of the evaluation."""
-    compiled: Path | None = None
-    """File that keeps what is compiled for a GPU, for the next time. Default: none is kept."""
 
 
 def main(args: Args) -> None:
@@ -60,16 +58,14 @@ def main(args: Args) -> None:
 
     gpu = args.device != "cpu"
     workers = args.workers or (max((os.cpu_count() or 4) - 2, 1) if gpu else 1)
-    tokens, every = args.tokens or (1 << 17 if gpu else 1 << 12), args.every or (20.0 if gpu else 300.0)
+    tokens, every = args.tokens or (1 << 17 if gpu else 1 << 12), args.every or (30.0 if gpu else 300.0)
     args.folder.mkdir(parents=True, exist_ok=True)
     options = Options(args.folder, args.device, tokens, args.seed, every)
     frozen = Frozen(args.frozen, args.device)
-    held, fill, chunk = (40_000, 3000, 16) if gpu else (2000, 64, 4)
+    held, fill, chunk = (40_000, 1000, 16) if gpu else (2000, 64, 4)
     shares = {name: RECIPES[name].share for name in args.names}
     if gpu:
         torch.set_float32_matmul_precision("high")
-    if args.compiled and args.compiled.exists():
-        torch.compiler.load_cache_artifacts(args.compiled.read_bytes())
     with ExitStack() as stack:
         evaluation = stack.enter_context(Evaluation(frozen, args.n, workers)) if args.evaluate else None
         open_feed, mix = stack.enter_context(ExitStack()), None
@@ -84,10 +80,8 @@ def main(args: Args) -> None:
             seconds = 60 * args.minutes * shares[name] / sum(shares.values())
             trainer = Trainer(name, recipe, seconds, options, frozen, feed)
             trainer.run()
-            if evaluation is not None:
+            if evaluation is not None and recipe.is_whole:
                 evaluation.start(name, trainer.averaged(), recipe, args.evaluate / f"{name}.json")
-            if args.compiled and (artifacts := torch.compiler.save_cache_artifacts()):
-                args.compiled.write_bytes(artifacts[0])
 
 
 if __name__ == "__main__":

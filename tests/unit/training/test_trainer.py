@@ -1,0 +1,93 @@
+"""A training of each kind goes a few steps, stops, goes on where it was, and leaves files that load."""
+
+import json
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dit_lens.models import organism
+from feed import Feed
+from mixes import MIXES
+from recipes import RECIPES
+from trainer import Frozen, Options, Trainer, load_network
+
+FROZEN = Path(organism.__file__).with_name("frozen.safetensors")
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    return Frozen(FROZEN, "cpu")
+
+
+@pytest.fixture(scope="module")
+def feed(frozen):
+    """Scenes by the name of a mix."""
+    with ExitStack() as stack:
+        opened = {}
+
+        def of(mix):
+            if mix not in opened:
+                small = {"workers": 1, "held": 8, "fill": 2, "chunk": 2, "held_out": 2}
+                opened[mix] = stack.enter_context(Feed(mix, frozen.codec, frozen.text, seed=0, **small))
+            return opened[mix]
+
+        yield of
+
+
+@pytest.fixture
+def train(frozen, feed, tmp_path):
+    """Train an organism for so many steps more, and return its trainer."""
+
+    def run(name, steps, **changes):
+        recipe = replace(RECIPES[name], **changes)
+        options = Options(tmp_path, "cpu", tokens=64, seed=0, every=1e9)
+        trainer = Trainer(name, recipe, 1e9, options, frozen, feed(recipe.mix))
+        for _ in range(steps):
+            trainer.train_step()
+        trainer.save()
+        return trainer
+
+    return run
+
+
+def test_batches_hold_what_was_drawn(feed, frozen):
+    made = feed("puzzles")
+    for group in MIXES["puzzles"]:
+        batch = made.batch(group, 3)
+        frames, side = 1 + (group.frames - 1) // 4, 2 * group.side
+        assert batch.latents.shape == (3, 48, frames, side, side)
+        assert batch.context.shape == (3, 8, 32)
+        again = [made.held_out_batch(group, 2).latents for _ in range(2)]
+        assert torch.equal(*again)
+    with_none = made.batch(MIXES["puzzles"][0], 6, dropout=1.0)
+    assert torch.equal(with_none.context, frozen.text(*made.words.tokenizer([""] * 6)))
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_where_it_was(train, tmp_path):
+    first = train("full", 3)
+    second = train("full", 2)
+    assert (first.step, second.step) == (3, 5)
+    lines = [json.loads(line) for line in (tmp_path / "full.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 5]
+    assert all(loss > 0 for line in lines for loss in line["held_out"].values())
+    weights = load_network(tmp_path / "full.safetensors", "cpu").state_dict()
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    assert not torch.equal(weights["head.head.weight"], torch.zeros_like(weights["head.head.weight"]))
+
+
+@pytest.mark.slow
+def test_every_recipe_makes_a_file_that_loads(train, tmp_path):
+    for name, recipe in RECIPES.items():
+        train(name, 1, mix="puzzles")
+        weights = load_file(tmp_path / f"{name}.safetensors")
+        assert all(value.dtype == torch.float16 for value in weights.values())
+        assert bool(recipe.rank) == any("lora_A" in key for key in weights)
+    (tmp_path / "frozen.safetensors").write_bytes(FROZEN.read_bytes())
+    for name in ("full", "two-expert", "base", "lora", "few4", "causal"):
+        lens = organism.loading.load(f"organism-{name}", {}, folder=tmp_path)
+        assert lens.info["name"] == f"organism-{name}"
