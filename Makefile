@@ -24,8 +24,7 @@ check: $(STAMP)  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-train: $(STAMP)  ## make the organism again
-	$(BIN)/python training/fit_codec.py
+train: $(STAMP)  ## make the organisms again, or go on with them
 	$(BIN)/python training/train.py
 
 bench: $(STAMP)  ## what capture costs

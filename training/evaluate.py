@@ -18,16 +18,33 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
+import numpy as np
 import tyro
 
 from judging import SETS, Verdict, judge, question
 from recipes import RECIPES, Recipe
 
-
 Row = tuple[str, int]
 """A scene: its set and its number."""
+
+
+class Pending(NamedTuple):
+    """What is being judged of one organism.
+
+    Attributes:
+        out: file of the results.
+        about: what is said beside them.
+        verdicts: by set and label, one for each scene, when they are there.
+        videos: folder of what is judged.
+    """
+
+    out: Path
+    about: dict[str, Any]
+    verdicts: dict[tuple[str, str], list[Any]]
+    videos: TemporaryDirectory[str]
 
 
 class Evaluation:
@@ -45,7 +62,7 @@ class Evaluation:
         self.pool = multiprocessing.get_context("spawn").Pool(workers)
         self.rows: list[Row] = [(name, number) for name in sets for number in range(n)]
         self.questions = self.pool.starmap_async(question, self.rows)
-        self.pending: list[tuple[Path, dict[str, Any], dict[str, Any]]] = []
+        self.pending: list[Pending] = []
 
     def __enter__(self) -> Evaluation:
         return self
@@ -62,8 +79,8 @@ class Evaluation:
             wait: wait for those that are not.
         """
         for pending in list(self.pending):
-            if wait or all(verdict.ready() for verdicts in pending[2].values() for verdict in verdicts):
-                self._write(*pending)
+            if wait or all(v.ready() for verdicts in pending.verdicts.values() for v in verdicts):
+                self._write(pending)
                 self.pending.remove(pending)
 
     def start(self, name: str, network: Any, recipe: Recipe, out: Path, steps: tuple[int, ...] = ()) -> None:
@@ -79,18 +96,22 @@ class Evaluation:
         import torch
 
         self.write()
-        begun, verdicts = time.perf_counter(), {}
+        begun, count, folder = time.perf_counter(), 0, TemporaryDirectory()
+        verdicts: dict[tuple[str, str], list[Any]] = defaultdict(list)
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        for count in steps or ((4, 20) if name == "full" else (recipe.steps,)):
+        for many in steps or ((4, 20) if name == "full" else (recipe.steps,)):
             for rows in self._batches():
-                for label, videos in self._answers(network, rows, count).items():
-                    for (each, number), video in zip(rows, videos, strict=True):
-                        verdict = self.pool.apply_async(judge, (each, number, video))
-                        verdicts.setdefault((each, label), []).append(verdict)
+                for label, videos in self._answers(network, rows, many).items():
+                    count += 1
+                    file = f"{folder.name}/{count}.npy"
+                    np.save(file, videos)
+                    for row, (each, number) in enumerate(rows):
+                        verdict = self.pool.apply_async(judge, (each, number, file, row))
+                        verdicts[each, label].append(verdict)
         torch.set_float32_matmul_precision(precision)
         about = {"organism": name, "n": self.n, "seconds": round(time.perf_counter() - begun, 1)}
-        self.pending.append((out, about, verdicts))
+        self.pending.append(Pending(out, about, verdicts, folder))
 
     def _batches(self, size: int = 128) -> Iterator[list[Row]]:
         """Go through the scenes of all sets in batches of one shape."""
@@ -125,20 +146,24 @@ class Evaluation:
             path = flow.trajectory(network, noise, given, words.embed(prompts), steps)
             # The line through the first step, to noise level 0.
             x0 = path[0] + (path[1] - path[0]) / (1 - flow.schedule(steps)[1].item())
-            return {f"{steps} steps": _frames(codec, path[-1]), f"x0 at step 0 of {steps}": _frames(codec, x0)}
+            return {
+                f"{steps} steps": _frames(codec, path[-1]),
+                f"x0 at step 0 of {steps}": _frames(codec, x0),
+            }
 
-    def _write(self, path: Path, about: dict[str, Any], verdicts: dict[str, Any]) -> None:
+    def _write(self, pending: Pending) -> None:
         results: dict[str, Any] = defaultdict(dict)
-        for (name, label), pending in verdicts.items():
-            judged: list[Verdict] = [verdict.get() for verdict in pending]
+        for (name, label), verdicts in pending.verdicts.items():
+            judged: list[Verdict] = [verdict.get() for verdict in verdicts]
             results[name][label] = {
                 "solved": [int(v.solved) for v in judged],
                 "score": [round(float(v.score), 4) for v in judged],
             }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({**about, "sets": results}) + "\n")
-        os.replace(part, path)
+        pending.videos.cleanup()
+        pending.out.parent.mkdir(parents=True, exist_ok=True)
+        part = pending.out.with_suffix(".part")
+        part.write_text(json.dumps({**pending.about, "sets": results}) + "\n")
+        os.replace(part, pending.out)
 
 
 def _noise(grid: tuple[int, ...], seed: int) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import queue
-import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NamedTuple
@@ -74,16 +73,16 @@ class Words:
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Return the embeddings of prompts, [prompt, token, channel]."""
         numbers = self.numbers(prompts)
-        return self.table[numbers]
+        return self.table[numbers.to(self.table.device)]
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
-        """Return the numbers of prompts, [prompt]."""
+        """Return the numbers of prompts, [prompt], on the CPU."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
         if new:
             self.known.update({prompt: len(self.known) + n for n, prompt in enumerate(new)})
             ids, mask = (t.to(self.text.table.device) for t in self.tokenizer(list(self.known)))
             self.table = self.text(ids, mask)
-        return torch.tensor([self.known[prompt] for prompt in prompts], device=self.table.device)
+        return torch.tensor([self.known[prompt] for prompt in prompts])
 
 
 class Feed:
@@ -125,6 +124,7 @@ class Feed:
         # Every scene is used as often as any other: a group's scenes are drawn as fast as its time is spent.
         pace = np.array([group.time / group.tokens for group in self.groups])
         self.pace = pace / pace.sum()
+        self.to_draw = self._to_draw()
         self.slot_bytes = chunk * max(int(np.prod(group.shape)) for group in self.groups)
         self.slots = 3 * workers
         self.memory = SharedMemory(create=True, size=self.slots * self.slot_bytes)
@@ -135,17 +135,16 @@ class Feed:
             context.Process(target=drawing.draw, args=(*shared, 1000 * seed + n), daemon=True)
             for n in range(workers)
         ]
-        self.encoded: queue.Queue[tuple[Ring, Tensor, list[str]]] = queue.Queue(maxsize=64)
-        self.thread = threading.Thread(target=self._encode, daemon=True)
-        self.error: BaseException | None = None
+        self.copied: deque[tuple[Any, int]] = deque()
 
     def __enter__(self) -> Feed:
+        if self.device.type == "cuda":  # from registered memory copies do not wait
+            whole = np.ndarray((self.memory.size,), np.uint8, self.memory.buf)
+            torch.cuda.cudart().cudaHostRegister(whole.ctypes.data, whole.nbytes, 0)
         for process in self.processes:
             process.start()
-        self.to_draw = self._to_draw()
         for slot in range(self.slots):
-            self.requests.put(self._request(slot))
-        self.thread.start()
+            self._ask(slot)
         while any(ring.held < self.fill for ring in self.rings.values()) or any(
             ring.held < ring.size for ring in self.held_out.values()
         ):
@@ -155,11 +154,8 @@ class Feed:
     def __exit__(self, *_: Any) -> None:
         for process in self.processes:
             process.terminate()
-        self.drawn.put(None)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.encoded.get_nowait()
-        self.thread.join()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         self.memory.unlink()
 
     def batch(self, group: Group, rows: int, dropout: float = 0.1) -> Batch:
@@ -192,52 +188,48 @@ class Feed:
                 yield n, True
         while True:
             starved = [n for n, g in enumerate(self.groups) if self.rings[g.name].held < self.fill]
-            yield int(self.rng.choice(starved) if starved else self.rng.choice(len(self.pace), p=self.pace)), False
+            yield (
+                int(self.rng.choice(starved) if starved else self.rng.choice(len(self.pace), p=self.pace)),
+                False,
+            )
 
-    def _request(self, slot: int) -> drawing.Request:
-        return drawing.Request(slot, *next(self.to_draw))
+    def _ask(self, slot: int) -> None:
+        """Ask for a slot to be filled."""
+        self.requests.put(drawing.Request(slot, *next(self.to_draw)))
 
     def _take(self, timeout: float = 0) -> bool:
-        """Put what a process has drawn into its ring; say whether there was something.
+        """Encode what a process has drawn and put it into its ring; say whether there was something.
+
+        It runs between the steps, in their thread: one beside them would contend for the interpreter.
 
         Args:
             timeout: seconds to wait for it.
 
         Raises:
-            RuntimeError: no process draws any more.
+            RuntimeError: a process has ended.
         """
-        if self.error is not None:
-            raise RuntimeError("Scenes cannot be encoded any more.") from self.error
         if not all(process.is_alive() for process in self.processes):
             raise RuntimeError("A process that draws scenes has ended.")
+        while self.copied and (self.copied[0][0] is None or self.copied[0][0].query()):
+            self._ask(self.copied.popleft()[1])
         try:
-            ring, latents, prompts = self.encoded.get(timeout > 0, timeout)
+            request, prompts = self.drawn.get(timeout > 0, timeout)
         except queue.Empty:
             return False
-        ring.put(latents, self.words.numbers(prompts))
+        group = self.groups[request.group]
+        pixels = drawing.view(self.memory, request.slot, group, self.chunk, self.slot_bytes)
+        videos, numbers = torch.from_numpy(pixels), self.words.numbers(prompts)
+        copied = None
+        if self.device.type == "cuda":
+            videos, numbers = (t.to(self.device, non_blocking=True) for t in (videos, numbers.pin_memory()))
+            copied = torch.cuda.Event()
+            copied.record()
+        with torch.no_grad():
+            latents = encode(self.codec, videos)
+        self.copied.append((copied, request.slot))
+        rings = self.held_out if request.held_out else self.rings
+        rings[group.name].put(latents, numbers)
         return True
-
-    def _encode(self) -> None:
-        """Encode what is drawn, beside the training."""
-        try:
-            on_cuda = self.device.type == "cuda"
-            stream = torch.cuda.Stream() if on_cuda else None
-            if on_cuda:
-                whole = np.ndarray((self.memory.size,), np.uint8, self.memory.buf)
-                torch.cuda.cudart().cudaHostRegister(whole.ctypes.data, whole.nbytes, 0)
-            with torch.no_grad(), torch.cuda.stream(stream) if stream else contextlib.nullcontext():
-                while (done := self.drawn.get()) is not None:
-                    request, prompts = done
-                    group = self.groups[request.group]
-                    pixels = drawing.view(self.memory, request.slot, group, self.chunk, self.slot_bytes)
-                    latents = encode(self.codec, torch.from_numpy(pixels).to(self.device, non_blocking=True))
-                    if stream is not None:
-                        stream.synchronize()
-                    self.requests.put(self._request(request.slot))
-                    rings = self.held_out if request.held_out else self.rings
-                    self.encoded.put((rings[group.name], latents, prompts))
-        except BaseException as error:
-            self.error = error
 
 
 def encode(codec: LinearCodec, videos: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def channel_weights(codec: LinearCodec) -> Tensor:
 
 def error(velocity: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted squared error of velocities [row, channel, frame, y, x]."""
-    by_frame = weights[:, [0] + [1] * (target.shape[2] - 1)]
+    by_frame = torch.cat([weights[:, :1], weights[:, 1:].expand(-1, target.shape[2] - 1)], 1)
     return ((velocity - target).square() * by_frame[None, :, :, None, None]).mean()
 
 

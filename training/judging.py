@@ -59,7 +59,14 @@ def question(name: str, number: int) -> tuple[np.ndarray, str, int]:
     return sample.truth[0], sample.prompt, sample.num_frames
 
 
-def judge(name: str, number: int, video: np.ndarray) -> Verdict:
-    """Judge a video [time, height, width, rgb] of a scene."""
-    score = scene(name, number).score(video)
+def judge(name: str, number: int, file: str, row: int) -> Verdict:
+    """Judge a video of a scene.
+
+    Args:
+        name: of the set.
+        number: of the scene.
+        file: of videos, [row, time, height, width, rgb].
+        row: which of them.
+    """
+    score = scene(name, number).score(np.load(file, mmap_mode="r")[row])
     return Verdict(score.solved, score.score)

@@ -1,7 +1,7 @@
-"""DiffSynth's `WanModel` written to be trained: the same parameters, names and values, and half as many passes over memory.
+"""DiffSynth's `WanModel` written to be trained: the same parameters, by the same names, and the same outputs.
 
-DiffSynth turns positions in complex float64 and keeps every intermediate; here the rotation is real, and a block is one graph that
-`torch.compile` fuses. `tests/unit/training/test_network.py` holds the two against each other, output for output.
+DiffSynth rotates in complex float64; here the rotation is real and in float32, and a block is one graph, so that `torch.compile`
+fuses it. `tests/unit/training/test_network.py` compares the outputs and the gradients of the two.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ class Network(nn.Module):
         self.text_embedding = nn.Sequential(
             nn.Linear(config["text_dim"], dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
         )
-        self.time_embedding = nn.Sequential(
-            nn.Linear(self.frequencies, dim), nn.SiLU(), nn.Linear(dim, dim)
-        )
+        self.time_embedding = nn.Sequential(nn.Linear(self.frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         layers = (Block(dim, config["ffn_dim"], heads, eps) for _ in range(config["num_layers"]))
         self.blocks = nn.ModuleList(layers)
@@ -130,7 +128,9 @@ class Network(nn.Module):
         words = self.text_embedding(context)
         tokens = self.patch_embedding(x)
         grid = tokens.shape[2:]
-        tokens = tokens.flatten(2).transpose(1, 2).float()  # under autocast too: all blocks are then compiled once
+        tokens = (
+            tokens.flatten(2).transpose(1, 2).float()
+        )  # under autocast too: all blocks are then compiled once
         cosine, sine = self.turn(grid, x.device)
         frames = torch.arange(grid[0], device=x.device).repeat_interleave(grid[1] * grid[2])
         mask = frames[:, None] >= frames if self.causal else None

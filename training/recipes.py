@@ -54,7 +54,11 @@ RECIPES = {
         learning_rate=7e-4,
     ),
     "high": Recipe(
-        "full, at high noise levels alone", start="full", levels=(BOUNDARY, 1.0), share=0.5, learning_rate=7e-4
+        "full, at high noise levels alone",
+        start="full",
+        levels=(BOUNDARY, 1.0),
+        share=0.5,
+        learning_rate=7e-4,
     ),
     "low": Recipe(
         "full, at low noise levels alone", start="full", levels=(0.0, BOUNDARY), share=0.5, learning_rate=7e-4

@@ -33,9 +33,9 @@ class Args:
     """Time of all of them together, parts that are resumed included; each has its share of it."""
     device: str = "cpu"
     tokens: int | None = None
-    """Tokens of a batch. Default: 4096 on a CPU, 131072 on a GPU."""
+    """Tokens of a batch. Default: 2048 on a CPU, 32768 on a GPU."""
     workers: int | None = None
-    """Processes that draw scenes. Default: 1 on a CPU, all cores but two on a GPU."""
+    """Processes that draw scenes. Default: 1 on a CPU, all cores but three on a GPU."""
     seed: int = 0
     folder: Path = Path("checkpoints")
     frozen: Path = Path("src/dit_lens/models/organism/frozen.safetensors")
@@ -57,8 +57,8 @@ def main(args: Args) -> None:
     from trainer import Frozen, Options, Trainer
 
     gpu = args.device != "cpu"
-    workers = args.workers or (max((os.cpu_count() or 4) - 2, 1) if gpu else 1)
-    tokens, every = args.tokens or (1 << 17 if gpu else 1 << 12), args.every or (30.0 if gpu else 300.0)
+    workers = args.workers or (max((os.cpu_count() or 4) - 3, 1) if gpu else 1)
+    tokens, every = args.tokens or (1 << 15 if gpu else 1 << 11), args.every or (30.0 if gpu else 300.0)
     args.folder.mkdir(parents=True, exist_ok=True)
     options = Options(args.folder, args.device, tokens, args.seed, every)
     frozen = Frozen(args.frozen, args.device)
@@ -75,7 +75,16 @@ def main(args: Args) -> None:
                 open_feed.close()
                 mix = recipe.mix
                 feed = open_feed.enter_context(
-                    Feed(mix, frozen.codec, frozen.text, workers=workers, held=held, fill=fill, chunk=chunk, seed=args.seed)
+                    Feed(
+                        mix,
+                        frozen.codec,
+                        frozen.text,
+                        workers=workers,
+                        held=held,
+                        fill=fill,
+                        chunk=chunk,
+                        seed=args.seed,
+                    )
                 )
             seconds = 60 * args.minutes * shares[name] / sum(shares.values())
             trainer = Trainer(name, recipe, seconds, options, frozen, feed)

@@ -53,7 +53,9 @@ class Frozen:
         state = load_file(path)
         self.codec, self.text = LinearCodec(LATENT_CHANNELS), TextEncoder(TEXT_CHANNELS)
         for name, module in (("vae", self.codec), ("text_encoder", self.text)):
-            parts = {k.removeprefix(f"{name}."): v.float() for k, v in state.items() if k.startswith(f"{name}.")}
+            parts = {
+                k.removeprefix(f"{name}."): v.float() for k, v in state.items() if k.startswith(f"{name}.")
+            }
             module.load_state_dict(parts)
             module.to(device)
         self.weights, self.grey = flow.channel_weights(self.codec), flow.grey_latents(self.codec)
@@ -84,7 +86,8 @@ class Trainer:
         self.name, self.recipe, self.seconds, self.options = name, recipe, seconds, options
         self.frozen, self.feed, self.device = frozen, feed, torch.device(options.device)
         torch.manual_seed(options.seed)
-        start = None if recipe.start is None else self.file(recipe.start)
+        own = self.file(name) if self.file(name).exists() and not recipe.rank else None
+        start = own or (None if recipe.start is None else self.file(recipe.start))
         network = Network(recipe.causal) if start is None else load_network(start, "cpu", recipe.causal)
         if recipe.rank:
             lora.add(network, recipe.rank)
@@ -99,7 +102,9 @@ class Trainer:
         self.losses: dict[str, Tensor] = {}
         self._resume()
         torch.manual_seed(options.seed + self.step)
-        self.teacher = None if recipe.teacher is None else load_network(self.file(recipe.teacher), options.device)
+        self.teacher = (
+            None if recipe.teacher is None else load_network(self.file(recipe.teacher), options.device)
+        )
         if self.device.type == "cuda":
             for each in filter(None, (self.network, self.teacher)):
                 for block in each.blocks:
@@ -112,11 +117,15 @@ class Trainer:
     def run(self) -> None:
         """Train until the time is spent."""
         saved = begun = time.perf_counter()
-        with tqdm(total=round(self.seconds), initial=round(self.spent), desc=self.name, unit="s", mininterval=5) as bar:
+        with tqdm(
+            total=round(self.seconds), initial=round(self.spent), desc=self.name, unit="s", mininterval=5
+        ) as bar:
             while self.spent < self.seconds:
                 self.train_step()
                 if self.step % 20 == 0:
-                    float(next(iter(self.losses.values())))  # waits for the device, so that the clock is right
+                    float(
+                        next(iter(self.losses.values()))
+                    )  # waits for the device, so that the clock is right
                 now = time.perf_counter()
                 self.spent += min(now - begun, 60.0)  # a process that was paused has not trained meanwhile
                 begun = now
@@ -132,8 +141,9 @@ class Trainer:
         total = sum(spent.values()) + self.options.tokens
         group = max(self.feed.groups, key=lambda g: g.time * total - spent[g.name])
         rows = max(self.options.tokens // group.tokens, 1)
+        batch = self.feed.batch(group, rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.loss(self.feed.batch(group, rows))
+            loss = self.loss(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         for parameters in self.optimizer.param_groups:
@@ -141,7 +151,9 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         decay = min(self.options.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - decay)
+        torch._foreach_lerp_(
+            list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - decay
+        )
         self.step += 1
         self.samples[group.name] += rows
         last = self.losses.get(group.name, loss.detach())
@@ -168,7 +180,7 @@ class Trainer:
         return flow.error(velocity, noise - batch.latents, self.frozen.weights)
 
     def _distilled(self, batch: Batch) -> Tensor:
-        """Return the error of the straight line through several of the teacher's steps (Luhman and Luhman 2021, arXiv 2101.02388)."""
+        """Return the error of a step that covers several of the teacher's (Luhman and Luhman 2021, arXiv 2101.02388)."""
         assert self.teacher is not None
         steps, fine = self.recipe.steps, 20
         rows = max(len(batch.latents) // steps, 1)
@@ -178,7 +190,10 @@ class Trainer:
             path = flow.trajectory(self.teacher, torch.randn_like(latents), given, context, fine)
         stops = path[:: fine // steps]
         levels = flow.schedule(steps).tolist()
-        lines = [(after - x) / (b - a) for x, after, a, b in zip(stops, stops[1:], levels, levels[1:], strict=False)]
+        lines = [
+            (after - x) / (b - a)
+            for x, after, a, b in zip(stops, stops[1:], levels, levels[1:], strict=False)
+        ]
         sigma = torch.tensor(levels[:-1], device=latents.device).repeat_interleave(rows)
         x = torch.cat([torch.cat([x, given], 1) for x in stops[:-1]])
         velocity = self.network(x, sigma, context.repeat(steps, 1, 1))
@@ -186,7 +201,10 @@ class Trainer:
 
     @torch.no_grad()
     def held_out_loss(self) -> dict[str, float]:
-        """Return the loss of the averaged weights on scenes that are never trained on, by group; noise and levels are always the same."""
+        """Return the loss of the averaged weights on scenes that are never trained on, by group.
+
+        Noise and noise levels are the same every time.
+        """
         network = self.averaged()
         out = {}
         for group in self.feed.groups:
@@ -213,15 +231,16 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint (to resume), the averaged weights (to use) and a line of the log, each whole or not at all."""
-        state: dict[str, Any] = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state: dict[str, Any] = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         state |= {"average": self.average, "step": self.step, "spent": self.spent, "samples": self.samples}
         checkpoint, weights = self.options.folder / f"{self.name}.last.pt", self.file(self.name)
         torch.save(state, f"{checkpoint}.part")
         os.replace(f"{checkpoint}.part", checkpoint)
-        if self.recipe.rank:
-            values = lora.file_of(self.average)
-        else:
-            values = {f"dit.{n}": p for n, p in self.average.items()}
+        whole = {f"dit.{n}": p for n, p in self.average.items()}
+        values = lora.file_of(self.average) if self.recipe.rank else whole
         save_file({n: v.half().cpu().contiguous() for n, v in values.items()}, f"{weights}.part")
         os.replace(f"{weights}.part", weights)
         line = {"step": self.step, "seconds": round(self.spent, 1), "samples": self.samples}

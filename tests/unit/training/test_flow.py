@@ -53,5 +53,3 @@ def test_levels_of_a_step_and_velocity_make_x0():
     sigma = torch.tensor([0.3, 0.8])
     noised = flow.noised(x, v, sigma)
     torch.testing.assert_close(noised - sigma.view(-1, 1, 1, 1, 1) * (v - x), x)
-
-

@@ -33,13 +33,10 @@ def test_outputs_are_diffsynths(both, grid):
     ours, theirs = both
     x, sigma, context = torch.randn(2, 100, *grid), torch.tensor([0.9, 0.2]), torch.randn(2, 8, 32)
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours(x, sigma, context), theirs(x, sigma, context), atol=2e-5, rtol=1e-4
-        )
+        torch.testing.assert_close(ours(x, sigma, context), theirs(x, sigma, context), atol=2e-5, rtol=1e-4)
 
 
 def test_gradients_are_diffsynths(both):
-    ours, theirs = both
     x, sigma, context = torch.randn(2, 100, 3, 4, 4), torch.tensor([0.9, 0.2]), torch.randn(2, 8, 32)
     gradients = []
     for network in both:
