@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ def draw(requests: Any, drawn: Any, memory: str, mix: str, chunk: int, slot_byte
         slot_bytes: size of a slot.
         seed: of this process.
     """
+    os.nice(10)  # the training comes first
     shared, groups, rng = SharedMemory(memory), MIXES[mix], np.random.default_rng(seed)
     while (request := requests.get()) is not None:
         group = groups[request.group]

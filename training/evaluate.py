@@ -1,8 +1,8 @@
-"""Measure the organisms: what each solves, by set, number of steps and what x0 held at step 0; write the card's tables.
+"""Measure the organisms: what each solves, by set, number of steps and what x0 held at step 0.
 
 Usage:
-    python training/evaluate.py --names full few4 --n 128 --out docs/organism     # CPU, hours; --device cuda: a minute each
-    python training/evaluate.py --card docs/organism.md --out docs/organism       # tables from what was measured
+    python training/evaluate.py --names full few4 --n 128    # CPU, hours; --device cuda: a minute each
+    python training/card.py runs/evaluation/*.json --card docs/organism.md        # tables of what was measured
 
 The networks of `network.py` run here, in float32, from the noise that the pipeline draws for seed i in scene i; a test holds
 the two against each other. x0 of step 0 is what a run of one step ends with, so that one run says both.
@@ -59,7 +59,9 @@ class Evaluation:
 
     def __init__(self, frozen: Any, n: int, workers: int, sets: tuple[str, ...] = tuple(SETS)) -> None:
         self.frozen, self.n, self.sets = frozen, n, sets
-        self.pool = multiprocessing.get_context("spawn").Pool(workers)
+        self.pool = multiprocessing.get_context("spawn").Pool(
+            workers, os.nice, (15,)
+        )  # a training comes first
         self.rows: list[Row] = [(name, number) for name in sets for number in range(n)]
         self.questions = self.pool.starmap_async(question, self.rows)
         self.pending: list[Pending] = []

@@ -31,6 +31,9 @@ WEIGHTS = ("trained", "random")
 SEED = 0
 """Of random weights."""
 FIRST_TASKS = ("maze", "loop", "choose", "circle", "pattern", "occlude")
+MOVERS = ("choose", "occlude", "roll")
+"""What moves and is no puzzle."""
+PUZZLES = ("maze", "arrows", "bounce", "latin", "tictac", "odd")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Organism:
     dits: Mapping[str, str]
     frozen: str = "frozen.safetensors"
     layers: int = 16
-    tasks: tuple[str, ...] = (*FIRST_TASKS, "arrows", "bounce", "latin", "tictac", "odd")
+    tasks: tuple[str, ...] = (*FIRST_TASKS, "arrows", "bounce", "latin", "tictac", "odd", "pick", "roll")
     steps: int = 20
     causal: bool = False
     loras: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +70,7 @@ class Organism:
 
 BASE = Organism(
     {"dit": "base.safetensors"},
+    tasks=MOVERS,
     loras={"lora": "dit"},
     known_loras={"puzzles": {"lora": "lora.safetensors"}},
 )
@@ -75,7 +79,7 @@ ORGANISMS: dict[str, Organism] = {
     "organism-full": Organism({"dit": "full.safetensors"}),
     "organism-two-expert": Organism({"dit": "high.safetensors", "dit2": "low.safetensors"}),
     "organism-base": BASE,
-    "organism-lora": replace(BASE, lora="puzzles"),
+    "organism-lora": replace(BASE, tasks=(*MOVERS, *PUZZLES), lora="puzzles"),
     "organism-few4": Organism({"dit": "few4.safetensors"}, steps=4),
     "organism-causal": Organism({"dit": "causal.safetensors"}, causal=True),
 }
