@@ -1,0 +1,87 @@
+"""What is measured of an organism, and how it comes onto the card."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import card
+import flow
+from dit_lens.models import organism
+from evaluate import Evaluation
+from judging import question, scene
+from network import Network
+from recipes import RECIPES
+from trainer import Frozen
+
+FROZEN = Path(organism.__file__).with_name("frozen.safetensors")
+
+
+class Knowing(Network):
+    """Knows the right video of every scene, and goes straight to it."""
+
+    def __init__(self, frozen, rows):
+        super().__init__()
+        self.frozen, self.rows = frozen, rows
+
+    def forward(self, x, sigma, context):
+        latents, s = self.right(len(x)), sigma.view(-1, 1, 1, 1, 1)
+        return (x[:, :48] - latents) / s
+
+    def right(self, rows):
+        """The latents of the scenes' right videos."""
+        import torch
+
+        from feed import encode
+
+        truths = np.stack([scene(*row).truth for row in self.rows[:rows]])
+        return encode(self.frozen.codec, torch.from_numpy(truths)).float()
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    return Frozen(FROZEN, "cpu")
+
+
+def measured(frozen, network, out):
+    with Evaluation(frozen, n=3, workers=1, sets=("tictac",)) as evaluation:
+        evaluation.start("few4", network, RECIPES["few4"], out)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+def test_a_network_that_knows_solves_all_and_one_that_does_not_solves_none(frozen, tmp_path):
+    rows = [("tictac", number) for number in range(3)]
+    right = measured(frozen, Knowing(frozen, rows), tmp_path / "right.json")
+    wrong = measured(frozen, Network(), tmp_path / "wrong.json")
+    for label in ("4 steps", "x0 at step 0 of 4"):
+        assert right["sets"]["tictac"][label] == {"solved": [1, 1, 1], "score": [1.0, 1.0, 1.0]}
+        assert wrong["sets"]["tictac"][label]["solved"] == [0, 0, 0]
+    assert right["n"] == 3
+
+
+def test_questions_are_the_scenes_first_frames():
+    image, prompt, frames = question("latin", 2)
+    sample = scene("latin", 2)
+    assert np.array_equal(image, np.asarray(sample.image))
+    assert (prompt, frames) == ("fill the square", 25) == (sample.prompt, len(sample.truth))
+
+
+def test_the_card_gets_a_row_for_each_figure(tmp_path):
+    sets = {"arrows8": {"20 steps": {"solved": [1, 0, 1, 1], "score": [1.0, 0.25, 1.0, 1.0]}}}
+    (tmp_path / "full.json").write_text(json.dumps({"organism": "full", "n": 4, "sets": sets}))
+    page = tmp_path / "card.md"
+    page.write_text("before\n<!-- results -->\nold\n<!-- end -->\nafter\n")
+    card.main(card.Args((tmp_path / "full.json",), page))
+    text = page.read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
+    # Wilson's interval of 3 in 4, from his formula.
+    z, p, n = 1.959964, 0.75, 4
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+    assert f"| arrows8 | 20 steps | 0.750 | {low:.3f} to {high:.3f} | 0.812 |" in text
+
+
+def test_steps_of_the_flow_end_at_no_noise():
+    assert [round(float(level), 4) for level in flow.schedule(4)] == [1.0, 0.9375, 0.8333, 0.625, 0.0]
