@@ -15,6 +15,7 @@ from dit_lens.errors import needing
 from dit_lens.families.bare import specimen_of_blocks
 from dit_lens.families.decoding import decode, encode
 from dit_lens.families.specimen import Specimen
+from dit_lens.plan import objects
 from dit_lens.plan.plan import Entry, Plan
 from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
@@ -354,7 +355,11 @@ class Lens:
 
     def __content__(self, walk: Any) -> Any:
         """Return what a function that reads the lens is named by."""
-        return walk.visit(self.specimen)
+
+        def parts(*_: Any) -> list[Any]:
+            return [walk.visit(self.specimen), objects.beyond(walk, self, Lens, ("specimen",))]
+
+        return {"@lens": walk.node(self, parts)}
 
     def __repr__(self) -> str:
         experts = ", ".join(f"{n}: {type(d).__name__}" for n, d in self.dits.items())

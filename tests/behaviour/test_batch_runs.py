@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import dit_lens as dl
+from dit_lens.errors import PlanError
 
 CLOSE = {"rtol": 0, "atol": 2e-5}  # float32, another order of summation
 RECORD = [
@@ -209,3 +210,15 @@ def test_a_sweep_refuses_an_edit_before_anything_runs(lens, sample, monkeypatch)
     monkeypatch.setattr(Batch, "advance", None)
     with pytest.raises(dl.PlanError, match="frame=2"):
         lens.sweep([(sample, 0), (other, 0)], {"n": [(dl.zero(), dl.at(layer=1, step=1, frame=2))]}, steps=2)
+
+
+@pytest.mark.parametrize("what", ["sample", "argument"])
+def test_a_batch_whose_pictures_were_drawn_on_since_it_was_prepared_is_refused(lens, tmp_path, what):
+    drawn = dl.tasks.maze(1_000_002)
+    ends = {"end_image": drawn.image.copy()} if what == "argument" else {}
+    batch = lens.batch([(drawn, 0), (drawn, 1)], steps=2, store=tmp_path, **ends)
+    first = batch.run()
+    assert batch.run()[0].path == first[0].path
+    (ends.get("end_image") or drawn.image).putpixel((3, 3), (1, 2, 3))
+    with pytest.raises(PlanError, match=r"A sample or an argument has changed .* call lens.batch again"):
+        batch.run()

@@ -232,3 +232,26 @@ def test_names_that_a_folder_can_have_stay_and_others_never_meet():
     assert folder_name("Größe 7") == "Größe 7"
     odd = [*NAMES, "a_b", "a b", "", "_", "...", "a" * 301, "a\tb"]
     assert len({folder_name(name) for name in odd}) == len(odd)
+
+
+def test_what_goes_through_the_steps_for_the_pipeline_names_the_run(lens, pipe, sample, tmp_path):
+    """DiffSynth calls `progress_bar_cmd` at every step: it can change the model there and put it back in the end."""
+    bias = pipe.dit.blocks[0].ffn[2].bias
+
+    def steering(strength):
+        def steps(timesteps):
+            before = bias.detach().clone()
+            for n, timestep in enumerate(timesteps):
+                bias.data.copy_(before + strength * n)
+                yield timestep
+            bias.data.copy_(before)
+
+        return steps
+
+    runs = [
+        lens.run(sample, steps=2, store=tmp_path, record=[dl.x0], **bar)
+        for bar in ({}, {"progress_bar_cmd": steering(0.0)}, {"progress_bar_cmd": steering(0.5)})
+    ]
+    assert len({run.path for run in runs}) == 3
+    x0 = [run["x0"].values for run in runs]
+    assert np.array_equal(x0[0], x0[1]) and not np.array_equal(x0[1], x0[2])

@@ -2,11 +2,13 @@
 
 import argparse
 import cmath
+import copy
 import dataclasses
 import functools
 import importlib
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -20,10 +22,12 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from diffusers import DDIMScheduler
+from PIL import Image
 
 import dit_lens as dl
 from dit_lens.errors import PlanError
-from dit_lens.plan import bytecode
+from dit_lens.plan import bytecode, origin
 from dit_lens.plan.content import content
 from dit_lens.plan.digests import digest
 from dit_lens.plan.functions import describe, restore
@@ -603,7 +607,30 @@ def with_metadata(scale):
     return Settings
 
 
+def made(text):
+    """Code made of text, with a library's names: as sympy's lambdify, or an expression of a configuration, makes it."""
+    return eval(text, {**vars(torch)})
+
+
+def timed(steps):
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+class Study(dl.Lens):
+    """A lens of the user's own, whose method is an edit."""
+
+    def __init__(self, gain):
+        self.gain = gain
+
+    specimen = "a specimen"
+
+
 PAIRS = {
+    "code that is made of text": (made("lambda h, at: h * 2"), made("lambda h, at: tanh(h)")),
+    "a library's object that is no part of a pipeline": (timed(10), timed(50)),
+    "a lens of the user's own": (Study(1.0), Study(2.0)),
     "an edit of this package": (Wrapped(dl.scale(factor=2.0)), Wrapped(dl.scale(factor=3.0))),
     "a function with a gradient of its own": (straight_through(2.0), straight_through(3.0)),
     "a function in C": (math.sqrt, cmath.sqrt),
@@ -647,3 +674,50 @@ def test_a_dispatcher_that_has_run_has_its_name():
     before = content(act, [])
     act(1.0)
     assert content(act, []) == before
+
+
+def test_what_a_picture_says_of_itself_counts_where_code_reads_it():
+    def reading(gain):
+        picture = Image.new("RGB", (2, 2))
+        picture.info["gain"] = gain
+        return lambda h, at: h * float(picture.info["gain"])
+
+    first, second = describe(reading("1")), describe(reading("2"))
+    assert digest(first) == digest(describe(reading("1"))) != digest(second)
+
+
+def test_a_users_attribute_of_a_lens_counts_and_a_lens_without_one_has_one_name(lens):
+    def name():
+        return digest(content(lens, []))
+
+    before = name()
+    assert digest(content(dl.Lens.of(lens.specimen), [])) == before
+    lens.direction = torch.zeros(2)
+    try:
+        with_zeros = name()
+        lens.direction = torch.ones(2)
+        assert len({before, with_zeros, name()}) == 3
+    finally:
+        del lens.direction
+    assert name() == before
+
+
+def test_state_of_a_run_counts_outside_of_a_pipeline_alone(lens, pipe):
+    """The scheduler of a pipeline under a lens is set anew by every run; another one of its class is a tool of the user's."""
+    pipe.scheduler.set_timesteps(5)
+    before = lens.identity(), content(pipe.scheduler, [])
+    pipe.scheduler.set_timesteps(7)
+    assert (lens.identity(), content(pipe.scheduler, [])) == before
+    other = copy.deepcopy(pipe.scheduler)
+    named = content(other, [])
+    other.set_timesteps(9)
+    assert content(other, []) != named
+
+
+def test_sources_that_changed_while_they_were_imported_have_a_name_of_their_own(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text("A = 1\n")
+    os.utime(file, (1e9, 1e9))
+    assert origin._sources(str(tmp_path)) == origin._sources(str(tmp_path))
+    file.write_text("A = 2\n")
+    assert origin._sources(str(tmp_path)) != origin._sources(str(tmp_path))

@@ -19,7 +19,7 @@ from torch import Tensor
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.batch_run import open_writer
 from dit_lens.engine.recorder import Recorder
-from dit_lens.engine.request import Request, name_anew, seeds_together
+from dit_lens.engine.request import Request, seeds_together
 from dit_lens.engine.runner import coordinates, finished, write_outputs
 from dit_lens.engine.verify import Comparison, is_due, passed
 from dit_lens.plan.plan import Plan
@@ -73,7 +73,7 @@ class ArmRuns:
 
     def __enter__(self) -> Self:
         """Open the runs that are missing."""
-        name_anew(self.requests.values(), self.batch.specimen)
+        self.batch.name_anew(self.requests.values())
         coords = coordinates(self.batch.layout, self.batch.schedule, self.batch.grids)
         names = ["sweep", *(request.stages[0].name for request in self.requests.values())]
         due = is_due(self.batch.verify, self.requests[None, 0].store, self.batch.specimen)

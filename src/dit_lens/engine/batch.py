@@ -15,7 +15,7 @@ Equal to single runs within float tolerance, not bit for bit: a larger product s
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from dit_lens.families.latents import apart, together
 from dit_lens.families.patching import traced
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.binding import Binding
+from dit_lens.plan.content import Walk
 from dit_lens.plan.places import positions, whole_number
 from dit_lens.plan.plan import Entry, Placed, Plan
 from dit_lens.tasks.pairs import check_pair
@@ -122,6 +123,7 @@ class Batch:
         self.layout = first.stages[0].layout
         self.at_once = min(at_once, self.batching.most or at_once)
         self.model = specimen.identity(repeatable=True)
+        self.described_inputs = self._describe_inputs()
         self.inputs = ModelInputs.of(specimen, self.requests)
         # A copy, as the pipeline's own is set anew by its next run.
         self.scheduler = copy.deepcopy(specimen.pipe.scheduler)
@@ -372,18 +374,28 @@ class Batch:
 
         return run_rows(self, progress)
 
-    def name_anew(self) -> None:
-        """Let the runs be named by what is there now: edits and records may hold other values than at the last time.
+    def name_anew(self, requests: Iterable[Request] | None = None) -> None:
+        """Let runs be named by what is there now: edits and records may hold other values than at the last time.
+
+        Args:
+            requests: of the runs. Default: one for each pair.
 
         Raises:
-            PlanError: the model is no longer what prompts and noise were prepared with.
+            PlanError: the model, a sample or an argument is no longer what prompts, pictures and noise were prepared with.
         """
-        model, unnamed = name_anew(self.requests, self.specimen)
-        if (self.specimen.identity(repeatable=True) if unnamed else model) != self.model:
+        model, unnamed = name_anew(self.requests if requests is None else requests, self.specimen)
+        same_model = (self.specimen.identity(repeatable=True) if unnamed else model) == self.model
+        if not same_model or self._describe_inputs() != self.described_inputs:
             raise PlanError(
-                "The model has changed since this batch was prepared with it, so its runs would bear the name of a model that "
-                "did not make them: call lens.batch again."
+                f"{'A sample or an argument' if same_model else 'The model'} has changed since this batch was prepared with it, "
+                "so its runs would bear the name of what did not make them: call lens.batch again."
             )
+
+    def _describe_inputs(self) -> Any:
+        """Return samples and arguments as data, without what cannot be named."""
+        walk = Walk([])
+        walk.repeatable = True
+        return walk.whole([[sample for sample, _ in self.pairs], self.arguments])
 
     def check_codec(self) -> None:
         """Refuse a codec that cannot be decoded by, before anything is run for it.

@@ -53,7 +53,7 @@ def identity(
     Raises:
         PlanError: weights rest on disk, and `info` does not say which.
     """
-    held = _components(pipe)
+    held = held_by(pipe)
     look = _Look(info, repeatable)
     for name, part in (*dits.items(), *sorted(held.items())):
         look.at(part, name)
@@ -104,7 +104,7 @@ class _Look:
 
     def __init__(self, info: Mapping[str, Any], repeatable: bool = False) -> None:
         self.sentences: list[str] = []
-        self.walk = Walk(self.sentences, checksum=tensor_data, exact=True)
+        self.walk = Walk(self.sentences, checksum=tensor_data, exact=True, of_pipeline=True)
         self.walk.repeatable = repeatable
         self._weights_named = "weights" in info
         self._parts: list[tuple[Any, Any, Gathering]] = []
@@ -208,14 +208,14 @@ def _modes() -> list[Any]:
     return [*modes, *torch.utils._python_dispatch._get_current_dispatch_mode_stack()]
 
 
-def _components(pipe: Any) -> dict[str, Any]:
+def held_by(pipe: Any) -> dict[str, Any]:
     """Return all that a pipeline holds, by name; what its own call writes is left out."""
-    walk = Walk([])
-    held = attributes.plain(walk, pipe)
+    held = attributes.plain(Walk([], of_pipeline=True), pipe)
     if isinstance(pipe, nn.Module):
         held |= {**pipe._modules, **pipe._parameters, **pipe._buffers}
-        if hooks := modules.hooks(walk, vars(pipe)):
-            held["hooks"] = hooks
+    attributes.mark_parts(pipe, held.values())
+    if isinstance(pipe, nn.Module) and (hooks := modules.hooks(Walk([]), vars(pipe))):
+        held["hooks"] = hooks
     return held
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
 from dit_lens.families.fingerprint import tensor_data
-from dit_lens.families.identity import fingerprint, identity, refuse_on_disk
+from dit_lens.families.identity import fingerprint, held_by, identity, refuse_on_disk
 from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.families.site import blocks_of, experts_of
 
@@ -55,6 +55,7 @@ class Specimen:
         pipe = unwrap(pipe)
         specimen = cls(pipe, family or family_of(pipe), dict(info or {}))
         specimen.dits  # noqa: B018  (a wrong path names itself here)
+        held_by(pipe)  # functions that read them know them from others of their classes
         return specimen
 
     @property
@@ -175,7 +176,9 @@ class Specimen:
         def parts(*_: Any) -> list[Any]:
             before, walk.checksum = walk.checksum, walk.checksum or checksum
             try:
-                return [self.family.name, walk.visit(self.pipe, "its pipeline"), walk.visit(dict(self.info))]
+                with walk.reading_pipeline():
+                    pipe = walk.visit(self.pipe, "its pipeline")
+                return [self.family.name, pipe, walk.visit(dict(self.info))]
             finally:
                 walk.checksum = before
 

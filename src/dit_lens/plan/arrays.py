@@ -139,11 +139,15 @@ def table(walk: Walk, value: Any) -> Any:
 
 
 def image(walk: Walk, value: Any) -> Any:
-    """Return a picture as data: a palette, transparency and orientation count as its pixels do."""
+    """Return a picture as data: a palette, transparency and orientation count as its pixels do.
+
+    Where code reads it, all that its file says of it counts, and what the user has given it.
+    """
     pixels = hashlib.sha256(value.tobytes()).hexdigest()
     palette = getattr(value, "palette", None)
     more = {"palette": [palette.mode, walk.visit(bytes(palette.tobytes()))]} if palette is not None else {}
-    info = {k: v for k, v in value.info.items() if k in ("transparency", "background", "gamma")}
+    seen = ("transparency", "background", "gamma")
+    info = {k: v for k, v in value.info.items() if walk.exact or k in seen}
     if orientation := (value.getexif().get(0x0112) if hasattr(value, "getexif") else None):
         info["orientation"] = orientation
     more |= {"info": walk.visit(info)} if info else {}

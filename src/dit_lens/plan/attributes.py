@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import types
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.plan import classes
@@ -121,24 +123,46 @@ def _below_nnsight(kind: type, state: Any) -> dict[str, Any]:
     return {"forward": original.__closure__[0].cell_contents if wraps else original}
 
 
+_PARTS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""Pipelines under a lens and what they hold, by id."""
+
+
+def mark_parts(pipe: Any, parts: Iterable[Any]) -> None:
+    """Take note of a pipeline and of what it holds: what a run writes into these is no part of what they are.
+
+    An object of the same class that the user's own code holds, such as a scheduler, counts with all that is in it.
+    """
+    for part in (pipe, *parts):
+        if not isinstance(part, type | types.FunctionType | types.ModuleType):
+            with suppress(TypeError):  # text, numbers, lists: no run keeps its state in them
+                _PARTS[id(part)] = part
+
+
+def is_part(value: Any) -> bool:
+    """Say whether a value is a pipeline under a lens, or something that one holds."""
+    return value is not None and _PARTS.get(id(value)) is value
+
+
 def _left_out(walk: Walk, kind: type, replaced: frozenset[str]) -> frozenset[str]:
-    known = None if replaced else _LEFT_OUT.get(kind)
+    by_class = _LEFT_OUT.setdefault(kind, {})
+    known = None if replaced else by_class.get(walk.of_pipeline)
     if known is None:
         # A value that a class of the user's has cached may be older than what it was made of.
-        cached = {
+        cached = frozenset(
             n
             for b in kind.__mro__
             if classes.is_of_models(b)
             for n, m in vars(b).items()
             if isinstance(m, functools.cached_property)
-        }
+        )
         library = classes.is_library(kind)
-        of_models = UNTOLD | STATE if classes.is_of_models(kind) else frozenset()
-        known = classes.written_by_runs(walk, kind, replaced) | cached | of_models
+        known = UNTOLD | cached if classes.is_of_models(kind) else cached
+        if walk.of_pipeline:
+            known |= classes.written_by_runs(walk, kind, replaced) | STATE
         if library and not replaced:
-            _LEFT_OUT[kind] = known
+            by_class[walk.of_pipeline] = known
     return known
 
 
-_LEFT_OUT: weakref.WeakKeyDictionary[type, frozenset[str]] = weakref.WeakKeyDictionary()
-"""Of libraries' classes, whose version says what their code is."""
+_LEFT_OUT: weakref.WeakKeyDictionary[type, dict[bool, frozenset[str]]] = weakref.WeakKeyDictionary()
+"""Of libraries' classes, whose version says what their code is; by whether an object belongs to a pipeline."""

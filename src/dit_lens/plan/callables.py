@@ -164,9 +164,7 @@ def _inside(cached: Any) -> tuple[Any, list[list[Any]]]:
 
 def _is_users(value: Any) -> bool:
     """Say whether a value is a Python function, and no library's."""
-    return isinstance(value, types.FunctionType) and not origin.is_library_code(
-        value.__code__, value.__globals__.get("__name__")
-    )
+    return isinstance(value, types.FunctionType) and not origin.is_library_function(value)
 
 
 def _is_plain(value: Any) -> bool:
@@ -219,7 +217,7 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
         if hasattr(value, "__wrapped__"):
             parts.append(walk.visit(value.__wrapped__))
         whole = walk.counts_whole(module)
-        if whole or origin.is_library_code(value.__code__, module):
+        if whole or origin.is_library_function(value):
             held = [
                 _cell(walk, n, cell)
                 for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)

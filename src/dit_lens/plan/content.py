@@ -40,7 +40,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from dit_lens.errors import DitLensError
-from dit_lens.plan import arrays, callables, classes, modules, objects
+from dit_lens.plan import arrays, attributes, callables, classes, modules, objects
 from dit_lens.plan.digests import digest
 
 WRITTEN_OUT = (
@@ -95,8 +95,10 @@ class Walk:
             as a library's do.
         gathering: takes tensors that the caller hashes together; their data is then their position there.
         exact: whether numbers of other types differ from the beginning.
+        of_pipeline: whether what is visited belongs to a pipeline, and what a run writes into it is left out.
 
     Attributes:
+        of_pipeline: as above; it is also so for parts of a pipeline that code reads (`attributes.mark_parts`).
         exact: whether numbers of other types differ, as they do where code computes with them.
         repeatable: whether what cannot be named is left out, so that two looks at one value are equal.
         in_order: whether the order of a dict's items counts, as it does where code goes through them.
@@ -114,16 +116,18 @@ class Walk:
         whole: tuple[str, ...] = (),
         gathering: Gatherer | None = None,
         exact: bool = False,
+        of_pipeline: bool = False,
     ) -> None:
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
+        self.of_pipeline = of_pipeline
         self.in_order = self.repeatable = False
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
         self.written: dict[tuple[type, frozenset[str]], frozenset[str]] = {}
         self.classes: dict[type, Any] = {}
-        self._done: dict[tuple[int, bool, bool], Any] = {}  # by the value, and how it was read
+        self._done: dict[tuple[int, bool, bool, bool], Any] = {}  # by the value, and how it was read
         self._open: dict[int, int] = {}
         self._trusting = False
         self._lowest = math.inf  # of the references back since the innermost open value began
@@ -177,6 +181,15 @@ class Walk:
             self.exact, self.in_order = before
 
     @contextmanager
+    def reading_pipeline(self) -> Iterator[None]:
+        """Leave out of the next values what a run writes into the parts of a pipeline: it sets that anew."""
+        before, self.of_pipeline = self.of_pipeline, True
+        try:
+            yield
+        finally:
+            self.of_pipeline = before
+
+    @contextmanager
     def trusting(self, trusted: bool) -> Iterator[None]:
         """Take what this package's own modules hold (locks, registries) as a part of its code."""
         before, self._trusting = self._trusting, trusted
@@ -223,7 +236,7 @@ class Walk:
         # It gathers nothing: that has an order.
         walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing, exact=self.exact)
         walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
-        walk.in_order, walk.repeatable = self.in_order, self.repeatable
+        walk.in_order, walk.repeatable, walk.of_pipeline = self.in_order, self.repeatable, self.of_pipeline
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
@@ -234,7 +247,7 @@ class Walk:
 
     def node(self, value: Any, parts: Callable[[Walk, Any], Any], label: str = "") -> Any:
         """Return the hash of a value that may refer to itself, from what it holds; it is made once."""
-        key, read = id(value), (id(value), self.exact, self.in_order)
+        key, read = id(value), (id(value), self.exact, self.in_order, self.of_pipeline)
         if read in self._done:
             return self._done[read]
         if key in self._open:
@@ -262,6 +275,9 @@ class Walk:
     def _dispatch(self, value: Any, kind: type) -> Any:
         if kind is float:
             return self._number(value)
+        if not self.of_pipeline and attributes.is_part(value):
+            with self.reading_pipeline():
+                return self._dispatch(value, kind)
         if self.is_module(value):
             return modules.describe(self, value)
         if kind in (list, tuple, dict, set, frozenset, OrderedDict):
@@ -343,7 +359,7 @@ class Walk:
         )
 
     def _other(self, value: Any, kind: type) -> Any:
-        if (recipe := objects.recipe_of(value, kind)) is not None:
+        if (recipe := objects.recipe_of(self, value, kind)) is not None:
             return objects.describe_by(recipe, self, value)
         if isinstance(value, type):
             return classes.describe(self, value)

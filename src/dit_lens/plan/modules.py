@@ -115,7 +115,7 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
 
 def _part(walk: Walk, part: Any, name: str) -> Any:
     held = part.__dict__
-    recipe = walk.recipes.get((type(part), *held))
+    recipe = walk.recipes.get((walk.of_pipeline, type(part), *held))
     if recipe is None:
         if not walk.is_module(part):
             return walk.visit(part, name)
@@ -127,7 +127,7 @@ def _part(walk: Walk, part: Any, name: str) -> Any:
 def _recipe(walk: Walk, value: Any, held: Mapping[str, Any]) -> ModuleRecipe:
     """Return how a module is read."""
     kind = type(value)
-    recipe = walk.recipes.get((kind, *held))
+    recipe = walk.recipes.get((walk.of_pipeline, kind, *held))
     if recipe is not None:
         return recipe
     present = tuple(held)
@@ -136,20 +136,21 @@ def _recipe(walk: Walk, value: Any, held: Mapping[str, Any]) -> ModuleRecipe:
     recipe = (
         _recipe_of_library(walk, kind, present) if classes.is_library(kind) else _make(walk, kind, present)
     )
-    walk.recipes[kind, *present] = recipe
+    walk.recipes[walk.of_pipeline, kind, *present] = recipe
     return recipe
 
 
 def _recipe_of_library(walk: Walk, kind: type, present: tuple[str, ...]) -> ModuleRecipe:
-    recipe = _OF_LIBRARIES.get((kind, present))
+    key = kind, present, walk.of_pipeline
+    recipe = _OF_LIBRARIES.get(key)
     if recipe is None:
         if len(_OF_LIBRARIES) >= attributes.MOST_RECIPES:
             _OF_LIBRARIES.clear()
-        recipe = _OF_LIBRARIES[kind, present] = _make(walk, kind, present)
+        recipe = _OF_LIBRARIES[key] = _make(walk, kind, present)
     return recipe
 
 
-_OF_LIBRARIES: dict[tuple[type, tuple[str, ...]], ModuleRecipe] = {}
+_OF_LIBRARIES: dict[tuple[type, tuple[str, ...], bool], ModuleRecipe] = {}
 """Kept from run to run: a library's class does not change."""
 
 

@@ -9,7 +9,7 @@ import re
 import types
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,9 @@ def describe(walk: Walk, value: Any) -> Any:
     if isinstance(value, io.IOBase):
         return walk.unnamed(value, f"an open file ({kind.__name__})")
     if issubclass(kind, weakref.ReferenceType):
-        return {"@weakref": walk.visit(value()), **_beyond(walk, value, weakref.ReferenceType)}
+        return {"@weakref": walk.visit(value()), **beyond(walk, value, weakref.ReferenceType)}
     if issubclass(kind, logging.Logger):
-        return {"@logger": value.name, **_beyond(walk, value, logging.Logger)}
+        return {"@logger": value.name, **beyond(walk, value, logging.Logger, _OF_LOGGERS)}
     if kind is types.MappingProxyType:
         return walk.visit(dict(value))
     if kind in _ALIASES or kind.__module__ == "typing":
@@ -60,14 +60,21 @@ def _typing(walk: Walk, value: Any) -> Any:
 _OF_LOGGERS = frozenset(vars(logging.Logger("")))
 
 
-def _beyond(walk: Walk, value: Any, base: type) -> dict[str, Any]:
-    """Return what a class that is built on a library's adds to it, as data."""
+def beyond(walk: Walk, value: Any, base: type, own: Collection[str] = ()) -> dict[str, Any]:
+    """Return as data what an object holds beyond what its class is known to hold: more attributes, and a class built on it.
+
+    Args:
+        walk: the way through values.
+        value: the object.
+        base: the class that is known.
+        own: attributes of that class.
+    """
     kind = type(value)
-    if kind is base or classes.is_library(kind):
-        return {}
-    untold = _OF_LOGGERS if base is logging.Logger else ()
-    held = {k: v for k, v in getattr(value, "__dict__", {}).items() if k not in untold}
-    return {"class": classes.describe(walk, kind), "state": walk.visit(held)}
+    held = {k: v for k, v in getattr(value, "__dict__", {}).items() if k not in own}
+    data = {"state": walk.visit(held)} if held else {}
+    return (
+        data if kind is base or classes.is_library(kind) else {"class": classes.describe(walk, kind), **data}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +90,13 @@ class ObjectRecipe:
     described: Any
 
 
-_OF_LIBRARIES: dict[tuple[type, tuple[str, ...]], ObjectRecipe] = {}
+_OF_LIBRARIES: dict[tuple[type, tuple[str, ...], bool], ObjectRecipe] = {}
 """Kept from run to run: a library's class does not change."""
 
 
-def recipe_of(value: Any, kind: type) -> ObjectRecipe | None:
+def recipe_of(walk: Walk, value: Any, kind: type) -> ObjectRecipe | None:
     """Return how an object is read, where an object of the same class and attributes has been read before."""
-    return _OF_LIBRARIES.get((kind, tuple(value.__dict__))) if kind.__dictoffset__ else None
+    return _OF_LIBRARIES.get((kind, tuple(value.__dict__), walk.of_pipeline)) if kind.__dictoffset__ else None
 
 
 def describe_by(recipe: ObjectRecipe, walk: Walk, value: Any) -> Any:
@@ -114,7 +121,7 @@ def _keep_recipe(walk: Walk, value: Any, kind: type, described: Any) -> None:
         if len(_OF_LIBRARIES) >= attributes.MOST_RECIPES:
             _OF_LIBRARIES.clear()
         names = tuple(sorted(attributes.counted(walk, kind, present), key=str))
-        _OF_LIBRARIES[kind, present] = ObjectRecipe(names, described)
+        _OF_LIBRARIES[kind, present, walk.of_pipeline] = ObjectRecipe(names, described)
 
 
 def _in_python(kind: type) -> bool:

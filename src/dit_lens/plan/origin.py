@@ -9,11 +9,14 @@ import os
 import platform
 import sys
 import sysconfig
+import time
 import types
+import uuid
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+_BEGUN = time.time()
 HERE = str(Path(__file__).resolve().parents[1]) + os.sep
 """Folder of this package."""
 
@@ -109,17 +112,33 @@ def _file_of(top: str) -> str | None:
     return None if spec is None else spec.origin
 
 
-def is_library_code(code: types.CodeType, module: Any = None) -> bool:
+def is_library_function(function: types.FunctionType) -> bool:
     """Say whether a function is a library's.
 
-    Args:
-        code: of the function.
-        module: name of the module whose globals it reads; libraries also make code that stands in no file.
+    Libraries also make code that stands in no file (the `__init__` of a dataclass). It is theirs where their module holds it:
+    whoever makes code may give it the globals of a library.
     """
-    filename = code.co_filename
-    if filename.startswith("<") and not filename.startswith("<frozen"):
-        return isinstance(module, str) and is_library_module(module)
-    return is_library_file(filename)
+    filename = function.__code__.co_filename
+    if not filename.startswith("<") or filename.startswith("<frozen"):
+        return is_library_file(filename)
+    module = function.__globals__.get("__name__")
+    return isinstance(module, str) and is_library_module(module) and _stands_in(module, function)
+
+
+def _stands_in(module: str, function: types.FunctionType) -> bool:
+    """Say whether a module holds a function under the name that the function bears."""
+    held: Any = sys.modules.get(module)
+    for name in function.__qualname__.split("."):
+        held = vars(held).get(name) if hasattr(held, "__dict__") else None
+    while held is not None:
+        if held is function:
+            return True
+        held = (
+            getattr(held, "__wrapped__", None)
+            or getattr(held, "__func__", None)
+            or getattr(held, "fget", None)
+        )
+    return False
 
 
 def is_own_code(code: types.CodeType) -> bool:
@@ -154,10 +173,14 @@ def _version(top: str) -> str:
 
 
 def _sources(folder: str) -> str:
-    """Hash the sources of a library that is installed from a folder: its version does not tell changes."""
-    digest = hashlib.sha256()
+    """Hash the sources of a library that is installed from a folder: its version does not tell changes.
+
+    Sources that were written while this process ran may not be those that it has imported: they are equal to no others.
+    """
+    digest, newest = hashlib.sha256(), 0.0
     for path in sorted(Path(folder).rglob("*")):
         # No folder of such a name, no link that leads nowhere.
         if path.suffix in (".py", ".so", ".pyd") and path.is_file():
             digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+            newest = max(newest, path.stat().st_mtime)
+    return digest.hexdigest()[:16] if newest < _BEGUN else f"changed {uuid.uuid4().hex}"

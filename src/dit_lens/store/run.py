@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_lens.errors import StoreError
+from dit_lens.plan import objects
 from dit_lens.store import RunStatus, journal, open_run, status
 from dit_lens.store.metadata import load_run_group
 from dit_lens.store.names import absolute
@@ -120,7 +121,9 @@ class Run:
         units = {
             f"{name} {key}": entry.crc32c for (name, key), entry in journal.read(self.path).units.items()
         }
-        return {"@run": group["attributes"]["identity_sha256"], "units": sorted(units.items())}
+        own = ("_path", "_scratch", "_dataset")
+        more = walk.node(self, lambda *_: objects.beyond(walk, self, Run, own))
+        return {"@run": group["attributes"]["identity_sha256"], "units": sorted(units.items()), "more": more}
 
     def __repr__(self) -> str:
         return (

@@ -324,7 +324,6 @@ WAN = Family(
         quiet=quiet,
         default_steps=50,
         default_cfg=5.0,
-        silent=("progress_bar_cmd",),
         facts=wan_facts,
     ),
     flow=Flow(schedule=schedule, readout=readout),

@@ -68,7 +68,6 @@ LTX2 = Family(
         default_steps=30,
         default_cfg=3.0,
         later=later,
-        silent=("progress_bar_cmd",),
         facts=ltx_facts,
     ),
     flow=Flow(schedule=schedule, x0=x0, readout=readout),
