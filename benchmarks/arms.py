@@ -147,3 +147,11 @@ def growth(work: Callable[[], Any]) -> float:
 def resident() -> int:
     """Return the resident memory of this process, in bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def new_folder(folder: Path) -> None:
+    """Refuse a folder that is there: it would be removed with all that is in it."""
+    if folder.exists():
+        raise SystemExit(
+            f"--store {folder} is there, and would be removed in the end: give a folder that is not."
+        )

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import tyro
 
 import dit_lens as dl
-from arms import Arms, growth, median_interval
+from arms import Arms, growth, median_interval, new_folder
 from dit_lens.tasks.canvas import EVAL_SEED
 
 BATCH_SEEDS, BATCH_STEPS = 4, 8
@@ -50,7 +50,7 @@ class Options:
     threads: int = 0
     """Torch threads. Default: torch's own; 1 with `--clock cpu`."""
     store: Path = Path("runs/bench")
-    """Folder that stores are made in, and which is removed in the end."""
+    """Folder that stores are made in. It is removed in the end, so it must not exist."""
     arm: str | None = None
     """Run one arm once, and print how much memory it took (used by the benchmark itself)."""
     out: Path | None = None
@@ -91,6 +91,7 @@ def main(options: Options) -> None:
         arms["bare"]()
         print(growth(arms[options.arm]))
         return
+    new_folder(options.store)
     try:
         report(options, measure(options, arms))
     finally:

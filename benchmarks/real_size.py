@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import dit_lens as dl
-from arms import Arms, growth
+from arms import Arms, growth, new_folder
 from real_models import MODELS, Model, Size
 from recorder import Recorder, energy_of
 
@@ -48,7 +48,7 @@ class Options:
     steps: int = 2
     rounds: int = 3
     store: Path = Path("runs/real_size")
-    """Folder that stores are made in, and which is removed in the end."""
+    """Folder that stores are made in. It is removed in the end, so it must not exist."""
     out: Path | None = None
     """Page to write; the figures go beside it as JSON."""
 
@@ -218,6 +218,7 @@ def section(model: dict[str, Any], options: Options) -> list[str]:
 def main(options: Options) -> None:
     """Measure every model; print the page, or write it."""
     models = []
+    new_folder(options.store)
     try:
         for name in options.models:
             models.append(measure(name, options))

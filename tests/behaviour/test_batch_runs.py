@@ -222,3 +222,97 @@ def test_a_batch_whose_pictures_were_drawn_on_since_it_was_prepared_is_refused(l
     (ends.get("end_image") or drawn.image).putpixel((3, 3), (1, 2, 3))
     with pytest.raises(PlanError, match=r"A sample or an argument has changed .* call lens.batch again"):
         batch.run()
+
+
+class Crossing:
+    """From the conditional branch into the unconditional one: puts a state aside, and takes it away again."""
+
+    def __init__(self):
+        self.aside = []
+
+    def __call__(self, h, at):
+        if at.branch == "cond":
+            self.aside.append(h.clone())
+            return h
+        return h + self.aside.pop()
+
+
+class Skip:
+    """From a layer to a later one; the slot is empty before and after."""
+
+    def __init__(self):
+        self.slot = None
+
+    def __call__(self, h, at):
+        if self.slot is None:
+            self.slot = h.clone()
+            return h
+        held, self.slot = self.slot, None
+        return h + held
+
+
+def difference_record():
+    slot = {}
+
+    @dl.keeps("frame", "y", "x")
+    def difference(h):
+        if "h" in slot:
+            return (h - slot.pop("h")).norm(dim=-1)
+        slot["h"] = h.clone()
+        return h.norm(dim=-1)
+
+    return difference
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        lambda: {"edit": [(Crossing(), dl.at(layer=0))], "cfg_scale": 3.0},
+        lambda: {"edit": [(Skip(), dl.at(layer=[0, 1]))]},
+        lambda: {"record": [(difference_record(), dl.at(layer=[0, 1]))]},
+    ],
+    ids=["branches", "layers", "record"],
+)
+def test_what_is_put_aside_for_a_moment_crosses_no_rows(lens, plan):
+    """Its state is the same before and after a batch; in between, the rows of a batch would swap what they put aside."""
+    samples = [dl.tasks.maze(1_000_001), dl.tasks.maze(1_000_002)]
+    for sample in samples:
+        assert lens.run(sample, steps=2, **plan()).complete
+        lens.batch([(sample, 0)], steps=2, **plan()).run()
+    with pytest.raises(PlanError, match="keeps something from call to call"):
+        lens.batch([(sample, 0) for sample in samples], steps=2, **plan()).run()
+
+
+def test_single_steps_and_sweeps_refuse_what_is_put_aside(lens):
+    pairs = [(dl.tasks.maze(1_000_001), 0), (dl.tasks.maze(1_000_002), 0)]
+    batch = lens.batch(pairs, steps=2, cfg_scale=3.0)
+    edit = [(Crossing(), dl.at(layer=0))]
+    with pytest.raises(PlanError, match="keeps something from call to call"):
+        batch.step(0, batch.noise, edits=[dl.Plan.of((), edit).edits] * 2)
+    with pytest.raises(PlanError, match="keeps something from call to call"):
+        lens.sweep(iter(pairs), {"crossing": edit}, steps=2, cfg_scale=3.0)
+
+
+def test_one_pair_is_checked_beside_a_row_that_differs(lens, pipe, monkeypatch):
+    """A model whose rows read one another is refused, also where all rows of the batch are one pair."""
+    norm = pipe.dit.blocks[0].norm2
+
+    def over_all_rows(x):
+        return x / x.square().mean().sqrt()
+
+    monkeypatch.setattr(norm, "forward", over_all_rows)
+    sample = dl.tasks.maze(1_000_001)
+    with pytest.raises(PlanError, match="A batch would not be the pipeline's own loop"):
+        lens.sweep([(sample, 0)], {"off": [(dl.zero(), dl.at(layer=1, site="self_attn"))]}, steps=2)
+
+
+def test_a_scheduler_whose_step_was_replaced_is_refused(lens, pipe, monkeypatch):
+    step = pipe.scheduler.step
+    monkeypatch.setattr(pipe.scheduler, "step", lambda *args, **kwargs: step(*args, **kwargs))
+    with pytest.raises(PlanError, match=r"Scheduler\.step was replaced on the object"):
+        lens.batch([(dl.tasks.maze(1_000_001), 0)], steps=2)
+
+
+def test_a_batch_refuses_an_unknown_way_to_verify(lens):
+    with pytest.raises(PlanError, match="verify='nonsense'"):
+        lens.batch([(dl.tasks.maze(1_000_001), 0)], steps=2, verify="nonsense")

@@ -264,3 +264,29 @@ def test_an_ignored_velocity_is_known_also_where_steps_round_or_put_a_frame_back
     go(False)
     with pytest.raises(dl.CaptureError, match="went on with the velocity"):
         go(True)
+
+
+def test_rows_that_leave_the_loop_are_an_error(lens):
+    x = torch.randn(2, 2, 2, 4, 4)
+    with pytest.raises(dl.CaptureError, match=r"step 2 starts from 1 rows .* and the first step from 2"):
+        with lens.capture(SIGMAS, record=[dl.x0, dl.latents]) as loop:
+            for number in range(4):
+                rows = x[number // 2 :]
+                with loop.step(rows) as step:
+                    with step.call("cond"):
+                        v = lens.pipe.dit(step.latents, torch.full((len(rows),), step.timestep), 0.0)
+                    step.velocity(v)
+
+
+def test_a_call_that_is_not_told_is_an_error(lens):
+    """The edit would not reach it, and the plan of the run would say that it did."""
+    model, x = lens.pipe.dit, torch.randn(1, 2, 2, 4, 4)
+    with pytest.raises(dl.CaptureError, match="outside of a call that was told"):
+        with lens.capture(SIGMAS, edit=[(dl.zero(), dl.at(layer=1))], record=[dl.x0]) as loop:
+            with loop.step(x) as step:
+                told = torch.tensor([step.timestep])
+                with step.call("cond"):
+                    v = model(step.latents, told, SHIFT["cond"])
+                step.velocity(v + model(step.latents, told, SHIFT["uncond"]))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    model(x, torch.tensor([1.0]), 0.0)

@@ -155,3 +155,12 @@ def test_what_a_trace_that_never_ran_has_wrapped_is_released_by_the_next(tiny_pi
         for call in tr.calls():
             call.block(0).output.sum()
     assert tr.run.complete and left_behind(pipe) == []
+
+
+def test_a_trace_runs_once(lens, sample):
+    tr = lens.trace(sample, steps=1)
+    with tr:
+        tr.record(dl.x0)
+    with pytest.raises(dl.PlanError, match="This trace has run: call lens.trace again"):
+        with tr:
+            tr.record(dl.x0)

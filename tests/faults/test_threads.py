@@ -151,3 +151,27 @@ def test_run_trace_run_and_bare_agree(lens, pipe, sample, run_bare, left_behind)
         assert np.array_equal(run["hidden"].values, first["hidden"].values)
         assert np.array_equal(run.video, first.video)
     assert left_behind(pipe) == [] and np.array_equal(run_bare(pipe, sample), before)
+
+
+def test_a_run_is_not_named_while_another_thread_has_its_own_things_in_the_pipeline(
+    lens, pipe, sample, tmp_path
+):
+    """What that thread has put in place of the pipeline's functions would be in the name, or missing in it."""
+    before = lens.identity()
+    seen = []
+
+    def meanwhile(h, at):
+        def look():
+            for act in (lens.identity, lambda: lens.batch([(sample, 0)], steps=1)):
+                try:
+                    seen.append(act())
+                except dl.PlanError as error:
+                    seen.append(str(error))
+
+        in_thread(look)
+        return h
+
+    lens.run(sample, steps=1, edit=[(meanwhile, dl.at(layer=0, branch="cond"))], store=tmp_path)
+    assert len(seen) == 2
+    assert all("is being traced already" in text for text in seen)
+    assert lens.identity() == before

@@ -26,7 +26,7 @@ from torch import Tensor
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.inputs import ModelInputs
 from dit_lens.engine.pipeline_check import check_against_pipeline, value_of
-from dit_lens.engine.request import Request, name_anew, seeds_together
+from dit_lens.engine.request import Request, name_anew, seeds_together, verify_of
 from dit_lens.engine.rows import Moment, Row
 from dit_lens.engine.stages import check_schedule
 from dit_lens.engine.stepped import Stepped
@@ -36,7 +36,7 @@ from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.family import Batching
 from dit_lens.families.latents import apart, together
-from dit_lens.families.patching import traced
+from dit_lens.families.patching import traced, undisturbed
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.content import Walk
@@ -96,7 +96,7 @@ class Batch:
         verify: str = "first",
         **arguments: Any,
     ) -> None:
-        self.specimen, self.pairs, self.verify = specimen, list(pairs), verify
+        self.specimen, self.pairs, self.verify = specimen, list(pairs), verify_of(verify)
         self.arguments = arguments
         self.batching = _batching(specimen, self.pairs, at_once)
         plan = Plan.of(record, edit)
@@ -125,8 +125,8 @@ class Batch:
         self.model = specimen.identity(repeatable=True)
         self.described_inputs = self._describe_inputs()
         self.inputs = ModelInputs.of(specimen, self.requests)
-        # A copy, as the pipeline's own is set anew by its next run.
-        self.scheduler = copy.deepcopy(specimen.pipe.scheduler)
+        with undisturbed(specimen.dits.values()):
+            self.scheduler = _copied(specimen.pipe.scheduler)
         self.schedule = specimen.family.flow.schedule(self.scheduler)
         if self.schedule.state:
             raise PlanError(f"{type(self.scheduler).__name__} keeps {self.schedule.state}: use lens.run.")
@@ -463,6 +463,23 @@ class Batch:
     def rates(self) -> Mapping[str, float]:
         """Positions per second of outputs, by name."""
         return self.specimen.family.codec.rates(self.specimen.pipe, self.keywords)
+
+
+def _copied(scheduler: Any) -> Any:
+    """Return a copy of the pipeline's scheduler, as its own is set anew by its next run.
+
+    Raises:
+        PlanError: a method of it was replaced, which goes on with the pipeline's own.
+    """
+    replaced = sorted(
+        name for name, held in vars(scheduler).items() if callable(held) and hasattr(type(scheduler), name)
+    )
+    if replaced:
+        raise PlanError(
+            f"{type(scheduler).__name__}.{replaced[0]} was replaced on the object, and a batch steps with a copy of it: write "
+            "the change as a class of its own, or use lens.run."
+        )
+    return copy.deepcopy(scheduler)
 
 
 def _batching(specimen: Specimen, pairs: Sequence[tuple[Sample, int]], at_once: int) -> Batching:

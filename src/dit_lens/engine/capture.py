@@ -185,6 +185,7 @@ class Capture:
             raise PlanError(f"capture: no expert {expert!r}, only {', '.join(dits)}.")
         if self._stepper is None:
             self._open(streams, expert)
+        self._refuse_other_rows(number, streams)
         if self._last is not None:
             self._last.refuse_unedited_step(streams)
         start = self.stepper.begin(number, expert, streams)
@@ -197,6 +198,15 @@ class Capture:
             )
         self.stepper.end()
         self._last, self._next = step, self._next + 1
+
+    def _refuse_other_rows(self, number: int, streams: Mapping[str, Tensor]) -> None:
+        rows = len(self.stepper.visitor.rows)
+        for stream, x in streams.items():
+            if len(x) != rows:
+                raise CaptureError(
+                    f"capture: step {number} starts from {len(x)} rows of the stream {stream!r}, and the first step from {rows}: "
+                    "which of them these are is not known. Let all rows go through all steps, or capture each row by itself."
+                )
 
     @property
     def stepper(self) -> Stepper:
@@ -238,7 +248,9 @@ class Capture:
         self._cleanup.callback(self._writer.abort)
         recorder = Recorder(self.layout, rows, self._writer, self.encoding)
         visitor = Visitor(
-            self.specimen, [Row(self.seed, edits, self._records, [recorder], row) for row in range(rows)]
+            self.specimen,
+            [Row(self.seed, edits, self._records, [recorder], row) for row in range(rows)],
+            all_told=True,
         )
         levels, told = torch.tensor(self.schedule.sigmas), torch.tensor(self.schedule.timesteps)
         scheduler = SimpleNamespace(sigmas=levels, timesteps=told)

@@ -166,12 +166,12 @@ def check_against_pipeline(batch: Batch) -> bool:
     functions = sorted(name for name, value in loop.items() if callable(value) and "callback" in name)
     if functions:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
-    together, kind = _beside(batch)
+    together, firsts, kind = _beside(batch)
     key = digest([content(loop, []), batch.model, request.sample.image is None, kind])
     if key in specimen.checked_loops:
         return False
     observed, tolerance = _observe(batch), _tolerance(batch)
-    latents = [batch.noise[pairs] for pairs in together]
+    latents = [_loud(batch.noise[pairs], first) for pairs, first in zip(together, firsts, strict=True)]
     x = batch.noise[:1]
     for step, seen in enumerate(observed):
         if seen.branches != set(batch.layout.branches):
@@ -186,35 +186,46 @@ def check_against_pipeline(batch: Batch) -> bool:
         if step < STEPS:
             unedited: list[list[Placed]] = [[]]
             results = [
-                (batch.step(step, rows, pairs, unedited * len(pairs)), pairs)
-                for rows, pairs in zip(latents, together, strict=True)
+                (batch.step(step, rows, pairs, unedited * len(pairs)), first)
+                for rows, pairs, first in zip(latents, together, firsts, strict=True)
             ]
         else:
-            results = [(batch.step_of_numbers(step, x), [0])]
-        for out, pairs in results:
-            for n in [n for n, pair in enumerate(pairs) if pair == 0]:
-                _compare("guided velocity", step, apart(out.velocity[n : n + 1]), seen.velocity, tolerance)
-                _refuse_other_type(x, out.latents[n : n + 1])
+            results = [(batch.step_of_numbers(step, x), 0)]
+        for out, n in results:
+            _compare("guided velocity", step, apart(out.velocity[n : n + 1]), seen.velocity, tolerance)
+            _refuse_other_type(x, out.latents[n : n + 1])
         latents = [out.latents for out, _ in results]
-        out, pairs = results[0]
-        x = out.latents[pairs.index(0) : pairs.index(0) + 1]
+        out, n = results[0]
+        x = out.latents[n : n + 1]
     specimen.checked_loops.add(key)
     return True
 
 
-def _beside(batch: Batch) -> tuple[list[list[int]], list[Any]]:
-    """Return the pairs of each forward of the check, and what these can show.
+LOUD = 4.0
+"""By how much the latents of the rows beside the first pair are larger than noise."""
+
+
+def _loud(latents: Tensor, first: int) -> Tensor:
+    """Return latents whose rows beside the first pair's are larger: what one row reads of another then shows."""
+    factors = torch.full((len(latents),), LOUD, dtype=latents.dtype, device=latents.device)
+    factors[first] = 1.0
+    return latents * factors.view(-1, *(1 for _ in latents.shape[1:]))
+
+
+def _beside(batch: Batch) -> tuple[list[list[int]], list[int], list[Any]]:
+    """Return the pairs of each forward of the check, where the first pair stands in each, and what these can show.
 
     The first pair stands after another one and before it, in a forward of two rows and one of three, so that a model whose
     rows read one another shows, as one that takes two halves of its rows for two branches does. The other pair is one for
-    which the model is given something else, where there is one.
+    which the model is given something else, where there is one; its latents are larger in any case.
     """
     if batch.at_once == 1:
-        return [[0]], ["alone"]
+        return [[0]], [0], ["alone"]
     others = {n: batch.inputs.differing(0, n) for n in range(1, len(batch.pairs))}
     other = max(others, key=lambda n: (len(others[n] - {"latents"}), len(others[n])), default=0)
     forwards = [[0, other], [other, 0]] if batch.at_once == 2 else [[other, 0, other], [other, 0]]
-    return forwards, [min(batch.at_once, 3), sorted(others.get(other, ()))]
+    firsts = [0, 1] if batch.at_once == 2 else [1, 1]
+    return forwards, firsts, [min(batch.at_once, 3), sorted(others.get(other, ()))]
 
 
 def _observe(batch: Batch) -> list[Observed]:

@@ -63,6 +63,7 @@ def sweep(
     verify_of(verify)
     if "edit" in arguments:
         raise PlanError('edit=... in a sweep: what it edits are its arms, as arms={"name": [(edit, place)]}.')
+    pairs = list(pairs)
     gathered = together([_whole_seed(pair) for pair in pairs])
     _check_scorers([sample for sample, _ in gathered])
     edits = {_arm(name): Plan.of((), entries).edits for name, entries in arms.items()}

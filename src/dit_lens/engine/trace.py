@@ -181,6 +181,8 @@ class Trace(InterleavingTracer):
 
     def __enter__(self) -> Self:
         """Skip the body, which runs beside the model when the block ends."""
+        if self._request is not None:
+            raise PlanError("This trace has run: call lens.trace again for another run.")
         capture(self)
         if skippable(self.node):
             skip_context(self)

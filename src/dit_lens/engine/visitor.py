@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,7 @@ from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
+from dit_lens.plan.functions import KEEPS, is_packages_own, kept_by
 from dit_lens.plan.places import Spot
 from dit_lens.plan.plan import Placed
 from dit_lens.records import PURE
@@ -47,6 +49,7 @@ class Visitor:
         rows: the trajectories, in the order of the model's rows.
         watch: states to keep of every row, by (site, branch, layer).
         exchange: where the one row is of a group that runs row by row.
+        all_told: whether every call of the model by this thread is told (`calling`), and another one is an error.
 
     Attributes:
         states: watched states by (site, branch, layer), [row, frame, y, x, channel].
@@ -59,8 +62,10 @@ class Visitor:
         rows: Sequence[Row],
         watch: Iterable[Place] = (),
         exchange: Exchange | None = None,
+        all_told: bool = False,
     ) -> None:
         self.specimen, self.rows, self.exchange = specimen, rows, exchange
+        self._owner = threading.get_ident() if all_told else None
         self.watch = frozenset(watch)
         self.states: dict[Place, Tensor] = {}
         self.forward: Forward | None = None
@@ -70,6 +75,10 @@ class Visitor:
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
         self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
         self._seen: set[tuple[int, Binding]] = set()  # records that are known to leave their value alone
+        self._shared: set[int] = set()  # functions of the user's that several rows go through, by id
+        self._keeps_nothing: set[tuple[int, Where, str | None]] = (
+            set()
+        )  # where those are known to keep nothing
 
     # ---- hooks
 
@@ -119,7 +128,14 @@ class Visitor:
 
     def _visit_at(self, where: Where) -> Any:
         def visit(h: Tensor) -> Tensor | None:
-            return None if self.forward is None else self._visit(self.forward, where, h)
+            if self.forward is not None:
+                return self._visit(self.forward, where, h)
+            if self._owner == threading.get_ident():
+                raise CaptureError(
+                    f"{where[0]} at layer {where[2]}: the model ran outside of a call that was told, so what is placed there "
+                    "would not act: run it inside `with step.call(branch):`."
+                )
+            return None
 
         return visit
 
@@ -154,6 +170,7 @@ class Visitor:
         ]
         if active != self._active:
             self._active, self._selected = active, _select(active)
+            self._shared = _shared(active) if len(self.rows) > 1 else set()
 
     def on_latents(
         self, site: str, stream: str, latents: Tensor, edits: bool = True, records: bool = True
@@ -297,7 +314,26 @@ class Visitor:
 
     def _edit(self, number: int, edit: Binding, where: Where, branch: str | None, value: Tensor) -> Tensor:
         self._mark(number, edit, where, branch)
-        return apply_edit(edit.placed, spot_of(self.rows[number], self.moment, where, branch), value)
+        spot = spot_of(self.rows[number], self.moment, where, branch)
+        with self._keeping_nothing(edit.placed, where, branch):
+            return apply_edit(edit.placed, spot, value)
+
+    @contextmanager
+    def _keeping_nothing(self, placed: Placed, where: Where, branch: str | None) -> Iterator[None]:
+        """Refuse a function that keeps something of one row while others wait to go through it, as the first row shows.
+
+        Raises:
+            PlanError: its state is another after the row.
+        """
+        key = id(placed.function), where, branch
+        if key[0] not in self._shared or key in self._keeps_nothing:
+            yield
+            return
+        before = kept_by(placed.function)
+        yield
+        if kept_by(placed.function) != before:
+            raise PlanError(KEEPS)
+        self._keeps_nothing.add(key)
 
     def _group(self, number: int, edit: Binding) -> int:
         group = self.rows[number].group
@@ -319,7 +355,8 @@ class Visitor:
         self._mark(number, record, where, branch)
         function = record.placed.function
         pure = id(function) in PURE
-        result = function(value) if pure else self._call_record(number, record, spot, value)
+        with nullcontext() if pure else self._keeping_nothing(record.placed, where, branch):
+            result = function(value) if pure else self._call_record(number, record, spot, value)
         for recorder in row.recorders:
             recorder.take(record, spot, value, result)
 
@@ -406,6 +443,16 @@ def _select(
                 selection = selected[where, branch].setdefault(number, Selection())
                 (selection.edits if binding.is_edit else selection.records).append(binding)
     return dict(selected)
+
+
+def _shared(active: Sequence[Sequence[Binding]]) -> set[int]:
+    """Return the functions of the user's, by id, that are placed on more than one row."""
+    rows: dict[int, set[int]] = defaultdict(set)
+    for number, bindings in enumerate(active):
+        for binding in bindings:
+            if not is_packages_own(binding.placed.function):
+                rows[id(binding.placed.function)].add(number)
+    return {function for function, numbers in rows.items() if len(numbers) > 1}
 
 
 def spot_of(row: Row, moment: Moment, where: Where, branch: str | None) -> Spot:

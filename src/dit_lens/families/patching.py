@@ -161,6 +161,25 @@ def traced(dits: Iterable[nn.Module]) -> Iterator[None]:
         _clear(parts, mark)
 
 
+@contextmanager
+def undisturbed(dits: Iterable[nn.Module]) -> Iterator[None]:
+    """Let no other thread begin a trace while the block looks at a pipeline; a trace of this thread's own goes on.
+
+    Args:
+        dits: the pipeline's transformers.
+
+    Raises:
+        PlanError: another thread is tracing one of them, and has put things of its own into the pipeline.
+    """
+    dits = list(dits)
+    holders = {id(holder): holder for dit in dits if (holder := _holder(dit)) is not None}
+    if holders and all(holder.ident == threading.get_ident() for holder in holders.values()):
+        yield
+        return
+    with traced(dits):
+        yield
+
+
 def _set(parts: Iterable[nn.Module], mark: _Mark) -> None:
     if any(_holder(part) is not None for part in parts):
         gc.collect()  # a mark that several interrupts left in the cycle of a traceback

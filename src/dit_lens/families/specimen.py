@@ -16,7 +16,7 @@ from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
 from dit_lens.families.fingerprint import tensor_data
 from dit_lens.families.identity import fingerprint, held_by, identity, refuse_on_disk
-from dit_lens.families.patching import one_interrupt, traced
+from dit_lens.families.patching import one_interrupt, traced, undisturbed
 from dit_lens.families.site import blocks_of, experts_of
 
 if TYPE_CHECKING:
@@ -160,7 +160,10 @@ class Specimen:
         Raises:
             PlanError: weights rest on disk, and `info` does not say which.
         """
-        data, sentences = identity(self.pipe, self.family, self.dits, self.info, str(self.dtype), repeatable)
+        with undisturbed(self.dits.values()):
+            data, sentences = identity(
+                self.pipe, self.family, self.dits, self.info, str(self.dtype), repeatable
+            )
         if unnamed is not None:
             unnamed += sentences
         return data

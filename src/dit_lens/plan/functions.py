@@ -119,6 +119,24 @@ def is_packages_own(function: Callable[..., Any]) -> bool:
     return plain and is_own_code(function.__code__)
 
 
+KEEPS = (
+    "A record or an edit keeps something from call to call (a counter, a list, a first value), and the rows of a "
+    "batch or a sweep go through it together, so what it kept of one row came into another: use lens.run for each "
+    "row, with a function of its own."
+)
+"""What is said where several rows go through a function that keeps something."""
+
+
+def kept_by(function: Callable[..., Any]) -> str:
+    """Return a hash that changes when a function keeps something.
+
+    Tensors count by where they are and by how often they were written, as torch counts it: none is read.
+    """
+    walk = Walk([], checksum=lambda t: [t.data_ptr(), None if t.is_inference() else t._version, *t.shape])
+    walk.repeatable = True
+    return digest(walk.whole(function))
+
+
 def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[..., Any]:
     """Return the function that `describe` described.
 

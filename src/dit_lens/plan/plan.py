@@ -12,7 +12,7 @@ from typing import Any
 from dit_lens.errors import PlanError
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.digests import digest
-from dit_lens.plan.functions import Configured, describe, is_packages_own, restore
+from dit_lens.plan.functions import KEEPS, Configured, describe, is_packages_own, restore
 from dit_lens.plan.names import record_problem
 from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, grid_dim, positions
 
@@ -276,11 +276,7 @@ class Plan:
             PlanError: the state is another now.
         """
         if self.state() != before:
-            raise PlanError(
-                "A record or an edit keeps something from call to call (a counter, a list, a first value), and the rows of a "
-                "batch or a sweep go through it together, so what it kept of one row came into another: use lens.run for each "
-                "row, with a function of its own."
-            )
+            raise PlanError(KEEPS)
 
     def in_stage(self, layout: Layout) -> Plan:
         """Return what of the plan is placed in the stage of a layout.

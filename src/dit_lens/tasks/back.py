@@ -23,7 +23,7 @@ OUT = 9 / 24
 """Share of the video after which the ball is out, and before the end of which it comes in: of 25 frames 7 show nothing of it."""
 
 
-class Layout(NamedTuple):
+class BackLayout(NamedTuple):
     """What makes a scene; the start is told from the edge, the lane from the left or from the top."""
 
     colour: str
@@ -54,7 +54,7 @@ def back(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
     return roll_sample("back", str(seed), "roll the ball out and back", scene, tuple(layout), num_frames)
 
 
-def _layout(rng: np.random.Generator) -> Layout:
+def _layout(rng: np.random.Generator) -> BackLayout:
     colour, radius = str(rng.choice(list(cv.BALLS))), int(rng.integers(RADII[0], RADII[1] + 1))
     start, edge = int(rng.integers(radius + 2, FARTHEST + 1)), str(rng.choice(EDGES))
     lane = int(rng.integers(start + NEARER, SIDE * CELL - start - NEARER + 1))
@@ -63,10 +63,10 @@ def _layout(rng: np.random.Generator) -> Layout:
         across = x if edge in ("top", "bottom") else y
         return abs(across - lane) >= radius + SMALL + 2
 
-    return Layout(colour, radius, lane, start, edge, other_spot(rng, colour, free))
+    return BackLayout(colour, radius, lane, start, edge, other_spot(rng, colour, free))
 
 
-def _way(share: float, layout: Layout) -> tuple[float, float]:
+def _way(share: float, layout: BackLayout) -> tuple[float, float]:
     """Return where the ball is: it rolls until it is a pixel out of sight, waits there, and rolls back."""
     gone = min(min(share, 1 - share) / OUT, 1.0)
     inwards = layout.start - gone * (layout.start + layout.radius + 1)

@@ -38,7 +38,7 @@ PLACINGS: tuple[Queens, ...] = tuple(
 """Every way to place the queens on an empty board: where rows and columns differ, only neighbouring rows can touch."""
 
 
-class Layout(NamedTuple):
+class QueensLayout(NamedTuple):
     """What makes a board, its right answers, and which of them the right video shows."""
 
     given: Queens
@@ -71,7 +71,7 @@ def queens(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
     )
 
 
-def _layout(rng: np.random.Generator) -> Layout:
+def _layout(rng: np.random.Generator) -> QueensLayout:
     while True:
         first = PLACINGS[int(rng.integers(len(PLACINGS)))]
         count = int(rng.integers(GIVEN[0], GIVEN[1] + 1))
@@ -80,7 +80,7 @@ def _layout(rng: np.random.Generator) -> Layout:
         blocked = tuple(sorted(set(cv.random_cells(rng, SIDE, number)) - {*first}))
         answers = [p for p in PLACINGS if {*given} <= {*p} and not {*blocked} & {*p}]
         if len(blocked) >= BLOCKED[0] and 2 <= len(answers) <= MOST:
-            return Layout(given, blocked, answers, int(rng.integers(len(answers))))
+            return QueensLayout(given, blocked, answers, int(rng.integers(len(answers))))
 
 
 def _spell(cells: Queens) -> str:

@@ -20,7 +20,7 @@ HIDDEN = 14
 """Pixels that a bar is wider than the ball, at least: of 25 frames 7 in a row show nothing of it, so of a latent four all."""
 
 
-class Layout(NamedTuple):
+class RollLayout(NamedTuple):
     """What makes a scene."""
 
     colour: str
@@ -52,7 +52,7 @@ def roll(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
     return roll_sample("roll", str(seed), "roll the ball behind the bar", scene, tuple(layout), num_frames)
 
 
-def _layout(rng: np.random.Generator) -> Layout:
+def _layout(rng: np.random.Generator) -> RollLayout:
     colour, radius = str(rng.choice(list(cv.BALLS))), int(rng.integers(RADII[0], RADII[1] + 1))
     lane = int(rng.integers(radius + 1, SIDE * CELL - radius))
     width = int(rng.integers(2 * radius + HIDDEN, (SIDE - 2) * CELL + 1))
@@ -63,7 +63,7 @@ def _layout(rng: np.random.Generator) -> Layout:
         beside = abs(y - lane) >= radius + SMALL + 2
         return beside and (x + SMALL < left or x - SMALL > right)
 
-    return Layout(colour, radius, lane, left, right, bool(rng.integers(2)), other_spot(rng, colour, free))
+    return RollLayout(colour, radius, lane, left, right, bool(rng.integers(2)), other_spot(rng, colour, free))
 
 
 def _way(share: float, lane: int, leftward: bool) -> tuple[float, float]:
