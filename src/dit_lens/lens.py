@@ -203,7 +203,7 @@ class Lens:
             )
             table.solved.mean(("sample", "seed"))
 
-        Rows go through the model together, and an arm is the clean run up to its first edit. So a row equals
+        Rows go through the model together, and an arm shares the steps of the clean run up to its first edit. A row equals
         `lens.run(sample, seed, edit=...)` within float tolerance, not bit for bit. Edits over seeds
         (`dl.mean_over_seeds()`) see the noise seeds of one sample together.
 

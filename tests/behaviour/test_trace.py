@@ -161,6 +161,6 @@ def test_a_trace_runs_once(lens, sample):
     tr = lens.trace(sample, steps=1)
     with tr:
         tr.record(dl.x0)
-    with pytest.raises(dl.PlanError, match="This trace has run: call lens.trace again"):
+    with pytest.raises(dl.PlanError, match=r"This trace has run: call lens\.trace again"):
         with tr:
             tr.record(dl.x0)

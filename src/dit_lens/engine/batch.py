@@ -169,7 +169,7 @@ class Batch:
         Args:
             step: which.
             latents: [row, channel, frame, y, x]; any number of rows.
-            rows: which of the batch's pairs each row is. Default: each its own.
+            rows: which of the batch's pairs each row is. Default: row n is pair n.
             edits: what is placed on each row; what does not select this step is not applied. Default: the batch's own, as
                 in `run`.
             watch: states to return, by (site, branch, layer).
@@ -419,7 +419,7 @@ class Batch:
             step: which.
             states: the block's, by branch, [row, frame, y, x, channel].
             latents: what the step started from, [row, channel, frame, y, x].
-            rows: which of the batch's pairs each row is. Default: each its own.
+            rows: which of the batch's pairs each row is. Default: row n is pair n.
 
         Returns:
             [row, channel, frame, y, x], of the video.

@@ -67,7 +67,7 @@ class ModelInputs:
 
         Args:
             branch: of guidance.
-            pairs: which of the batch's pairs each row is. Default: each its own.
+            pairs: which of the batch's pairs each row is. Default: row n is pair n.
         """
 
         def rows(value: Any) -> Any:

@@ -202,7 +202,7 @@ class RunWriter:
         self._tenure.changing = False
 
     def set_recorded(self, name: str, recorded: Recorded) -> None:
-        """Say anew what was asked of a variable, where that is known only in the end; `close` writes it.
+        """Replace the recorded positions of a variable, where they are known only at the end; `close` writes them.
 
         Args:
             name: A variable of the run.
