@@ -432,3 +432,20 @@ def test_a_lazy_array_outlives_its_run_and_the_folder_goes_with_the_last_of_them
     del copy, sigma
     gc.collect()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["edit", "record"])
+def test_an_error_of_a_users_function_says_where_it_was_raised(lens, sample, kind):
+    @dl.keeps("frame")
+    def broken(h, *at):
+        raise ValueError("of the user's own")
+
+    with pytest.raises(ValueError, match="of the user's own") as raised:
+        lens.run(sample, steps=2, **{kind: [(broken, dl.at(layer=1, step=1, branch="cond"))]})
+    (note,) = raised.value.__notes__
+    assert all(part in note for part in ("broken", "step=1", "layer=1"))
+
+
+def test_several_prompts_with_an_image_are_refused(lens, sample):
+    with pytest.raises(dl.PlanError, match="Several prompts with an image"):
+        lens.run(sample.with_(prompt=("solve the maze", "go to one goal")), steps=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.recorder import same_bits
 from dit_lens.engine.rows import Moment, Row, Where
-from dit_lens.errors import CaptureError, PlanError
+from dit_lens.errors import CaptureError, DitLensError, PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
@@ -315,20 +315,26 @@ class Visitor:
     def _edit(self, number: int, edit: Binding, where: Where, branch: str | None, value: Tensor) -> Tensor:
         self._mark(number, edit, where, branch)
         spot = spot_of(self.rows[number], self.moment, where, branch)
-        with self._keeping_nothing(edit.placed, where, branch):
-            return apply_edit(edit.placed, spot, value)
+        with self._call_of(edit.placed, where, branch):
+            try:
+                return apply_edit(edit.placed, spot, value)
+            except Exception as error:
+                _note(error, edit.placed, spot)
+                raise
+
+    def _call_of(self, placed: Placed, where: Where, branch: str | None) -> AbstractContextManager[None]:
+        """Return the context of a function's call: what several rows share is watched the first time at a place."""
+        key = id(placed.function), where, branch
+        watched = key[0] in self._shared and key not in self._keeps_nothing
+        return self._keeping_nothing(placed, key) if watched else nullcontext()
 
     @contextmanager
-    def _keeping_nothing(self, placed: Placed, where: Where, branch: str | None) -> Iterator[None]:
-        """Refuse a function that keeps something of one row while others wait to go through it, as the first row shows.
+    def _keeping_nothing(self, placed: Placed, key: tuple[int, Where, str | None]) -> Iterator[None]:
+        """Refuse a function that keeps something of one row while others wait to go through it.
 
         Raises:
             PlanError: its state is another after the row.
         """
-        key = id(placed.function), where, branch
-        if key[0] not in self._shared or key in self._keeps_nothing:
-            yield
-            return
         before = kept_by(placed.function)
         yield
         if kept_by(placed.function) != before:
@@ -355,8 +361,11 @@ class Visitor:
         self._mark(number, record, where, branch)
         function = record.placed.function
         pure = id(function) in PURE
-        with nullcontext() if pure else self._keeping_nothing(record.placed, where, branch):
-            result = function(value) if pure else self._call_record(number, record, spot, value)
+        if pure:
+            result = function(value)
+        else:
+            with self._call_of(record.placed, where, branch):
+                result = self._call_record(number, record, spot, value)
         for recorder in row.recorders:
             recorder.take(record, spot, value, result)
 
@@ -369,7 +378,11 @@ class Visitor:
         with torch.inference_mode(False) if value.is_inference() else nullcontext():
             copy = value.clone()  # operations on inference tensors are not counted
         version = copy._version
-        result = record.placed.function(copy)
+        try:
+            result = record.placed.function(copy)
+        except Exception as error:
+            _note(error, record.placed, spot)
+            raise
         first = (number, record) not in self._seen
         if copy._version != version or (first and not same_bits(copy, value)):
             raise PlanError(
@@ -443,6 +456,12 @@ def _select(
                 selection = selected[where, branch].setdefault(number, Selection())
                 (selection.edits if binding.is_edit else selection.records).append(binding)
     return dict(selected)
+
+
+def _note(error: Exception, placed: Placed, spot: Spot) -> None:
+    """Let an error of a user's function say which function it was, and where."""
+    if not isinstance(error, DitLensError):
+        error.add_note(f"in {placed} at {spot}")
 
 
 def _shared(active: Sequence[Sequence[Binding]]) -> set[int]:

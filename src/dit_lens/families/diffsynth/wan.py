@@ -140,6 +140,11 @@ def refuse(pipe: Any, keywords: Mapping[str, Any]) -> None:
         raise PlanError(
             "cfg_merge=True with cfg_scale=1 leaves two merged branches unguided: drop cfg_merge."
         )
+    if not isinstance(keywords["prompt"], str) and keywords.get("input_image") is not None:
+        raise PlanError(
+            "Several prompts with an image: DiffSynth repeats the latents for each prompt, and not the image. Run one prompt "
+            "after the other, or lens.batch([(sample.with_(prompt=prompt), seed) for prompt in ...])."
+        )
     if keywords.get("cfg_merge") or not isinstance(keywords["prompt"], str):
         refuse_rows(keywords)
     if getattr(pipe, "use_unified_sequence_parallel", False):
