@@ -97,6 +97,7 @@ class Feed:
         fill: scenes of each group before the first batch.
         chunk: scenes that a process draws at a time.
         seed: of the drawing.
+        held_out: scenes of each group that no training sees.
     """
 
     HELD_OUT = 256

@@ -12,6 +12,7 @@ The schedule follows the time spent training, not the step: what is trained for 
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def main(args: Args) -> None:
                         held=held,
                         fill=fill,
                         chunk=chunk,
-                        seed=args.seed,
+                        seed=secrets.randbits(31),  # a training that goes on draws other scenes
                     )
                 )
             seconds = 60 * args.minutes * shares[name] / sum(shares.values())

@@ -86,8 +86,7 @@ class Trainer:
         self.name, self.recipe, self.seconds, self.options = name, recipe, seconds, options
         self.frozen, self.feed, self.device = frozen, feed, torch.device(options.device)
         torch.manual_seed(options.seed)
-        own = self.file(name) if self.file(name).exists() and not recipe.rank else None
-        start = own or (None if recipe.start is None else self.file(recipe.start))
+        start = self._start()
         network = Network(recipe.causal) if start is None else load_network(start, "cpu", recipe.causal)
         if recipe.rank:
             lora.add(network, recipe.rank)
@@ -113,6 +112,23 @@ class Trainer:
     def file(self, name: str) -> Path:
         """Return where the averaged weights of an organism are."""
         return self.options.folder / f"{name}.safetensors"
+
+    def _start(self) -> Path | None:
+        """Return the weights that it starts from: its own, where its checkpoint is lost, or those that the recipe names.
+
+        Raises:
+            FileNotFoundError: those of the recipe are not there.
+        """
+        if self.file(self.name).exists() and not self.recipe.rank:
+            return self.file(self.name)
+        if self.recipe.start is None:
+            return None
+        start = self.file(self.recipe.start)
+        if not start.exists():
+            raise FileNotFoundError(
+                f"{self.name} starts from {start}, which is not there: train {self.recipe.start} first."
+            )
+        return start
 
     def run(self) -> None:
         """Train until the time is spent."""

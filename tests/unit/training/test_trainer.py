@@ -91,3 +91,17 @@ def test_every_recipe_makes_a_file_that_loads(train, tmp_path):
     for name in ("full", "two-expert", "base", "lora", "few4", "causal"):
         lens = organism.loading.load(f"organism-{name}", {}, folder=tmp_path)
         assert lens.info["name"] == f"organism-{name}"
+
+
+def test_what_starts_from_another_says_so_where_that_is_missing(train):
+    with pytest.raises(FileNotFoundError, match=r"high starts from .*full\.safetensors, .* train full first"):
+        train("high", 1, mix="puzzles")
+
+
+def test_a_training_whose_checkpoint_is_lost_goes_on_from_its_averaged_weights(train, tmp_path):
+    before = train("base", 2, mix="puzzles")
+    (tmp_path / "base.last.pt").unlink()
+    after = train("base", 0, mix="puzzles")
+    assert after.step == 0
+    saved = before.average["blocks.0.ffn.0.weight"].half().float()
+    assert torch.equal(after.average["blocks.0.ffn.0.weight"], saved)
