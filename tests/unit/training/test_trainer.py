@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dit_lens.models import organism
+from dit_lens.models.organism import loading
 from feed import Feed
 from mixes import MIXES
 from recipes import RECIPES
@@ -89,7 +90,7 @@ def test_every_recipe_makes_a_file_that_loads(train, tmp_path):
         assert bool(recipe.rank) == any("lora_A" in key for key in weights)
     (tmp_path / "frozen.safetensors").write_bytes(FROZEN.read_bytes())
     for name in ("full", "two-expert", "base", "lora", "few4", "causal"):
-        lens = organism.loading.load(f"organism-{name}", {}, folder=tmp_path)
+        lens = loading.load(f"organism-{name}", {}, folder=tmp_path)
         assert lens.info["name"] == f"organism-{name}"
 
 
