@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ def view(memory: SharedMemory, slot: int, group: Group, chunk: int, slot_bytes: 
 
 
 def draw(requests: Any, drawn: Any, memory: str, mix: str, chunk: int, slot_bytes: int, seed: int) -> None:
-    """Fill slots until there is no further request; say each slot's prompts.
+    """Fill slots until there is no further request, or nobody who asks; say each slot's prompts.
 
     Args:
         requests: queue of `Request`; None ends the process.
@@ -44,7 +46,8 @@ def draw(requests: Any, drawn: Any, memory: str, mix: str, chunk: int, slot_byte
     """
     os.nice(10)  # the training comes first
     shared, groups, rng = SharedMemory(memory), MIXES[mix], np.random.default_rng(seed)
-    while (request := requests.get()) is not None:
+    parent = os.getppid()
+    while (request := _next(requests, parent)) is not None:
         group = groups[request.group]
         videos, prompts = view(shared, request.slot, group, chunk, slot_bytes), []
         for video in videos:
@@ -54,3 +57,12 @@ def draw(requests: Any, drawn: Any, memory: str, mix: str, chunk: int, slot_byte
         del video, videos  # a view would keep the memory open
         drawn.put((request, prompts))
     shared.close()
+
+
+def _next(requests: Any, parent: int) -> Request | None:
+    """Wait for a request; None where the process that asks has ended without a word."""
+    while os.getppid() == parent:
+        with suppress(queue.Empty):
+            request: Request | None = requests.get(timeout=5)
+            return request
+    return None

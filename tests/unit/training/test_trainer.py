@@ -106,3 +106,15 @@ def test_a_training_whose_checkpoint_is_lost_goes_on_from_its_averaged_weights(t
     assert after.step == 0
     saved = before.average["blocks.0.ffn.0.weight"].half().float()
     assert torch.equal(after.average["blocks.0.ffn.0.weight"], saved)
+
+
+def test_a_process_that_draws_ends_with_the_one_that_asks():
+    import os
+    import queue
+
+    import drawing
+
+    requests = queue.Queue()
+    requests.put(drawing.Request(0, 0, False))
+    assert drawing._next(requests, os.getppid()) == (0, 0, False)
+    assert drawing._next(requests, os.getppid() + 1) is None
