@@ -471,12 +471,16 @@ def _copied(scheduler: Any) -> Any:
     Raises:
         PlanError: a method of it was replaced, which goes on with the pipeline's own.
     """
+    kind = type(scheduler)
     replaced = sorted(
-        name for name, held in vars(scheduler).items() if callable(held) and hasattr(type(scheduler), name)
+        name
+        for name, held in vars(scheduler).items()
+        # A method of its own is copied with it.
+        if callable(held) and hasattr(kind, name) and getattr(held, "__self__", None) is not scheduler
     )
     if replaced:
         raise PlanError(
-            f"{type(scheduler).__name__}.{replaced[0]} was replaced on the object, and a batch steps with a copy of it: write "
+            f"{kind.__name__}.{replaced[0]} was replaced on the object, and a batch steps with a copy of it: write "
             "the change as a class of its own, or use lens.run."
         )
     return copy.deepcopy(scheduler)

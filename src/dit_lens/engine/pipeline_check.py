@@ -18,7 +18,7 @@ from torch import Tensor
 from dit_lens.engine.recorder import same_bits
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
-from dit_lens.families.latents import apart
+from dit_lens.families.latents import apart, together
 from dit_lens.families.patching import guarded, set_attribute
 from dit_lens.plan.content import content
 from dit_lens.plan.digests import digest
@@ -166,12 +166,12 @@ def check_against_pipeline(batch: Batch) -> bool:
     functions = sorted(name for name, value in loop.items() if callable(value) and "callback" in name)
     if functions:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
-    together, firsts, kind = _beside(batch)
+    forwards, firsts, kind = _beside(batch)
     key = digest([content(loop, []), batch.model, request.sample.image is None, kind])
     if key in specimen.checked_loops:
         return False
     observed, tolerance = _observe(batch), _tolerance(batch)
-    latents = [_loud(batch.noise[pairs], first) for pairs, first in zip(together, firsts, strict=True)]
+    latents = [_loud(batch.noise[pairs], first) for pairs, first in zip(forwards, firsts, strict=True)]
     x = batch.noise[:1]
     for step, seen in enumerate(observed):
         if seen.branches != set(batch.layout.branches):
@@ -187,7 +187,7 @@ def check_against_pipeline(batch: Batch) -> bool:
             unedited: list[list[Placed]] = [[]]
             results = [
                 (batch.step(step, rows, pairs, unedited * len(pairs)), first)
-                for rows, pairs, first in zip(latents, together, firsts, strict=True)
+                for rows, pairs, first in zip(latents, forwards, firsts, strict=True)
             ]
         else:
             results = [(batch.step_of_numbers(step, x), 0)]
@@ -207,9 +207,10 @@ LOUD = 4.0
 
 def _loud(latents: Tensor, first: int) -> Tensor:
     """Return latents whose rows beside the first pair's are larger: what one row reads of another then shows."""
-    factors = torch.full((len(latents),), LOUD, dtype=latents.dtype, device=latents.device)
-    factors[first] = 1.0
-    return latents * factors.view(-1, *(1 for _ in latents.shape[1:]))
+    streams = {stream: x.clone() for stream, x in apart(latents).items()}
+    for x in streams.values():
+        x[[row for row in range(len(x)) if row != first]] *= LOUD
+    return together(streams)
 
 
 def _beside(batch: Batch) -> tuple[list[list[int]], list[int], list[Any]]:
