@@ -138,10 +138,8 @@ class Trainer:
         ) as bar:
             while self.spent < self.seconds:
                 self.train_step()
-                if self.step % 20 == 0:
-                    float(
-                        next(iter(self.losses.values()))
-                    )  # waits for the device, so that the clock is right
+                if self.step % 20 == 0:  # reading a loss waits for the device, so that the clock is right
+                    float(next(iter(self.losses.values())))
                 now = time.perf_counter()
                 self.spent += min(now - begun, 60.0)  # a process that was paused has not trained meanwhile
                 begun = now
@@ -153,9 +151,9 @@ class Trainer:
 
     def train_step(self) -> None:
         """Take one step, on the group that is behind its share of the time."""
-        spent = {g.name: self.samples[g.name] * g.tokens for g in self.feed.groups}
-        total = sum(spent.values()) + self.options.tokens
-        group = max(self.feed.groups, key=lambda g: g.time * total - spent[g.name])
+        tokens = {g.name: self.samples[g.name] * g.tokens for g in self.feed.groups}
+        total = sum(tokens.values()) + self.options.tokens
+        group = max(self.feed.groups, key=lambda g: g.time * total - tokens[g.name])
         rows = max(self.options.tokens // group.tokens, 1)
         batch = self.feed.batch(group, rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

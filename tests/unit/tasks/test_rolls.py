@@ -1,5 +1,6 @@
 """Tasks of a ball that rolls: every frame is judged, masks are exact, and scenes are too many to be known by heart."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -143,3 +144,9 @@ def test_the_ball_leaves_at_the_nearest_edge():
         nearest = min(edges, key=lambda edge: edges[edge])
         assert tuple(np.sign(np.subtract(out, (x, y))).astype(int)) == nearest
         assert way(1.0) == (x, y)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_there_are_too_many_scenes_to_be_known_by_heart(name):
+    draw, rng = importlib.import_module(f"dit_lens.tasks.{name}")._layout, np.random.default_rng(0)
+    assert len({draw(rng) for _ in range(12_000)}) > 10_000
