@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -84,3 +85,13 @@ def left_behind():
 @pytest.fixture
 def tiny_pipe():
     return make_pipe
+
+
+@pytest.fixture(autouse=True)
+def gradients_stay_on():
+    """Let no test end with gradients off: what it ran would have left them so for whoever comes next."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        pytest.fail("gradients were left off")

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 import dit_lens as dl
 from dit_lens.errors import StoreError
@@ -291,3 +292,19 @@ def test_a_run_is_interrupted_at_random_moments(sample, tmp_path, alarms, times,
             np.testing.assert_array_equal(again[name].values, whole[name].values)
         assert no_thread_is_left()
     assert came > MOMENTS // 8
+
+
+@pytest.mark.parametrize("way", ["run", "batch"])
+def test_an_interrupt_in_the_end_of_no_grad_leaves_gradients_on(lens, sample, monkeypatch, way):
+    """torch sets them back in Python, where an interrupt can come first."""
+
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    act = (lambda: lens.run(sample, steps=1)) if way == "run" else lens.batch([(sample, 0)], steps=1).run
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.no_grad, "__exit__", interrupted)
+        act()
+    enabled = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert enabled

@@ -235,8 +235,22 @@ PATIENCE = 5.0
 def one_interrupt() -> Iterator[None]:
     """Let the first Ctrl-C raise KeyboardInterrupt in the block, and hold back those that follow at once.
 
-    Does nothing outside the main thread, inside of another such block, and where the user handles Ctrl-C.
+    They are not held back outside the main thread, inside of another such block, and where the user handles Ctrl-C. An
+    interrupt that falls into the end of a `torch.no_grad` leaves gradients off: they are as they were before.
     """
+    import torch
+
+    gradients = torch.is_grad_enabled()
+    try:
+        with _held_back():
+            yield
+    except BaseException:
+        torch.set_grad_enabled(gradients)
+        raise
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
