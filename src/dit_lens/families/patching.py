@@ -241,12 +241,12 @@ def one_interrupt() -> Iterator[None]:
     import torch
 
     gradients = torch.is_grad_enabled()
-    try:
-        with _held_back():
+    with _held_back():
+        try:
             yield
-    except BaseException:
-        torch.set_grad_enabled(gradients)
-        raise
+        except BaseException:  # while a second interrupt is still held back
+            torch.set_grad_enabled(gradients)
+            raise
 
 
 @contextmanager
