@@ -1,7 +1,7 @@
 """Measure the organisms: what each solves, by set, number of steps and what x0 held at step 0.
 
 Usage:
-    python training/evaluate.py --names full few4 --n 128    # CPU, hours; --device cuda: a minute each
+    python training/evaluate.py --names full few4 --n 128    # on a CPU; --device cuda on a GPU
     python training/card.py runs/evaluation/*.json --card docs/organism.md        # tables of what was measured
 
 The networks of `network.py` run here, in float32, from the noise that the pipeline draws for seed i in scene i; a test holds
@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -118,12 +119,13 @@ class Evaluation:
     def _batches(self, size: int = 128) -> Iterator[list[Row]]:
         """Go through the scenes of all sets in batches of one shape."""
         shapes: dict[Any, list[Row]] = {}
-        for row, (image, _, frames) in self._asked().items():
+        for row, (image, _, frames) in self._asked.items():
             shapes.setdefault((frames, image.shape), []).append(row)
         for rows in shapes.values():
             for start in range(0, len(rows), size):
                 yield rows[start : start + size]
 
+    @cached_property
     def _asked(self) -> dict[Row, tuple[Any, str, int]]:
         """Return first frame, prompt and number of frames of every scene."""
         return dict(zip(self.rows, self.questions.get(), strict=True))
@@ -135,8 +137,7 @@ class Evaluation:
         import flow
         from feed import Words, encode
 
-        asked = self._asked()
-        images, prompts, frames = zip(*(asked[row] for row in rows), strict=True)
+        images, prompts, frames = zip(*(self._asked[row] for row in rows), strict=True)
         codec, words = self.frozen.codec, Words(self.frozen.text)
         device = codec.first_basis.device
         with torch.no_grad():

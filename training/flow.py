@@ -21,6 +21,11 @@ def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
+def unshifted(level: float) -> float:
+    """Return the even time of a noise level: what `shifted` makes it of."""
+    return level / (SHIFT - (SHIFT - 1) * level)
+
+
 def schedule(steps: int) -> Tensor:
     """Return the noise levels of a run, [step + 1], the last one 0; those of DiffSynth's scheduler for Wan."""
     return shifted(torch.linspace(1, 0, steps + 1))
@@ -28,7 +33,7 @@ def schedule(steps: int) -> Tensor:
 
 def draw_levels(rows: int, low: float, high: float, device: torch.device) -> Tensor:
     """Draw noise levels between two, [row], evenly in time before the shift."""
-    first, last = (level / (SHIFT - (SHIFT - 1) * level) for level in (low, high))
+    first, last = unshifted(low), unshifted(high)
     return shifted(first + (last - first) * torch.rand(rows, device=device))
 
 

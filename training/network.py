@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from dit_lens.models import organism
 
-LAYERS = 16
-
 
 class Attention(nn.Module):
     """Attention of tokens to each other, or to the words of the prompt."""
@@ -99,7 +97,7 @@ class Network(nn.Module):
 
     def __init__(self, causal: bool = False) -> None:
         super().__init__()
-        config: dict[str, Any] = organism.CONFIG | {"num_layers": LAYERS}
+        config = organism.ORGANISMS["organism-full"].config
         dim, eps, heads = config["dim"], config["eps"], config["num_heads"]
         self.causal, self.frequencies = causal, config["freq_dim"]
         self.patch_embedding = nn.Conv3d(config["in_dim"], dim, config["patch_size"], config["patch_size"])

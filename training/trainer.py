@@ -226,7 +226,7 @@ class Trainer:
             batch = self.feed.held_out_batch(group, rows)
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
-            first, last = (level / (flow.SHIFT - (flow.SHIFT - 1) * level) for level in self.recipe.levels)
+            first, last = map(flow.unshifted, self.recipe.levels)
             sigma = flow.shifted(torch.linspace(first, last, rows + 2, device=self.device)[1:-1])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 out[group.name] = float(self._error(network, batch, noise, sigma))

@@ -393,9 +393,7 @@ class Batch:
 
     def _describe_inputs(self) -> Any:
         """Return samples and arguments as data, without what cannot be named."""
-        walk = Walk([])
-        walk.repeatable = True
-        return walk.whole([[sample for sample, _ in self.pairs], self.arguments])
+        return Walk([], repeatable=True).whole([[sample for sample, _ in self.pairs], self.arguments])
 
     def check_codec(self) -> None:
         """Refuse a codec that cannot be decoded by, before anything is run for it.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from dit_lens.families.specimen import Specimen
 
+T = TypeVar("T")
 Place = tuple[str, str, int]
 """Site, branch and layer of the video."""
 
@@ -75,10 +76,9 @@ class Visitor:
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
         self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
         self._seen: set[tuple[int, Binding]] = set()  # records that are known to leave their value alone
-        self._shared: set[int] = set()  # functions of the user's that several rows go through, by id
-        self._keeps_nothing: set[tuple[int, Where, str | None]] = (
-            set()
-        )  # where those are known to keep nothing
+        # Functions of the user's that several rows go through, by id; and where those are known to keep nothing.
+        self._shared: set[int] = set()
+        self._keeps_nothing: set[tuple[int, Where, str | None]] = set()
 
     # ---- hooks
 
@@ -315,31 +315,30 @@ class Visitor:
     def _edit(self, number: int, edit: Binding, where: Where, branch: str | None, value: Tensor) -> Tensor:
         self._mark(number, edit, where, branch)
         spot = spot_of(self.rows[number], self.moment, where, branch)
-        with self._call_of(edit.placed, where, branch):
-            try:
-                return apply_edit(edit.placed, spot, value)
-            except Exception as error:
-                _note(error, edit.placed, spot)
-                raise
+        return self._call(edit.placed, spot, lambda: apply_edit(edit.placed, spot, value))
 
-    def _call_of(self, placed: Placed, where: Where, branch: str | None) -> AbstractContextManager[None]:
-        """Return the context of a function's call: what several rows share is watched the first time at a place."""
-        key = id(placed.function), where, branch
-        watched = key[0] in self._shared and key not in self._keeps_nothing
-        return self._keeping_nothing(placed, key) if watched else nullcontext()
+    def _call(self, placed: Placed, spot: Spot, function: Callable[[], T]) -> T:
+        """Call a function of the plan: its error says where it was raised, and what it keeps of a row is seen.
 
-    @contextmanager
-    def _keeping_nothing(self, placed: Placed, key: tuple[int, Where, str | None]) -> Iterator[None]:
-        """Refuse a function that keeps something of one row while others wait to go through it.
+        What several rows share is watched the first time at a place, while the other rows wait to go through it.
 
         Raises:
             PlanError: its state is another after the row.
         """
-        before = kept_by(placed.function)
-        yield
-        if kept_by(placed.function) != before:
-            raise PlanError(KEEPS)
-        self._keeps_nothing.add(key)
+        key = id(placed.function), (spot.site, spot.stream, spot.layer), spot.branch
+        watched = key[0] in self._shared and key not in self._keeps_nothing
+        before = kept_by(placed.function) if watched else ""
+        try:
+            result = function()
+        except Exception as error:
+            if not isinstance(error, DitLensError):
+                error.add_note(f"in {placed} at {spot}")
+            raise
+        if watched:
+            if kept_by(placed.function) != before:
+                raise PlanError(KEEPS)
+            self._keeps_nothing.add(key)
+        return result
 
     def _group(self, number: int, edit: Binding) -> int:
         group = self.rows[number].group
@@ -361,11 +360,7 @@ class Visitor:
         self._mark(number, record, where, branch)
         function = record.placed.function
         pure = id(function) in PURE
-        if pure:
-            result = function(value)
-        else:
-            with self._call_of(record.placed, where, branch):
-                result = self._call_record(number, record, spot, value)
+        result = function(value) if pure else self._call_record(number, record, spot, value)
         for recorder in row.recorders:
             recorder.take(record, spot, value, result)
 
@@ -378,11 +373,7 @@ class Visitor:
         with torch.inference_mode(False) if value.is_inference() else nullcontext():
             copy = value.clone()  # operations on inference tensors are not counted
         version = copy._version
-        try:
-            result = record.placed.function(copy)
-        except Exception as error:
-            _note(error, record.placed, spot)
-            raise
+        result = self._call(record.placed, spot, lambda: record.placed.function(copy))
         first = (number, record) not in self._seen
         if copy._version != version or (first and not same_bits(copy, value)):
             raise PlanError(
@@ -456,12 +447,6 @@ def _select(
                 selection = selected[where, branch].setdefault(number, Selection())
                 (selection.edits if binding.is_edit else selection.records).append(binding)
     return dict(selected)
-
-
-def _note(error: Exception, placed: Placed, spot: Spot) -> None:
-    """Let an error of a user's function say which function it was, and where."""
-    if not isinstance(error, DitLensError):
-        error.add_note(f"in {placed} at {spot}")
 
 
 def _shared(active: Sequence[Sequence[Binding]]) -> set[int]:

@@ -54,6 +54,9 @@ def identity(
         PlanError: weights rest on disk, and `info` does not say which.
     """
     held = held_by(pipe)
+    attributes.mark_parts(pipe, held.values())
+    if isinstance(pipe, nn.Module) and (hooks := modules.hooks(Walk([]), vars(pipe))):
+        held["hooks"] = hooks
     look = _Look(info, repeatable)
     for name, part in (*dits.items(), *sorted(held.items())):
         look.at(part, name)
@@ -104,8 +107,9 @@ class _Look:
 
     def __init__(self, info: Mapping[str, Any], repeatable: bool = False) -> None:
         self.sentences: list[str] = []
-        self.walk = Walk(self.sentences, checksum=tensor_data, exact=True, of_pipeline=True)
-        self.walk.repeatable = repeatable
+        self.walk = Walk(
+            self.sentences, checksum=tensor_data, exact=True, of_pipeline=True, repeatable=repeatable
+        )
         self._weights_named = "weights" in info
         self._parts: list[tuple[Any, Any, Gathering]] = []
 
@@ -140,8 +144,7 @@ def hooked(parts: Iterable[nn.Module]) -> list[nn.Module]:
 
 def state_of_hooks(parts: Iterable[nn.Module]) -> str:
     """Return a hash that changes when a hook of the user's on some modules keeps something from call to call."""
-    walk = Walk([], checksum=tensor_data)
-    walk.repeatable = True
+    walk = Walk([], checksum=tensor_data, repeatable=True)
     return digest([modules.hooks(walk, part.__dict__) for part in parts])
 
 
@@ -209,13 +212,10 @@ def _modes() -> list[Any]:
 
 
 def held_by(pipe: Any) -> dict[str, Any]:
-    """Return all that a pipeline holds, by name; what its own call writes is left out."""
+    """Return all that a pipeline holds, by name, but for its hooks; what its own call writes is left out."""
     held = attributes.plain(Walk([], of_pipeline=True), pipe)
     if isinstance(pipe, nn.Module):
         held |= {**pipe._modules, **pipe._parameters, **pipe._buffers}
-    attributes.mark_parts(pipe, held.values())
-    if isinstance(pipe, nn.Module) and (hooks := modules.hooks(Walk([]), vars(pipe))):
-        held["hooks"] = hooks
     return held
 
 

@@ -18,6 +18,7 @@ from dit_lens.families.fingerprint import tensor_data
 from dit_lens.families.identity import fingerprint, held_by, identity, refuse_on_disk
 from dit_lens.families.patching import one_interrupt, traced, undisturbed
 from dit_lens.families.site import blocks_of, experts_of
+from dit_lens.plan.attributes import mark_parts
 
 if TYPE_CHECKING:
     from dit_lens.families.site import Site
@@ -55,7 +56,7 @@ class Specimen:
         pipe = unwrap(pipe)
         specimen = cls(pipe, family or family_of(pipe), dict(info or {}))
         specimen.dits  # noqa: B018  (a wrong path names itself here)
-        held_by(pipe)  # functions that read them know them from others of their classes
+        mark_parts(pipe, held_by(pipe).values())
         return specimen
 
     @property

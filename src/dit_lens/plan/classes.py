@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import _abc
 import dataclasses
-import sys
 import types
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -75,10 +74,7 @@ def _stands_in(kind: type, module: str) -> bool:
     """Say whether a class stands where it says: one that `type(...)` or a library makes of the user's says otherwise."""
     if not is_made_by_python(kind):
         return True
-    held: Any = sys.modules.get(module)
-    for name in kind.__qualname__.split("."):
-        held = getattr(held, "__dict__", {}).get(name)
-    return held is kind
+    return origin.held_at(module, kind.__qualname__) is kind
 
 
 def is_of_models(kind: type) -> bool:

@@ -96,11 +96,11 @@ class Walk:
         gathering: takes tensors that the caller hashes together; their data is then their position there.
         exact: whether numbers of other types differ from the beginning.
         of_pipeline: whether what is visited belongs to a pipeline, and what a run writes into it is left out.
+        repeatable: whether what cannot be named is left out, so that two looks at one value are equal.
 
     Attributes:
         of_pipeline: as above; it is also so for parts of a pipeline that code reads (`attributes.mark_parts`).
         exact: whether numbers of other types differ, as they do where code computes with them.
-        repeatable: whether what cannot be named is left out, so that two looks at one value are equal.
         in_order: whether the order of a dict's items counts, as it does where code goes through them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
@@ -117,11 +117,12 @@ class Walk:
         gathering: Gatherer | None = None,
         exact: bool = False,
         of_pipeline: bool = False,
+        repeatable: bool = False,
     ) -> None:
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
         self.of_pipeline = of_pipeline
-        self.in_order = self.repeatable = False
+        self.in_order, self.repeatable = False, repeatable
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}

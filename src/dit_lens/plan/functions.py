@@ -102,8 +102,7 @@ def describe(
             other.
         repeatable: whether such a value is left out, so that two looks at one function are equal.
     """
-    walk = Walk([] if unnamed is None else unnamed)
-    walk.repeatable = repeatable
+    walk = Walk([] if unnamed is None else unnamed, repeatable=repeatable)
     if type(function) is functools.partial and not function.args:
         function = Configured(function.func, function.keywords)
     data = walk.whole(function)
@@ -132,9 +131,11 @@ def kept_by(function: Callable[..., Any]) -> str:
 
     Tensors count by where they are and by how often they were written, as torch counts it: none is read.
     """
-    walk = Walk([], checksum=lambda t: [t.data_ptr(), None if t.is_inference() else t._version, *t.shape])
-    walk.repeatable = True
-    return digest(walk.whole(function))
+
+    def writes(tensor: Any) -> list[Any]:
+        return [tensor.data_ptr(), None if tensor.is_inference() else tensor._version, *tensor.shape]
+
+    return digest(Walk([], checksum=writes, repeatable=True).whole(function))
 
 
 def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[..., Any]:

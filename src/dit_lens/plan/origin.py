@@ -125,11 +125,17 @@ def is_library_function(function: types.FunctionType) -> bool:
     return isinstance(module, str) and is_library_module(module) and _stands_in(module, function)
 
 
+def held_at(module: str, qualname: str) -> Any:
+    """Return what a module that is imported holds under a dotted name; None where it holds nothing there."""
+    held: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        held = getattr(held, "__dict__", {}).get(name)
+    return held
+
+
 def _stands_in(module: str, function: types.FunctionType) -> bool:
     """Say whether a module holds a function under the name that the function bears."""
-    held: Any = sys.modules.get(module)
-    for name in function.__qualname__.split("."):
-        held = vars(held).get(name) if hasattr(held, "__dict__") else None
+    held = held_at(module, function.__qualname__)
     while held is not None:
         if held is function:
             return True

@@ -5,7 +5,7 @@ import torch
 
 from dit_lens.models import organism
 from dit_lens.models.organism.causal import make_causal
-from network import LAYERS, Network
+from network import Network
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["full", "causal"])
@@ -19,7 +19,7 @@ def both(request):
     for parameter in ours.parameters():
         if parameter.ndim < 2 or parameter is ours.head.head.weight:
             torch.nn.init.normal_(parameter, std=0.1)
-    theirs = WanModel(**{**organism.CONFIG, "num_layers": LAYERS})
+    theirs = WanModel(**organism.ORGANISMS["organism-full"].config)
     theirs.load_state_dict(ours.state_dict())
     if request.param:
         make_causal(theirs)
