@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import drawing
-from dit_lens.models.organism.modules import LinearCodec, TextEncoder, Tokenizer
+from dit_lens.models.organism.modules import LENGTH, LinearCodec, TextEncoder, Tokenizer
 from mixes import MIXES, Group
 
 
@@ -37,15 +37,11 @@ class Ring:
         size: scenes that it holds; older ones make room.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: torch.device) -> None:
         self.size, self.drawn = size, 0
+        self.held = torch.zeros((), device=device)  # on the device, where batches are picked
         self.latents: Tensor | None = None
         self.prompts: Tensor | None = None
-
-    @property
-    def held(self) -> int:
-        """Return how many scenes it holds."""
-        return min(self.drawn, self.size)
 
     def put(self, latents: Tensor, prompts: Tensor) -> None:
         """Take scenes [scene, channel, frame, y, x] and the number of each one's prompt, [scene]."""
@@ -55,6 +51,7 @@ class Ring:
         at = (self.drawn + torch.arange(len(latents), device=latents.device)) % self.size
         self.latents[at], self.prompts[at] = latents, prompts
         self.drawn += len(latents)
+        self.held.fill_(min(self.drawn, self.size))
 
 
 class Words:
@@ -64,10 +61,13 @@ class Words:
         text: the word table, on the device.
     """
 
+    MOST = 4096
+    """Prompts that the table has room for; it stays where it is."""
+
     def __init__(self, text: TextEncoder) -> None:
         self.text, self.tokenizer = text, Tokenizer()
         self.known: dict[str, int] = {}
-        self.table = torch.empty(0)
+        self.table = text.table.new_zeros(self.MOST, LENGTH, text.table.shape[1])
         self.numbers([""])
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
@@ -76,12 +76,19 @@ class Words:
         return self.table[numbers.to(self.table.device)]
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
-        """Return the numbers of prompts, [prompt], on the CPU."""
+        """Return the numbers of prompts, [prompt], on the CPU.
+
+        Raises:
+            RuntimeError: the table is full.
+        """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
         if new:
-            self.known.update({prompt: len(self.known) + n for n, prompt in enumerate(new)})
-            ids, mask = (t.to(self.text.table.device) for t in self.tokenizer(list(self.known)))
-            self.table = self.text(ids, mask)
+            first = len(self.known)
+            if first + len(new) > self.MOST:
+                raise RuntimeError(f"There are more than {self.MOST} prompts.")
+            self.known.update({prompt: first + n for n, prompt in enumerate(new)})
+            ids, mask = (t.to(self.text.table.device) for t in self.tokenizer(new))
+            self.table[first : first + len(new)] = self.text(ids, mask)
         return torch.tensor([self.known[prompt] for prompt in prompts])
 
 
@@ -120,14 +127,14 @@ class Feed:
         self.fill, self.chunk = fill, chunk
         self.device = codec.first_basis.device
         self.rng = np.random.default_rng(seed)
-        self.rings = {group.name: Ring(held) for group in self.groups}
-        self.held_out = {group.name: Ring(held_out) for group in self.groups}
+        self.rings = {group.name: Ring(held, self.device) for group in self.groups}
+        self.held_out = {group.name: Ring(held_out, self.device) for group in self.groups}
         # Every scene is used as often as any other: a group's scenes are drawn as fast as its time is spent.
         pace = np.array([group.time / group.tokens for group in self.groups])
         self.pace = pace / pace.sum()
         self.to_draw = self._to_draw()
         self.slot_bytes = chunk * max(int(np.prod(group.shape)) for group in self.groups)
-        self.slots = 3 * workers
+        self.slots = 6 * workers
         self.memory = SharedMemory(create=True, size=self.slots * self.slot_bytes)
         context = multiprocessing.get_context("spawn")
         self.requests, self.drawn = context.Queue(), context.Queue()
@@ -146,8 +153,8 @@ class Feed:
             process.start()
         for slot in range(self.slots):
             self._ask(slot)
-        while any(ring.held < self.fill for ring in self.rings.values()) or any(
-            ring.held < ring.size for ring in self.held_out.values()
+        while any(ring.drawn < self.fill for ring in self.rings.values()) or any(
+            ring.drawn < ring.size for ring in self.held_out.values()
         ):
             self._take(timeout=60)
         return self
@@ -159,16 +166,19 @@ class Feed:
             torch.cuda.synchronize()
         self.memory.unlink()
 
+    def take(self) -> None:
+        """Put what was drawn meanwhile into the rings."""
+        while self._take():
+            pass
+
     def batch(self, group: Group, rows: int, dropout: float = 0.1) -> Batch:
-        """Return scenes of a group; some prompts are emptied.
+        """Return scenes of a group, picked on the device; some prompts are emptied.
 
         Args:
             group: which.
             rows: how many.
             dropout: share of the prompts that are emptied.
         """
-        while self._take():
-            pass
         return self._pick(self.rings[group.name], rows, dropout, None)
 
     def held_out_batch(self, group: Group, rows: int, first: int = 0) -> Batch:
@@ -178,7 +188,7 @@ class Feed:
 
     def _pick(self, ring: Ring, rows: int, dropout: float, at: Tensor | None) -> Batch:
         assert ring.latents is not None and ring.prompts is not None
-        at = torch.randint(ring.held, (rows,), device=self.device) if at is None else at
+        at = (torch.rand(rows, device=self.device) * ring.held).long() if at is None else at
         stays = torch.rand(rows, device=self.device) >= dropout
         return Batch(ring.latents[at].float(), self.words.table[ring.prompts[at] * stays])
 
@@ -188,7 +198,7 @@ class Feed:
             for _ in range(-(-self.held_out[group.name].size // self.chunk)):
                 yield n, True
         while True:
-            starved = [n for n, g in enumerate(self.groups) if self.rings[g.name].held < self.fill]
+            starved = [n for n, g in enumerate(self.groups) if self.rings[g.name].drawn < self.fill]
             yield (
                 int(self.rng.choice(starved) if starved else self.rng.choice(len(self.pace), p=self.pace)),
                 False,

@@ -43,27 +43,29 @@ class Recipe:
 
 
 RECIPES = {
-    "full": Recipe("everything: the organism that the others are compared with", share=4),
-    "causal": Recipe("attention over past frames only", causal=True, share=2.6),
+    "full": Recipe("everything: the organism that the others are compared with", share=43.8),
+    "causal": Recipe(
+        "full, with attention over past frames only", start="full", causal=True, share=11, learning_rate=1e-3
+    ),
     "few4": Recipe(
         "full, distilled to four steps",
         start="full",
         teacher="full",
         steps=4,
-        share=1.6,
+        share=7.5,
         learning_rate=7e-4,
     ),
     "high": Recipe(
         "full, at high noise levels alone",
         start="full",
         levels=(BOUNDARY, 1.0),
-        share=0.5,
+        share=2,
         learning_rate=7e-4,
     ),
     "low": Recipe(
-        "full, at low noise levels alone", start="full", levels=(0.0, BOUNDARY), share=0.5, learning_rate=7e-4
+        "full, at low noise levels alone", start="full", levels=(0.0, BOUNDARY), share=2, learning_rate=7e-4
     ),
-    "base": Recipe("what moves and is no puzzle", mix="movers"),
-    "lora": Recipe("puzzles, on base", mix="puzzles", start="base", rank=16),
+    "base": Recipe("what moves and is no puzzle", mix="movers", share=4.5),
+    "lora": Recipe("puzzles, on base", mix="puzzles", start="base", rank=16, share=5),
 }
 """By the name of the file, in an order in which each finds what it starts from."""

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from feed import Batch, Feed
 from mixes import Group
 from network import Network
 from recipes import Recipe
+from replay import Replay
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Options:
     tokens: int
     seed: int
     every: float
-    ema: float = 0.998
+    ema: float = 0.999
 
 
 class Frozen:
@@ -93,8 +95,15 @@ class Trainer:
         self.network = network.to(self.device)
         self.trained = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self.trained.items()}
+        rate = torch.tensor(recipe.learning_rate, device=self.device)
+        self.decay = torch.zeros((), device=self.device)
         self.optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+            self.trained.values(),
+            lr=rate,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            fused=True,
+            capturable=self.device.type == "cuda",
         )
         self.step, self.spent = 0, 0.0
         self.samples = dict.fromkeys((g.name for g in feed.groups), 0)
@@ -104,6 +113,8 @@ class Trainer:
         self.teacher = (
             None if recipe.teacher is None else load_network(self.file(recipe.teacher), options.device)
         )
+        self.levels = flow.schedule(recipe.steps).to(self.device)
+        self.steps = {g.name: Replay(partial(self._step, g), self.device) for g in feed.groups}
         if self.device.type == "cuda":
             for each in filter(None, (self.network, self.teacher)):
                 for block in each.blocks:
@@ -154,24 +165,33 @@ class Trainer:
         tokens = {g.name: self.samples[g.name] * g.tokens for g in self.feed.groups}
         total = sum(tokens.values()) + self.options.tokens
         group = max(self.feed.groups, key=lambda g: g.time * total - tokens[g.name])
-        rows = max(self.options.tokens // group.tokens, 1)
-        batch = self.feed.batch(group, rows)
+        self.feed.take()
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"].fill_(self.learning_rate())
+        self.decay.fill_(min(self.options.ema, (self.step + 1) / (self.step + 10)))
+        self.steps[group.name]()
+        self.step += 1
+        self.samples[group.name] += self.rows(group)
+
+    def rows(self, group: Group) -> int:
+        """Return the samples of a batch of a group."""
+        return max(self.options.tokens // group.tokens, 1)
+
+    def _step(self, group: Group) -> None:
+        """Take one step on a group. All of it happens on the device, so that it can be replayed."""
+        batch = self.feed.batch(group, self.rows(group))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = self.loss(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.learning_rate()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        decay = min(self.options.ema, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(
-            list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - decay
-        )
-        self.step += 1
-        self.samples[group.name] += rows
-        last = self.losses.get(group.name, loss.detach())
-        self.losses[group.name] = last + 0.02 * (loss.detach() - last)
+        averages, values = list(self.average.values()), [p.detach() for p in self.trained.values()]
+        torch._foreach_mul_(averages, self.decay)
+        torch._foreach_add_(averages, torch._foreach_mul(values, 1 - self.decay))
+        if group.name not in self.losses:
+            self.losses[group.name] = loss.detach().clone()
+        self.losses[group.name].lerp_(loss.detach(), 0.02)
 
     def learning_rate(self) -> float:
         """Warm up for 100 steps, stay for half the time, then fall linearly to 2%."""
@@ -203,12 +223,11 @@ class Trainer:
         with torch.no_grad():
             path = flow.trajectory(self.teacher, torch.randn_like(latents), given, context, fine)
         stops = path[:: fine // steps]
-        levels = flow.schedule(steps).tolist()
         lines = [
             (after - x) / (b - a)
-            for x, after, a, b in zip(stops, stops[1:], levels, levels[1:], strict=False)
+            for x, after, a, b in zip(stops, stops[1:], self.levels, self.levels[1:], strict=False)
         ]
-        sigma = torch.tensor(levels[:-1], device=latents.device).repeat_interleave(rows)
+        sigma = self.levels[:-1].repeat_interleave(rows, output_size=steps * rows)
         x = torch.cat([torch.cat([x, given], 1) for x in stops[:-1]])
         velocity = self.network(x, sigma, context.repeat(steps, 1, 1))
         return flow.error(velocity, torch.cat(lines), self.frozen.weights)
@@ -222,7 +241,7 @@ class Trainer:
         network = self.averaged()
         out = {}
         for group in self.feed.groups:
-            rows = min(Feed.HELD_OUT, max(self.options.tokens // group.tokens, 1))
+            rows = min(Feed.HELD_OUT, self.rows(group))
             batch = self.feed.held_out_batch(group, rows)
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
