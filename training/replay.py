@@ -1,4 +1,4 @@
-"""A step of a training as one CUDA graph: a small network's kernels are shorter than the time that it takes to launch them one by one."""
+"""A step of a training as one CUDA graph: a small network's kernels take less time than to launch them one by one."""
 
 from __future__ import annotations
 

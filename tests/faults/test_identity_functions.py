@@ -714,6 +714,53 @@ def test_state_of_a_run_counts_outside_of_a_pipeline_alone(lens, pipe):
     assert content(other, []) != named
 
 
+class Holder:
+    """What a user may put on a model: it does its work by a tool."""
+
+    def __init__(self, tool):
+        self.tool = tool
+
+    def __call__(self, *_):
+        self.tool.sigmas.sum()
+
+
+def _forward(tool, *args, **kwargs):
+    tool.sigmas.sum()
+
+
+def _closure(tool):
+    def act(*_):
+        tool.sigmas.sum()
+
+    return act
+
+
+def _hook(put):
+    return lambda block, tool: block.register_forward_hook(put(tool))
+
+
+TOOLS_ON_A_MODEL = {
+    "a hook that closes over it": _hook(_closure),
+    "a hook that is an object": _hook(Holder),
+    "a hook that is given it": _hook(lambda tool: functools.partial(_forward, tool)),
+    "a hook that is its own method": _hook(lambda tool: tool.step),
+    "an attribute": lambda block, tool: setattr(block, "processor", Holder(tool)),
+    "another forward": lambda block, tool: setattr(block, "forward", functools.partial(_forward, tool)),
+}
+
+
+@pytest.mark.parametrize("put", TOOLS_ON_A_MODEL.values(), ids=TOOLS_ON_A_MODEL)
+def test_a_tool_of_the_users_on_a_model_counts_with_all_that_is_in_it(tiny_pipe, put):
+    lens = dl.Lens(pipe := tiny_pipe())
+    tool = copy.deepcopy(pipe.scheduler)
+    tool.set_timesteps(5)
+    put(pipe.dit.blocks[0], tool)
+    before = lens.identity()
+    assert lens.identity() == before
+    tool.set_timesteps(7)
+    assert lens.identity() != before
+
+
 def test_sources_that_changed_while_they_were_imported_have_a_name_of_their_own(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("A = 1\n")

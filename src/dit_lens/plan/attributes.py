@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import classes
+from dit_lens.plan import classes, origin
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -141,6 +141,16 @@ def mark_parts(pipe: Any, parts: Iterable[Any]) -> None:
 def is_part(value: Any) -> bool:
     """Say whether a value is a pipeline under a lens, or something that one holds."""
     return value is not None and _PARTS.get(id(value)) is value
+
+
+def is_users(value: Any) -> bool:
+    """Say whether a value is a function of the user's or an object of a class of theirs."""
+    while isinstance(value, types.MethodType | functools.partial):
+        value = value.__func__ if isinstance(value, types.MethodType) else value.func
+    if isinstance(value, types.FunctionType):
+        module = value.__module__
+        return not (isinstance(module, str) and origin.is_library_module(module))
+    return not classes.is_library(type(value))
 
 
 def _left_out(walk: Walk, kind: type, replaced: frozenset[str]) -> frozenset[str]:

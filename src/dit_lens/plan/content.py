@@ -182,9 +182,13 @@ class Walk:
             self.exact, self.in_order = before
 
     @contextmanager
-    def reading_pipeline(self) -> Iterator[None]:
-        """Leave out of the next values what a run writes into the parts of a pipeline: it sets that anew."""
-        before, self.of_pipeline = self.of_pipeline, True
+    def reading_pipeline(self, belongs: bool = True) -> Iterator[None]:
+        """Leave out of the next values what a run writes into the parts of a pipeline: it sets that anew.
+
+        Args:
+            belongs: False for what is the user's on a part of a pipeline, such as a hook: nothing of that is left out.
+        """
+        before, self.of_pipeline = self.of_pipeline, belongs
         try:
             yield
         finally:
@@ -364,6 +368,9 @@ class Walk:
             return objects.describe_by(recipe, self, value)
         if isinstance(value, type):
             return classes.describe(self, value)
+        if self.of_pipeline and attributes.is_users(value) and not attributes.is_part(value):
+            with self.reading_pipeline(False):
+                return self._other(value, kind)
         if isinstance(value, types.ModuleType):
             return callables.module(self, value)
         if kind is complex or (

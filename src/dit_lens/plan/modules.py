@@ -180,7 +180,8 @@ def hooks(walk: Walk, held: Mapping[str, Any]) -> list[Any]:
         for key, hook in (held.get(name) or {}).items():
             if not attributes.is_guest(hook):
                 flags = [key in held.get(f"{name}_{flag}", ()) for flag in ("with_kwargs", "always_called")]
-                data.append([name, walk.visit(hook, "a hook"), flags])
+                with walk.reading_pipeline(False):
+                    data.append([name, walk.visit(hook, "a hook"), flags])
     return data
 
 
