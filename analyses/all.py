@@ -71,6 +71,8 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     ),
 }
 """By name: the script, its options, and the figures that the page shows."""
+MODEL = "organism-v1"
+"""That the page is about."""
 
 
 @dataclass
@@ -90,6 +92,7 @@ def main(options: Options) -> int:
         if options.only not in name:
             continue
         out, start = options.runs / name, time.time()
+        arguments = [*arguments, "--model", MODEL]
         command = [sys.executable, str(HERE / script), *arguments, "--out", str(out)]
         command += ["--clean", str(options.runs / "clean.zarr")] if script == "emergent.py" else []
         print(f"{name}: python analyses/{script} {' '.join(arguments)}", flush=True)

@@ -35,19 +35,23 @@ def table(results: dict[str, Any]) -> str:
     """Return the results of one organism as a table in markdown."""
     lines = [
         f"### `{results['organism']}`, n = {results['n']} scenes a row\n",
-        "| scenes | frames of | solved | 95% interval | graded score | 95% interval |",
-        "|---|---|---|---|---|---|",
+        "| scenes | run | answer right | 95% interval | solved | 95% interval | graded score | 95% interval |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, labels in results["sets"].items():
         for label, outcome in labels.items():
-            solved = rate(outcome["solved"])
-            low, high = solved["interval_95"]
             graded = mean(xr.DataArray(outcome["score"], dims="sample"), bounds=(0.0, 1.0))
-            lines.append(
-                f"| {name} | {label} | {solved['rate']:.3f} | {low:.3f} to {high:.3f} | {float(graded['mean']):.3f} "
-                f"| {float(graded['low']):.3f} to {float(graded['high']):.3f} |"
-            )
+            middle, low, high = (float(graded[part]) for part in ("mean", "low", "high"))
+            shares = f"{_share(outcome['answered'])} | {_share(outcome['solved'])}"
+            lines.append(f"| {name} | {label} | {shares} | {middle:.3f} | {low:.3f} to {high:.3f} |")
     return "\n".join(lines)
+
+
+def _share(outcomes: list[int]) -> str:
+    """Return a rate and its interval, as two cells."""
+    share = rate(outcomes)
+    low, high = share["interval_95"]
+    return f"{share['rate']:.3f} | {low:.3f} to {high:.3f}"
 
 
 def main(args: Args) -> None:

@@ -1,15 +1,17 @@
-"""Measure the organisms: what each solves, by set, number of steps and what x0 held at step 0.
+"""Measure the organisms: what each solves, by set, number of steps and, with --layers, of layers.
 
 Usage:
-    python training/evaluate.py --names full few4 --n 128    # on a CPU; --device cuda on a GPU
+    python training/evaluate.py --names full two-expert few4 --n 128    # on a CPU; --device cuda on a GPU
+    python training/evaluate.py --names full --sets arrows2 arrows8 arrows20 --layers 4 8 12 16 --steps 4 20 --out runs/depth
     python training/card.py runs/evaluation/*.json --card docs/organism.md        # tables of what was measured
 
 The networks of `network.py` run here, in float32, from the noise that the pipeline draws for seed i in scene i; a test holds
-the two against each other. x0 of step 0 is what a run of one step ends with, so that one run says both.
+the two against each other. A run of one step ends with what x0 of step 0 is in a longer one, so that one run says both.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -18,15 +20,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
+from tqdm import tqdm
 
 from judging import SETS, Verdict, judge, question
-from recipes import RECIPES, Recipe
+
+ONE = "1 step"
 
 Row = tuple[str, int]
 """A scene: its set and its number."""
@@ -56,13 +61,14 @@ class Evaluation:
         n: scenes of each set.
         workers: processes that judge.
         sets: names of the sets. Default: all.
+        nice: how far the processes stand back behind others.
     """
 
-    def __init__(self, frozen: Any, n: int, workers: int, sets: tuple[str, ...] = tuple(SETS)) -> None:
+    def __init__(
+        self, frozen: Any, n: int, workers: int, sets: tuple[str, ...] = tuple(SETS), nice: int = 0
+    ) -> None:
         self.frozen, self.n, self.sets = frozen, n, sets
-        self.pool = multiprocessing.get_context("spawn").Pool(
-            workers, os.nice, (15,)
-        )  # a training comes first
+        self.pool = multiprocessing.get_context("spawn").Pool(workers, os.nice, (nice,))
         self.rows: list[Row] = [(name, number) for name in sets for number in range(n)]
         self.questions = self.pool.starmap_async(question, self.rows)
         self.pending: list[Pending] = []
@@ -86,15 +92,17 @@ class Evaluation:
                 self._write(pending)
                 self.pending.remove(pending)
 
-    def start(self, name: str, network: Any, recipe: Recipe, out: Path, steps: tuple[int, ...] = ()) -> None:
+    def start(
+        self, name: str, network: Any, out: Path, steps: tuple[int, ...], layers: tuple[int, ...] = ()
+    ) -> None:
         """Let a network answer every set, and have it judged in the background; the results are written at the end.
 
         Args:
             name: of the organism.
             network: its DiT.
-            recipe: how it was made.
             out: file of the results.
-            steps: numbers of steps. Default: the recipe's.
+            steps: numbers of steps, the largest last.
+            layers: numbers of layers after which it is read out, all others left out. Default: all layers.
         """
         import torch
 
@@ -103,15 +111,18 @@ class Evaluation:
         verdicts: dict[tuple[str, str], list[Any]] = defaultdict(list)
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        for many in steps or ((4, 20) if name == "full" else (recipe.steps,)):
-            for rows in self._batches():
-                for label, videos in self._answers(network, rows, many).items():
-                    count += 1
-                    file = f"{folder.name}/{count}.npy"
-                    np.save(file, videos)
-                    for row, (each, number) in enumerate(rows):
-                        verdict = self.pool.apply_async(judge, (each, number, file, row))
-                        verdicts[each, label].append(verdict)
+        ways = [(many, depth) for depth in layers or (None,) for many in steps]
+        for (many, depth), rows in tqdm([*product(ways, self._batches())], desc=name, unit="batch"):
+            for label, videos in self._answers(cut(network, depth), rows, many).items():
+                if label == ONE and many != steps[-1]:
+                    continue  # it is the same in every run
+                count += 1
+                file = f"{folder.name}/{count}.npy"
+                np.save(file, videos)
+                label = label if depth is None else f"{label}, {depth} layers"
+                for row, (each, number) in enumerate(rows):
+                    verdict = self.pool.apply_async(judge, (each, number, file, row))
+                    verdicts[each, label].append(verdict)
         torch.set_float32_matmul_precision(precision)
         about = {"organism": name, "n": self.n, "seconds": round(time.perf_counter() - begun, 1)}
         self.pending.append(Pending(out, about, verdicts, folder))
@@ -131,7 +142,7 @@ class Evaluation:
         return dict(zip(self.rows, self.questions.get(), strict=True))
 
     def _answers(self, network: Any, rows: list[Row], steps: int) -> dict[str, Any]:
-        """Return the videos of scenes, [scene, time, height, width, rgb]: at the end, and of x0 at step 0."""
+        """Return the videos of scenes, [scene, time, height, width, rgb]: at the end, and after one step."""
         import torch
 
         import flow
@@ -149,10 +160,7 @@ class Evaluation:
             path = flow.trajectory(network, noise, given, words.embed(prompts), steps)
             # The line through the first step, to noise level 0.
             x0 = path[0] + (path[1] - path[0]) / (1 - flow.schedule(steps)[1].item())
-            return {
-                f"{steps} steps": _frames(codec, path[-1]),
-                f"x0 at step 0 of {steps}": _frames(codec, x0),
-            }
+            return {ONE: _frames(codec, x0), f"{steps} steps": _frames(codec, path[-1])}
 
     def _write(self, pending: Pending) -> None:
         results: dict[str, Any] = defaultdict(dict)
@@ -160,6 +168,7 @@ class Evaluation:
             judged: list[Verdict] = [verdict.get() for verdict in verdicts]
             results[name][label] = {
                 "solved": [int(v.solved) for v in judged],
+                "answered": [int(v.answered) for v in judged],
                 "score": [round(float(v.score), 4) for v in judged],
             }
         pending.videos.cleanup()
@@ -167,6 +176,15 @@ class Evaluation:
         part = pending.out.with_suffix(".part")
         part.write_text(json.dumps({**pending.about, "sets": results}) + "\n")
         os.replace(part, pending.out)
+
+
+def cut(network: Any, layers: int | None) -> Any:
+    """Return a network that is read out after so many layers; None for all of them."""
+    if layers is None:
+        return network
+    short = copy.copy(network)
+    short._modules = {**network._modules, "blocks": network.blocks[:layers]}
+    return short
 
 
 def _noise(grid: tuple[int, ...], seed: int) -> Any:
@@ -190,12 +208,14 @@ class Args:
     """Options of the evaluation."""
 
     names: tuple[str, ...] = ("full",)
-    """Organisms; their weights are looked for in `folder`."""
+    """Files of weights, or "two-expert"; they are looked for in `folder`."""
     n: int = 128
     """Scenes of each set."""
     sets: tuple[str, ...] = tuple(SETS)
-    steps: tuple[int, ...] = ()
-    """Numbers of steps. Default: 4 and 20 for full, those of its recipe for another."""
+    steps: tuple[int, ...] = (4, 20)
+    """Numbers of steps, the largest last; one step is measured beside them."""
+    layers: tuple[int, ...] = ()
+    """Numbers of layers after which the network is read out. Default: all layers."""
     device: str = "cpu"
     workers: int = 2
     """Processes that judge."""
@@ -209,13 +229,12 @@ class Args:
 
 def main(args: Args) -> None:
     """Measure one after the other."""
-    from trainer import Frozen, load_network
+    from trainer import Frozen, load_organism
 
     with Evaluation(Frozen(args.frozen, args.device), args.n, args.workers, args.sets) as evaluation:
         for name in args.names:
-            recipe = RECIPES[name]
-            network = load_network(args.folder / f"{name}.safetensors", args.device, recipe.causal)
-            evaluation.start(name, network.eval(), recipe, args.out / f"{name}.json", args.steps)
+            network = load_organism(name, args.folder, args.device)
+            evaluation.start(name, network, args.out / f"{name}.json", args.steps, args.layers)
 
 
 if __name__ == "__main__":

@@ -41,9 +41,16 @@ SETS: dict[str, Callable[[int], Sample]] = {
 
 
 class Verdict(NamedTuple):
-    """What a scorer said of one video."""
+    """What a scorer said of one video.
+
+    Attributes:
+        solved: whether it is right in all that is judged, every frame of it where the task says so.
+        answered: whether the answer that was read is a right one, however it is drawn.
+        score: how near it is, in [0, 1].
+    """
 
     solved: bool
+    answered: bool
     score: float
 
 
@@ -68,5 +75,14 @@ def judge(name: str, number: int, file: str, row: int) -> Verdict:
         file: of videos, [row, time, height, width, rgb].
         row: which of them.
     """
-    score = scene(name, number).score(np.load(file, mmap_mode="r")[row])
-    return Verdict(score.solved, score.score)
+    sample = scene(name, number)
+    score = sample.score(np.load(file, mmap_mode="r")[row])
+    return Verdict(score.solved, score.solved or score.answer in _right(sample), score.score)
+
+
+def _right(sample: Sample) -> set[str]:
+    """Return the right answers of a sample, as its scorer reads them."""
+    if sample.answers is not None:
+        return {answer.text for answer in sample.answers}
+    assert sample.truth is not None
+    return {sample.score(sample.truth).answer}

@@ -40,5 +40,18 @@ def add(network: nn.Module, rank: int) -> None:
 
 def file_of(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return matrices by parameter as DiffSynth names them in a file."""
-    ends = {".A": ".lora_A.default.weight", ".B": ".lora_B.default.weight"}
-    return {name[:-2] + ends[name[-2:]]: value for name, value in values.items()}
+    return {name[:-2] + _ENDS[name[-2:]]: value for name, value in values.items()}
+
+
+def values_of(file: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return matrices by parameter, of a file that names them as `file_of` does."""
+    names = {end: letter for letter, end in _ENDS.items()}
+    return {
+        name.removesuffix(end) + letter: value.float()
+        for name, value in file.items()
+        for end, letter in names.items()
+        if name.endswith(end)
+    }
+
+
+_ENDS = {".A": ".lora_A.default.weight", ".B": ".lora_B.default.weight"}

@@ -68,7 +68,9 @@ def main(args: Args) -> None:
     if gpu:
         torch.set_float32_matmul_precision("high")
     with ExitStack() as stack:
-        evaluation = stack.enter_context(Evaluation(frozen, args.n, workers)) if args.evaluate else None
+        evaluation = (
+            stack.enter_context(Evaluation(frozen, args.n, workers, nice=15)) if args.evaluate else None
+        )
         open_feed, mix = stack.enter_context(ExitStack()), None
         for name in args.names:
             recipe = RECIPES[name]
@@ -91,7 +93,8 @@ def main(args: Args) -> None:
             trainer = Trainer(name, recipe, seconds, options, frozen, feed)
             trainer.run()
             if evaluation is not None and recipe.is_whole:
-                evaluation.start(name, trainer.averaged(), recipe, args.evaluate / f"{name}.json")
+                steps = (4, 20) if recipe.steps == 20 else (recipe.steps,)
+                evaluation.start(name, trainer.averaged(), args.evaluate / f"{name}.json", steps)
 
 
 if __name__ == "__main__":

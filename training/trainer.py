@@ -23,7 +23,7 @@ from dit_lens.models.organism.modules import LinearCodec, TextEncoder
 from feed import Batch, Feed
 from mixes import Group
 from network import Network
-from recipes import Recipe
+from recipes import BOUNDARY, RECIPES, Recipe
 from replay import Replay
 
 
@@ -68,6 +68,35 @@ def load_network(path: Path, device: str, causal: bool = False) -> Network:
     network = Network(causal)
     network.load_state_dict({k.removeprefix("dit."): v.float() for k, v in load_file(path).items()})
     return network.to(device)
+
+
+class Experts(nn.Module):
+    """Two networks: one at high noise levels, one from the boundary down."""
+
+    def __init__(self, high: Network, low: Network) -> None:
+        super().__init__()
+        self.high, self.low = high, low
+
+    def forward(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Return the velocity by the expert for the noise level, which is one for all rows."""
+        expert = self.high if float(sigma[0]) >= BOUNDARY else self.low
+        velocity: Tensor = expert(x, sigma, context)
+        return velocity
+
+
+def load_organism(name: str, folder: Path, device: str) -> nn.Module:
+    """Return an organism to be run, from the files of `RECIPES` in a folder."""
+    if name == "two-expert":
+        high, low = (load_network(folder / f"{part}.safetensors", device) for part in ("high", "low"))
+        return Experts(high, low).eval()
+    recipe = RECIPES[name]
+    if not recipe.rank:
+        return load_network(folder / f"{name}.safetensors", device, recipe.causal).eval()
+    assert recipe.start is not None
+    network = load_network(folder / f"{recipe.start}.safetensors", device)
+    lora.add(network, recipe.rank)
+    network.load_state_dict(lora.values_of(load_file(folder / f"{name}.safetensors")), strict=False)
+    return network.to(device).eval()
 
 
 class Trainer:
@@ -293,4 +322,4 @@ class Trainer:
             self.step, self.spent, self.samples = state["step"], state["spent"], state["samples"]
 
 
-__all__ = ["Frozen", "Group", "Options", "Trainer", "load_network"]
+__all__ = ["Frozen", "Group", "Options", "Trainer", "load_network", "load_organism"]

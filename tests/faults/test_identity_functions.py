@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import importlib
+import io
 import json
 import math
 import os
@@ -768,3 +769,125 @@ def test_sources_that_changed_while_they_were_imported_have_a_name_of_their_own(
     assert origin._sources(str(tmp_path)) == origin._sources(str(tmp_path))
     file.write_text("A = 2\n")
     assert origin._sources(str(tmp_path)) != origin._sources(str(tmp_path))
+
+
+# ---- round nine: what looks like Python's own or like a picture's, order, flags, other pipelines
+
+
+def test_what_a_user_puts_among_the_builtins_counts(monkeypatch):
+    import builtins
+
+    monkeypatch.setattr(builtins, "GAIN", 1.0, raising=False)
+    monkeypatch.setattr(builtins, "abs", functools.partial(max, 0.0))
+
+    def edit(h, at):
+        return abs(h) * GAIN  # noqa: F821
+
+    before = describe(edit)
+    monkeypatch.setattr(builtins, "GAIN", 2.0, raising=False)
+    changed = describe(edit)
+    monkeypatch.setattr(builtins, "abs", functools.partial(max, 1.0))
+    assert len({digest(data) for data in (before, changed, describe(edit))}) == 3
+
+
+class Mask(Image.Image):
+    gain = 1.0
+
+    def on(self, h):
+        return h * self.gain
+
+
+def other_frame(picture):
+    frames = [Image.new("L", (4, 4), 7 * n) for n in range(2)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return Image.open(buffer)
+
+
+def test_a_picture_that_code_reads_counts_with_all_that_it_holds(monkeypatch):
+    def named(picture):
+        def edit(h, at):
+            return picture, h
+
+        return digest(describe(edit))
+
+    plain = Image.new("L", (4, 4), 3)
+    before = named(plain)
+    assert named(plain.copy()) == before
+    plain.weight = 2.0
+    assert named(plain) != before
+    mask = Mask()
+    mask.im, mask._mode, mask._size = plain.im, "L", plain.size
+    as_mask = named(mask)
+    monkeypatch.setattr(Mask, "on", lambda self, h: 3 * h)
+    assert named(mask) != as_mask
+    moving = other_frame(plain)
+    at_first = named(moving)
+    assert moving.tell() == 0 and named(moving) == at_first
+    frames = [Image.new("L", (4, 4), 9 * n) for n in range(2)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert named(Image.open(buffer)) != at_first
+
+
+def test_whether_a_parameter_is_trained_counts_where_code_reads_it():
+    net = torch.nn.Linear(2, 2)
+
+    def edit(h, at):
+        return h * sum(p.requires_grad for p in net.parameters())
+
+    before = describe(edit)
+    net.requires_grad_(False)
+    assert describe(edit) != before
+
+
+def test_the_order_of_members_and_attributes_counts():
+    def made(first, second):
+        kind = type("Steps", (), {first: 1.0, second: 2.0})
+        held = kind()
+        setattr(held, f"own_{first}", 1.0)
+        setattr(held, f"own_{second}", 1.0)
+
+        def edit(h, at):
+            return kind, h
+
+        def other(h, at):
+            return held, h
+
+        return digest(describe(edit)), digest(describe(other))
+
+    ones, others = made("a", "b"), made("b", "a")
+    assert made("a", "b") == ones
+    assert all(one != other for one, other in zip(ones, others, strict=True))
+
+
+def test_only_the_pipeline_that_runs_sets_its_scheduler_anew(tiny_pipe, sample, tmp_path):
+    pipe, other = tiny_pipe(), dl.Lens(tiny_pipe(seed=1))
+    lens = dl.Lens(pipe)
+    lens.run(sample, steps=1)
+    was, pipe.scheduler = pipe.scheduler, copy.deepcopy(pipe.scheduler)
+    was.set_timesteps(5)
+    other.pipe.scheduler.set_timesteps(5)
+
+    def level(scheduler):
+        return float(scheduler.sigmas[1])
+
+    def by_own(h, at):
+        return h * level(pipe.scheduler)
+
+    def by_former(h, at):
+        return h * level(was)
+
+    def by_other(h, at):
+        return h * level(other.pipe.scheduler)
+
+    def names():
+        edits = [[(edit, dl.at(layer=0))] for edit in (by_own, by_former, by_other)]
+        return [lens.run(sample, steps=2, edit=edit, store=tmp_path).path.name for edit in edits]
+
+    before = names()
+    assert names() == before
+    for scheduler in (was, other.pipe.scheduler):
+        scheduler.set_timesteps(3)
+    after = names()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False]

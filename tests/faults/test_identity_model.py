@@ -444,3 +444,77 @@ def test_a_profiled_script_has_classes_of_its_own(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         said.append(done.stdout)
     assert said[0] != said[1]
+
+
+# ---- what the user has given to a part of a pipeline, and what looks like a library's
+
+
+def change_config(pipe):
+    object.__setattr__(pipe.vae.config, "latents_std", [2 * x for x in pipe.vae.config.latents_std])
+
+
+def give_scheduler(pipe):
+    pipe.transformer.blocks[0].extra.set_timesteps(7)
+
+
+def give_to_pipe(pipe):
+    pipe.aux.set_timesteps(7)
+
+
+GIVEN = {
+    "a value of a configuration, as an attribute": change_config,
+    "a scheduler on a block": give_scheduler,
+    "a scheduler on the pipeline": give_to_pipe,
+    "an attribute whose name a scheduler's state has": lambda pipe: setattr(
+        pipe.transformer.blocks[0], "timestep_list", [2.0]
+    ),
+    "an attribute whose name says nothing elsewhere": lambda pipe: setattr(
+        pipe.transformer.blocks[0], "verbose", 2.0
+    ),
+}
+
+
+@pytest.mark.parametrize("change", GIVEN.values(), ids=GIVEN)
+def test_what_was_given_to_a_pipeline_counts_with_all_that_is_in_it(video_pipe, change):
+    pipe = video_pipe
+    for holder, name in ((pipe.transformer.blocks[0], "extra"), (pipe, "aux")):
+        tool = copy.deepcopy(pipe.scheduler)
+        tool.set_timesteps(5)
+        setattr(holder, name, tool)
+    pipe.transformer.blocks[0].timestep_list, pipe.transformer.blocks[0].verbose = [1.0], 1.0
+    lens = dl.Lens(pipe)
+    before = lens.identity()
+    pipe.scheduler.set_timesteps(9)
+    assert lens.identity() == before
+    change(pipe)
+    assert lens.identity() != before
+
+
+def test_a_function_that_wraps_a_librarys_is_the_users(pipe):
+    tool = copy.deepcopy(pipe.scheduler)
+    tool.set_timesteps(5)
+    block = pipe.dit.blocks[0]
+    forward = block.forward
+
+    @functools.wraps(type(block).forward)
+    def weighed(*args, **options):
+        return forward(*args, **options) * tool.sigmas[1]
+
+    block.forward = weighed
+    lens = dl.Lens(pipe)
+    before = lens.identity()
+    tool.set_timesteps(7)
+    assert lens.identity() != before
+
+
+def test_truncation_counts_where_no_library_sets_it(video_pipe):
+    class Words:
+        def __init__(self, tokenizer):
+            self._tokenizer = tokenizer
+
+    pipe = video_pipe
+    pipe.tokenizer = Words(copy.deepcopy(pipe.tokenizer._tokenizer))
+    lens = dl.Lens(pipe)
+    before = lens.identity()
+    pipe.tokenizer._tokenizer.enable_truncation(2)
+    assert lens.identity() != before

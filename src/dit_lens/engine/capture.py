@@ -20,6 +20,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -107,6 +108,7 @@ class Capture:
         )
         check_schedule(self.schedule, self.layout)
         plan.check(self.layout)
+        self._refuse_x0()
         plan.check_sources(specimen.fingerprint)
         self._model = specimen.identity()  # before anything of it is wrapped
         self._scratch: Scratch | None = None
@@ -198,6 +200,19 @@ class Capture:
             )
         self.stepper.end()
         self._last, self._next = step, self._next + 1
+
+    def _refuse_x0(self) -> None:
+        """Refuse x0 beside a pipeline whose scheduler takes the model's output for something else than a flow's velocity.
+
+        Raises:
+            PlanError: something is placed there.
+        """
+        placed = [item for item in (*self.plan.records, *self.plan.edits) if item.site == "x0"]
+        if placed and not self.specimen.family.flow.is_flow(self.specimen.pipe):
+            raise PlanError(
+                f"{placed[0].name}: a capture takes x0 for x_s - sigma v, and the scheduler of this "
+                f"{type(self.specimen.pipe).__name__} does not: record the latents and the velocity, or use lens.run."
+            )
 
     def _refuse_other_rows(self, number: int, streams: Mapping[str, Tensor]) -> None:
         rows = len(self.stepper.visitor.rows)
@@ -296,8 +311,10 @@ class CapturedStep:
         self.timestep = capture.schedule.timesteps[number]
         self.solved: set[str] = set()
         self._is_taken = False  # whether the loop has asked for what the step starts from
-        # What was told, what was returned, and x_s, by stream: where an edit has changed the velocity.
-        self._velocities: dict[str, tuple[Tensor, ...]] = {}
+        self._began = {stream: x.detach().clone() for stream, x in start.items()}
+        # Where an edit has changed x_s or the velocity, by stream: a loop that ignores it goes from one of some pairs of x_s and
+        # velocity, one that does not from the last of them.
+        self._ways: dict[str, list[tuple[str, Tensor, Tensor]]] = {}
 
     @property
     def latents(self) -> Tensor:
@@ -332,18 +349,29 @@ class CapturedStep:
         tokens = {"video": Tokens(grid, before, after)}
         tokens |= {stream: Tokens(counts) for stream, counts in (streams or {}).items()}
         parts = {name: slice(n * rows, (n + 1) * rows) for n, name in enumerate(names)}
-        dit = capture.specimen.dits[self._expert]
-        handle = dit.register_forward_pre_hook(self._refuse_unedited, with_kwargs=True)
-        try:
-            with capture.stepper.calling(Forward(self._expert, parts, tokens, self.timestep)):
-                yield
-        finally:
-            handle.remove()
+        with ExitStack() as hooks:
+            dit = capture.specimen.dits[self._expert]
+            hooks.callback(dit.register_forward_pre_hook(self._refuse_unedited, with_kwargs=True).remove)
+            for expert, other in capture.specimen.dits.items():
+                if other is not dit:
+                    first = capture.specimen.blocks(other)[0]  # some pipelines call the blocks by themselves
+                    hooks.callback(
+                        first.register_forward_pre_hook(partial(self._refuse_expert, expert)).remove
+                    )
+            hooks.enter_context(capture.stepper.calling(Forward(self._expert, parts, tokens, self.timestep)))
+            yield
         if self._unedited and not self._is_taken:
             raise CaptureError(
                 f"capture: the latents of step {self.number} are edited, and its call never asked for them: hand the model "
                 "step.latents (or step.streams)."
             )
+
+    def _refuse_expert(self, expert: str, *_: Any) -> None:
+        """Refuse a DiT that runs in place of the one that the step was told."""
+        raise CaptureError(
+            f"capture: the expert {expert!r} runs in step {self.number}, which was told {self._expert!r}: say which one "
+            f"serves it by loop.step(x, expert={expert!r})."
+        )
 
     def _refuse_unedited(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse a model that is given the latents as they were before their edit."""
@@ -373,35 +401,48 @@ class CapturedStep:
                 f"capture: step {self.number} was told a velocity {tuple(velocity.shape)} of {stream}, whose latents are "
                 f"{tuple(start.shape)}: tell it after guidance, on [row, channel, frame, y, x]."
             )
+        if not same_bits(start, self._began.pop(stream)):
+            raise CaptureError(
+                f"capture: the {stream} latents of step {self.number} were changed in place before their velocity was told, and "
+                "x0 is made of the two: tell it first, or step with x = x + ... ."
+            )
         self.solved.add(stream)
         solution, _ = self._capture.stepper.solve(stream, start, velocity)
-        if solution is not velocity:
-            self._velocities[stream] = tuple(x.detach().clone() for x in (velocity, solution, start))
+        ways = [("velocity", start, velocity)] if solution is not velocity else []
+        if stream in self._unedited:
+            ways.append(("latents", self._unedited[stream], solution))
+        if ways:
+            ways.append(("", start, solution))
+            self._ways[stream] = [(what, x.detach().clone(), v.detach().clone()) for what, x, v in ways]
         return solution
 
     def refuse_unedited_step(self, following: Mapping[str, Tensor]) -> None:
-        """Refuse a loop that has stepped with the velocity that it told, in place of the edited one that it got.
+        """Refuse a loop that has stepped with the velocity that it told, or from the latents that it brought: not the edited.
 
         Args:
             following: what the next step starts from, by stream.
 
         Raises:
-            CaptureError: it starts where the velocity without its edit leads.
+            CaptureError: it starts where a step without the edit leads.
         """
-        sigmas = self._capture.schedule.sigmas
-        for stream, (told, returned, x) in self._velocities.items():
-            stepped, length = following[stream], sigmas[self.number + 1] - self.sigma
-            without, edited = (x.double() + length * velocity.double() for velocity in (told, returned))
-            # Cells in which the two lead to values apart by more than rounding; a frame that is put back is near neither.
-            apart = (without - edited).abs()
-            rounding = 8 * torch.finfo(stepped.dtype).eps * float(stepped.abs().max())
-            differing = apart > rounding
-            ignored, used = (
-                int(((stepped.double() - end).abs() < apart / 4)[differing].sum())
-                for end in (without, edited)
-            )
-            if ignored > max(used, int(differing.sum()) // 10):
-                raise CaptureError(
-                    f"capture: step {self.number} went on with the velocity of {stream} as it was before its edit: step with "
-                    "what step.velocity(...) returns."
-                )
+        length = self._capture.schedule.sigmas[self.number + 1] - self.sigma
+        for stream, ways in self._ways.items():
+            ends = [x.double() + length * velocity.double() for _, x, velocity in ways]
+            for (what, _, _), end in zip(ways[:-1], ends[:-1], strict=True):
+                if _went(following[stream], end, ends[-1]):
+                    raise CaptureError(
+                        f"capture: step {self.number} went on with the {what} of {stream} from before the edit: step with "
+                        "x = step.latents + ... * step.velocity(...)."
+                    )
+
+
+def _went(stepped: Tensor, without: Tensor, edited: Tensor) -> bool:
+    """Say whether a loop went to where a step without an edit leads, and not to where one with it does."""
+    # Cells in which the two lead to values apart by more than rounding; a frame that is put back is near neither.
+    apart = (without - edited).abs()
+    rounding = 8 * torch.finfo(stepped.dtype).eps * float(stepped.abs().max())
+    differing = apart > rounding
+    ignored, used = (
+        int(((stepped.double() - end).abs() < apart / 4)[differing].sum()) for end in (without, edited)
+    )
+    return ignored > max(used, int(differing.sum()) // 10)

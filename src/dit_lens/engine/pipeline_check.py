@@ -8,7 +8,7 @@ come late. A network that runs beside the DiT at every step (a ControlNet) is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -167,10 +167,14 @@ def check_against_pipeline(batch: Batch) -> bool:
     if functions:
         raise PlanError(f"{functions[0]}=... in a batch: its loop has no callbacks; use lens.run.")
     forwards, firsts, kind = _beside(batch)
-    key = digest([content(loop, []), batch.model, request.sample.image is None, kind])
+    key = digest([content(loop, []), batch.model, request.sample.image is None, _shapes(batch), kind])
     if key in specimen.checked_loops:
         return False
     observed, tolerance = _observe(batch), _tolerance(batch)
+    if len(observed) != batch.steps:
+        raise _differs(
+            "end", len(observed), f"after {batch.steps} steps, the pipeline's after {len(observed)}"
+        )
     latents = [_loud(batch.noise[pairs], first) for pairs, first in zip(forwards, firsts, strict=True)]
     x = batch.noise[:1]
     for step, seen in enumerate(observed):
@@ -213,6 +217,17 @@ def _loud(latents: Tensor, first: int) -> Tensor:
     return together(streams)
 
 
+def _shapes(batch: Batch) -> list[Any]:
+    """Return of what shape everything is that the model is given, for every branch."""
+    shapes: list[Any] = [[*x.shape[1:]] for x in apart(batch.noise).values()]
+    for branch in batch.layout.branches:
+        given = batch.inputs.of_branch(branch, [0])
+        shapes.append(
+            [[n, [*v.shape] if isinstance(v, Tensor) else str(type(v))] for n, v in sorted(given.items())]
+        )
+    return shapes
+
+
 def _beside(batch: Batch) -> tuple[list[list[int]], list[int], list[Any]]:
     """Return the pairs of each forward of the check, where the first pair stands in each, and what these can show.
 
@@ -245,11 +260,21 @@ def _observe(batch: Batch) -> list[Observed]:
         finally:
             undo()
 
+    steps: list[Iterator[Any]] = []
+    if (bar := keywords.get("progress_bar_cmd")) is not None:
+        # DiffSynth's steps go through it: what would come after the last one shows in what is left of them.
+        def shown(items: Any) -> Iterator[Any]:
+            steps.append(iter(bar(items)))
+            return steps[-1]
+
+        keywords["progress_bar_cmd"] = shown
     with specimen.held(keywords):
         try:
             guarded(observe)
         except EnoughError:
             calling.release(pipe)
+            if steps and next(steps[-1], None) is not None:
+                observer.steps.append(Observed({}))
     if observer.beside:
         raise PlanError(
             f"{', '.join(sorted(observer.beside))} of the {type(pipe).__name__} runs at every step beside the DiT, and a batch "

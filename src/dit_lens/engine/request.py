@@ -13,6 +13,7 @@ from dit_lens import records
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Stage
 from dit_lens.families.specimen import Specimen
+from dit_lens.plan.attributes import naming_run_of
 from dit_lens.plan.content import content
 from dit_lens.plan.places import At, is_several, is_truth, whole_number
 from dit_lens.plan.plan import Layout, Plan
@@ -113,7 +114,8 @@ class Request:
     def identity(self) -> dict[str, Any]:
         """All that makes the run what it is. What cannot be named makes it equal to no other, with a warning."""
         if self._identity is None or self._identity[0] is not self.plan:
-            self._identity = self.plan, self._describe()
+            with naming_run_of(self.specimen.pipe):
+                self._identity = self.plan, self._describe()
         return self._identity[1]
 
     def _describe(self) -> dict[str, Any]:

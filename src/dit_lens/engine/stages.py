@@ -116,6 +116,7 @@ class StageLoop:
         self._streams: tuple[str, ...] = ()  # with latents that this run has
         self._stepped: set[str] = set()  # streams whose scheduler has stepped
         self._skipping = False
+        self._told = -2, float("nan")  # step and timestep of the last call
 
     # ---- what the family drives
 
@@ -126,6 +127,7 @@ class StageLoop:
         if self._stepper is None:
             self._open(forward)
         stepper, resume = self.stepper, self.opened.resume
+        self._check_order(forward)
         self._skipping = self.step < resume - 1  # the step stands in the store: nothing to compute
         if self._skipping:
             return skip()
@@ -142,6 +144,28 @@ class StageLoop:
             if self._watch is not None:
                 self._watch(Call(self.step, stepper.sigmas[self.step], forward, self.layout.stage))
             return proceed(self._latents)
+
+    def _check_order(self, forward: Forward) -> None:
+        """Refuse calls that do not go through the schedule once, from its beginning to its end.
+
+        Raises:
+            CaptureError: they do not.
+        """
+        timesteps = self.stepper.timesteps
+        if self.step >= len(timesteps):
+            raise CaptureError(
+                f"The pipeline makes more steps than the {len(timesteps)} of its schedule: they cannot be labelled."
+            )
+        before, told = self._told
+        if (
+            before == self.step - 1
+            and (forward.timestep - told) * (timesteps[self.step] - timesteps[before]) < 0
+        ):
+            raise CaptureError(
+                f"step {self.step}: the model is told timestep {forward.timestep:.3f} after {told:.3f}, and the schedule goes "
+                f"from {timesteps[before]:.3f} to {timesteps[self.step]:.3f}: the pipeline takes its steps in another order."
+            )
+        self._told = self.step, forward.timestep
 
     def advance(
         self,

@@ -98,6 +98,10 @@ class Stepper:
         x0 = self.flow.x0(self.scheduler, latents, velocity, step)
         new = visitor.on_latents("x0", stream, x0, records=False)
         if new is not x0:
+            if self.sigmas[step] == 0:
+                raise CaptureError(
+                    f"step {step}: x0 is edited where the noise level is 0, and no velocity leads there: place the edit before."
+                )
             # Where x0 was left alone the velocity stays as it was: the way back rounds.
             back = self.flow.velocity(self.scheduler, latents, new, step).to(velocity.dtype)
             velocity = torch.where(bits(new) == bits(x0), velocity, back)

@@ -167,6 +167,7 @@ class Flow:
         x0: (scheduler, latents, velocity, step) to x0.
         velocity: (scheduler, latents, x0, step) to the velocity that stands for it.
         guide: (pipe, keywords, velocities by branch, timestep) to the velocity after guidance.
+        is_flow: pipe to whether its scheduler takes the model's output for the velocity of x_s = (1 - sigma) x_0 + sigma x_1.
         readout: (dit, block state [row, token, channel], prepared keywords of `Batching` with `latents` and `timestep`)
             to the velocity that the network gives if it ends after this block. None where that is not known.
     """
@@ -175,6 +176,7 @@ class Flow:
     x0: Callable[[Any, Tensor, Tensor, int], Tensor] = flow_x0
     velocity: Callable[[Any, Tensor, Tensor, int], Tensor] = flow_velocity
     guide: Callable[[Any, Keywords, Mapping[str, Tensor], float], Tensor] = classifier_free
+    is_flow: Callable[[Any], bool] = field(default=lambda pipe: True)
     readout: Callable[[Any, Tensor, Keywords], Tensor] | None = None
 
 

@@ -54,12 +54,13 @@ def identity(
         PlanError: weights rest on disk, and `info` does not say which.
     """
     held = held_by(pipe)
-    attributes.mark_parts(pipe, held.values())
+    given = {name for name in held if is_given_to(pipe, name)}
+    attributes.mark_parts(pipe, [part for name, part in held.items() if name not in given])
     if isinstance(pipe, nn.Module) and (hooks := modules.hooks(Walk([]), vars(pipe))):
         held["hooks"] = hooks
     look = _Look(info, repeatable)
     for name, part in (*dits.items(), *sorted(held.items())):
-        look.at(part, name)
+        look.at(part, name, given=name in given)
     with look.walk.counting_whole("dit_lens"):
         # Sites, grids and readouts say what is read where; of this package's functions their names count.
         look.at(family, "family")
@@ -113,10 +114,10 @@ class _Look:
         self._weights_named = "weights" in info
         self._parts: list[tuple[Any, Any, Gathering]] = []
 
-    def at(self, part: Any, name: str) -> None:
-        """Look at a part."""
+    def at(self, part: Any, name: str, given: bool = False) -> None:
+        """Look at a part; of one that the user has given to the pipeline nothing is left out."""
         self.walk.gathering = gathering = Gathering()
-        with self.walk.at(name):
+        with self.walk.at(name), self.walk.reading_pipeline(not given):
             data = self.walk.whole(part)
         self._parts.append((part, data, gathering))
         self.walk.gathering = None
@@ -144,7 +145,7 @@ def hooked(parts: Iterable[nn.Module]) -> list[nn.Module]:
 
 def state_of_hooks(parts: Iterable[nn.Module]) -> str:
     """Return a hash that changes when a hook of the user's on some modules keeps something from call to call."""
-    walk = Walk([], checksum=tensor_data, repeatable=True)
+    walk = Walk([], checksum=tensor_data, repeatable=True, watching=True)
     return digest([modules.hooks(walk, part.__dict__) for part in parts])
 
 
@@ -157,6 +158,7 @@ def numerics() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "half_math": _setting(backends.cuda.fp16_bf16_reduction_math_sdp_allowed),
         "fast_path": _setting(backends.mha.get_fastpath_enabled),
+        "keeps_denormals": bool(torch.full((), 1e-40) * 1.0 != 0),
         "priority": _setting(torch._C._get_sdp_priority_order),
         "attention": [
             backends.cuda.flash_sdp_enabled(),
@@ -217,6 +219,14 @@ def held_by(pipe: Any) -> dict[str, Any]:
     if isinstance(pipe, nn.Module):
         held |= {**pipe._modules, **pipe._parameters, **pipe._buffers}
     return held
+
+
+def is_given_to(pipe: Any, name: str) -> bool:
+    """Say whether an attribute of a pipeline is one that the user has given it, and neither its class nor its configuration."""
+    kind = type(pipe)
+    if not classes.is_built_on_models(kind) or name in getattr(pipe, "_modules", ()):
+        return False
+    return classes.is_given(kind, name) and name not in (getattr(pipe, "config", None) or ())
 
 
 def refuse_on_disk(modules: list[nn.Module]) -> None:

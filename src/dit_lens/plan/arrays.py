@@ -151,13 +151,44 @@ def image(walk: Walk, value: Any) -> Any:
     if orientation := (value.getexif().get(0x0112) if hasattr(value, "getexif") else None):
         info["orientation"] = orientation
     more |= {"info": walk.visit(info)} if info else {}
-    return {"@image": value.mode, "size": list(value.size), "sha256": pixels, **more}
+    return {
+        "@image": value.mode,
+        "size": list(value.size),
+        "sha256": pixels,
+        **more,
+        **_read_image(walk, value),
+    }
+
+
+def _read_image(walk: Walk, value: Any) -> dict[str, Any]:
+    """Return what code that reads a picture may read of it beside its pixels: attributes, class, further frames."""
+    if not walk.exact:
+        return {}
+    kind = type(value)
+    given = {n: held for n, held in vars(value).items() if classes.is_given(kind, n)}
+    data = {"attributes": walk.visit(given)} if given else {}
+    if not classes.is_library(kind):
+        data["class"] = classes.describe(walk, kind)
+    if getattr(value, "n_frames", 1) > 1:
+        here, frames = value.tell(), []
+        try:
+            for number in range(value.n_frames):
+                value.seek(number)
+                frames.append(hashlib.sha256(value.tobytes()).hexdigest())
+        finally:
+            value.seek(here)
+        data |= {"frame": here, "frames": frames}
+    return data
 
 
 def tensor(walk: Walk, value: Any) -> Any:
     """Return a torch tensor as data, with the attributes that the user has given it."""
     held = attributes_of(value)
     data = _values(walk, value)
+    if not walk.of_pipeline and walk.gathering is None:
+        hooks = [*(value._backward_hooks or {}).values()] if value.requires_grad else []
+        if value.requires_grad:
+            data = {"@tensor": data, "requires_grad": True, "hooks": walk.visit(hooks)}
     if walk.gathering is None and value.is_leaf and value.grad is not None:
         data = {"@tensor": data, "grad": tensor(walk, value.grad)}
     if not held or (isinstance(data, dict) and "attributes" in data):

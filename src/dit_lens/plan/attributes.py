@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import threading
 import types
 import weakref
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.plan import classes, origin
@@ -123,8 +124,20 @@ def _below_nnsight(kind: type, state: Any) -> dict[str, Any]:
     return {"forward": original.__closure__[0].cell_contents if wraps else original}
 
 
-_PARTS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-"""Pipelines under a lens and what they hold, by id."""
+_PARTS: dict[int, dict[int, weakref.ReferenceType[Any]]] = {}
+"""By the id of a pipeline under a lens: what it holds now, and the pipeline itself, by id."""
+
+_ALL_PARTS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+"""All of these, by id."""
+
+
+class _Named(threading.local):
+    """The pipeline of the run that this thread names."""
+
+    pipe: int | None = None
+
+
+_NAMED = _Named()
 
 
 def mark_parts(pipe: Any, parts: Iterable[Any]) -> None:
@@ -132,15 +145,37 @@ def mark_parts(pipe: Any, parts: Iterable[Any]) -> None:
 
     An object of the same class that the user's own code holds, such as a scheduler, counts with all that is in it.
     """
+    for key, held in [*_PARTS.items()]:
+        if held[key]() is None:  # that pipeline is gone
+            _PARTS.pop(key, None)
+    here: dict[int, weakref.ReferenceType[Any]] = {}
     for part in (pipe, *parts):
         if not isinstance(part, type | types.FunctionType | types.ModuleType):
             with suppress(TypeError):  # text, numbers, lists: no run keeps its state in them
-                _PARTS[id(part)] = part
+                here[id(part)] = weakref.ref(part)
+                _ALL_PARTS[id(part)] = part
+    if id(pipe) in here:
+        _PARTS[id(pipe)] = here
+
+
+@contextmanager
+def naming_run_of(pipe: Any) -> Iterator[None]:
+    """Name a run of a pipeline: it sets what this pipeline holds anew, and leaves all other pipelines as they are."""
+    before, _NAMED.pipe = _NAMED.pipe, id(pipe)
+    try:
+        yield
+    finally:
+        _NAMED.pipe = before
 
 
 def is_part(value: Any) -> bool:
-    """Say whether a value is a pipeline under a lens, or something that one holds."""
-    return value is not None and _PARTS.get(id(value)) is value
+    """Say whether a value is a pipeline under a lens, or something that one holds; of the pipeline whose run is named, if any."""
+    if value is None or _ALL_PARTS.get(id(value)) is not value:
+        return False
+    if _NAMED.pipe is None:
+        return True
+    part = _PARTS.get(_NAMED.pipe, {}).get(id(value))
+    return part is not None and part() is value
 
 
 def is_users(value: Any) -> bool:
@@ -148,9 +183,8 @@ def is_users(value: Any) -> bool:
     while isinstance(value, types.MethodType | functools.partial):
         value = value.__func__ if isinstance(value, types.MethodType) else value.func
     if isinstance(value, types.FunctionType):
-        module = value.__module__
-        return not (isinstance(module, str) and origin.is_library_module(module))
-    return not classes.is_library(type(value))
+        return not (origin.is_library_function(value) or origin.is_own_code(value.__code__))
+    return not classes.is_no_users(type(value))
 
 
 def _left_out(walk: Walk, kind: type, replaced: frozenset[str]) -> frozenset[str]:
@@ -166,12 +200,16 @@ def _left_out(walk: Walk, kind: type, replaced: frozenset[str]) -> frozenset[str
             if isinstance(m, functools.cached_property)
         )
         library = classes.is_library(kind)
-        known = UNTOLD | cached if classes.is_of_models(kind) else cached
+        known = _unless_given(kind, UNTOLD) | cached if classes.is_of_models(kind) else cached
         if walk.of_pipeline:
-            known |= classes.written_by_runs(walk, kind, replaced) | STATE
+            known |= classes.written_by_runs(walk, kind, replaced) | _unless_given(kind, STATE)
         if library and not replaced:
             by_class[walk.of_pipeline] = known
     return known
+
+
+def _unless_given(kind: type, names: frozenset[str]) -> frozenset[str]:
+    return frozenset(name for name in names if not classes.is_given(kind, name))
 
 
 _LEFT_OUT: weakref.WeakKeyDictionary[type, dict[bool, frozenset[str]]] = weakref.WeakKeyDictionary()

@@ -269,9 +269,16 @@ def named(walk: Walk, name: str, attributes: Sequence[str], scope: Mapping[str, 
         return {"@missing": name}
     if name in UNSEEN:
         return walk.unnamed(known[name], f"{name}(), which reads what no name says,")
-    # A builtin that somebody has replaced is no builtin.
-    ours = getattr(builtins, name, None) is known[name] and not isinstance(known[name], types.FunctionType)
+    # A builtin that somebody has put there, or replaced, is no builtin.
+    ours = getattr(builtins, name, None) is known[name] and _is_pythons_own(known[name])
     return {"@builtin": name} if ours else walk.visit(known[name], f"the builtin {name!r}")
+
+
+def _is_pythons_own(value: Any) -> bool:
+    """Say whether a value that stands among the builtins is one of them."""
+    if isinstance(value, types.BuiltinFunctionType | type):
+        return value.__module__ in ("builtins", "_io", "io")
+    return value in (None, Ellipsis, NotImplemented) or isinstance(value, bool)
 
 
 def imported(walk: Walk, reading: bytecode.Reading, package: str) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _abc
 import dataclasses
+import functools
 import types
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,7 @@ def _members(walk: Walk, kind: type) -> list[Any]:
         meta = [] if is_library(type(kind)) else [describe(walk, type(kind))]
         members = [
             [name, _member(walk, kind, name, member)]
-            for name, member in sorted(vars(kind).items())
+            for name, member in vars(kind).items()  # in their order, in which code may go through them
             if not (name in UNTOLD or _is_machinery(name))
         ]
         told = [
@@ -181,6 +182,32 @@ def written_by_runs(walk: Walk, kind: type, replaced: frozenset[str] = frozenset
         codes = tuple(item for item in _codes_of_library(trusted) if item[0] not in users | replaced)
         known = walk.written[kind, replaced] = _reached(codes)
     return known
+
+
+def is_no_users(kind: type) -> bool:
+    """Say whether a class is a library's or this package's."""
+    return is_library(kind) or f"{kind.__module__}.".startswith("dit_lens.")
+
+
+@lru_cache(maxsize=4096)
+def own_attributes(kind: type) -> frozenset[str]:
+    """Return the attributes that a library gives to the objects of a class: those that its methods set, or that it declares."""
+    names = set[str]()
+    for base in filter(is_no_users, kind.__mro__):
+        names |= {*vars(base).get("__annotations__", {})}
+        for name, member in vars(base).items():
+            while hasattr(member, "__wrapped__"):
+                member = member.__wrapped__
+            if (function := _plain(member)) is not None:
+                names |= bytecode.stored_and_loaded(function.__code__)[0]
+            elif isinstance(member, functools.cached_property):
+                names.add(name)
+    return frozenset(names)
+
+
+def is_given(kind: type, name: str) -> bool:
+    """Say whether an attribute of a library's object is one that the user has given it. Private names are other libraries'."""
+    return not name.startswith("_") and name not in own_attributes(kind)
 
 
 def _calls_super(name: str, member: Any) -> bool:

@@ -97,10 +97,12 @@ class Walk:
         exact: whether numbers of other types differ from the beginning.
         of_pipeline: whether what is visited belongs to a pipeline, and what a run writes into it is left out.
         repeatable: whether what cannot be named is left out, so that two looks at one value are equal.
+        watching: whether two looks say if something was kept in between: what cannot be looked at, such as an iterator, differs.
 
     Attributes:
         of_pipeline: as above; it is also so for parts of a pipeline that code reads (`attributes.mark_parts`).
         exact: whether numbers of other types differ, as they do where code computes with them.
+        holder: class of the object whose attributes are visited.
         in_order: whether the order of a dict's items counts, as it does where code goes through them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
@@ -118,11 +120,14 @@ class Walk:
         exact: bool = False,
         of_pipeline: bool = False,
         repeatable: bool = False,
+        watching: bool = False,
     ) -> None:
+        self.watching = watching
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
         self.of_pipeline = of_pipeline
         self.in_order, self.repeatable = False, repeatable
+        self.holder: type | None = None
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
@@ -212,6 +217,15 @@ class Walk:
         finally:
             self._whole = before
 
+    @contextmanager
+    def held_by(self, kind: type) -> Iterator[None]:
+        """Say of which class the object is that holds the next values."""
+        before, self.holder = self.holder, kind
+        try:
+            yield
+        finally:
+            self.holder = before
+
     def is_below(self, attribute: str) -> bool:
         """Say whether what is visited is an attribute of this name."""
         return bool(self._path) and self._path[-1] == f"its attribute {attribute!r}"
@@ -225,14 +239,20 @@ class Walk:
         """Say whether the code of a module, by its name, counts as a whole."""
         return isinstance(module, str) and f"{module}.".startswith(self._whole)
 
-    def unnamed(self, value: Any, what: str) -> Any:
-        """Say that a value cannot be named; return data that is equal to no other."""
+    def unnamed(self, value: Any, what: str, moves: bool = False) -> Any:
+        """Say that a value cannot be named; return data that is equal to no other.
+
+        Args:
+            value: it.
+            what: it is.
+            moves: whether using it changes it, as an iterator's place.
+        """
         if self._trusting:
             return {"@type": type(value).__qualname__}
         inner = [*reversed(self._path[-3:])] or [type(value).__name__]
         place = ", ".join([*inner, *self._path[:1]] if len(self._path) > 3 else inner)
         self._sentences.append(f"{place}: {what} cannot be named by its content")
-        if self.repeatable:
+        if self.repeatable and not (moves and self.watching):
             return {"@unnamed": type(value).__qualname__}
         return {"@unnamed": uuid.uuid4().hex}
 
@@ -242,6 +262,7 @@ class Walk:
         walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing, exact=self.exact)
         walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
         walk.in_order, walk.repeatable, walk.of_pipeline = self.in_order, self.repeatable, self.of_pipeline
+        walk.watching = self.watching
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive

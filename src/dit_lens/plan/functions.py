@@ -102,7 +102,7 @@ def describe(
             other.
         repeatable: whether such a value is left out, so that two looks at one function are equal.
     """
-    walk = Walk([] if unnamed is None else unnamed, repeatable=repeatable)
+    walk = Walk([] if unnamed is None else unnamed, repeatable=repeatable, watching=repeatable)
     if type(function) is functools.partial and not function.args:
         function = Configured(function.func, function.keywords)
     data = walk.whole(function)
@@ -135,7 +135,7 @@ def kept_by(function: Callable[..., Any]) -> str:
     def writes(tensor: Any) -> list[Any]:
         return [tensor.data_ptr(), None if tensor.is_inference() else tensor._version, *tensor.shape]
 
-    return digest(Walk([], checksum=writes, repeatable=True).whole(function))
+    return digest(Walk([], checksum=writes, repeatable=True, watching=True).whole(function))
 
 
 def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[..., Any]:

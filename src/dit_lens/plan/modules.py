@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import arrays, attributes, classes, digests
+from dit_lens.plan import arrays, attributes, classes, digests, objects
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -99,7 +99,7 @@ def _parts(walk: Walk, value: Any) -> list[Any]:
     with walk.reading(exact=True, in_order=not recipe.library):  # a forward computes with its attributes
         *values, before, after, back_before, back_after, parts, parameters, buffers = recipe.read(held)
         attribute_data = [
-            item if type(item) in PLAIN else walk.visit(item, f"its attribute {name!r}")
+            item if type(item) in PLAIN else objects.attribute(walk, type(value), name, item)
             for name, item in zip(recipe.names, values, strict=True)
         ]
         head = recipe.head if recipe.library else [classes.describe(walk, type(value)), recipe.names]

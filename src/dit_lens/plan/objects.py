@@ -33,7 +33,7 @@ def describe(walk: Walk, value: Any) -> Any:
     if special is not None:
         return special(walk, value)
     if isinstance(value, io.IOBase):
-        return walk.unnamed(value, f"an open file ({kind.__name__})")
+        return walk.unnamed(value, f"an open file ({kind.__name__})", moves=True)
     if issubclass(kind, weakref.ReferenceType):
         return {"@weakref": walk.visit(value()), **beyond(walk, value, weakref.ReferenceType)}
     if issubclass(kind, logging.Logger):
@@ -43,7 +43,9 @@ def describe(walk: Walk, value: Any) -> Any:
     if kind in _ALIASES or kind.__module__ == "typing":
         return _typing(walk, value)
     if hasattr(kind, "__next__") and not _in_python(kind):
-        return walk.unnamed(value, f"an iterator ({kind.__name__}), which is used up as it is read,")
+        return walk.unnamed(
+            value, f"an iterator ({kind.__name__}), which is used up as it is read,", moves=True
+        )
     return {"@object": kind.__qualname__, "code": walk.node(value, _parts)}
 
 
@@ -104,7 +106,7 @@ def describe_by(recipe: ObjectRecipe, walk: Walk, value: Any) -> Any:
 
     def parts(walk: Walk, value: Any) -> list[Any]:
         with walk.reading(walk.exact, _order_counts(walk, type(value))):
-            return ["object", recipe.described, _named(walk, vars(value), recipe.names)]
+            return ["object", recipe.described, _named(walk, type(value), vars(value), recipe.names)]
 
     return {"@object": type(value).__qualname__, "code": walk.node(value, parts)}
 
@@ -204,20 +206,37 @@ def _is_configuration(kind: type) -> bool:
 def _state(walk: Walk, value: Any, kind: type) -> dict[str, Any]:
     """Return the attributes of an object; what a run itself writes into a library's object is left out."""
     held = attributes.plain(walk, value)
-    if _is_configuration(kind):  # it holds its items as attributes too
-        held = {}
-    return _named(walk, held, sorted(held, key=str))
+    if _is_configuration(kind):  # it holds its items as attributes too, and code reads these
+        mark = f"_{kind.__name__}__frozen"
+        held = {
+            n: v
+            for n, v in held.items()
+            if n != mark and not (n in value and dict.__getitem__(value, n) is v)
+        }
+    return _named(walk, kind, held, sorted(held, key=str)) | (
+        {} if classes.is_library(kind) else {"@order": [*map(str, held)]}
+    )
 
 
-def _named(walk: Walk, held: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return attributes as data, by name."""
+def _named(walk: Walk, kind: type, held: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return attributes of an object of a class as data, by name."""
     plain = (type(None), bool, int, str)
-    return {
-        str(name): held[name]
-        if type(held[name]) in plain
-        else walk.visit(held[name], f"its attribute {name!r}")
-        for name in names
-    }
+    with walk.held_by(kind):
+        return {
+            str(name): held[name] if type(held[name]) in plain else attribute(walk, kind, name, held[name])
+            for name in names
+        }
+
+
+def attribute(walk: Walk, kind: type, name: str, value: Any) -> Any:
+    """Return an attribute of an object as data. Of what the user has given to a part of a pipeline nothing is left out."""
+    if walk.of_pipeline and classes.is_given(kind, name):
+        with walk.reading_pipeline(False):
+            return walk.visit(value, f"its attribute {name!r}")
+    return walk.visit(value, f"its attribute {name!r}")
+
+
+_LOCKS = ("lock", "RLock")
 
 
 def _reduced(walk: Walk, value: Any, kind: type) -> Any:
@@ -226,7 +245,9 @@ def _reduced(walk: Walk, value: Any, kind: type) -> Any:
         told = value.__reduce_ex__(2)
     except Exception:  # whatever a foreign class raises
         return walk.unnamed(
-            value, f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,"
+            value,
+            f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,",
+            moves=kind.__name__ not in _LOCKS,
         )
     if isinstance(told, str):
         return told
@@ -236,7 +257,9 @@ def _reduced(walk: Walk, value: Any, kind: type) -> Any:
     )
     if nothing and kind is not object:
         return walk.unnamed(
-            value, f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,"
+            value,
+            f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,",
+            moves=kind.__name__ not in _LOCKS,
         )
     state, items, pairs = [*more, None, None, None][:3]
     return [
@@ -257,7 +280,7 @@ def _generator(walk: Walk, value: Any) -> Any:
 
 def _tokenizer(walk: Walk, value: Any) -> Any:
     text = value.to_str()
-    if walk.is_below("_tokenizer"):
+    if walk.is_below("_tokenizer") and walk.holder is not None and classes.is_of_models(walk.holder):
         # Padding and truncation stand before the rest, and every call of transformers' own sets them anew.
         text = text[max(0, text.find('"added_tokens"')) :]
     return {"@tokenizer": walk.visit(text.encode()), "special": walk.visit(value.encode_special_tokens)}
@@ -278,7 +301,9 @@ def _weak_items(walk: Walk, value: Any) -> Any:
 
 
 def _thread_local(walk: Walk, value: Any) -> Any:
-    return walk.unnamed(value, "a thread-local object, which holds another state in every thread,")
+    return walk.unnamed(
+        value, "a thread-local object, which holds another state in every thread,", moves=True
+    )
 
 
 def _random_state(walk: Walk, value: Any) -> Any:

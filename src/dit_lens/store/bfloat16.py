@@ -61,6 +61,12 @@ def to_float16(codes: np.ndarray) -> np.ndarray:
         return wide.astype(np.float16)
 
 
+def checksum(values: np.ndarray) -> int:
+    """Return the crc32c of values, of any shape and plain number type."""
+    crc: int = google_crc32c.value(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return crc
+
+
 def survey(values: np.ndarray, bfloat16: bool) -> tuple[int, int, int]:
     """Return (crc32c, number of NaN, number of Inf) of C-contiguous values, in one pass over memory.
 

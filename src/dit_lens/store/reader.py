@@ -126,9 +126,7 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
         )
     for name in stored.arrays.keys() - stored.variables.keys():
         _check_coordinate(path, name, stored.arrays[name])
-    dataset = xr.open_zarr(path, chunks=None, consolidated=True)
-    for coord in dataset.coords.values():
-        coord.load()  # labels are small, and read when the folder is sure to be there
+    dataset = _opened(path, stored)
     model = _fingerprint(stored.attrs.get("manifest"))
     for name, variable in stored.variables.items():
         committed = {key: entry for (owner, key), entry in stored.ledger.units.items() if owner == name}
@@ -138,7 +136,26 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
         dataset[name] = xr.Variable(
             variable.dims, lazy, _flat(dataset[name].attrs | model), _netcdf_encoding(variable)
         )
-    dataset.attrs = _flat(dataset.attrs)
+    dataset.attrs = _flat(stored.attrs)
+    return dataset
+
+
+def _opened(path: Path, stored: Stored) -> xr.Dataset:
+    """Open a run by xarray, with its labels in memory. A writer may have gone on since the first look: that one counts.
+
+    Raises:
+        StoreError: xarray cannot open it.
+    """
+    try:
+        dataset = xr.open_zarr(path, chunks=None, consolidated=True)
+        for coord in dataset.coords.values():
+            coord.load()  # labels are small, and read when the folder is sure to be there
+        for name in stored.variables:
+            dataset[name].attrs = dict(stored.arrays[name]["attributes"])
+    except Exception as error:  # whatever zarr says of files that are cut, changed, or gone meanwhile
+        raise StoreError(
+            f"{path} cannot be opened ({type(error).__name__}: {error}): copy the run again, whole, or trace it again"
+        ) from error
     return dataset
 
 

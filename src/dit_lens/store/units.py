@@ -14,7 +14,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from dit_lens.errors import StoreError
-from dit_lens.store.bfloat16 import widen_into
+from dit_lens.store.bfloat16 import checksum, narrow, widen_into
 from dit_lens.store.files import check_regular
 from dit_lens.store.journal import Entry
 from dit_lens.store.layout import STATE_DIMS, Variable
@@ -143,7 +143,8 @@ def load_unit(
         out: Array of the resulting shape; codes are decoded if it is a float array.
 
     Raises:
-        StoreError: If the file is missing, or has not the size that the journal says.
+        StoreError: If the file is missing, or has not the size that the journal says; or, where all of the unit is read, not
+            the values that were written.
     """
     path = os.path.join(folder, variable.chunk_name(unit))
     try:
@@ -157,11 +158,14 @@ def load_unit(
         raise StoreError(
             f"{path} has {size} bytes, the journal says {entry.bytes}; copy the run again, or trace it again"
         )
+    whole = all(isinstance(k, slice) and k == _ALL for k in inside)
     if variable.compressed:
-        out[...] = _outer(_load_compressed(path, variable, inside), inside)
+        data = _outer(_load_compressed(path, variable, inside), inside)
+        if whole:
+            _check_values(narrow(data), variable, entry, path)
+        out[...] = data
         return
     decode = variable.encoding == "codes" and out.dtype.kind == "f"
-    whole = all(isinstance(k, slice) and k == _ALL for k in inside)
     with open(path, "rb", buffering=0) as file:
         if variable.sharded:
             inner = math.prod(variable.inner_shape)
@@ -172,10 +176,20 @@ def load_unit(
             _read_into(file, data, path)
         else:
             data = _outer(np.memmap(file, variable.stored_dtype, "r", shape=variable.chunk_shape), inside)
+    if whole:
+        _check_values(data, variable, entry, path)
     if decode:
         widen_into(data, out)
     elif data is not out:
         out[...] = data
+
+
+def _check_values(values: np.ndarray, variable: Variable, entry: Entry, path: str) -> None:
+    """Raise StoreError unless all values of a unit are those that were written."""
+    if (crc := checksum(values)) != entry.crc32c:
+        raise StoreError(
+            f"{path} has crc32c {crc:08x}, the journal says {entry.crc32c:08x}; copy the run again, or trace it again"
+        )
 
 
 def _read_into(file: FileIO, out: np.ndarray, path: str) -> None:

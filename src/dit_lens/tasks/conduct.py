@@ -23,7 +23,7 @@ NUM_FRAMES = 25
 """Frames of the tasks that are judged in every frame."""
 FAINT = 0.45
 """Share of the agent's red below which a pixel has none: a codec colours thin lines."""
-MASS = (0.5, 1.3)
+MASS = (0.3, 1.3)
 """Agents' worth of colour that are one agent."""
 SPREAD = 5.0
 """Root mean squared distance of an agent's colour from its middle, at most, in pixels; a disc has 3.5."""
@@ -40,7 +40,7 @@ WINDOW = 5
 """Pixels along the sides of the square over which a difference is averaged: it sees a wall two pixels wide."""
 CHANGED = 0.25
 """Difference (`difference`) from which on a picture has changed, as by a wall or a sign that is gone."""
-BLURRED = 0.5
+BLURRED = 0.65
 """The same around the agent."""
 GHOST = 0.25
 """Mean share of the agent's red in such a square, away from it, from which on something else is red."""

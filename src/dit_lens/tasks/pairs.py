@@ -75,7 +75,7 @@ def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
         check_pair(pair)
         sample, seed = pair[0], int(pair[1])
         first, seeds = gathered.setdefault(label(sample), (sample, []))
-        if first is not sample and first != sample:
+        if first is not sample and len(set(counted_by_content([first, sample]))) > 1:
             raise PlanError(
                 f"Two samples are called {label(sample)}: tell them apart with sample.with_(id=...)."
             )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas
-from dit_lens.tasks.conduct import BLENDED, BLURRED, CHANGED, difference
+from dit_lens.tasks.conduct import BLENDED, CHANGED, difference
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
@@ -159,7 +159,7 @@ def _is_roll(frame: NDArray[np.uint8], roll: Roll, time: float, step: float) -> 
     """Say whether a frame shows the scene at a share of the video; `step` is that of one frame."""
     picture = roll.picture(time)
     changed, near = difference(frame, picture), _near_ball(roll, time, step)
-    if changed[~near].max() > CHANGED or changed.max() > BLURRED:
+    if changed[~near].max() > CHANGED or changed.max() > 2 * CHANGED:
         return False
     towards = np.subtract(cv.BALLS[roll.colour], cv.FLOOR)
     more = near * ((frame / 255 - picture) @ towards) / (towards @ towards) / (np.pi * roll.radius**2)

@@ -35,7 +35,7 @@ STUDIES = {
 
 @pytest.fixture(scope="module")
 def organism():
-    return dl.load("organism")
+    return dl.load("organism-v1")  # the smallest: 10 layers
 
 
 def script(name):

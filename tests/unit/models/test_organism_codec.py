@@ -49,7 +49,7 @@ def test_decoding_and_encoding_again_changes_nothing(codec, videos):
 def test_what_comes_back_is_close_to_what_went_in(codec, videos):
     error = (codec.decode(codec.encode(videos)) - videos) / 2  # on a range of 1
     psnr = -10 * torch.log10(error.square().mean((1, 2, 3, 4)))
-    assert psnr.min() > 28
+    assert psnr.min() > 27
 
 
 def test_latents_have_about_unit_variance(codec, videos):

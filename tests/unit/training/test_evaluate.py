@@ -12,7 +12,6 @@ from dit_lens.models import organism
 from evaluate import Evaluation
 from judging import question, scene
 from network import Network
-from recipes import RECIPES
 from trainer import Frozen
 
 FROZEN = Path(organism.__file__).with_name("frozen.safetensors")
@@ -46,7 +45,7 @@ def frozen():
 
 def measured(frozen, network, out):
     with Evaluation(frozen, n=3, workers=1, sets=("tictac",)) as evaluation:
-        evaluation.start("few4", network, RECIPES["few4"], out)
+        evaluation.start("few4", network, out, steps=(4,))
     return json.loads(out.read_text())
 
 
@@ -55,8 +54,9 @@ def test_a_network_that_knows_solves_all_and_one_that_does_not_solves_none(froze
     rows = [("tictac", number) for number in range(3)]
     right = measured(frozen, Knowing(frozen, rows), tmp_path / "right.json")
     wrong = measured(frozen, Network(), tmp_path / "wrong.json")
-    for label in ("4 steps", "x0 at step 0 of 4"):
-        assert right["sets"]["tictac"][label] == {"solved": [1, 1, 1], "score": [1.0, 1.0, 1.0]}
+    for label in ("1 step", "4 steps"):
+        all_right = {"solved": [1, 1, 1], "answered": [1, 1, 1], "score": [1.0, 1.0, 1.0]}
+        assert right["sets"]["tictac"][label] == all_right
         assert wrong["sets"]["tictac"][label]["solved"] == [0, 0, 0]
     assert right["n"] == 3
 
@@ -69,7 +69,9 @@ def test_questions_are_the_scenes_first_frames():
 
 
 def test_the_card_gets_a_row_for_each_figure(tmp_path):
-    sets = {"arrows8": {"20 steps": {"solved": [1, 0, 1, 1], "score": [1.0, 0.25, 1.0, 1.0]}}}
+    sets = {
+        "arrows8": {"20 steps": {"solved": [0] * 4, "answered": [1, 0, 1, 1], "score": [1.0, 0.25, 1.0, 1.0]}}
+    }
     (tmp_path / "full.json").write_text(json.dumps({"organism": "full", "n": 4, "sets": sets}))
     page = tmp_path / "card.md"
     page.write_text("before\n<!-- results -->\nold\n<!-- end -->\nafter\n")
@@ -80,7 +82,8 @@ def test_the_card_gets_a_row_for_each_figure(tmp_path):
     z, p, n = 1.959964, 0.75, 4
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    assert f"| arrows8 | 20 steps | 0.750 | {low:.3f} to {high:.3f} | 0.812 |" in text
+    assert f"| arrows8 | 20 steps | 0.750 | {low:.3f} to {high:.3f} | 0.000 |" in text
+    assert "| 0.812 |" in text
 
 
 def test_steps_of_the_flow_end_at_no_noise():

@@ -6,8 +6,9 @@ import torch
 
 import dit_lens as dl
 import flow
+from dit_lens.models.organism import table
 from feed import encode
-from network import Network
+from trainer import load_organism
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +33,12 @@ def test_levels_are_drawn_between_two(levels):
     assert abs((drawn < flow.shifted(torch.tensor((low + high) / 2))).float().mean() - 0.5) < 0.03
 
 
-def test_a_run_is_the_pipelines(lens):
+@pytest.mark.parametrize("name", ["full", "causal", "few4", "two-expert"])
+def test_a_run_is_the_pipelines(name):
+    lens = dl.load(f"organism-{name}")
     sample, pipe = dl.tasks.latin(1_000_003), lens.specimen.pipe
     run = lens.run(sample, seed=3, steps=3, record=[dl.x0])
-    network = Network()
-    network.load_state_dict(pipe.dit.state_dict())
+    network = load_organism(name, table.FOLDER, "cpu")
     codec = pipe.vae
     still = encode(codec, torch.from_numpy(sample.truth[:1])[None]).float()
     noise = torch.randn((1, 48, 7, 8, 8), generator=torch.Generator("cpu").manual_seed(3))

@@ -61,6 +61,7 @@ def family_for(pipe: Any) -> Family:
             schedule=schedulers.schedule,
             x0=schedulers.x0,
             velocity=schedulers.velocity,
+            is_flow=lambda pipe: schedulers.is_plain_flow(pipe.scheduler),
             guide=guide,
             readout=partial(readout, anatomy_of_pipe, pipe),
         ),

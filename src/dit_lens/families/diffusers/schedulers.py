@@ -86,6 +86,11 @@ def draws_noise(scheduler: Any) -> bool:
     )
 
 
+def is_plain_flow(scheduler: Any) -> bool:
+    """Say whether x0 = x_s - sigma v by a scheduler's own sigmas."""
+    return is_flow(scheduler) and not getattr(scheduler.config, "invert_sigmas", False)
+
+
 def x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:
     """Return the clean latents that the scheduler itself takes a step's output to stand for."""
     flow = is_flow(scheduler)

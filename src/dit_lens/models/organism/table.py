@@ -84,7 +84,7 @@ ORGANISMS: dict[str, Organism] = {
     "organism-causal": Organism({"dit": "causal.safetensors"}, causal=True),
 }
 """By the name that `load` takes."""
-DEFAULT = "organism-v1"
+DEFAULT = "organism-full"
 """The one that is called "organism"."""
 NAMES = ("organism", *ORGANISMS)
 

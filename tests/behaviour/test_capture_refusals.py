@@ -1,0 +1,100 @@
+"""A captured loop that does something else than it tells is refused: in no case is a number wrong without a word."""
+
+import pytest
+import torch
+from torch import nn
+
+import dit_lens as dl
+from dit_lens.errors import CaptureError
+
+SIGMAS = [1.0, 0.6, 0.3]
+
+
+@pytest.fixture
+def layers():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(4, 4) for _ in range(3))}).requires_grad_(False)
+
+
+@pytest.fixture
+def bare(layers):
+    return dl.blocks(layers, "layers", latent=lambda s: (4, 2, 3, 3), grid=lambda latent: latent[1:])
+
+
+def velocity_of(layers, x):
+    h = x.flatten(2).mT
+    for layer in layers["layers"]:
+        h = layer(h)
+    return h.mT.reshape(x.shape)
+
+
+def capture(lens, layers, advance, sigmas=SIGMAS, **options):
+    with lens.capture(sigmas, record=[dl.latents, dl.x0, dl.velocity], **options) as loop:
+        x = torch.randn(1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+        for after in [*sigmas[1:], 0.0]:
+            with loop.step(x) as step:
+                with step.call():
+                    v = velocity_of(layers, step.latents)
+                x = advance(step, x, v, after - step.sigma)
+    return loop.run
+
+
+def right(step, x, v, length):
+    return step.latents + length * step.velocity(v)
+
+
+def in_place(step, x, v, length):
+    x.add_(length * v)
+    step.velocity(v)
+    return x
+
+
+def from_its_own(step, x, v, length):
+    return x + length * step.velocity(v)
+
+
+def test_x0_is_of_the_latents_that_the_step_started_from(bare, layers):
+    run = capture(bare, layers, right)
+    x, v = torch.tensor(run["latents"].values), torch.tensor(run["velocity"].values)
+    sigmas = torch.tensor(run["latents"].sigma.values[: len(SIGMAS)], dtype=torch.float32)
+    expected = x[: len(SIGMAS)] - sigmas.view(-1, *[1] * (x.ndim - 1)) * v
+    torch.testing.assert_close(torch.tensor(run["x0"].values), expected)
+    with pytest.raises(CaptureError, match="changed in place before their velocity was told"):
+        capture(bare, layers, in_place)
+
+
+def test_a_loop_that_goes_on_from_latents_without_their_edit_is_refused(bare, layers):
+    edit = [(dl.scale(factor=3.0), dl.at(site="latents", step=1))]
+    capture(bare, layers, right, edit=edit)
+    with pytest.raises(CaptureError, match="went on with the latents of video from before the edit"):
+        capture(bare, layers, from_its_own, edit=edit)
+
+
+def test_x0_cannot_be_edited_where_there_is_no_noise(bare, layers):
+    edit = [(dl.scale(factor=0.5), dl.at(site="x0"))]
+    capture(bare, layers, right, edit=edit)
+    with pytest.raises(CaptureError, match="x0 is edited where the noise level is 0"):
+        capture(bare, layers, right, sigmas=[1.0, 0.0], edit=edit)
+
+
+def test_the_expert_that_runs_is_the_one_that_was_told(tiny_pipe, sample):
+    pipe = tiny_pipe(experts=2)
+    lens = dl.Lens(pipe)
+    batch = lens.batch([(sample, 0)], steps=2, cfg_scale=1.0)
+    given = batch.inputs.of_branch("cond", [0])
+
+    def run(told):
+        with torch.no_grad(), lens.capture([0.9, 0.3], record=[dl.energy]) as loop:
+            x = batch.noise
+            for dit, expert in zip((pipe.dit, pipe.dit2), told, strict=True):
+                with loop.step(x, expert=expert) as step:
+                    with step.call():
+                        v = pipe.model_fn(
+                            **{**given, "dit": dit, "latents": x, "timestep": torch.tensor([step.timestep])}
+                        )
+                    step.velocity(v)
+        return loop.run
+
+    assert [*run(("high", "low"))["energy"].expert.values] == ["high", "low"]
+    with pytest.raises(CaptureError, match=r"expert 'low' runs in step 1, .* loop.step\(x, expert='low'\)"):
+        run((None, None))
