@@ -1,0 +1,87 @@
+"""What several rows go through together is refused where it may differ among them."""
+
+import io
+import itertools
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import dit_lens as dl
+from dit_lens.errors import PlanError
+from dit_lens.tasks.sample import Score
+
+
+def generator():
+    while True:
+        yield 0.5
+
+
+def by(source, take=next):
+    def edit(h, at):
+        return h * float(take(source))
+
+    return edit
+
+
+MOVING = {
+    "an iterator": lambda: by(iter([1.0, 0.5, 0.25] * 9)),
+    "a count": lambda: by(itertools.count(1)),
+    "a generator": lambda: by(generator()),
+    "a file": lambda: by(io.StringIO("1\n" * 9), lambda file: file.readline()),
+    "a thread's own": lambda: by(threading.local(), lambda local: local.__dict__.setdefault("k", 1.0)),
+}
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_what_moves_on_as_it_is_used_is_not_shared_by_rows(lens, sample, kind):
+    options = {"steps": 3, "cfg_scale": 1.0}
+    placed = dl.at(layer=1)
+    with pytest.warns(UserWarning, match="cannot be named"):
+        lens.batch([(sample, 0)], edit=[(MOVING[kind](), placed)], **options).run()
+    with pytest.raises(PlanError, match="keeps something from call to call"), pytest.warns():
+        lens.batch([(sample, 0), (sample, 1)], edit=[(MOVING[kind](), placed)], **options).run()
+    with pytest.raises(PlanError, match="keeps something from call to call"):
+        lens.sweep([(sample, 0), (sample, 1)], {"arm": [(MOVING[kind](), placed)]}, **options)
+
+
+class MixesManyFrames(nn.Module):
+    """Its rows read one another where there are many frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x, t):
+        h = x.flatten(2).mT
+        for layer in self.layers:
+            h = torch.tanh(layer(h))
+        v = h.mT.reshape(x.shape)
+        return v if x.shape[2] < 3 else v + 0.3 * x.mean(0, keepdim=True)
+
+
+def test_a_batch_of_another_shape_is_checked_anew():
+    torch.manual_seed(0)
+    model = MixesManyFrames().eval().requires_grad_(False)
+    lens = dl.blocks(
+        model, "layers", latent=lambda s: (4, s.num_frames, 3, 3), grid=lambda size: size[1:], steps=3
+    )
+
+    def pairs(frames):
+        sample = dl.Sample(prompt="p", size=(3, 3), num_frames=frames, id=str(frames))
+        return [(sample, 0), (sample, 1)]
+
+    lens.batch(pairs(2)).run()
+    with pytest.raises(PlanError, match="would not be the pipeline's own loop"):
+        lens.batch(pairs(4)).run()
+    with pytest.raises(PlanError, match="would not be the pipeline's own loop"):
+        lens.sweep(pairs(2) + pairs(4), {"arm": [(dl.zero(), dl.at(layer=1))]})
+
+
+def test_samples_of_one_label_and_two_scorers_are_two_samples(lens, sample):
+    lenient = sample.with_(scorer=lambda video: Score(True, 1.0, "lenient"))
+    arms = {"arm": [(dl.zero(), dl.at(layer=1))]}
+    for other in (sample, sample.with_(scorer=lambda video: Score(False, 0.0, "strict"))):
+        with pytest.raises(PlanError, match="Two samples are called custom/0"):
+            lens.sweep([(lenient, 0), (other, 1)], arms, steps=2)
