@@ -58,7 +58,7 @@ class Options:
 
 def arms_of(options: Options) -> dict[str, Callable[[], Any]]:
     """Return the ways to capture, by name."""
-    lens, sample = dl.load("organism"), dl.tasks.maze(EVAL_SEED)
+    lens, sample = dl.load("organism-v1"), dl.tasks.maze(EVAL_SEED)
     arms = Arms(lens, sample, options.store, steps=options.steps, cfg_scale=options.cfg_scale)
     return {
         "bare": arms.bare,

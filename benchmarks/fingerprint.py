@@ -37,7 +37,7 @@ class Options:
 def main(options: Options) -> None:
     """Measure, print a table, and write it where asked."""
     torch.set_num_threads(1)
-    lens = dl.load("organism")
+    lens = dl.load("organism-v1")
     tensors = [*lens.pipe.parameters(), *lens.pipe.buffers()]
     gathering = Gathering()
     gathering.take(tensors)

@@ -61,7 +61,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 def main(options: Options) -> None:
     """Time the three forms, interleaved; print seconds a sample, and ratios."""
-    lens = dl.load("organism")
+    lens = dl.load("organism-v1")
     samples = list(draw(StudyOptions(samples=options.samples)))
     batch = lens.batch([(s, i) for i, s in enumerate(samples)], steps=options.steps)
     arms = noise_arms(options.steps, batch.noise.shape[2])
