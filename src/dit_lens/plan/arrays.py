@@ -185,10 +185,11 @@ def tensor(walk: Walk, value: Any) -> Any:
     """Return a torch tensor as data, with the attributes that the user has given it."""
     held = attributes_of(value)
     data = _values(walk, value)
-    if not walk.of_pipeline and walk.gathering is None:
-        hooks = [*(value._backward_hooks or {}).values()] if value.requires_grad else []
-        if value.requires_grad:
-            data = {"@tensor": data, "requires_grad": True, "hooks": walk.visit(hooks)}
+    if (
+        value.requires_grad and not walk.of_pipeline and walk.gathering is None
+    ):  # in a model it changes no result
+        hooks = [*(value._backward_hooks or {}).values()]
+        data = {"@tensor": data, "requires_grad": True, "hooks": walk.visit(hooks)}
     if walk.gathering is None and value.is_leaf and value.grad is not None:
         data = {"@tensor": data, "grad": tensor(walk, value.grad)}
     if not held or (isinstance(data, dict) and "attributes" in data):

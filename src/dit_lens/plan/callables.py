@@ -278,7 +278,7 @@ def _is_pythons_own(value: Any) -> bool:
     """Say whether a value that stands among the builtins is one of them."""
     if isinstance(value, types.BuiltinFunctionType | type):
         return value.__module__ in ("builtins", "_io", "io")
-    return value in (None, Ellipsis, NotImplemented) or isinstance(value, bool)
+    return value is None or type(value) in (bool, type(Ellipsis), type(NotImplemented))
 
 
 def imported(walk: Walk, reading: bytecode.Reading, package: str) -> Any:
