@@ -41,6 +41,9 @@ BATCH = f"batch of {BATCH_SEEDS} seeds, {BATCH_STEPS} steps (per run)"
 class Options:
     """Options of the benchmark."""
 
+    model: str = "organism"
+    frames: int = 25
+    """Of the maze's video."""
     rounds: int = 7
     steps: int = 20
     cfg_scale: float = 3.0
@@ -58,7 +61,7 @@ class Options:
 
 def arms_of(options: Options) -> dict[str, Callable[[], Any]]:
     """Return the ways to capture, by name."""
-    lens, sample = dl.load("organism-v1"), dl.tasks.maze(EVAL_SEED)
+    lens, sample = dl.load(options.model), dl.tasks.maze(EVAL_SEED, num_frames=options.frames)
     arms = Arms(lens, sample, options.store, steps=options.steps, cfg_scale=options.cfg_scale)
     return {
         "bare": arms.bare,
@@ -76,6 +79,7 @@ def arms_of(options: Options) -> dict[str, Callable[[], Any]]:
 def peak(options: Options, arm: str) -> float:
     """Return the growth of memory in a process that runs one arm once, in MB."""
     command = [sys.executable, __file__, "--arm", arm, "--steps", str(options.steps)]
+    command += ["--model", options.model, "--frames", str(options.frames)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(out.strip().splitlines()[-1])
 
