@@ -43,6 +43,7 @@ def peak(arm: str, steps: int) -> float:
     """Return the growth of memory in a process that runs one arm once, in MB."""
     overhead = Path(__file__).with_name("capture_overhead.py")
     command = [sys.executable, str(overhead), "--arm", arm, "--steps", str(steps)]
+    command += ["--model", "organism-v1", "--frames", "13"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(out.strip().splitlines()[-1])
 
