@@ -14,6 +14,8 @@ from dit_lens.errors import DitLensError, StoreError
 
 SCENES = {"maze": 1_000_109}
 """Scenes that the demo shows where it is not the first: picked because x0 holds several paths there at first."""
+MAPPED = ("maze", "latin")
+"""Tasks of which the demo draws what the layers held."""
 
 
 def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
@@ -35,15 +37,17 @@ def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
     print("loading the organism (diffsynth takes a few seconds to import)")
     lens = dl.load("organism")
     store = out / "store.zarr"
-    record = [dl.energy, dl.hidden, dl.x0]
     lines = []
     for task in tqdm(organism.TASKS, desc="tasks"):
         sample = dl.tasks.make(task, SCENES.get(task, EVAL_SEED))
+        record = [dl.energy, dl.x0, *([dl.hidden] if task in MAPPED else [])]
         run = lens.run(sample, seed, record=record, steps=steps, store=store)
         folder = out / task
         said = report.believed(run, lens.decode, sample, folder)
-        middle = lens.layers // 2
-        report.held(run, folder / "maps", report.choose("auto", steps, "step", auto=3), [middle])
+        if task in MAPPED:
+            report.held(
+                run, folder / "maps", report.choose("auto", steps, "step", auto=3), [lens.layers // 2]
+            )
         score = sample.score(run.video)
         first = next((s for s, ok in zip(said["step"], said["solved"], strict=True) if ok), None)
         when = f"x0 first right at step {first}" if first is not None else "x0 never right"
@@ -53,7 +57,7 @@ def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
     print(f"\nwhat the organism made of one scene of each task, noise seed {seed}, {steps} steps:")
     print("\n".join(lines))
     print(
-        f"\nlook at {out}/maze/steps.png (what the model believed), {out}/maze/maps/ (what its layers held),"
+        f"\nlook at {out}/latin/steps.png (what the model believed), {out}/latin/maps/ (what its layers held),"
     )
     print(f"{out}/*/video.mp4 (what the model made) and {out}/*/x0/ (what it believed, as videos)")
     print(f"all of it, for xarray: xarray.open_datatree('{store}', engine='zarr', consolidated=False)")
