@@ -40,11 +40,12 @@ def demo(out: Path = Path("runs/demo"), steps: int = 20, seed: int = 0) -> None:
     lines = []
     for task in tqdm(organism.TASKS, desc="tasks"):
         sample = dl.tasks.make(task, SCENES.get(task, EVAL_SEED))
-        record = [dl.energy, dl.x0, *([dl.hidden] if task in MAPPED else [])]
+        mapped = task in MAPPED
+        record = [dl.energy, dl.x0, *([dl.hidden] if mapped else [])]
         run = lens.run(sample, seed, record=record, steps=steps, store=store)
         folder = out / task
         said = report.believed(run, lens.decode, sample, folder)
-        if task in MAPPED:
+        if mapped:
             report.held(
                 run, folder / "maps", report.choose("auto", steps, "step", auto=3), [lens.layers // 2]
             )

@@ -771,7 +771,7 @@ def test_sources_that_changed_while_they_were_imported_have_a_name_of_their_own(
     assert origin._sources(str(tmp_path)) != origin._sources(str(tmp_path))
 
 
-# ---- round nine: what looks like Python's own or like a picture's, order, flags, other pipelines
+# ---- what looks like Python's own, pictures, flags, order, other pipelines
 
 
 def test_what_a_user_puts_among_the_builtins_counts(monkeypatch):
@@ -797,8 +797,9 @@ class Mask(Image.Image):
         return h * self.gain
 
 
-def other_frame(picture):
-    frames = [Image.new("L", (4, 4), 7 * n) for n in range(2)]
+def moving(shade):
+    """A moving picture whose second frame has a shade."""
+    frames = [Image.new("L", (4, 4), shade * n) for n in range(2)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     return Image.open(buffer)
@@ -821,13 +822,10 @@ def test_a_picture_that_code_reads_counts_with_all_that_it_holds(monkeypatch):
     as_mask = named(mask)
     monkeypatch.setattr(Mask, "on", lambda self, h: 3 * h)
     assert named(mask) != as_mask
-    moving = other_frame(plain)
-    at_first = named(moving)
-    assert moving.tell() == 0 and named(moving) == at_first
-    frames = [Image.new("L", (4, 4), 9 * n) for n in range(2)]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    assert named(Image.open(buffer)) != at_first
+    picture = moving(7)
+    at_first = named(picture)
+    assert picture.tell() == 0 and named(picture) == at_first
+    assert named(moving(9)) != at_first
 
 
 def test_whether_a_parameter_is_trained_counts_where_code_reads_it():

@@ -25,7 +25,6 @@ from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run, status
 from dit_lens.store.aside import Aside
 from dit_lens.store.draft import Draft
-from dit_lens.store.reader import load_run
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
 
@@ -41,17 +40,16 @@ def finished(request: Request) -> Run | None:
     for stage in request.stages:
         path = stage.path
         try:
-            if path is None or not (path / "zarr.json").exists() or not status(path).complete:
+            if path is None or not (path / "zarr.json").exists() or not (held := status(path)).complete:
                 return None
-            held = load_run(path).attrs["identity_sha256"]
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error}; give another store") from error
         except StoreError:
             return None  # not readable as it is: the writer says why, or takes it over
-        if not held.startswith(path.name.rpartition("-")[2]):
+        if not held.identity_sha256.startswith(path.name.rpartition("-")[2]):
             raise StoreError(
-                f"{path} holds another run than its name says (sha256 {held[:10]}): a folder was renamed, or put there; "
-                "give it its own name back."
+                f"{path} holds another run than its name says (sha256 {held.identity_sha256[:10]}): a folder was renamed, "
+                "or put there; give it its own name back."
             )
     return None if path is None else Run(path)
 

@@ -53,9 +53,7 @@ def identity(
     Raises:
         PlanError: weights rest on disk, and `info` does not say which.
     """
-    held = held_by(pipe)
-    given = {name for name in held if is_given_to(pipe, name)}
-    attributes.mark_parts(pipe, [part for name, part in held.items() if name not in given])
+    held, given = marked(pipe)
     if isinstance(pipe, nn.Module) and (hooks := modules.hooks(Walk([]), vars(pipe))):
         held["hooks"] = hooks
     look = _Look(info, repeatable)
@@ -219,6 +217,14 @@ def held_by(pipe: Any) -> dict[str, Any]:
     if isinstance(pipe, nn.Module):
         held |= {**pipe._modules, **pipe._parameters, **pipe._buffers}
     return held
+
+
+def marked(pipe: Any) -> tuple[dict[str, Any], set[str]]:
+    """Take note of what a pipeline holds; return it by name, and the names of what the user has given it, which is no part."""
+    held = held_by(pipe)
+    given = {name for name in held if is_given_to(pipe, name)}
+    attributes.mark_parts(pipe, [part for name, part in held.items() if name not in given])
+    return held, given
 
 
 def is_given_to(pipe: Any, name: str) -> bool:

@@ -15,10 +15,10 @@ from torch import nn
 from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
 from dit_lens.families.fingerprint import tensor_data
-from dit_lens.families.identity import fingerprint, held_by, identity, is_given_to, refuse_on_disk
+from dit_lens.families.identity import fingerprint, identity, marked, refuse_on_disk
 from dit_lens.families.patching import one_interrupt, traced, undisturbed
 from dit_lens.families.site import blocks_of, experts_of
-from dit_lens.plan.attributes import is_part, mark_parts
+from dit_lens.plan.attributes import is_part
 
 if TYPE_CHECKING:
     from dit_lens.families.site import Site
@@ -56,7 +56,7 @@ class Specimen:
         pipe = unwrap(pipe)
         specimen = cls(pipe, family or family_of(pipe), dict(info or {}))
         specimen.dits  # noqa: B018  (a wrong path names itself here)
-        mark_parts(pipe, [part for name, part in held_by(pipe).items() if not is_given_to(pipe, name)])
+        marked(pipe)
         return specimen
 
     @property

@@ -160,6 +160,13 @@ def _plain(member: Any) -> types.FunctionType | None:
     return inner if isinstance(inner, types.FunctionType) else None
 
 
+def _undecorated(member: Any) -> types.FunctionType | None:
+    """Return the function under what decorates a member: no_grad, caches, deprecations."""
+    while hasattr(member, "__wrapped__"):
+        member = member.__wrapped__
+    return _plain(member)
+
+
 def written_by_runs(walk: Walk, kind: type, replaced: frozenset[str] = frozenset()) -> frozenset[str]:
     """Return the attributes that are state of a run, not of the object: a run sets them itself before it reads them.
 
@@ -196,9 +203,7 @@ def own_attributes(kind: type) -> frozenset[str]:
     for base in filter(is_no_users, kind.__mro__):
         names |= {*vars(base).get("__annotations__", {})}
         for name, member in vars(base).items():
-            while hasattr(member, "__wrapped__"):
-                member = member.__wrapped__
-            if (function := _plain(member)) is not None:
+            if (function := _undecorated(member)) is not None:
                 names |= bytecode.stored_and_loaded(function.__code__)[0]
             elif isinstance(member, functools.cached_property):
                 names.add(name)
@@ -228,9 +233,7 @@ def _codes_of_library(kind: type) -> tuple[tuple[str, types.CodeType], ...]:
         if base.__module__ == "torch.nn.modules.module" or base is object:
             continue
         for name, member in vars(base).items():
-            while hasattr(member, "__wrapped__"):  # decorated: no_grad, caches, deprecations
-                member = member.__wrapped__
-            if (function := _plain(member)) is not None:
+            if (function := _undecorated(member)) is not None:
                 codes.setdefault(name, function.__code__)
     return tuple(codes.items())
 

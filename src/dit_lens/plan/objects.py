@@ -236,7 +236,11 @@ def attribute(walk: Walk, kind: type, name: str, value: Any) -> Any:
     return walk.visit(value, f"its attribute {name!r}")
 
 
-_LOCKS = ("lock", "RLock")
+def _silent(walk: Walk, value: Any, kind: type) -> Any:
+    """Say that an object in C does not tell its state; that of a lock changes nothing."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    moves = kind.__name__ not in ("lock", "RLock")
+    return walk.unnamed(value, f"an object of {name}, which does not tell its state,", moves)
 
 
 def _reduced(walk: Walk, value: Any, kind: type) -> Any:
@@ -244,11 +248,7 @@ def _reduced(walk: Walk, value: Any, kind: type) -> Any:
     try:
         told = value.__reduce_ex__(2)
     except Exception:  # whatever a foreign class raises
-        return walk.unnamed(
-            value,
-            f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,",
-            moves=kind.__name__ not in _LOCKS,
-        )
+        return _silent(walk, value, kind)
     if isinstance(told, str):
         return told
     make, arguments, *more = told
@@ -256,11 +256,7 @@ def _reduced(walk: Walk, value: Any, kind: type) -> Any:
         make is vars(copyreg)["__newobj__"] and len(arguments) == 1 and all(part is None for part in more)
     )
     if nothing and kind is not object:
-        return walk.unnamed(
-            value,
-            f"an object of {kind.__module__}.{kind.__qualname__}, which does not tell its state,",
-            moves=kind.__name__ not in _LOCKS,
-        )
+        return _silent(walk, value, kind)
     state, items, pairs = [*more, None, None, None][:3]
     return [
         walk.visit(make),

@@ -30,6 +30,7 @@ class RunStatus:
         inf: The same for infinities.
         bytes: Per variable, the size of its committed files.
         damage: What is wrong with the journal of a complete run; "" where nothing is.
+        identity_sha256: Of the identity in the run's manifest.
     """
 
     complete: bool
@@ -40,6 +41,7 @@ class RunStatus:
     inf: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     damage: str = ""
+    identity_sha256: str = ""
 
 
 def status(path: Path | str) -> RunStatus:
@@ -65,6 +67,7 @@ def status(path: Path | str) -> RunStatus:
         inf=ledger.totals("inf"),
         bytes=ledger.totals("bytes"),
         damage=stored.damage,
+        identity_sha256=stored.attrs["identity_sha256"],
     )
 
 

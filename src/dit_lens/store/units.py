@@ -162,7 +162,7 @@ def load_unit(
     if variable.compressed:
         data = _outer(_load_compressed(path, variable, inside), inside)
         if whole:
-            _check_values(narrow(data), variable, entry, path)
+            _check_values(narrow(data), entry, path)
         out[...] = data
         return
     decode = variable.encoding == "codes" and out.dtype.kind == "f"
@@ -177,14 +177,14 @@ def load_unit(
         else:
             data = _outer(np.memmap(file, variable.stored_dtype, "r", shape=variable.chunk_shape), inside)
     if whole:
-        _check_values(data, variable, entry, path)
+        _check_values(data, entry, path)
     if decode:
         widen_into(data, out)
     elif data is not out:
         out[...] = data
 
 
-def _check_values(values: np.ndarray, variable: Variable, entry: Entry, path: str) -> None:
+def _check_values(values: np.ndarray, entry: Entry, path: str) -> None:
     """Raise StoreError unless all values of a unit are those that were written."""
     if (crc := checksum(values)) != entry.crc32c:
         raise StoreError(

@@ -6,6 +6,7 @@ import torch
 
 from dit_lens import tasks
 from dit_lens.errors import TaskError
+from dit_lens.models import organism
 from dit_lens.models.organism import LATENT_CHANNELS
 from dit_lens.models.organism.modules import LinearCodec
 
@@ -46,10 +47,13 @@ def test_decoding_and_encoding_again_changes_nothing(codec, videos):
     torch.testing.assert_close(codec.encode(codec.decode(latents)), latents, atol=0.02, rtol=0)
 
 
-def test_what_comes_back_is_close_to_what_went_in(codec, videos):
+@pytest.mark.parametrize("name, least", [("organism-v1", 28), ("organism-full", 27)])
+def test_what_comes_back_is_close_to_what_went_in(videos, name, least):
+    """In decibels. The second codec was fitted to the pictures of thirteen tasks, the first to those of six."""
+    codec = organism.pipeline(name=name).vae
     error = (codec.decode(codec.encode(videos)) - videos) / 2  # on a range of 1
     psnr = -10 * torch.log10(error.square().mean((1, 2, 3, 4)))
-    assert psnr.min() > 27
+    assert psnr.min() > least
 
 
 def test_latents_have_about_unit_variance(codec, videos):
