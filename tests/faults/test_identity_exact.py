@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from dit_lens.families import fingerprint as fp
 from dit_lens.families import identity
 from dit_lens.families.fingerprint import CHUNK, ROW, Gathering, joint_checksums
 
@@ -306,3 +307,42 @@ def test_tensors_of_other_number_types_stand_beside_each_other(dtypes):
     before = joint(one, other, one)
     zero = torch.zeros(9).to(dtypes[1])
     assert len({before, joint(one, zero, one), joint(other, one, one), joint(one, one, other)}) == 4
+
+
+# ---- the two products
+
+
+def rows_of(kind):
+    if kind == "random":
+        return torch.randint(-128, 128, (65, ROW), dtype=torch.int8)
+    weights = fp._weights(torch.device("cpu")).t().contiguous().repeat(2, 1)
+    return torch.where(weights > 0, 127, -128).to(torch.int8) if kind == "largest" else weights * 0 - 128
+
+
+@pytest.mark.parametrize("kind", ["random", "largest", "lowest"])
+def test_floats_and_integers_make_the_same_sums(kind):
+    rows = rows_of(kind)
+    right = rows.long() @ fp._weights(rows.device).long()
+    for product in (fp._by_integers, fp._by_floats):
+        assert torch.equal(product(rows).long(), right)
+    with torch.autocast("cpu"):
+        assert torch.equal(fp._by_floats(rows).long(), right)
+
+
+def test_floats_that_are_rounded_are_not_used(monkeypatch):
+    """A CPU with bfloat16 units rounds them where the user asks for less precision."""
+    monkeypatch.setattr(fp, "_floats_are_quicker", lambda: True)
+    tensor = torch.randn(300, 1000)
+    name = joint(tensor)
+    monkeypatch.setattr(fp, "_by_floats", lambda rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        joint(tensor)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            assert joint(tensor) == name
+    finally:
+        torch.set_float32_matmul_precision(before)
+    monkeypatch.setattr(fp, "_floats_are_quicker", lambda: False)
+    assert joint(tensor) == name
