@@ -98,6 +98,35 @@ def test_noise_that_no_generator_gives_comes_from_the_seed_of_the_run(made, name
     assert not np.array_equal(first.video, other.video)
 
 
+@pytest.mark.parametrize("name", UNSEEDED)
+def test_what_a_record_or_an_edit_draws_is_not_the_schedulers(made, name):
+    pipeline, make = UNSEEDED[name]
+    case = made(pipeline)
+    drawn = []
+
+    @dl.keeps("channel")
+    def some_tokens(h):
+        drawn.append(torch.rand(3))
+        return h.flatten(0, 2)[torch.randperm(h[..., 0].numel())[:4]].mean(0)
+
+    def same(h, at):
+        torch.rand(5)
+        return h
+
+    with scheduled(case, make()):
+        lens = dl.Lens(case.pipe)
+        plain = case.run(lens, steps=3, record=[dl.latents])
+        torch.manual_seed(5)
+        place = dl.at(layer=0)
+        looked = case.run(lens, steps=3, record=[dl.latents, (some_tokens, place)], edit=[(same, place)])
+        after = torch.rand(1)
+    assert np.array_equal(plain["latents"].values, looked["latents"].values)
+    # What it draws goes on from call to call, and from the run to what comes after it.
+    assert len({tuple(values.tolist()) for values in drawn}) == len(drawn) > 3
+    torch.manual_seed(5)
+    assert not torch.equal(after, torch.rand(1))
+
+
 def test_dpm_solver_runs(made):
     """Wan with DPM++, PixArt as published."""
     for name, options in (

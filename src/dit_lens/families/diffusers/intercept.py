@@ -14,10 +14,10 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -42,6 +42,8 @@ from dit_lens.families.site import Item, Tokens, pick, put
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], None]:
@@ -429,18 +431,8 @@ class Traced(Loop):
     def __init__(self, pipe: Any, anatomy: Anatomy, listener: Listener) -> None:
         super().__init__(pipe, anatomy)
         self.listener = listener
-
-    def install(self) -> Callable[[], None]:
-        """Wrap; schedulers that draw noise draw it from the run's seed, and leave the global generator as it was."""
-        undo = super().install()
-        if not draws_noise(self.pipe.scheduler):
-            return undo
-        generators = ExitStack()
-        device = torch.device(self.pipe._execution_device)
-        devices = [device] if device.type == "cuda" else []
-        generators.enter_context(torch.random.fork_rng(devices=devices))
-        torch.manual_seed(self.listener.seed)
-        return undo_all([generators.close, undo])
+        drawing = draws_noise(pipe.scheduler)
+        self.noise = Noise(listener.seed, pipe._execution_device) if drawing else None
 
     def serve(self, call: ModelCall) -> Any:
         """Hand one forward to the listener."""
@@ -454,8 +446,40 @@ class Traced(Loop):
         latents: Tensor,
         proceed: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Hand one step to the listener."""
-        return self.listener.advance(velocity, timestep, latents, proceed)
+        """Hand one step to the listener; schedulers that draw noise draw it from the run's seed."""
+        step = proceed if self.noise is None else self.noise.drawing(proceed)
+        return self.listener.advance(velocity, timestep, latents, step)
+
+
+class Noise:
+    """What a scheduler finds in torch's global generators: the noise of the run's seed, whatever else is drawn from them.
+
+    Between the steps they are as everyone else leaves them, so that a record may draw and the run stays the same.
+
+    Args:
+        seed: of the run.
+        device: where the scheduler draws, if not on the CPU.
+    """
+
+    def __init__(self, seed: int, device: Any) -> None:
+        device = torch.device(device)
+        self.cuda = [device] if device.type == "cuda" else []
+        self.states = [torch.Generator(d).manual_seed(seed).get_state() for d in ("cpu", *self.cuda)]
+
+    def drawing(self, function: Callable[..., T]) -> Callable[..., T]:
+        """Return a function that draws from here, and leaves the global generators as they were."""
+
+        @wraps(function)
+        def drawn(*args: Any) -> T:
+            with torch.random.fork_rng(devices=self.cuda):
+                torch.set_rng_state(self.states[0])
+                for device, state in zip(self.cuda, self.states[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+                result = function(*args)
+                self.states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.cuda)]
+            return result
+
+        return drawn
 
 
 def _with(value: Tensor, frames: Tensor, content: Any) -> Tensor:
