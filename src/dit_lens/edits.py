@@ -145,7 +145,8 @@ def ablate(h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0
     if to == "zero":
         return torch.zeros_like(h)
     if to == "token_mean":
-        return h.float().mean((0, 1, 2)).to(h.dtype).expand_as(h).clone()
+        mean = h.mean((0, 1, 2), dtype=torch.promote_types(h.dtype, torch.float32))
+        return mean.to(h.dtype).expand_as(h).clone()
     if to == "token_shuffle":
         order = torch.randperm(h[..., 0].numel(), generator=_generator(at, "shuffle", seed))
         return h.flatten(0, 2)[order.to(h.device)].unflatten(0, h.shape[:3])
@@ -162,8 +163,17 @@ def ablate(h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0
 def mean_over_seeds(h: Tensor, at: Spot) -> Tensor:
     """Replace the value of every seed by their mean: h is [seed, frame, y, x, channel]. For `lens.batch`.
 
-    The training-free ensemble of arXiv 2603.16870. Where all seeds agree already, nothing changes, bit for bit.
+    The training-free ensemble of arXiv 2603.16870. Where all seeds agree already, nothing changes, bit for bit. A function of
+    your own that calls it sees the seeds only where it says so, by its attribute `over_seeds`.
+
+    Raises:
+        PlanError: h is of one seed.
     """
+    if h.ndim != 5:
+        raise PlanError(
+            f"mean_over_seeds at {at}: it was given {tuple(h.shape)}, which is one seed [frame, y, x, channel]. A function that "
+            "calls it declares that it sees all seeds: f.over_seeds = True."
+        )
     if bool((h == h[:1]).all()):
         return h
     return h.mean(0, keepdim=True, dtype=torch.promote_types(h.dtype, torch.float32)).to(h.dtype).expand_as(h)
@@ -284,6 +294,11 @@ def _values(value: Any) -> Any:
     import numpy as np
 
     array = np.array(value)  # a copy: arrays read from a store may not be writable
+    if array.dtype == np.uint16:
+        raise PlanError(
+            f"{type(value).__name__} of uint16 holds the bits of bfloat16 numbers, or no states: read it by dl.open_run(path), "
+            "which gives numbers, or convert it to a type of floats first."
+        )
     if array.dtype.kind not in "fiubc":
         raise PlanError(
             f"{type(value).__name__} of {array.dtype} holds no numbers: give numbers or an array of them."

@@ -246,7 +246,7 @@ class Lens:
             **arguments,
         )
 
-    def decode(self, latents: xr.DataArray | Tensor) -> np.ndarray:
+    def decode(self, latents: xr.DataArray | Tensor | np.ndarray) -> np.ndarray:
         """Decode latents to frames, or to sound.
 
         Args:

@@ -66,13 +66,18 @@ def hidden(h: Tensor) -> Tensor:
 @keeps("channel", long_name="variance over tokens")
 def channel_variance(h: Tensor) -> Tensor:
     """Population variance over all tokens of every channel: [channel]."""
-    return h.float().flatten(0, -2).var(0, correction=0)
+    return _precise(h).flatten(0, -2).var(0, correction=0)
 
 
 @keeps("channel", long_name="mean over tokens")
 def channel_mean(h: Tensor) -> Tensor:
     """Mean over all tokens of every channel: [channel]."""
-    return h.float().flatten(0, -2).mean(0)
+    return _precise(h).flatten(0, -2).mean(0)
+
+
+def _precise(h: Tensor) -> Tensor:
+    """Return a value as float32, or as float64 where it is that."""
+    return h.to(torch.promote_types(h.dtype, torch.float32))
 
 
 @keeps("frame", "y", "x", "channel", site="x0", long_name="clean latent estimated at the step")

@@ -1,6 +1,7 @@
 """Rows that go through the model together give what single runs give, edits and labels included."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -257,3 +258,63 @@ def test_a_module_that_the_model_passes_by_is_an_error(lens, pipe, sample):
     finally:
         del block.forward
     assert block.forward == forward
+
+
+def half(h, at, weight=0.5):
+    """Go half of the way to the mean of all seeds."""
+    return h + weight * (h.mean(0, keepdim=True) - h)
+
+
+half.over_seeds = True
+
+
+class Half:
+    def __call__(self, h, at):
+        return half(h, at)
+
+    __call__.over_seeds = True
+
+    def method(self, h, at):
+        return half(h, at)
+
+    method.over_seeds = True
+
+
+@dl.options
+def maker(h, at, *, weight):
+    return half(h, at, weight)
+
+
+maker.over_seeds = True
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        partial(half, weight=0.5),
+        partial(partial(half), weight=0.5),
+        Half(),
+        Half().method,
+        maker(weight=0.5),
+    ],
+    ids=["partial", "partial of one", "object", "method", "maker"],
+)
+def test_a_function_that_sees_all_seeds_does_so_however_it_is_wrapped(lens, sample, edit):
+    pairs, place = [(sample, 0), (sample, 1)], dl.at(layer=1, step=0)
+    batches = [
+        lens.batch(pairs, steps=2, cfg_scale=1.0, edit=[(e, place)], record=[dl.x0]).run()
+        for e in (half, edit)
+    ]
+    for one, other in zip(*batches, strict=True):
+        np.testing.assert_array_equal(one["x0"].values, other["x0"].values)
+    with pytest.raises(dl.PlanError, match=r"lens\.batch"):
+        lens.run(sample, edit=[(edit, place)])
+
+
+def test_seeds_that_never_meet_twice_with_the_same_values_are_an_error_and_no_endless_loop(lens, sample):
+    def drawn(h, at):
+        return h + 0.01 * torch.randn_like(h)
+
+    edit = [(drawn, dl.at(layer=0)), (dl.mean_over_seeds(), dl.at(layer=1))]
+    with pytest.raises(dl.PlanError, match="draws random numbers without a seed"):
+        lens.batch([(sample, 0), (sample, 1)], steps=1, at_once=1, edit=edit).run()

@@ -255,3 +255,14 @@ def test_what_goes_through_the_steps_for_the_pipeline_names_the_run(lens, pipe, 
     assert len({run.path for run in runs}) == 3
     x0 = [run["x0"].values for run in runs]
     assert np.array_equal(x0[0], x0[1]) and not np.array_equal(x0[1], x0[2])
+
+
+def test_latents_of_any_kind_are_decoded_and_other_things_refused(lens, sample):
+    run = lens.run(sample, steps=2, record=[dl.x0])
+    x0 = run["x0"].isel(step=1)
+    right = lens.decode(x0)
+    for same in (x0.values, torch.from_numpy(x0.values.copy())):
+        np.testing.assert_array_equal(lens.decode(same), right)
+    for other, words in ((run, "this is a Run"), ("x0", "this is a str"), (x0.values[0], r"these are \(")):
+        with pytest.raises(dl.PlanError, match=words):
+            lens.decode(other)

@@ -1,9 +1,11 @@
 """What is read is what was written, of the run that was asked for, as it was when it was looked at."""
 
+import pickle
 import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import dit_lens as dl
 from dit_lens.errors import CaptureError, StoreError
@@ -117,3 +119,32 @@ def test_a_loop_that_does_not_go_through_its_schedule_is_refused(lens, sample, o
         lens.batch([(sample, 0)], steps=4, record=[dl.x0], progress_bar_cmd=cut).run()
     with pytest.raises(dl.DitLensError):
         lens.sweep([(sample, 0)], {"none": [(dl.zero(), dl.at(layer=1))]}, steps=4, progress_bar_cmd=cut)
+
+
+def drawn(lens, sample, store, factor):
+    """A trace whose values its name does not tell: the number comes from outside of Python's sight."""
+    torch.manual_seed(factor)
+    with lens.trace(sample, store=store, steps=2, cfg_scale=1.0) as trace:
+        trace.record(dl.hidden)
+        for call in trace.calls():
+            h = call.block(0).output
+            call.block(0).output = h + torch.randn_like(h)
+    return trace.run
+
+
+def test_a_trace_that_is_made_again_with_other_values_says_so_and_does_not_change_what_is_held(
+    lens, sample, tmp_path
+):
+    first = drawn(lens, sample, tmp_path, 1)
+    opened, values = dl.open_run(first.path), first["hidden"].isel(frame=0).values
+    handle = dl.Run(first.path)
+    again = drawn(lens, sample, tmp_path, 1)  # the same values: the first stays where it is
+    assert again.path == first.path
+    np.testing.assert_array_equal(first["hidden"].isel(frame=0).values, values)
+    with pytest.warns(UserWarning, match="was made again, and holds other values than before"):
+        other = drawn(lens, sample, tmp_path, 2)
+    assert other.path == first.path and not np.array_equal(other["hidden"].isel(frame=0).values, values)
+    for read in (lambda: first["hidden"], lambda: opened["hidden"], lambda: handle["hidden"]):
+        with pytest.raises(StoreError, match=r"is another (one|run) than"):
+            read().isel(frame=0).load()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(other))["hidden"], other["hidden"])

@@ -341,3 +341,14 @@ def test_the_command_line_selects():
     assert choose("auto", 20, "layers") == [0, 5, 10, 14, 19]
     assert choose("auto", 2, "layers") == [0, 1] and choose("all", 3, "layers") == [0, 1, 2]
     assert choose("0-1,-1", 4, "vis-steps") == [0, 1, 3]
+
+
+@pytest.mark.parametrize("range_of", [(0.9, 1.0), (0.3, 0.7), (0.1, 0.1)])
+def test_both_ends_of_a_range_of_noise_levels_are_in_it(lens, range_of):
+    """Schedules are float32, which says 0.89999998 for 0.9."""
+    levels = [float(level) for level in torch.linspace(1, 0.1, 10)]
+    low, high = range_of
+    right = [n for n, level in enumerate(levels) if round(low * 10) <= round(level * 10) <= round(high * 10)]
+    layout = Layout(lens.specimen.paths, lens.layers, 10, ("cond",), ("dit",))
+    (placed,) = Plan.of(edit=[(dl.zero(), dl.at(sigma=range_of))]).edits
+    assert sorted(placed.bind(True, layout, levels).steps) == right

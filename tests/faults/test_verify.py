@@ -37,6 +37,33 @@ def test_a_replaced_attention_is_caught_when_a_run_is_taken(
         lens.run(sample, store=tmp_path, record=record, **PLAN)
 
 
+@pytest.mark.parametrize(
+    "places",
+    [[dl.at(layer=1)], [dl.at(layer=[0, 2], branch="uncond")], [dl.at(step=[0, 2])]],
+    ids=["layer", "branch", "steps"],
+)
+@pytest.mark.parametrize("kind", ["integers", "bools", "floats"])
+def test_what_is_recorded_at_some_places_alone_is_compared_there(
+    tiny_pipe, sample, tmp_path, other_attention, places, kind
+):
+    """Integers have no NaN that could stand for the places between."""
+    reduce = {
+        "integers": lambda h: h.argmax(-1),
+        "bools": lambda h: h[..., 0] > 0,
+        "floats": lambda h: h.norm(dim=-1),
+    }[kind]
+    record = [(dl.keeps("frame", "y", "x")(reduce), place) for place in places]
+    pairs = [(sample, 0), (sample, 1)]
+    first = dl.Lens(tiny_pipe()).run(sample, store=tmp_path, record=record, **PLAN)
+    dl.Lens(tiny_pipe()).batch(pairs, store=tmp_path / "rows", record=record, **PLAN).run()
+    lens = dl.Lens(tiny_pipe())
+    assert lens.run(sample, store=tmp_path, record=record, **PLAN).path == first.path
+    lens.batch(pairs, store=tmp_path / "rows", record=record, **PLAN).run()
+    other_attention()
+    with pytest.raises(dl.StoreError, match="not what this model makes now"):
+        dl.Lens(tiny_pipe()).run(sample, store=tmp_path, record=record, **PLAN)
+
+
 def test_it_is_caught_in_a_run_of_one_step_and_in_a_batch(tiny_pipe, sample, tmp_path, other_attention):
     lens, pairs = dl.Lens(tiny_pipe()), [(sample, 0), (sample, 1)]
     lens.run(sample, store=tmp_path / "one", steps=1)

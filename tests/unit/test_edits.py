@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
-from dit_lens.edits import ablate, add_noise, patch, replace, scale, zero
+from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, zero
 from dit_lens.errors import PlanError
 from dit_lens.plan.places import Spot
 
@@ -302,3 +302,23 @@ def test_noise_is_another_in_every_stream_and_stage():
     spots = [SPOT, change(SPOT, stream="audio"), change(SPOT, stage=1)]
     values = [noise(h, at) for at in spots]
     assert not torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
+
+
+def test_the_mean_over_seeds_is_not_taken_of_one():
+    """Called by a function that does not say that it sees all seeds, it would be the mean over frames."""
+    with pytest.raises(PlanError, match=r"(?s)which is one seed.*f\.over_seeds = True"):
+        mean_over_seeds()(state(), SPOT)
+    seeds = torch.stack([state(), 3 * state()])
+    assert torch.equal(mean_over_seeds()(seeds, SPOT)[0], 2 * state())
+
+
+def test_a_mean_of_doubles_keeps_their_digits():
+    h = state(torch.float64)
+    assert torch.equal(ablate(to="token_mean")(h, SPOT)[0, 0, 0], h.mean((0, 1, 2)))
+
+
+def test_the_bits_of_bfloat16_are_not_taken_for_numbers(source):
+    bits = source.astype(np.uint16)
+    for edit in (patch(bits), replace(np.zeros(5, np.uint16))):
+        with pytest.raises(PlanError, match="holds the bits of bfloat16 numbers"):
+            edit(state(), SPOT)

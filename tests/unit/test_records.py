@@ -104,3 +104,11 @@ def test_keeps_names_a_record_after_itself_unless_told():
     assert keeps("frame", "y", "x")(bare).long_name == "bare"
     assert keeps("frame", "y", "x")(Probe()).long_name == "Probe"
     assert (bare.site, bare.units) == (None, "1")
+
+
+@pytest.mark.parametrize("record", [records.channel_mean, records.channel_variance], ids=lambda f: f.__name__)
+def test_doubles_are_reduced_as_doubles(record):
+    h = state(torch.float64)
+    tokens = h.flatten(0, -2).numpy()
+    right = tokens.mean(0) if record is records.channel_mean else tokens.var(0)
+    np.testing.assert_allclose(record(h).numpy(), right, rtol=1e-12)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def over_seeds(batch: Batch) -> bool:
     """Say whether an edit of the batch's plan sees the seeds of a sample together."""
-    return any(getattr(edit.function, "over_seeds", False) for edit in batch.requests[0].plan.edits)
+    return any(edit.over_seeds for edit in batch.requests[0].plan.edits)
 
 
 def rows_of(batch: Batch, pairs: Sequence[int], recorders: Mapping[int, Recorder]) -> list[Row]:

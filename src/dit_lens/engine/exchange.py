@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dit_lens.engine.recorder import same_bits
 from dit_lens.engine.rows import Where
+from dit_lens.errors import PlanError
 from dit_lens.plan.plan import Placed
 
 Meeting = tuple[Placed, Where, str | None, int]
@@ -52,7 +53,11 @@ class Exchange:
                 records are taken.
             edit: (meeting, rows, their values [row, frame, y, x, channel]) to what the edit makes of them.
             last: whether a last round is needed once everything stands, for records.
+
+        Raises:
+            PlanError: it never stands: the same rows bring other values every time.
         """
+        rounds = 0
         while True:
             results = self._round(forward, last=False)
             outcomes = {meeting: self._outcome(edit, meeting) for meeting in self.brought}
@@ -62,6 +67,14 @@ class Exchange:
             self.outcomes, self.brought = outcomes, {}
             if stands:
                 return self._round(forward, last=True) if last else results
+            rounds += 1
+            if rounds > len(outcomes) + 1:
+                placed = next(iter(outcomes))[0]
+                raise PlanError(
+                    f"{placed} sees the rows of several seeds, which run here one after another, and never finds the same values "
+                    "twice: an edit before it draws random numbers without a seed (dl.add_noise draws by the place), or the "
+                    "model is not deterministic. Let all seeds run together, with a larger at_once."
+                )
 
     def _round(self, forward: Callable[[bool], T], last: bool) -> list[T]:
         results = []

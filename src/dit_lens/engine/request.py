@@ -250,7 +250,7 @@ class StageRequest:
 
 def seeds_together(plan: Plan, pairs: Sequence[tuple[Sample, int]]) -> list[list[int]]:
     """Return, for each pair, the seeds of its sample that the edits over seeds of a plan see; none without such edits."""
-    if not any(getattr(edit.function, "over_seeds", False) for edit in plan.edits):
+    if not any(edit.over_seeds for edit in plan.edits):
         return [[] for _ in pairs]
     samples = counted_by_content([sample for sample, _ in pairs])
     seeds: dict[int, list[int]] = {}

@@ -86,7 +86,7 @@ class Stepper:
     def solve(self, stream: str, latents: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
         """Return the velocity, after guidance and edits, and the x0 that it stands for.
 
-        An edit of x0 becomes the velocity that gives it; records see what the scheduler is given.
+        An edit of x0 becomes the velocity that gives it; records see what the scheduler makes of that: some clip x0.
 
         Args:
             stream: of the latents.
@@ -105,6 +105,7 @@ class Stepper:
             # Where x0 was left alone the velocity stays as it was: the way back rounds.
             back = self.flow.velocity(self.scheduler, latents, new, step).to(velocity.dtype)
             velocity = torch.where(bits(new) == bits(x0), velocity, back)
+            new = _as_taken(new, self.flow.x0(self.scheduler, latents, velocity, step), latents)
         visitor.on_latents("velocity", stream, velocity, edits=False)
         visitor.on_latents("x0", stream, new, edits=False)
         return velocity, new
@@ -128,3 +129,10 @@ class Stepper:
         }  # a prompt batch shares one
         for recorder in recorders.values():
             recorder.end_step(moment.step, info)
+
+
+def _as_taken(x0: Tensor, taken: Tensor, latents: Tensor) -> Tensor:
+    """Return an edited x0 with what the scheduler makes of it where that is another value, and no rounding of the way back."""
+    largest = torch.stack([x0.abs().max(), latents.abs().max()]).nan_to_num(1.0, 1.0).max().clamp(min=1)
+    rounding = 64 * torch.finfo(x0.dtype).eps * largest
+    return torch.where((taken - x0).abs() > rounding, taken, x0)

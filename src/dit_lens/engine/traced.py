@@ -148,7 +148,6 @@ class TracedCall:
         if placed.on_latents:
             return False
         place, site = placed.place, self._specimen.sites[placed.stream][placed.site]
-        low, high = place.sigma or (0.0, 1.0)
         branches = placed.branches(self._layout)
         modules = (submodule(self.module(layer), site.path) for layer in placed.layers(self._layout))
         return (
@@ -156,7 +155,7 @@ class TracedCall:
             and site.item == end.site.item
             and placed.in_stage(self._layout)
             and self.step in placed.steps(self._layout)
-            and low <= self.sigma <= high
+            and place.holds_sigma(self.sigma)
             and (place.expert is None or self.expert in place.expert)
             and any(branch in branches for branch in self.branch.split("+"))
             and any(module is end.module for module in modules)

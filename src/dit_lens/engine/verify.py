@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xarray as xr
 
 from dit_lens.engine.batch_rows import rows_of
 from dit_lens.engine.pipeline_check import EnoughError, rounding
@@ -137,6 +138,7 @@ class Comparison:
     def __init__(self, run: Run, layout: Layout, exact: bool = True) -> None:
         self.run, self.layout, self.exact = run, layout, exact
         self.variables: dict[str, Variable] = {}
+        self.recorded: dict[str, Sequence[Mapping[str, Sequence[int]]]] = {}
 
     def open(self, schedule: Schedule, forward: Forward) -> Opened:
         """Take the place of a run's destination."""
@@ -149,8 +151,9 @@ class Comparison:
         return Recorder(self.layout, samples, self, encoding)
 
     def declare(self, variable: Variable, recorded: Any = None) -> None:
-        """Take note of a variable."""
+        """Take note of a variable, and of where it is recorded."""
         self.variables[variable.name] = variable
+        self.recorded[variable.name] = recorded if isinstance(recorded, list | tuple) else [recorded or {}]
 
     def write(self, name: str, index: Mapping[str, int], values: np.ndarray) -> None:
         """Compare one unit.
@@ -166,10 +169,16 @@ class Comparison:
             values = (values.astype(np.uint32) << 16).view(np.float32)
             if variable.encoding == "float16":
                 values = values.astype(np.float16).astype(np.float32)
-        stored = self.run.dataset[name].isel(dict(index)).values
+        stored = self.run.dataset[name].isel(dict(index))
         # A reader gives a unit in the order of the array's dimensions, as it was written.
+        made = xr.DataArray(values.reshape(stored.shape), dims=stored.dims)
         compare = _compare if self.exact else _compare_close
-        compare(self.run, name, step, values.reshape(stored.shape), stored)
+        for positions in self.recorded[
+            name
+        ]:  # a unit has other places, too, which integers cannot say are empty
+            if all(index.get(dim) in at for dim, at in positions.items() if dim in index):
+                there = {dim: list(at) for dim, at in positions.items() if dim in stored.dims}
+                compare(self.run, name, step, made.isel(there).values, stored.isel(there).values)
 
     def set_coord(self, name: str, values: Any) -> None:
         """Take no notice: the coordinates are those of the stored run."""

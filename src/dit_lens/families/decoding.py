@@ -30,7 +30,7 @@ def encode(specimen: Specimen, frames: Any) -> Tensor:
     return codec.encode(specimen.pipe, as_frames(frames))[0].permute(1, 2, 3, 0)
 
 
-def decode(specimen: Specimen, latents: xr.DataArray | Tensor) -> np.ndarray:
+def decode(specimen: Specimen, latents: xr.DataArray | Tensor | np.ndarray) -> np.ndarray:
     """Decode latents by a model's own codec; see `Lens.decode`.
 
     Raises:
@@ -44,7 +44,16 @@ def decode(specimen: Specimen, latents: xr.DataArray | Tensor) -> np.ndarray:
     if decoder is None:
         names = " or ".join(f"[..., {', '.join(n)}]" for n in known.values())
         raise PlanError(f"decode takes latents {names}; these have {dims}.")
-    values = latents if isinstance(latents, Tensor) else torch.from_numpy(np.array(latents.values))
+    if not isinstance(latents, Tensor):
+        array = np.array(getattr(latents, "values", latents))  # a copy: a store's may not be writable
+        if array.dtype.kind != "f":
+            raise PlanError(f"decode takes an array of latents; this is a {type(latents).__name__}.")
+        latents = torch.from_numpy(array)
+    values = latents
+    if values.ndim < 4:
+        raise PlanError(
+            f"decode takes latents [..., frame, latent_y, latent_x, latent_channel]; these are {tuple(values.shape)}."
+        )
     if bool(torch.isnan(values).any()):
         raise PlanError(
             "decode: the latents hold NaN: the place was not recorded, or the run is not complete."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def array(walk: Walk, value: Any) -> Any:
     data: dict[str, Any] = {"@array": "numpy", "shape": list(value.shape), "dtype": str(dtype)}
     if kind.__module__ != "numpy" and kind.__module__.partition(".")[0] not in ("dask", "numpy", "xarray"):
         data["kind"] = f"{kind.__module__}.{kind.__qualname__}"
-        data |= _of_user(walk, value)
+        data |= _of_user(walk, value) | _units_of(value)
         attrs = getattr(value, "attrs", None)  # of arrays in files: zarr, h5py
         data |= {"attrs": walk.visit(dict(attrs))} if isinstance(attrs, Mapping) else {}
     elif kind.__name__ not in ("ndarray", "memmap"):  # a matrix multiplies otherwise
@@ -79,6 +80,12 @@ def array(walk: Walk, value: Any) -> Any:
     else:
         data["sha256"] = _digest(value)
     return data
+
+
+def _units_of(value: Any) -> dict[str, str]:
+    """Return the units that a library's array says of itself, such as pint's and astropy's."""
+    units = getattr(value, "units", None) or getattr(value, "unit", None)
+    return {} if units is None or isinstance(units, types.MethodType) else {"units": str(units)}
 
 
 def _of_user(walk: Walk, value: Any) -> dict[str, Any]:

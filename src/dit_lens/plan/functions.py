@@ -80,6 +80,8 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
         chosen = {p.name: values.get(p.name, p.default) for p in named}
         if check := getattr(function, "check_options", None):
             check(**chosen)
+        if sees_seeds(make):
+            function.over_seeds = True  # type: ignore[attr-defined]  # it was declared of the maker
         return Configured(function, chosen)
 
     make.function = function  # type: ignore[attr-defined]
@@ -109,6 +111,27 @@ def describe(
     if "function" in data:
         return dict(data)
     return {"function": callables.name_of(function), "code": digest(data)}
+
+
+def sees_seeds(function: Any) -> bool:
+    """Say whether a function is declared to see the rows of several seeds, by `over_seeds`: itself, or what it calls.
+
+    That is looked for in what partials, options, decorators, methods and callable objects are made of.
+    """
+    while not getattr(function, "over_seeds", False):
+        inner = getattr(function, "__wrapped__", None)
+        if isinstance(function, functools.partial):
+            inner = function.func
+        elif isinstance(function, Configured):
+            inner = function.function
+        elif isinstance(function, types.MethodType):
+            inner = function.__func__
+        elif inner is None and not isinstance(function, types.FunctionType):
+            inner = inspect.getattr_static(type(function), "__call__", None)
+        if inner is None or inner is function:
+            return False
+        function = inner
+    return True
 
 
 def is_packages_own(function: Callable[..., Any]) -> bool:

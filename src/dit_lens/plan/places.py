@@ -78,6 +78,10 @@ class Spot:
         return f"{self.site}({', '.join(f'{k}={v}' for k, v in known.items())})"
 
 
+ROUNDING = 1e-6
+"""Of a noise level, at most."""
+
+
 @dataclass(frozen=True)
 class At:
     """A selection of places; make it with `at(...)`. None selects everything along a coordinate."""
@@ -104,6 +108,11 @@ class At:
     def region(self) -> dict[str, Any]:
         """The selected part of the grid, by dimension or as a mask; empty where all of it is."""
         return {k: v for k in ("frame", "y", "x", "mask") if (v := getattr(self, k)) is not None}
+
+    def holds_sigma(self, sigma: float) -> bool:
+        """Say whether a noise level is in the selected range, both ends included; schedules are float32, whose 0.9 is less."""
+        low, high = self.sigma or (0.0, 1.0)
+        return low - ROUNDING <= sigma <= high + ROUNDING
 
     def inside(self, shape: tuple[int, int, int]) -> np.ndarray:
         """Return which cells of a grid (frame, y, x) are selected, as booleans.

@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from dit_lens.errors import PlanError
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.digests import digest
-from dit_lens.plan.functions import KEEPS, Configured, describe, is_packages_own, restore
+from dit_lens.plan.functions import KEEPS, Configured, describe, is_packages_own, restore, sees_seeds
 from dit_lens.plan.names import record_problem
 from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, grid_dim, positions
 
@@ -77,6 +76,11 @@ class Placed:
         return "_".join(parts)
 
     @property
+    def over_seeds(self) -> bool:
+        """Whether it is an edit that sees the rows of several seeds together."""
+        return sees_seeds(self.function)
+
+    @property
     def on_latents(self) -> bool:
         """Whether the site stands outside the blocks."""
         return self.site in GRID_SITES
@@ -108,8 +112,7 @@ class Placed:
         Raises:
             PlanError: no step that the place selects has a noise level in its range.
         """
-        low, high = self.place.sigma or (-inf, inf)
-        steps = frozenset(step for step in self.steps(layout) if low <= sigmas[step] <= high)
+        steps = frozenset(step for step in self.steps(layout) if self.place.holds_sigma(sigmas[step]))
         if not steps:
             raise PlanError(f"{self}: no selected step has its sigma there; they are {list(sigmas)}.")
         outside: tuple[tuple[str | None, int | None], ...] = ((None, None),)
@@ -125,7 +128,7 @@ class Placed:
             experts=frozenset(experts),
             served=frozenset((step, expert) for step in steps for expert in experts),
             places=outside if self.on_latents else tuple((b, n) for b in branches for n in layers),
-            over_seeds=bool(getattr(self.function, "over_seeds", False)),
+            over_seeds=self.over_seeds,
         )
 
     def steps(self, layout: Layout) -> tuple[int, ...]:
@@ -300,7 +303,7 @@ class Plan:
             PlanError: the first such thing, with its remedy.
         """
         for edit in self.edits:
-            if getattr(edit.function, "over_seeds", False) and not over_seeds:
+            if edit.over_seeds and not over_seeds:
                 raise PlanError(f"edit {edit}: it sees several seeds together; run them with lens.batch.")
         for kind, items in (("record", self.records), ("edit", self.edits)):
             for item in items:

@@ -11,9 +11,11 @@ import os
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dit_lens.errors import StoreError
 from dit_lens.store import files
@@ -47,10 +49,23 @@ class Aside:
     def take_place(self) -> Path:
         """Put the run, which is complete and closed, in its place; return the place.
 
-        A process that is killed meanwhile leaves the old run or the new one there.
+        A complete run that holds the same stays there, for those who read it. One that holds something else goes, with a
+        warning: what makes the two differ is not in their name. A process that is killed meanwhile leaves the old run or the
+        new one there.
         """
-        _move(self.folder, self.path)
+        before, now = (_held(path) if _is_complete(path) else None for path in (self.path, self.folder))
+        if before == now and now is not None:
+            _discard(self.folder)
+        else:
+            _move(self.folder, self.path)
         self._settled = True
+        if before is not None and before != now:
+            warnings.warn(
+                f"{self.path} was made again, and holds other values than before: its name does not tell the two apart. Random "
+                "numbers that are drawn without a seed do that, and what a body reads outside of Python. Use torch.Generator "
+                "with a seed, or another store for each.",
+                stacklevel=2,
+            )
         return self.path
 
     def give_up(self) -> None:
@@ -152,6 +167,12 @@ def _is_complete(path: Path) -> bool:
         return status(path).complete
     except (StoreError, OSError, ValueError, KeyError):
         return False
+
+
+def _held(path: Path) -> tuple[Any, ...]:
+    """Return what a run holds: the checksums of its units, and what is said of its steps."""
+    ledger = read_journal(path)
+    return {key: entry.crc32c for key, entry in ledger.units.items()}, ledger.steps
 
 
 def _is_run(path: Path) -> bool:

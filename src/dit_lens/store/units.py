@@ -15,7 +15,7 @@ from xarray.core import indexing
 
 from dit_lens.errors import StoreError
 from dit_lens.store.bfloat16 import checksum, narrow, widen_into
-from dit_lens.store.files import check_regular
+from dit_lens.store.files import check_regular, identity_of
 from dit_lens.store.journal import Entry
 from dit_lens.store.layout import STATE_DIMS, Variable
 from dit_lens.store.shard import check_contiguous, decompress, read_compressed
@@ -46,6 +46,7 @@ class UnitArray(BackendArray):
     ) -> None:
         self.folder, self.variable, self.committed, self._keep = folder, variable, committed, keep
         self.recorded = recorded
+        self._identity = identity_of(folder)
         self.shape = variable.shape
         self.codes = variable.encoding == "codes"
         self.dtype = np.dtype("float32") if self.codes else variable.stored_dtype
@@ -64,6 +65,10 @@ class UnitArray(BackendArray):
 
     def _read(self, key: Key) -> np.ndarray:
         variable = self.variable
+        if identity_of(self.folder) != self._identity:
+            raise StoreError(
+                f"{self.folder} is another one than when the run was opened: the run was made again, or moved. Open it again."
+            )
         selectors = [
             _positions(k, n) if dim in variable.unit_dims else _keep_axis(k) for k, n, dim in self._axes(key)
         ]

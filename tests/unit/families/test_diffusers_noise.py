@@ -127,6 +127,23 @@ def test_what_a_record_or_an_edit_draws_is_not_the_schedulers(made, name):
     assert not torch.equal(after, torch.rand(1))
 
 
+@pytest.mark.parametrize(
+    "options", [{"clip_sample": True}, {"clip_sample": False, "thresholding": True}], ids=str
+)
+def test_the_record_of_an_edited_x0_is_what_the_scheduler_makes_of_it(made, options):
+    case = made("pixart")
+    with scheduled(case, diffusers.DDIMScheduler(**options)):
+        lens, edit = dl.Lens(case.pipe), (dl.replace(value=3.0), dl.at(site="x0", step=0))
+        run = case.run(lens, steps=3, record=[dl.x0, dl.latents, dl.velocity], edit=[edit])
+        scheduler = case.pipe.scheduler
+        scheduler.set_timesteps(3)
+        given = [torch.tensor(run[name].sel(step=0).values) for name in ("velocity", "latents")]
+        stepped = scheduler.step(given[0], scheduler.timesteps[0], given[1])
+    np.testing.assert_allclose(run["x0"].sel(step=0), stepped.pred_original_sample, atol=1e-5)
+    np.testing.assert_allclose(run["latents"].sel(step=1), stepped.prev_sample, atol=1e-5)
+    assert float(run["x0"].sel(step=0).max()) < 3
+
+
 def test_dpm_solver_runs(made):
     """Wan with DPM++, PixArt as published."""
     for name, options in (

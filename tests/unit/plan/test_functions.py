@@ -17,6 +17,8 @@ from PIL import Image
 
 from dit_lens.edits import add_noise, patch, replace
 from dit_lens.errors import PlanError
+from dit_lens.plan.content import content
+from dit_lens.plan.digests import digest
 from dit_lens.plan.functions import Configured, describe, options, restore
 from dit_lens.records import keeps
 
@@ -391,3 +393,20 @@ def test_an_option_that_json_does_not_hold_is_refused_not_replaced_by_its_text(v
 def test_a_callable_object_does_not_come_back_without_its_state():
     with pytest.raises(PlanError, match=r"Steer is not what it was.*state"):
         restore(describe(Steer(1)))
+
+
+def test_an_array_of_a_library_counts_with_its_units():
+    class Quantity:
+        """As pint's and astropy's."""
+
+        def __init__(self, values, units):
+            self.values, self.units = np.asarray(values), units
+            self.dtype, self.shape = self.values.dtype, self.values.shape
+
+        def __array__(self, dtype=None, copy=None):
+            return self.values
+
+    Quantity.__module__ = "scipy.units"
+    lengths = [Quantity([1.0, 2.0], units) for units in ("m", "km", "m")]
+    names = [digest(content(length, [])) for length in lengths]
+    assert names[0] == names[2] != names[1]
