@@ -121,6 +121,8 @@ class Trainer:
         network = Network(recipe.causal) if start is None else load_network(start, "cpu", recipe.causal)
         if recipe.rank:
             lora.add(network, recipe.rank)
+            if self.file(name).exists():
+                network.load_state_dict(lora.values_of(load_file(self.file(name))), strict=False)
         self.network = network.to(self.device)
         self.trained = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self.trained.items()}
@@ -154,7 +156,7 @@ class Trainer:
         return self.options.folder / f"{name}.safetensors"
 
     def _start(self) -> Path | None:
-        """Return the weights that it starts from: its own, where its checkpoint is lost, or those that the recipe names.
+        """Return the file of a whole network that it starts from: its own, where its checkpoint is lost, or the recipe's.
 
         Raises:
             FileNotFoundError: those of the recipe are not there.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dit_lens.analysis.probe import common, fit_probe, pick, shuffle
 from dit_lens.tasks.canvas import BALLS, OBJECT, Cell, centre, likeness, patch
-from dit_lens.tasks.permanence import hidden_frames, lanes
+from dit_lens.tasks.permanence import ball, hidden_frames, lanes
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def _behind_the_bar(sample: Sample, state: State) -> NDArray[Any]:
 
 def _fold(sample: Sample) -> int:
     """Cut the 24 layouts of `occlude` into 4 folds, each with all colours and lanes on either side."""
-    colour, lane = lanes(sample)
-    leftward = sample.scorer.keywords["end"][1] == 0  # type: ignore[union-attr]
-    return (list(BALLS).index(colour) + int(lane) + 2 * int(leftward)) % 4
+    colour, (lane, column) = ball(sample)
+    leftward = column == 0
+    return (list(BALLS).index(colour) + lane + 2 * int(leftward)) % 4
 
 
 QUESTIONS: dict[str, list[Question]] = {

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks import trail
+from dit_lens.tasks import conduct, layouts, trail
 from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
@@ -23,26 +23,38 @@ def choose(seed: int, goals: int | None = None, size: int = 4, num_frames: int =
         goals: how many goals, 2 to 4. Default: random.
         size: cells along each side, 4 to 12.
         num_frames: frames of the video.
+
+    Raises:
+        TaskError: there is no such board.
     """
     if not 4 <= size <= 12 or goals not in (None, 2, 3, 4):
         raise TaskError(f"choose(size={size}, goals={goals}): size is 4 to 12, goals 2 to 4.")
-    rng = cv.rng_for("choose", seed)
+    start, ends = layouts.draw(f"choose{size}", seed, partial(_layout, size=size, goals=goals), _key)
+    paths = [_corner(start, end) for end in ends]
+    path = paths[cv.rng_for("choose-path", seed).integers(len(paths))]
+    truth = trail.walk(trail.board(size, [], ends), path, num_frames)
+    scene = Scene(
+        _key((start, ends)),
+        partial(trail.scene_masks, size, [], ends, path, num_frames),
+        partial(_answers, size=size, goals=ends, paths=paths, num_frames=num_frames),
+    )
+    scorer = partial(score_choice, size=size, start=start, goals=ends, num_frames=num_frames)
+    return of_truth("choose", str(seed), "go to one goal", truth, scorer, scene)
+
+
+def _layout(rng: np.random.Generator, size: int, goals: int | None) -> tuple[Cell, list[Cell]]:
+    """Draw an agent and goals, each of which it can reach without stepping on another; none is next door."""
     count = goals or int(rng.integers(2, 5))
     while True:
         start, *ends = cv.random_cells(rng, size, count + 1)
         paths = [_corner(start, end) for end in ends]
-        # Every goal can be reached without stepping on another, and none is next door.
         if all(len(p) >= 3 and not set(p[:-1]) & set(ends) for p in paths):
-            break
-    path = paths[rng.integers(count)]
-    truth = trail.walk(trail.board(size, [], ends), path, num_frames)
-    scene = Scene(
-        None,
-        partial(trail.scene_masks, size, [], ends, path, num_frames),
-        partial(_answers, size=size, goals=ends, paths=paths, num_frames=num_frames),
-    )
-    scorer = partial(score_choice, size=size, start=start, goals=ends)
-    return of_truth("choose", str(seed), "go to one goal", truth, scorer, scene)
+            return start, ends
+
+
+def _key(layout: tuple[Cell, list[Cell]]) -> tuple[Cell, list[Cell]]:
+    start, ends = layout
+    return start, sorted(ends)
 
 
 def _answers(size: int, goals: list[Cell], paths: list[list[Cell]], num_frames: int) -> list[Answer]:
@@ -61,11 +73,13 @@ def _corner(start: Cell, end: Cell) -> list[Cell]:
     return [*across, *down, end]
 
 
-def score_choice(video: NDArray[np.uint8], size: int, start: Cell, goals: list[Cell]) -> Score:
-    """Judge the last frame: the trail is one path along cells from the start; it touches one goal, its end.
+def score_choice(
+    video: NDArray[np.uint8], size: int, start: Cell, goals: list[Cell], num_frames: int
+) -> Score:
+    """Judge all frames: the agent walks one path along cells to one goal and touches no other, in its time (`conduct`).
 
-    The graded score is a third each for: the trail is one path; it touches exactly one goal; the agent stands
-    there.
+    The graded score is a third each for: the trail is one path from the start; it touches exactly one goal; the agent ends
+    there; all times the share of frames that are legal on a walk along that path, where it is one.
     The answer is the goal ('goal 0', ...), or what the trail looks like where it is not one path to one goal.
     """
     edges = trail.read_trail(video[-1], size)
@@ -73,7 +87,10 @@ def score_choice(video: NDArray[np.uint8], size: int, start: Cell, goals: list[C
     path = trail.follow(edges, start) if edges else None
     one = len(touched) == 1
     on_goal = one and trail.read_agent(video[-1], size) == goals[touched[0]]
-    ends = path is not None and one and path[-1] == goals[touched[0]]
-    solved = ends and on_goal
-    answer = f"goal {touched[0]}" if solved else f"goals {touched} by {trail.spell(edges, start)}"
-    return Score(solved, 1.0 if solved else (int(path is not None) + int(one) + int(on_goal)) / 3.01, answer)
+    answered = on_goal and path is not None and path[-1] == goals[touched[0]]
+    conducted, legal = False, 1.0
+    if path is not None:
+        conducted, legal = conduct.judge(video, trail.board(size, [], goals), path, num_frames)
+    answer = f"goal {touched[0]}" if answered else f"goals {touched} by {trail.spell(edges, start)}"
+    graded = (int(path is not None) + int(one) + int(on_goal)) / 3.01 * legal
+    return Score(answered and conducted, 1.0 if answered and conducted else graded, answer)

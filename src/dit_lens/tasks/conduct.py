@@ -38,6 +38,8 @@ AROUND = 11.0
 BLENDED = 3
 WINDOW = 5
 """Pixels along the sides of the square over which a difference is averaged: it sees a wall two pixels wide."""
+FEW = 0.3
+"""Share of such a square that walls fill at least, where they are looked at by themselves."""
 CHANGED = 0.25
 """Difference (`difference`) from which on a picture has changed, as by a wall or a sign that is gone."""
 BLURRED = 0.65
@@ -61,17 +63,23 @@ class Sighting:
     spread: float
 
 
-def redness(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return how much of the agent's colour each pixel has, in [0, 1]: how far it is redder than green and blue."""
-    rgb = frame.astype(np.float32) / 255
-    red = rgb[..., 0] - rgb[..., 1:].mean(-1)
-    share: NDArray[np.float32] = np.clip(red / (cv.AGENT[0] - (cv.AGENT[1] + cv.AGENT[2]) / 2), 0, 1)
-    return share
+def redness(frame: NDArray[np.uint8], board: Canvas | None = None) -> NDArray[np.float32]:
+    """Return how much of the agent's colour each pixel has, in [0, 1].
+
+    It is how far the pixel is redder than green and blue, beginning at grey, or at a board (a goal is greener than grey).
+    """
+    under = np.float32(0) if board is None else np.minimum(_red(board), 0)
+    share: NDArray[np.float32] = (_red(frame / np.float32(255)) - under) / (_red(np.array(cv.AGENT)) - under)
+    return np.clip(share, 0, 1)
 
 
-def see(frame: NDArray[np.uint8]) -> Sighting:
-    """Find the agent in a frame [height, width, rgb]."""
-    red = redness(frame)
+def _red(rgb: NDArray[Any]) -> NDArray[Any]:
+    return rgb[..., 0] - (rgb[..., 1] + rgb[..., 2]) / 2
+
+
+def see(frame: NDArray[np.uint8], board: Canvas) -> Sighting:
+    """Find the agent in a frame [height, width, rgb] of a walk on a board."""
+    red = redness(frame, board)
     red[red < FAINT] = 0
     total = float(red.sum())
     if total < 1:
@@ -80,6 +88,14 @@ def see(frame: NDArray[np.uint8]) -> Sighting:
     at = float(red.sum(0) @ x) / total, float(red.sum(1) @ y) / total
     spread = (red.sum(0) @ (x - at[0]) ** 2 + red.sum(1) @ (y - at[1]) ** 2) / total
     return Sighting(total / (np.pi * RADIUS**2), at, float(np.sqrt(spread)))
+
+
+def judge(
+    video: NDArray[np.uint8], board: Canvas, path: Sequence[Cell], num_frames: int
+) -> tuple[bool, float]:
+    """Return whether a video has so many frames, all of them legal (`legal_frames`), and the share of its frames that are."""
+    legal = legal_frames(video, board, path)
+    return len(video) == num_frames and bool(legal.all()), float(legal.mean())
 
 
 def legal_frames(video: NDArray[np.uint8], board: Canvas, path: Sequence[Cell]) -> NDArray[np.bool_]:
@@ -97,7 +113,7 @@ def legal_frames(video: NDArray[np.uint8], board: Canvas, path: Sequence[Cell]) 
     legal, before = [], 0.0
     for t, frame in enumerate(video):
         due = (len(path) - 1) * CELL * t / last
-        seen, slack = see(frame), STILL if t in (0, last) else LATE
+        seen, slack = see(frame, board), STILL if t in (0, last) else LATE
         one = MASS[0] <= seen.mass <= MASS[1] and seen.spread <= SPREAD
         off, along = _on_path(np.array(seen.at), points, due) if one else (np.inf, before)
         moved = off <= OFF_PATH and abs(along - due) <= slack and along >= before - STILL
@@ -116,11 +132,33 @@ def _is_walk(
     times = np.clip(moves + speed * np.linspace(-BLENDED, BLENDED, 4 * BLENDED + 1), 0, len(path) - 1)
     cells = np.arange(len(path))
     y, x = (np.interp(times, cells, axis) for axis in np.array([cv.centre(cell)[::-1] for cell in path]).T)
-    rows, columns = np.mgrid[: board.shape[0], : board.shape[1]] + 0.5
-    near = np.hypot(rows[..., None] - y, columns[..., None] - x).min(-1) < AROUND
+    rows, columns = (np.arange(n, dtype=np.float32) + 0.5 for n in board.shape[:2])
+    down, across = (rows - y[:, None]) ** 2, (columns - x[:, None]) ** 2
+    near = (down[:, :, None] + across[:, None]).min(0) < AROUND**2
     return bool(
-        changed[~near].max() <= CHANGED and changed[near].max() <= BLURRED and red[~near].max() <= GHOST
+        changed[~near].max() <= CHANGED
+        and changed[near].max() <= BLURRED
+        and red[~near].max() <= GHOST
+        and _change_of_walls(frame, picture, board) <= CHANGED
     )
+
+
+def _change_of_walls(frame: NDArray[np.uint8], picture: Canvas, board: Canvas) -> float:
+    """Return how far a frame is from a picture in the walls of a board alone, where it is farthest.
+
+    Beside the agent, too, where a blur hides two pixels of a wall from `difference`.
+    """
+    wall = (largest(board - np.asarray(cv.WALL, np.float32)) < 0.1) & (largest(picture - board) == 0)
+    share = _smooth(wall[..., None])[..., 0]
+    there = share > FEW
+    off = _smooth((frame / np.float32(255) - picture) * wall[..., None])
+    return float((largest(off)[there] / share[there]).max(initial=0))
+
+
+def largest(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the largest absolute value of three colours, [height, width]; a reduction over an axis of 3 is slow."""
+    red, green, blue = (np.abs(values[..., i]) for i in range(3))
+    return np.maximum(np.maximum(red, green), blue)
 
 
 def difference(frame: NDArray[np.uint8], picture: Canvas) -> NDArray[np.float32]:
@@ -129,15 +167,16 @@ def difference(frame: NDArray[np.uint8], picture: Canvas) -> NDArray[np.float32]
     Over a small square the difference is averaged with its sign, which evens out the ripples of a codec; then the largest
     of the three colours counts.
     """
-    largest: NDArray[np.float32] = np.abs(_smooth(frame / np.float32(255) - picture)).max(-1)
-    return largest
+    return largest(_smooth(frame / np.float32(255) - picture))
 
 
 def _smooth(values: NDArray[Any]) -> NDArray[np.float32]:
     """Return means over small squares, [height, width, channel]."""
     from scipy.ndimage import uniform_filter  # slow to import, and needed by who judges alone
 
-    means: NDArray[np.float32] = uniform_filter(values, (WINDOW, WINDOW, 0), mode="constant")
+    means: NDArray[np.float32] = uniform_filter(
+        values.astype(np.float32), (WINDOW, WINDOW, 0), mode="constant"
+    )
     return means
 
 

@@ -93,7 +93,12 @@ def score_fade(
     text, near = read(video[-1])
     if text not in texts:
         return Score(False, min(near, 0.99), text)
-    right = cv.fade(draw(None), draw(answers[texts.index(text)]), len(video)).astype(np.float32) / 255
-    legal = np.array([difference(f, r).max() <= CHANGED for f, r in zip(video, right, strict=True)])
+    legal = legal_frames(video, draw(None), draw(answers[texts.index(text)]))
     solved = len(video) == num_frames and bool(legal.all())
     return Score(solved, 1.0 if solved else min(near * float(legal.mean()), 0.99), text)
+
+
+def legal_frames(video: NDArray[np.uint8], asked: Canvas, answered: Canvas) -> NDArray[np.bool_]:
+    """Say of every frame whether it shows the fading from one picture to another as it is at that time, [time]."""
+    right = cv.fade(asked, answered, len(video)).astype(np.float32) / 255
+    return np.array([difference(f, r).max() <= CHANGED for f, r in zip(video, right, strict=True)])

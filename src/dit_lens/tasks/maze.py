@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks import layouts, trail
+from dit_lens.tasks import conduct, layouts, trail
 from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
@@ -141,7 +141,9 @@ def _sample(
     pick = routes[cv.rng_for(task + "-route", seed).integers(len(routes))]
     truth = trail.walk(trail.board(size, walls, [goal]), pick, num_frames)
     edges = [trail.path_edges(route) for route in routes]
-    scorer = partial(score_routes, size=size, routes=edges, start=start, goal=goal)
+    scorer = partial(
+        score_routes, size=size, walls=walls, routes=edges, start=start, goal=goal, num_frames=num_frames
+    )
     scene = Scene(
         _key((walls, *routes)),
         partial(trail.scene_masks, size, walls, [goal], pick, num_frames),
@@ -163,14 +165,25 @@ def _answers(size: int, walls: frozenset[Edge], routes: list[list[Cell]], num_fr
 
 
 def score_routes(
-    video: NDArray[np.uint8], size: int, routes: list[frozenset[Edge]], start: Cell, goal: Cell
+    video: NDArray[np.uint8],
+    size: int,
+    walls: frozenset[Edge],
+    routes: list[frozenset[Edge]],
+    start: Cell,
+    goal: Cell,
+    num_frames: int,
 ) -> Score:
-    """Judge the last frame: the trail is exactly one of the routes, and the agent stands on the goal.
+    """Judge all frames: the agent walks one of the routes, entire, in its time, and the board stays as it is (`conduct`).
 
-    The graded score is the overlap of edges (Jaccard) with the nearest route, halved where the agent stands
-    elsewhere.
+    The graded score is the overlap of edges (Jaccard) with the nearest route, halved where the agent does not end on the
+    goal, times the share of frames that are legal on a walk along that route.
     """
     edges = trail.read_trail(video[-1], size)
     arrived = trail.read_agent(video[-1], size) == goal
-    near = max(trail.overlap(edges, r) for r in routes)
-    return Score(arrived and edges in routes, near * (1.0 if arrived else 0.5), trail.spell(edges, start))
+    route = max(routes, key=lambda route: trail.overlap(edges, route))
+    path = trail.follow(route, start)
+    assert path is not None
+    conducted, legal = conduct.judge(video, trail.board(size, walls, [goal]), path, num_frames)
+    solved = conducted and arrived and edges == route
+    graded = trail.overlap(edges, route) * (1.0 if arrived else 0.5) * legal
+    return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, start))

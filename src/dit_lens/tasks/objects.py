@@ -4,25 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
+from dit_lens.tasks import fades, layouts, rolls
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
+from dit_lens.tasks.rolls import Roll
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
 SIZES = (2.0, 4.0, 6.0)
 """Radii of the discs of `pattern`, in pixels."""
 NAMES = ("empty", "small", "middle", "large")
+KINDS = ("disc", "square")
+"""Of the objects of `circle`."""
 UNCLEAR = 8.0
 """A gap that is off from every disc by more (squared differences, summed over pixels) is none of them.
 
 The codec costs up to 2; an even blend of the three sizes is off by 9, noise by 60.
 """
 BOARD = 4
+BALL = 6
+"""Radius of the ball of `occlude`, in pixels."""
+
+Legal = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
+"""A video to which of its frames are as they should be, [time]."""
 
 
 def _finish(
@@ -30,11 +40,36 @@ def _finish(
     seed: int,
     prompt: str,
     truth: NDArray[np.uint8],
-    scorer: partial[Score],
+    read: partial[Score],
+    legal: Legal,
     masks: Callable[[], dict[str, NDArray[np.bool_]]],
+    layout: Any = None,
 ) -> Sample:
-    scene = Scene(None, masks, partial(_answer, scorer, truth))
+    scorer = partial(score_frames, read=read, legal=legal, num_frames=len(truth))
+    scene = Scene(layout, masks, partial(_answer, scorer, truth))
     return of_truth(task, str(seed), prompt, truth, scorer, scene)
+
+
+def score_frames(
+    video: NDArray[np.uint8], read: Callable[[NDArray[np.uint8]], Score], legal: Legal, num_frames: int
+) -> Score:
+    """Judge all frames: the last one shows the right answer, and each is what the right video is then.
+
+    Graded: what the last frame is worth, times the share of frames that are as they should be where its answer is right. A
+    video of another number of frames is not solved.
+
+    Args:
+        video: [time, height, width, rgb].
+        read: judges the last frame.
+        legal: says of every frame whether it is as it should be, [time].
+        num_frames: that the video should have.
+    """
+    last = read(video)
+    if not last.solved:
+        return last
+    right = legal(video)
+    solved = len(video) == num_frames and bool(right.all())
+    return Score(solved, 1.0 if solved else min(float(right.mean()), 0.99), last.answer)
 
 
 def _answer(scorer: partial[Score], truth: NDArray[np.uint8]) -> list[Answer]:
@@ -57,26 +92,34 @@ def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) 
         kind: "disc" or "square". Default: random.
         num_frames: frames of the video.
     """
-    if kind not in (None, "disc", "square"):
+    if kind not in (None, *KINDS):
         raise TaskError(f"circle(kind={kind!r}): kind is 'disc' or 'square'.")
-    rng = cv.rng_for("circle", seed)
+    shapes = layouts.draw("circle", seed, _circle_layout, lambda shapes: sorted(shapes.items()))
+    kind = kind or str(cv.rng_for("circle-kind", seed).choice(KINDS))
+    scene = cv.blank(BOARD)
+    for cell, shape in shapes.items():
+        _object(scene, cell, shape)
+    wanted = frozenset(cell for cell, shape in shapes.items() if shape == kind)
+    ringed = scene.copy()
+    for cell in wanted:
+        cv.ring(ringed, *cv.centre(cell), 6.5, 2, 1.0)
+    truth = cv.fade(scene, ringed, num_frames)
+    return _finish(
+        "circle",
+        seed,
+        f"circle the {kind}",
+        truth,
+        partial(score_rings, wanted=wanted),
+        partial(fades.legal_frames, asked=scene, answered=ringed),
+        partial(_circle_masks, truth, scene, wanted),
+        sorted(shapes.items()),
+    )
+
+
+def _circle_layout(rng: np.random.Generator) -> dict[Cell, str]:
     count = int(rng.integers(2, 5))
     cells = cv.random_cells(rng, BOARD, count)
-    kinds = ["disc", "square", *rng.choice(["disc", "square"], count - 2)]
-    kind = kind or str(rng.choice(["disc", "square"]))
-    scene = cv.blank(BOARD)
-    for cell, shape in zip(cells, kinds, strict=True):
-        _object(scene, cell, shape)
-    wanted = frozenset(c for c, k in zip(cells, kinds, strict=True) if k == kind)
-    frames = []
-    for t in range(num_frames):
-        frame = scene.copy()
-        for cell in wanted:
-            cv.ring(frame, *cv.centre(cell), 6.5, 2, t / max(num_frames - 1, 1))
-        frames.append(frame)
-    scorer, truth = partial(score_rings, wanted=wanted), cv.to_frames(frames)
-    masks = partial(_circle_masks, truth, scene, wanted)
-    return _finish("circle", seed, f"circle the {kind}", truth, scorer, masks)
+    return dict(zip(cells, [*KINDS, *(str(kind) for kind in rng.choice(KINDS, count - 2))], strict=True))
 
 
 def _circle_masks(
@@ -123,9 +166,16 @@ def pattern(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
     right = int(cycle[gap % 3])
     disc = scene.copy()
     cv.disc(disc, *cv.centre(places[gap]), SIZES[right], cv.OBJECT)
-    scorer, truth = partial(score_size, cell=places[gap], right=right), cv.fade(scene, disc, num_frames)
-    masks = partial(_colour_masks, truth, discs=cv.OBJECT)
-    return _finish("pattern", seed, "complete the pattern", truth, scorer, masks)
+    truth = cv.fade(scene, disc, num_frames)
+    return _finish(
+        "pattern",
+        seed,
+        "complete the pattern",
+        truth,
+        partial(score_size, cell=places[gap], right=right),
+        partial(fades.legal_frames, asked=scene, answered=disc),
+        partial(_colour_masks, truth, discs=cv.OBJECT),
+    )
 
 
 def score_size(video: NDArray[np.uint8], cell: Cell, right: int) -> Score:
@@ -163,18 +213,23 @@ def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """
     rng = cv.rng_for("occlude", seed)
     colour, lane, leftward = str(rng.choice(list(cv.BALLS))), int(rng.integers(BOARD)), bool(rng.integers(2))
-    frames = []
-    for t in range(num_frames):
-        frame = cv.blank(BOARD)
-        x = CELL * (0.5 + (BOARD - 1) * t / max(num_frames - 1, 1))
-        x = BOARD * CELL - x if leftward else x
-        cv.disc(frame, x, (lane + 0.5) * CELL, 6, cv.BALLS[colour])
-        cv.rectangle(frame, CELL, 0, (BOARD - 1) * CELL, BOARD * CELL, cv.BAR)
-        frames.append(frame)
-    end = (lane, 0 if leftward else BOARD - 1)
-    scorer, truth = partial(score_ball, end=end, colour=colour), cv.to_frames(frames)
-    masks = partial(_ball_masks, truth, cv.BALLS[colour])
-    return _finish("occlude", seed, "roll the ball behind the bar", truth, scorer, masks)
+    roll = Roll(colour, BALL, partial(_way, lane=lane, leftward=leftward), bar=(CELL, (BOARD - 1) * CELL))
+    truth = cv.to_frames([roll.picture(t / max(num_frames - 1, 1)) for t in range(num_frames)])
+    return _finish(
+        "occlude",
+        seed,
+        "roll the ball behind the bar",
+        truth,
+        partial(score_ball, end=(lane, 0 if leftward else BOARD - 1), colour=colour),
+        partial(rolls.legal_frames, roll=roll),
+        partial(_ball_masks, truth, cv.BALLS[colour]),
+    )
+
+
+def _way(share: float, lane: int, leftward: bool) -> tuple[float, float]:
+    """Return where the middle of the ball is at a share of the video, (x, y)."""
+    x = CELL * (0.5 + (BOARD - 1) * share)
+    return BOARD * CELL - x if leftward else x, (lane + 0.5) * CELL
 
 
 def _ball_masks(truth: NDArray[np.uint8], colour: tuple[float, ...]) -> dict[str, NDArray[np.bool_]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
-from dit_lens.tasks.canvas import BALLS, CELL
+from dit_lens.tasks.canvas import BALLS, CELL, Cell
 from dit_lens.tasks.sample import Frames, Sample
 
 GREY = 0.1
@@ -34,16 +34,27 @@ class Seen:
     lane: str
 
 
-def lanes(sample: Sample) -> tuple[str, str]:
-    """Return the colour and the lane that a sample's ball has, from the scorer.
+def ball(sample: Sample) -> tuple[str, Cell]:
+    """Return the colour of a sample's ball, and the cell where it ends, from the scorer.
 
     Raises:
         TaskError: the sample is not of `occlude`.
     """
-    known = getattr(sample.scorer, "keywords", {})
-    if "colour" not in known:
+    read = getattr(sample.scorer, "keywords", {}).get("read")
+    known = getattr(read, "keywords", {})
+    if not {"colour", "end"} <= set(known):
         raise TaskError(f"Task {sample.task!r} has no ball that is hidden: use occlude.")
-    return known["colour"], str(known["end"][0])
+    return known["colour"], known["end"]
+
+
+def lanes(sample: Sample) -> tuple[str, str]:
+    """Return the colour and the lane that a sample's ball has.
+
+    Raises:
+        TaskError: the sample is not of `occlude`.
+    """
+    colour, end = ball(sample)
+    return colour, str(end[0])
 
 
 def hidden_frames(sample: Sample) -> NDArray[np.intp]:

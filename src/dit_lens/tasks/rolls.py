@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas
-from dit_lens.tasks.conduct import BLENDED, CHANGED, difference
+from dit_lens.tasks.conduct import BLENDED, CHANGED, difference, largest
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
@@ -175,7 +175,7 @@ def _near_ball(roll: Roll, time: float, step: float) -> NDArray[np.bool_]:
 
     bare = _draw(roll.standing())
     times = np.clip(time + step * np.arange(-BLENDED, BLENDED + 1), 0, 1)
-    seen = np.any([np.abs(roll.picture(float(t)) - bare).max(-1) > 0.05 for t in times], axis=0)
+    seen = np.any([largest(roll.picture(float(t)) - bare) > 0.05 for t in times], axis=0)
     near: NDArray[np.bool_] = maximum_filter(seen, 2 * REACH + 1)
     return near
 

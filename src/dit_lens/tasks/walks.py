@@ -89,9 +89,8 @@ def score_walk(
     right = 0
     while right < len(path) - 1 and trail.edge(path[right], path[right + 1]) in edges:
         right += 1
-    legal = conduct.legal_frames(video, board(size, things), path)
+    conducted, legal = conduct.judge(video, board(size, things), path, num_frames)
     arrived = trail.read_agent(video[-1], size) == path[-1]
-    in_time = len(video) == num_frames and bool(legal.all())
-    solved = in_time and arrived and edges == trail.path_edges(path)
-    graded = right / (len(path) - 1) * float(legal.mean())
+    solved = conducted and arrived and edges == trail.path_edges(path)
+    graded = right / (len(path) - 1) * legal
     return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, path[0]))

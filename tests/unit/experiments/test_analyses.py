@@ -18,6 +18,7 @@ from dit_lens.experiments.study import Measured
 from dit_lens.models.options import ModelOptions
 from dit_lens.plan.plan import Placed
 from dit_lens.tasks import explore
+from dit_lens.tasks.permanence import ball
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[3] / "analyses"
@@ -324,11 +325,8 @@ def test_working_memory_is_read_and_probed_while_the_ball_is_hidden(tmp_path, mo
         }
         assert (tmp_path / f"probe_{name}_by_step.png").stat().st_size > 5000
         sample = results.sample.values[0].split("/")[1]
-        truth = dl.tasks.occlude(int(sample)).scorer.keywords
-        assert (
-            results[f"{name}_right"].values[0, 0]
-            == {"colour": truth["colour"], "lane": str(truth["end"][0])}[name]
-        )
+        colour, (lane, _) = ball(dl.tasks.occlude(int(sample)))
+        assert results[f"{name}_right"].values[0, 0] == {"colour": colour, "lane": str(lane)}[name]
 
 
 def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, organism):

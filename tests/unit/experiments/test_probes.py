@@ -5,7 +5,7 @@ import pytest
 
 import dit_lens as dl
 from dit_lens.experiments import probes as probing
-from dit_lens.tasks.permanence import lanes
+from dit_lens.tasks.permanence import ball, lanes
 
 
 def test_goals_and_objects_are_read_at_their_cells():
@@ -18,7 +18,7 @@ def test_goals_and_objects_are_read_at_their_cells():
     circle = dl.tasks.circle(1_000_000)
     (rings,) = probing.ask("circle")
     truth = rings.right(circle, circle.score(circle.truth).answer)
-    wanted = circle.scorer.keywords["wanted"]
+    wanted = circle.scorer.keywords["read"].keywords["wanted"]
     assert rings.labels(circle, truth).sum() == len(wanted)
     assert rings.name_of(circle, np.where(rings.labels(circle, truth), 1.0, -1.0)) == truth
     assert probing.ask("maze") == []
@@ -37,7 +37,7 @@ def test_the_hidden_ball_is_looked_for_behind_the_bar_alone():
 
 def test_folds_cut_layouts_so_that_each_side_has_all_colours_and_lanes():
     (question, _), scenes = probing.ask("occlude"), [dl.tasks.occlude(i) for i in range(400)]
-    layouts = {(*lanes(s), s.scorer.keywords["end"]): question.fold(s) for s in scenes}
+    layouts = {(*lanes(s), ball(s)[1]): question.fold(s) for s in scenes}
     assert len(layouts) == 24
     for fold in range(4):
         rest = [layout for layout, f in layouts.items() if f != fold]

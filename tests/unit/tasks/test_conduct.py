@@ -8,7 +8,15 @@ from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import trail, walks
 from dit_lens.tasks.canvas import CELL, EVAL_SEED
 
-WALKS = {"arrows": {"depth": 10}, "bounce": {"depth": 4}}
+WALKS = {
+    "arrows": {"depth": 10},
+    "bounce": {"depth": 4},
+    "maze": {"num_frames": 25},
+    "loop": {"num_frames": 25},
+    "choose": {"num_frames": 25, "size": 6},
+}
+SIGNS = {"maze": "walls", "loop": "walls", "choose": "goals"}
+"""What tells the way; elsewhere it is what the task is called."""
 FADES = ("latin", "tictac", "odd", "pick", "queens")
 
 
@@ -31,17 +39,33 @@ def free_cell(sample):
     return max(cells, key=lambda cell: min(np.hypot(cell[0] - r, cell[1] - c) for r, c in np.argwhere(tiles)))
 
 
+def walked_path(sample):
+    """Return the cells that the right video walks."""
+    edges = trail.read_trail(sample.truth[-1], sample.size[0] // CELL)
+    return trail.follow(edges, trail.read_agent(sample.truth[0], sample.size[0] // CELL))
+
+
+def board_of(sample):
+    """Return the board without agent and trail."""
+    known, size = sample.scorer.keywords, sample.size[0] // CELL
+    if "things" in known:
+        return walks.board(size, known["things"])
+    return trail.board(size, known.get("walls", []), known.get("goals") or [known["goal"]])
+
+
 def spoil_walk(sample):
     """Return spoiled videos by name; most are right in their last frame, and wrong in some before it."""
     truth, (x, y) = sample.truth, cv.centre(free_cell(sample))
-    path, middle = [cv.centre(cell) for cell in sample.scorer.keywords["path"]], slice(8, 12)
+    size = sample.size[0] // CELL
+    path, middle = [cv.centre(cell) for cell in walked_path(sample)], slice(8, 12)
     jump, back, gone = truth.copy(), truth.copy(), truth.copy()
     jump[3:16] = truth[2]  # it waits, and is far on in the next frame
     back[10:14] = truth[2]
     gone[12] = painted(truth, lambda c: cv.disc(c, *_agent(sample, 12), 7, cv.FLOOR))[12]
-    board = walks.board(sample.scorer.keywords["size"], sample.scorer.keywords["things"])
-    bare = trail.board(sample.scorer.keywords["size"], [], [])
+    board, bare = board_of(sample), trail.board(size, [], [])
     no_trail, full_trail, no_signs = truth.copy(), truth.copy(), truth.copy()
+    known = sample.scorer.keywords
+    signs = SIGNS.get(sample.task) or next(iter(known["things"]))
     for t, frame in enumerate(truth):
         agent = (
             sample.masks["agent"][t]
@@ -50,7 +74,7 @@ def spoil_walk(sample):
         )
         no_trail[t][~agent] = cv.to_frames([board])[0][~agent]
         full_trail[t][~agent] = truth[-1][~agent]
-        ahead = sample.masks[next(iter(sample.scorer.keywords["things"]))][t]
+        ahead = sample.masks[signs][t]
         near_path = np.zeros(frame.shape[:2], bool)
         for px, py in path:
             near_path[int(py) - 8 : int(py) + 8, int(px) - 8 : int(px) + 8] = True
@@ -112,6 +136,32 @@ def test_a_walk_through_another_cell_is_wrong(task):
     other = tasks.make(task, EVAL_SEED + 1, **WALKS[task])
     score = sample.score(other.truth)
     assert not score.solved and score.score < 0.5
+
+
+@pytest.mark.parametrize("seed", [EVAL_SEED + n for n in range(2)])
+@pytest.mark.parametrize("task", ["maze", "loop"])
+def test_a_wall_that_is_gone_for_a_while_is_wrong(task, seed):
+    """Every other wall beside the path, where the agent passes it, and one at a time."""
+    sample = tasks.make(task, seed)
+    walls, path = sample.scorer.keywords["walls"], walked_path(sample)
+    near = sorted(wall for wall in walls if {*wall} & {*path})
+    assert near
+    size = sample.size[0] // CELL
+    (drawn,) = cv.to_frames([trail.board(size, walls, [])])
+    for wall in near[::2]:
+        (without,) = cv.to_frames([trail.board(size, walls - {wall}, [])])
+        gone = (drawn != without).any(-1)
+        video = sample.truth.copy()
+        video[4:8, gone] = without[gone]
+        assert not sample.score(video).solved, wall
+
+
+def test_an_answer_that_is_walked_and_ends_in_another_is_wrong():
+    for seed in range(EVAL_SEED, EVAL_SEED + 8):
+        sample = tasks.loop(seed)
+        one, other = (answer.video for answer in sample.answers)
+        assert sample.score(one).solved and sample.score(other).solved
+        assert not sample.score(np.concatenate([one[:-1], other[-1:]])).solved
 
 
 def spoil_fade(sample):

@@ -6,7 +6,7 @@ import pytest
 import dit_lens as dl
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import occlude
-from dit_lens.tasks.permanence import hidden_frames, lanes, permanence
+from dit_lens.tasks.permanence import ball, hidden_frames, lanes, permanence
 
 SEEDS = range(1_000_000, 1_000_024)
 
@@ -14,15 +14,14 @@ SEEDS = range(1_000_000, 1_000_024)
 def repainted(sample, frames, colour=None, lane=None):
     """Paint another ball in some frames, at the place of the last frame."""
     video = sample.truth.copy()
-    known = sample.scorer.keywords
+    colour_of_it, (row, column) = ball(sample)
     for t in frames:
         canvas = video[t].astype(np.float32) / 255
-        row, column = known["end"]
         x, y = cv.centre((row, column))
         if t in frames and lane is not None:
             cv.rectangle(canvas, column * 16, 0, column * 16 + 16, 64, cv.FLOOR)
             y = (lane + 0.5) * 16
-        cv.disc(canvas, x, y, 6, cv.BALLS[colour or known["colour"]])
+        cv.disc(canvas, x, y, 6, cv.BALLS[colour or colour_of_it])
         video[t] = (canvas * 255).round()
     return video
 
