@@ -587,6 +587,53 @@ def test_a_source_that_is_not_what_runs_is_refused(lens, sample):
         exec(compile(text, name, "exec"), {"dl": dl, "lens": lens, "sample": sample})
 
 
+LIVE = """
+def one(lens, sample):
+    with lens.trace(sample, steps=1, cfg_scale=1.0) as tr:
+        values = [].save()
+        for call in tr.calls():
+            assert call.step == 0
+            values.append(call.block(0).output * 2.0 + len([v for v in (1, 2) if v > 1]))
+    return values
+
+
+def two(lens, sample):
+    with lens.trace(sample, steps=1, cfg_scale=1.0) as tr:
+        values = [].save()
+        for call in tr.calls():
+            assert call.step == 0
+            values.append(call.block(0).output * 2.0 - len([v for v in (1, 2) if v > 1]))
+    return values
+"""
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        LIVE.replace("output * 2.0", "output - 2.0"),
+        LIVE.replace("output * 2.0", "output * 2"),
+        LIVE.replace("v > 1", "v < 1"),
+        LIVE.replace("values.append(", "print("),
+        LIVE.replace("2.0 +", "2.0 @")
+        .replace("2.0 -", "2.0 +")
+        .replace("2.0 @", "2.0 -"),  # in each other's place
+        LIVE.replace("return values", "return ["),
+    ],
+)
+def test_a_file_that_changes_after_it_was_imported_is_refused(lens, sample, tmp_path, changed):
+    file = tmp_path / "live.py"
+    file.write_text(LIVE)
+    scope = {}
+    exec(compile(LIVE, str(file), "exec"), scope)
+    first = scope["one"](lens, sample)
+    file.write_text(changed)
+    os.utime(file, (1, 1))
+    with pytest.raises(dl.PlanError, match="is not what runs"):
+        scope["one"](lens, sample)
+    file.write_text(LIVE + "\n# What stands elsewhere may change.\n")
+    assert torch.equal(scope["one"](lens, sample)[0], first[0])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
