@@ -644,6 +644,7 @@ def test_a_file_that_changes_after_it_was_imported_is_refused(lens, sample, tmp_
         ),
         ("def f():\n    with lens.trace(sample, steps=1) as tr:\n        return 1\nf()\n", "leave return"),
         ("for _ in range(1):\n    with lens.trace(sample, steps=1) as tr:\n        break\n", "leave return"),
+        ("with lens.trace(sample, steps=1) as tr:\n    global x\n    x = 1\n", "`global` in it"),
         ("with lens.trace(sample, steps=1) as tr, open(os.devnull) as f:\n    x = f.read()\n", "stands last"),
         ("tr = lens.trace(sample, steps=1)\ntr.__enter__()\n", "no source of a `with` block"),
     ],
@@ -677,6 +678,33 @@ def test_traces_without_a_store_leave_no_name_in_the_module(lens, sample):
             call.block(0).output.sum()
     with pytest.raises(NameError):
         print(unsaved)
+
+
+def counted(lens, sample, save):
+    total = count = 0
+    kept, unchanged = [], None
+    with lens.trace(sample, steps=2, cfg_scale=1.0) as tr:
+        for call in tr.calls():
+            h = call.block(0).output
+            total = total + float(h.norm())
+            count += 1
+            kept.append(count)
+            unchanged = unchanged
+        if save:
+            total.save()
+            count.save()
+    return total, count, kept
+
+
+def test_a_variable_that_a_body_sets_is_saved_or_a_warning_names_it(lens, sample):
+    with pytest.warns(UserWarning, match=r"sets count, total, which .* call count.save\(\)") as seen:
+        assert counted(lens, sample, save=False) == (0, 0, [1, 2])
+    assert seen[0].filename == __file__
+    total, count, kept = counted(lens, sample, save=True)
+    assert total > 0 and count == 2 and kept == [1, 2]
+    body = CELL.format(1).replace("values =", "h = 2\n    values =")
+    with pytest.warns(UserWarning, match="sets h, which"):
+        cell(body, "<ipython-input-h>", lens=lens, sample=sample, h=1)
 
 
 def test_calls_are_selected_by_the_words_of_at(lens, sample):

@@ -69,6 +69,10 @@ def _check(node: ast.With | ast.AsyncWith, text: str, frame: FrameType, where: s
         raise PlanError(
             f"{where}: the body of a trace cannot start with `try:`; put another statement before it."
         )
+    if any(isinstance(part, ast.Global) for part in ast.walk(node)):
+        raise PlanError(
+            f"{where}: the body of a trace has variables of its own, so `global` in it would set none: fill a list or a dict."
+        )
     if not _is_last(node, frame):
         raise PlanError(
             f"{where}: lens.trace(...) stands last in its `with`: what comes after it would be over before the body runs."

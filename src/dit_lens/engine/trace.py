@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -36,7 +37,7 @@ from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
-    from types import CodeType, TracebackType
+    from types import CodeType, FrameType, TracebackType
 
     from torch import nn
 
@@ -225,9 +226,11 @@ class Trace(InterleavingTracer):
             try:
                 specimen.envoys = self.envoy = wrap(root)
                 paths = [self._envoy_of(dit).path for dit in dits]
-                self._body = Body(code, frame.f_globals, dict(frame.f_locals), paths)
+                before = dict(frame.f_locals)
+                self._body = Body(code, frame.f_globals, dict(before), paths)
                 self._interleave(self._request, self._body)
-                push_result(frame, self._body.lcls.writes())
+                push_result(frame, variables := self._body.lcls.writes())
+                _warn_unsaved(frame, before, variables)
             finally:
                 self._body = None
                 specimen.envoys = None
@@ -329,6 +332,28 @@ def _steps(place: Placed, layout: Layout) -> tuple[int, ...]:
         if names is not None and not set(names) <= set(known):
             raise PlanError(f"calls({name}={names[0]!r}): this run has {', '.join(known)}.")
     return place.steps(layout)
+
+
+def _warn_unsaved(frame: FrameType, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Warn of variables that the body has set, and that still have the value that they had before the `with` block.
+
+    Args:
+        frame: Where the block stands, with what was saved.
+        before: Its variables when the body began.
+        after: Those that the body has set.
+    """
+    now = frame.f_locals
+    names = sorted(
+        name
+        for name, value in after.items()
+        if name in before and value is not before[name] and value is not now[name]
+    )
+    if names:
+        warnings.warn(
+            f"The body of the trace sets {', '.join(names)}, which stood before the `with` block and keeps its old value after "
+            f"it: call {names[0]}.save() in the body once it is set, or fill a list or a dict that was made before the block.",
+            stacklevel=4,
+        )
 
 
 def _forget_skip(error: BaseException) -> None:
