@@ -462,6 +462,95 @@ def test_a_model_of_the_users_own_goes_on_after_a_trace(tiny_pipe, sample):
     assert tuple(out.shape) == (1, 2, 64)
 
 
+# ---- what the body leaves alone
+
+
+def test_a_write_after_the_model_has_gone_on_is_an_error(lens, pipe, sample, left_behind):
+    for later in ("site", "call", "end"):
+        with pytest.raises(
+            dl.CaptureError, match=r"block\(0\).output at step=0.* after the model had gone on"
+        ):
+            with lens.trace(sample, steps=2, cfg_scale=1.0) as tr:
+                for call in tr.calls():
+                    h = call.block(0).output
+                    call.block(1).site("self_attn").output.sum()
+                    h.zero_()
+                    if later == "site":
+                        call.block(2).output.sum()
+                    if later == "end":
+                        break
+    assert left_behind(pipe) == []
+
+
+def test_a_write_where_the_model_waits_acts(lens, sample):
+    seen = []
+    for how in ("set", "in place", "in place, by another name", "set, then in place"):
+        with lens.trace(sample, steps=2, cfg_scale=1.0) as tr:
+            sums = [].save()
+            for call in tr.calls():
+                if how == "set":
+                    call.block(0).output = call.block(0).output * 2
+                elif how == "in place":
+                    call.block(0).output.mul_(2)
+                elif how == "in place, by another name":
+                    call.block(0).output.sum()
+                    call.block(1).input.mul_(2)
+                else:
+                    call.block(0).output = call.block(0).output.clone()
+                    call.block(0).output.mul_(2)
+                h = call.block(2).output
+                sums.append(h if not sums else sums.pop().add_(h))  # of a call that is over
+        seen.append(tr.run.video)
+    assert all(np.array_equal(seen[0], other) for other in seen[1:])
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def kernels():
+    return torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+
+
+@pytest.mark.parametrize(
+    ("context", "words"),
+    [
+        (autocast, "another autocast"),
+        (lambda: torch.device("meta"), "another default device"),
+        (torch.inference_mode, "another inference mode"),
+        (kernels, "another choice of attention kernels"),
+    ],
+)
+def test_a_mode_of_the_body_does_not_hold_for_the_model(lens, pipe, sample, left_behind, context, words):
+    with pytest.raises(dl.CaptureError, match=words):
+        with lens.trace(sample, steps=1, cfg_scale=1.0) as tr:
+            with context():
+                for _ in tr.calls():
+                    pass
+    with pytest.raises(dl.CaptureError, match="another default dtype"):
+        with lens.trace(sample, steps=1, cfg_scale=1.0) as tr:
+            for call in tr.calls():
+                call.block(0).output.sum()
+            torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float32)
+    assert left_behind(pipe) == [] and not torch.is_autocast_enabled("cpu")
+
+
+def test_modes_of_a_moment_and_of_gradients_are_the_bodys_own(lens, sample):
+    gradients = []
+    before = lens.run(sample, steps=2, cfg_scale=1.0).video
+    with lens.trace(sample, steps=2, cfg_scale=1.0) as tr:
+        with torch.enable_grad():
+            for call in tr.calls():
+                h = call.block(0).output
+                with torch.autocast("cpu", torch.bfloat16):
+                    gradients.append(torch.is_grad_enabled())
+                    assert (h @ torch.ones(64, 1)).dtype == torch.bfloat16
+                assert not call.block(1).output.requires_grad
+    assert gradients == [True, True] and torch.is_grad_enabled()
+    assert np.array_equal(tr.run.video, before)
+
+
 # ---- the store
 
 
