@@ -158,9 +158,18 @@ class Trace(InterleavingTracer):
     def run(self) -> Run:
         """The run, with all that was recorded; there once the body has ended."""
         if self._run is None:
-            why = "the body stopped the model" if self._stopped else "its body runs beside the model"
+            stopped = self._stopped and self._body is None
+            why = "the body stopped the model" if stopped else "its body runs beside the model"
             raise CaptureError(f"tr.run is there after the `with` block, once the run is complete: {why}.")
         return self._run
+
+    def __content__(self, walk: Any) -> dict[str, Any]:
+        """Return what names the trace where its body, or another one, reads it as a part of something else."""
+        if self.info is not None and self.info.frame is not None:
+            return {"@trace": "the one that runs"}
+        if self._run is None:
+            return dict(walk.unnamed(self, "a trace that is not over"))
+        return {"@trace": walk.visit(self._run)}
 
     def _refuse_past(self, is_selected: Callable[[Call], bool]) -> None:
         """Raise CaptureError where the model is past a call that a loop selects."""
@@ -239,9 +248,7 @@ class Trace(InterleavingTracer):
     def _identity(self) -> tuple[dict[str, Any], list[str]]:
         """Return what the body does, with the values that it reads, and what of that cannot be named."""
         frame, unnamed = self.info.frame, list[str]()
-        names = [
-            item.optional_vars.id for item in self.node.items if isinstance(item.optional_vars, ast.Name)
-        ]
+        names = [name for name, value in (frame.f_globals | frame.f_locals).items() if value is self]
         text = "\n".join(ast.unparse(statement) for statement in self.node.body)
         return describe_source(text, frame.f_globals, frame.f_locals, unnamed, apart=names), unnamed
 
