@@ -138,7 +138,7 @@ def test_the_run_is_there_only_after_the_body(lens, sample):
 
 
 def test_the_run_is_not_there_in_the_body(lens, sample):
-    with pytest.raises(dl.CaptureError, match="after the `with` block.* runs beside the model"):
+    with pytest.raises(dl.CaptureError, match=r"after the `with` block.* runs beside the model"):
         with lens.trace(sample, steps=1) as tr:
             for call in tr.calls():
                 call.block(0).output.sum()

@@ -135,7 +135,7 @@ class Body(Mediator):
         if pending is not None and pending.provider is not None:
             sets = pending.event is not Event.VALUE
             carried = pending.value if sets else args
-            what = f"{self._named(pending.provider)} at {self.running}"
+            what = self._named(pending.provider) + (f" at {self.running}" if self.running else "")
             self._handover.serve((pending.provider, pending.iteration), carried, what, instead=sets)
         self._handover.begin()
         try:

@@ -25,7 +25,7 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 class Handover:
     """Compares what the body gives back with what it was handed.
 
-    The mode of gradients is the one that the body may leave as it likes: it is kept apart from the model's.
+    The mode of gradients is the one that the body may set as it likes: the model's own is put back.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,13 @@ class Handover:
         self._past: list[tuple[weakref.ref[Tensor], str]] = []
         self._watched: list[tuple[weakref.ref[Tensor], int, str]] = []
         self._modes: dict[str, Any] = {}
-        self._gradients: tuple[bool, bool] = (False, torch.is_grad_enabled())  # the model's, the body's
+        self._gradients: bool | None = (
+            None  # whether they are on in the body; None where it leaves that to the model
+        )
+        self._handed: tuple[bool, bool] = (
+            False,
+            False,
+        )  # whether they were on in the model, and as the body began
 
     def serve(self, visit: Hashable, carried: Any, what: str, instead: bool) -> None:
         """Take what a place in the model carries, which the body is given or has set.
@@ -65,13 +71,16 @@ class Handover:
             and _storage(tensor) not in storages
         ]
         self._modes = _modes()
-        self._gradients = torch.is_grad_enabled(), self._gradients[1]
-        torch.set_grad_enabled(self._gradients[1])
+        of_model = torch.is_grad_enabled()
+        self._handed = of_model, of_model if self._gradients is None else self._gradients
+        torch.set_grad_enabled(self._handed[1])
 
     def end(self) -> CaptureError | None:
         """Give control back; return the error that says what the body has left otherwise than it was."""
-        self._gradients = self._gradients[0], torch.is_grad_enabled()
-        torch.set_grad_enabled(self._gradients[0])
+        of_model, at_first = self._handed
+        if torch.is_grad_enabled() != at_first:
+            self._gradients = not at_first
+        torch.set_grad_enabled(of_model)
         for ref, version, what in self._watched:
             if (tensor := ref()) is not None and tensor._version != version:
                 return CaptureError(
