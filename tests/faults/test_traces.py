@@ -789,13 +789,13 @@ def counted(lens, sample, save):
 
 
 def test_a_variable_that_a_body_sets_is_saved_or_a_warning_names_it(lens, sample):
-    with pytest.warns(UserWarning, match=r"sets count, total, which .* call count.save\(\)") as seen:
+    with pytest.warns(UserWarning, match=r"old values .*: count, total. Call count.save\(\)") as seen:
         assert counted(lens, sample, save=False) == (0, 0, [1, 2])
     assert seen[0].filename == __file__
     total, count, kept = counted(lens, sample, save=True)
     assert total > 0 and count == 2 and kept == [1, 2]
     body = CELL.format(1).replace("values =", "h = 2\n    values =")
-    with pytest.warns(UserWarning, match="sets h, which"):
+    with pytest.warns(UserWarning, match=r"old values .*: h\. Call"):
         cell(body, "<ipython-input-h>", lens=lens, sample=sample, h=1)
 
 

@@ -357,8 +357,8 @@ def _warn_unsaved(frame: FrameType, before: Mapping[str, Any], after: Mapping[st
     )
     if names:
         warnings.warn(
-            f"The body of the trace sets {', '.join(names)}, which stood before the `with` block and keeps its old value after "
-            f"it: call {names[0]}.save() in the body once it is set, or fill a list or a dict that was made before the block.",
+            "The body of the trace sets variables that stood before it, and they keep their old values after the `with` block: "
+            f"{', '.join(names)}. Call {names[0]}.save() in the body once it is set, or fill a list or a dict from before it.",
             stacklevel=4,
         )
 
