@@ -137,8 +137,8 @@ class Body(Mediator):
             carried = pending.value if sets else args
             what = self._named(pending.provider) + (f" at {self.running}" if self.running else "")
             self._handover.serve((pending.provider, pending.iteration), carried, what, instead=sets)
-        self._handover.begin()
         try:
+            self._handover.begin()
             pending = super().switch(*args)
         finally:
             error = self._handover.end()

@@ -33,14 +33,12 @@ class Handover:
         self._open: list[tuple[weakref.ref[Tensor], str]] = []  # of the value that the model waits at
         self._past: list[tuple[weakref.ref[Tensor], str]] = []
         self._watched: list[tuple[weakref.ref[Tensor], int, str]] = []
-        self._modes: dict[str, Any] = {}
+        self._modes = _modes()
         self._gradients: bool | None = (
             None  # whether they are on in the body; None where it leaves that to the model
         )
-        self._handed: tuple[bool, bool] = (
-            False,
-            False,
-        )  # whether they were on in the model, and as the body began
+        # Whether they were on in the model, and as the body began.
+        self._handed = torch.is_grad_enabled(), torch.is_grad_enabled()
 
     def serve(self, visit: Hashable, carried: Any, what: str, instead: bool) -> None:
         """Take what a place in the model carries, which the body is given or has set.
