@@ -137,6 +137,40 @@ def test_the_run_is_there_only_after_the_body(lens, sample):
         _ = tr.run
 
 
+def test_the_run_is_not_there_in_the_body(lens, sample):
+    with pytest.raises(dl.CaptureError, match=r"after the `with` block.* runs beside the model"):
+        with lens.trace(sample, steps=1) as tr:
+            for call in tr.calls():
+                call.block(0).output.sum()
+            tr.run.names.save()
+
+
+class Holder:
+    """Holds a trace, as an experiment of the user's own does."""
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_trace_is_no_input_of_its_body_wherever_it_is_held(lens, sample, tmp_path):
+    holder, paths = Holder(), []
+    for _ in range(2):
+        with lens.trace(sample, steps=1, cfg_scale=1.0, store=tmp_path) as holder.trace:
+            for call in holder.trace.calls():
+                call.block(0).output.sum()
+        paths.append(holder.trace.run.path)
+    for early in (False, True):
+        if early:
+            tr = lens.trace(sample, steps=1, cfg_scale=1.0, store=tmp_path)
+            with tr:
+                for call in tr.calls():
+                    call.block(1).output.sum()
+        else:
+            with lens.trace(sample, steps=1, cfg_scale=1.0, store=tmp_path) as tr:
+                for call in tr.calls():
+                    call.block(1).output.sum()
+        paths.append(tr.run.path)
+    assert paths[0] == paths[1] and paths[2] == paths[3]
+
+
 def test_another_body_is_another_run(lens, sample, tmp_path):
     with lens.trace(sample, steps=1, store=tmp_path) as one:
         for call in one.calls():

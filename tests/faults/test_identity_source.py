@@ -129,6 +129,11 @@ READ_K = [
     "class C:\n    k = 1\n    def go(self): return k\nx = C().go()",
     "import contextlib\nwith contextlib.suppress(ZeroDivisionError):\n    1 / 0\n    k = 5\nx = k",
     "def k(h, scale=k): return h * scale\nx = k(2)",
+    "with quiet():\n    raise ValueError\n    k = 5.0\nx = 2 * k",
+    "with quiet(), fail() as k:\n    pass\nx = 2 * k",
+    "with torch.no_grad(), quiet():\n    k = 5.0\nx = 2 * k",
+    "1 > 2 > (k := 5.0)\nx = 2 * k",
+    "assert True, (k := 5.0)\nx = 2 * k",
     "def f():\n    global k\n    return k\nx = f()",
     "try:\n    x = 2 * k\nexcept ValueError as k:\n    pass",
     "False and (k := 2.0)\nx = k * 1",
@@ -156,7 +161,15 @@ def test_a_module_that_a_body_imports_counts(monkeypatch):
         assert len(names) == 2
 
 
-@pytest.mark.parametrize("body", ["with torch.no_grad():\n    z = 1\ny = z", "z: float = 2.0\ny = z"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "with torch.no_grad(), nullcontext(1) as f:\n    z = 1\ny = z",
+        "z: float = 2.0\ny = z",
+        "with quiet() as z:\n    pass\ny = z",
+        "1 < (z := 2) < 3\ny = z",
+    ],
+)
 def test_what_an_earlier_run_of_a_cell_left_does_not_count(body):
     before, after = ({"torch": torch}, {"torch": torch, "z": 3})
     assert describe_source(body, before)["reads"] == describe_source(body, after)["reads"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import dit_lens as dl
+from dit_lens import cli
 from dit_lens.store import find_runs, open_run, run_name
 from dit_lens.store.names import inside, short
 
@@ -76,6 +77,49 @@ def test_the_folder_of_a_run_without_a_store_goes_with_the_run(lens, sample):
         run.itself = run  # as a trace and nnsight hold one another
         most = max(most, len(scratches()))
     assert most <= before + 9
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket", "file:///tmp/x"])
+def test_a_url_is_no_store(lens, sample, tmp_path, monkeypatch, url, kind):
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda at: lens.run(sample, steps=1, store=at), dl.open_runs, open_run, cli.info):
+        with pytest.raises(dl.StoreError, match="is a URL, and a store is a local folder"):
+            use(kind(url))
+    assert list(tmp_path.iterdir()) == []
+
+
+IN_A_POOL = """
+from concurrent.futures import ProcessPoolExecutor
+import numpy as np
+from dit_lens.store import RunWriter, Variable
+from dit_lens.store.run import Run
+from dit_lens.store.scratch import Scratch
+
+def work(part):
+    folder = Scratch()
+    with RunWriter(folder.path, "run", {"seed": 1}, {"step": range(1)}) as writer:
+        writer.declare(Variable("score", ("step", "part"), (1, 2)))
+        writer.write("score", {"step": 0}, np.ones(2, "float32"))
+        writer.commit_step(0, {"sigma": 1.0})
+    run = Run(writer.path, folder)
+    return run if part == "run" else run["score"]
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1) as pool:
+        for part in ("run", "array"):
+            try:
+                pool.submit(work, part).result()
+            except Exception as error:
+                print(type(error).__name__, error)
+"""
+
+
+def test_a_run_without_a_store_does_not_leave_a_worker(tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(IN_A_POOL)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("StoreError") == 2 and done.stdout.count("give store=") == 2, done
 
 
 HOLD = """

@@ -462,6 +462,98 @@ def test_a_model_of_the_users_own_goes_on_after_a_trace(tiny_pipe, sample):
     assert tuple(out.shape) == (1, 2, 64)
 
 
+# ---- what the body leaves alone
+
+
+def test_a_write_after_the_model_has_gone_on_is_an_error(lens, pipe, sample, left_behind):
+    for later in ("site", "call", "end"):
+        with pytest.raises(
+            dl.CaptureError, match=r"block\(0\).output at step=0.* after the model had gone on"
+        ):
+            with lens.trace(sample, steps=2, cfg_scale=1.0) as tr:
+                for call in tr.calls():
+                    h = call.block(0).output
+                    call.block(1).site("self_attn").output.sum()
+                    h.zero_()
+                    if later == "site":
+                        call.block(2).output.sum()
+                    if later == "end":
+                        break
+    assert left_behind(pipe) == []
+
+
+def test_a_write_where_the_model_waits_acts(lens, sample):
+    seen = []
+    for how in ("set", "in place", "in place, by another name", "set, then in place"):
+        with lens.trace(sample, steps=2, cfg_scale=1.0) as tr:
+            sums = [].save()
+            for call in tr.calls():
+                if how == "set":
+                    call.block(0).output = call.block(0).output * 2
+                elif how == "in place":
+                    call.block(0).output.mul_(2)
+                elif how == "in place, by another name":
+                    call.block(0).output.sum()
+                    call.block(1).input.mul_(2)
+                else:
+                    call.block(0).output = call.block(0).output.clone()
+                    call.block(0).output.mul_(2)
+                h = call.block(2).output
+                sums.append(h if not sums else sums.pop().add_(h))  # of a call that is over
+        seen.append(tr.run.video)
+    assert all(np.array_equal(seen[0], other) for other in seen[1:])
+
+
+def autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def kernels():
+    return torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+
+
+@pytest.mark.parametrize(
+    ("context", "words"),
+    [
+        (autocast, "another autocast"),
+        (lambda: torch.device("meta"), "another default device"),
+        (torch.inference_mode, "another inference mode"),
+        (kernels, "another choice of attention kernels"),
+    ],
+)
+def test_a_mode_of_the_body_does_not_hold_for_the_model(lens, pipe, sample, left_behind, context, words):
+    with pytest.raises(dl.CaptureError, match=words):
+        with lens.trace(sample, steps=1, cfg_scale=1.0) as tr:
+            with context():
+                for _ in tr.calls():
+                    pass
+    with pytest.raises(dl.CaptureError, match="another default dtype"):
+        with lens.trace(sample, steps=1, cfg_scale=1.0) as tr:
+            for call in tr.calls():
+                call.block(0).output.sum()
+            torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float32)
+    assert left_behind(pipe) == [] and not torch.is_autocast_enabled("cpu")
+
+
+def test_modes_of_a_moment_and_of_gradients_are_the_bodys_own(lens, sample):
+    before = lens.run(sample, steps=2, cfg_scale=1.0).video
+    own = torch.nn.Linear(64, 64)
+    torch.nn.init.eye_(own.weight)
+    torch.nn.init.zeros_(own.bias)
+    with lens.trace(sample, steps=2, cfg_scale=1.0) as tr:
+        for call in tr.calls():
+            h = call.block(0).output
+            with torch.autocast("cpu", torch.bfloat16):
+                assert (h @ torch.ones(64, 1)).dtype == torch.bfloat16
+            call.block(0).output = own(h)
+            with torch.enable_grad():
+                assert own(call.block(1).output).requires_grad
+                assert not call.block(2).output.requires_grad
+            assert not own(h).requires_grad  # as in the model
+    assert torch.is_grad_enabled() and np.abs(tr.run.video.astype(int) - before).max() <= 1
+
+
 # ---- the store
 
 
@@ -587,6 +679,53 @@ def test_a_source_that_is_not_what_runs_is_refused(lens, sample):
         exec(compile(text, name, "exec"), {"dl": dl, "lens": lens, "sample": sample})
 
 
+LIVE = """
+def one(lens, sample):
+    with lens.trace(sample, steps=1, cfg_scale=1.0) as tr:
+        values = [].save()
+        for call in tr.calls():
+            assert call.step == 0
+            values.append(call.block(0).output * 2.0 + len([v for v in (1, 2) if v > 1]))
+    return values
+
+
+def two(lens, sample):
+    with lens.trace(sample, steps=1, cfg_scale=1.0) as tr:
+        values = [].save()
+        for call in tr.calls():
+            assert call.step == 0
+            values.append(call.block(0).output * 2.0 - len([v for v in (1, 2) if v > 1]))
+    return values
+"""
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        LIVE.replace("output * 2.0", "output - 2.0"),
+        LIVE.replace("output * 2.0", "output * 2"),
+        LIVE.replace("v > 1", "v < 1"),
+        LIVE.replace("values.append(", "print("),
+        LIVE.replace("2.0 +", "2.0 @")
+        .replace("2.0 -", "2.0 +")
+        .replace("2.0 @", "2.0 -"),  # in each other's place
+        LIVE.replace("return values", "return ["),
+    ],
+)
+def test_a_file_that_changes_after_it_was_imported_is_refused(lens, sample, tmp_path, changed):
+    file = tmp_path / "live.py"
+    file.write_text(LIVE)
+    scope = {}
+    exec(compile(LIVE, str(file), "exec"), scope)
+    first = scope["one"](lens, sample)
+    file.write_text(changed)
+    os.utime(file, (1, 1))
+    with pytest.raises(dl.PlanError, match="is not what runs"):
+        scope["one"](lens, sample)
+    file.write_text(LIVE + "\n# What stands elsewhere may change.\n")
+    assert torch.equal(scope["one"](lens, sample)[0], first[0])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -597,6 +736,7 @@ def test_a_source_that_is_not_what_runs_is_refused(lens, sample):
         ),
         ("def f():\n    with lens.trace(sample, steps=1) as tr:\n        return 1\nf()\n", "leave return"),
         ("for _ in range(1):\n    with lens.trace(sample, steps=1) as tr:\n        break\n", "leave return"),
+        ("with lens.trace(sample, steps=1) as tr:\n    global x\n    x = 1\n", "`global` in it"),
         ("with lens.trace(sample, steps=1) as tr, open(os.devnull) as f:\n    x = f.read()\n", "stands last"),
         ("tr = lens.trace(sample, steps=1)\ntr.__enter__()\n", "no source of a `with` block"),
     ],
@@ -630,6 +770,33 @@ def test_traces_without_a_store_leave_no_name_in_the_module(lens, sample):
             call.block(0).output.sum()
     with pytest.raises(NameError):
         print(unsaved)
+
+
+def counted(lens, sample, save):
+    total = count = 0
+    kept, unchanged = [], None
+    with lens.trace(sample, steps=2, cfg_scale=1.0) as tr:
+        for call in tr.calls():
+            h = call.block(0).output
+            total = total + float(h.norm())
+            count += 1
+            kept.append(count)
+            unchanged = unchanged
+        if save:
+            total.save()
+            count.save()
+    return total, count, kept
+
+
+def test_a_variable_that_a_body_sets_is_saved_or_a_warning_names_it(lens, sample):
+    with pytest.warns(UserWarning, match=r"old values .*: count, total. Call count.save\(\)") as seen:
+        assert counted(lens, sample, save=False) == (0, 0, [1, 2])
+    assert seen[0].filename == __file__
+    total, count, kept = counted(lens, sample, save=True)
+    assert total > 0 and count == 2 and kept == [1, 2]
+    body = CELL.format(1).replace("values =", "h = 2\n    values =")
+    with pytest.warns(UserWarning, match=r"old values .*: h\. Call"):
+        cell(body, "<ipython-input-h>", lens=lens, sample=sample, h=1)
 
 
 def test_calls_are_selected_by_the_words_of_at(lens, sample):

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
-from nnsight.intervention.interleaver import Event, Mediator
+from nnsight.intervention.interleaver import Event, Mediator, Pending
 
+from dit_lens.engine.handover import Handover
 from dit_lens.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Body(Mediator):
         self.call: Call | None = None
         self.ended = False
         self._dits = tuple(dits)
+        self._handover = Handover()
         self._served = 0  # visits of LOCATION that the body has had
         self._before: dict[str, int] = {}  # nnsight's counts of visits, when the running call began
         self._once: dict[
@@ -120,6 +122,31 @@ class Body(Mediator):
         """Return how often the running call has visited a location; a visit that is being served does not count."""
         return self.interleaver.counts.get(location, 0) - self._before.get(location, 0)
 
+    # ---- where the model waits while the body runs
+
+    def switch(self, *args: Any) -> Any:
+        """Let the body run until it asks for something; nnsight calls it with what the body has waited for.
+
+        Raises:
+            CaptureError: The body has ended, and leaves the model another one than it was handed; where it has not
+                ended, the error is raised in it.
+        """
+        pending: Pending | None = self.pending
+        if pending is not None and pending.provider is not None:
+            sets = pending.event is not Event.VALUE
+            carried = pending.value if sets else args
+            what = self._named(pending.provider) + (f" at {self.running}" if self.running else "")
+            self._handover.serve((pending.provider, pending.iteration), carried, what, instead=sets)
+        try:
+            self._handover.begin()
+            pending = super().switch(*args)
+        finally:
+            error = self._handover.end()
+        if error is not None:
+            self._raise(error)
+            return self.pending
+        return pending
+
     # ---- where a call ends
 
     def begin_call(self, call: Call | None) -> None:
@@ -135,6 +162,7 @@ class Body(Mediator):
             CaptureError: It waits for a value that did not come; or a value came twice in the call.
         """
         over, self.running, self.ended = self.running, None, ended
+        self._handover.forget()
         while self.alive and self._waits_in_vain(ended):
             self._raise(self._missed(over))
         twice = next(

@@ -5,13 +5,15 @@ since, or a notebook cell under a reused name, would run another body than the o
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
-import copy
 import dis
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import or_
 from types import CodeType, FrameType
 from typing import Any
 
@@ -36,8 +38,9 @@ def capture(tracer: Any) -> None:
     BLOCKS.pop((code.co_filename, frame.f_lineno, code.co_name, code.co_firstlineno), None)
     linecache.checkcache(code.co_filename)
     where = f"{code.co_filename}:{frame.f_lineno}"
+    text = Tracer.source(code.co_filename)
     try:
-        node = tracer.parse(Tracer.source(code.co_filename), frame.f_lineno)
+        node = tracer.parse(text, frame.f_lineno)
         compiled = None if node is None else tracer.compile(tracer.build(node), frame)
     except SyntaxError as error:
         raise PlanError(
@@ -49,11 +52,11 @@ def capture(tracer: Any) -> None:
             f"{where}: no source of a `with` block is found there. Write `with lens.trace(...) as tr:` in a file or a "
             "notebook cell, and restart Python where the file has changed since it was imported."
         )
-    _check(node, frame, where)
+    _check(node, text, frame, where)
     tracer.node, tracer.info = node, Tracer.Info(frame, compiled)
 
 
-def _check(node: ast.With | ast.AsyncWith, frame: FrameType, where: str) -> None:
+def _check(node: ast.With | ast.AsyncWith, text: str, frame: FrameType, where: str) -> None:
     """Refuse a body that would run twice, elsewhere, or not as it stands in the source."""
     if not skippable(node):
         return
@@ -66,14 +69,18 @@ def _check(node: ast.With | ast.AsyncWith, frame: FrameType, where: str) -> None
         raise PlanError(
             f"{where}: the body of a trace cannot start with `try:`; put another statement before it."
         )
+    if any(isinstance(part, ast.Global) for part in ast.walk(node)):
+        raise PlanError(
+            f"{where}: the body of a trace has variables of its own, so `global` in it would set none: fill a list or a dict."
+        )
     if not _is_last(node, frame):
         raise PlanError(
             f"{where}: lens.trace(...) stands last in its `with`: what comes after it would be over before the body runs."
         )
-    if missing := sorted(map(str, _words(_function(node)) - _words(frame.f_code))):
+    if not _stands_for_what_runs(node, text, frame):
         raise PlanError(
-            f"{where}: the source of the body is not what runs ({missing[0]} is new): the file has changed since it was "
-            "imported. Import it anew, or restart Python."
+            f"{where}: the source of the body is not what runs: the file has changed since it was imported, or an import hook "
+            "has written it anew. Import it anew, or restart Python."
         )
 
 
@@ -92,43 +99,63 @@ def _is_last(node: ast.With | ast.AsyncWith, frame: FrameType) -> bool:
     return True
 
 
-class _WithoutAsserts(ast.NodeTransformer):
-    """Leaves assertions out: pytest writes them anew."""
-
-    def visit_Assert(self, node: ast.Assert) -> ast.Pass:
-        return ast.copy_location(ast.Pass(), node)
-
-
-def _function(node: ast.With | ast.AsyncWith) -> CodeType | None:
-    """Compile the body as a function's, as it was where it stands in one; None where that cannot be."""
-    module = ast.parse("def body():\n    pass")
-    function = module.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    # After `pass`, so that a text that stands first is no docstring.
-    function.body += [_WithoutAsserts().visit(copy.deepcopy(statement)) for statement in node.body]
+def _stands_for_what_runs(node: ast.With | ast.AsyncWith, text: str, frame: FrameType) -> bool:
+    """Say whether the body, compiled from the source as it is now, is what the frame runs: each instruction, line by line."""
+    lines = range(node.body[0].lineno, (node.end_lineno or node.lineno) + 1)
+    asserts = {
+        line: part.lineno
+        for part in ast.walk(node)
+        if isinstance(part, ast.Assert)
+        for line in range(part.lineno, (part.end_lineno or part.lineno) + 1)
+    }
+    flags = frame.f_code.co_flags & _FUTURE | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
-        code = compile(ast.fix_missing_locations(module), "<body>", "exec")
-    except SyntaxError:
-        return None
-    return next(constant for constant in code.co_consts if isinstance(constant, CodeType))
+        module = compile(text, frame.f_code.co_filename, "exec", flags, dont_inherit=True)
+    except (SyntaxError, ValueError):  # the file is cut, or something else by now
+        return False
+    running = _instructions(frame.f_code, lines, asserts)
+    return any(running and running == _instructions(part, lines, asserts) for part in _parts(module))
 
 
-def _words(code: CodeType | None) -> set[Any]:
-    """Return the names, numbers and texts of a code object and of those inside of it."""
-    return set() if code is None else {word for part in _parts(code) for word in _own_words(part)}
+_FUTURE = reduce(or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names))
+"""The flags of `from __future__ import ...`, under which a file is compiled."""
+
+_ASSERT = "assert"
+"""Stands for the instructions of an assertion, which pytest writes anew."""
 
 
-def _own_words(code: CodeType) -> Iterator[Any]:
-    for name in (*code.co_names, *code.co_varnames, *code.co_cellvars, *code.co_freevars):
-        if not name.startswith("__"):
-            yield name
-    for constant in code.co_consts:
-        if isinstance(constant, int | float | complex | bytes):
-            yield type(constant).__name__, constant
-        elif (
-            isinstance(constant, str) and "<locals>" not in constant
-        ):  # that is a class's place in a function
-            yield "str", constant
+def _instructions(code: CodeType, lines: range, asserts: Mapping[int, int]) -> list[Any]:
+    """Return the instructions of some lines, as (line, operation, argument); a jump's argument is the line that it leads to."""
+    instructions = list(dis.get_instructions(code))
+    places: dict[int, int | None] = {}
+    for instruction in instructions:
+        line = instruction.positions.lineno if instruction.positions else None
+        places[instruction.offset] = line if line is None else asserts.get(line, line)
+    listing: list[Any] = []
+    for instruction in instructions:
+        line = places[instruction.offset]
+        if line is None or line not in lines or instruction.opname == "EXTENDED_ARG":
+            continue
+        if line in asserts:
+            entry: Any = (line, _ASSERT)
+        elif instruction.opcode in _JUMPS:
+            entry = (line, instruction.opname, places.get(instruction.argval))
+        else:
+            entry = (line, instruction.opname, _argument(instruction.argval, lines, asserts))
+        if entry != (line, _ASSERT) or listing[-1:] != [entry]:
+            listing.append(entry)
+    return listing
+
+
+_JUMPS = {*dis.hasjrel, *dis.hasjabs}
+
+
+def _argument(value: Any, lines: range, asserts: Mapping[int, int]) -> Any:
+    """Return what an instruction works on, so that only equal things are equal: 1 is not 1.0."""
+    if isinstance(value, CodeType):
+        counts = value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags
+        return counts, _instructions(value, lines, asserts)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
 def _parts(code: CodeType) -> Iterator[CodeType]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
@@ -36,7 +37,7 @@ from dit_lens.store.run import Run
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
-    from types import CodeType, TracebackType
+    from types import CodeType, FrameType, TracebackType
 
     from torch import nn
 
@@ -157,9 +158,18 @@ class Trace(InterleavingTracer):
     def run(self) -> Run:
         """The run, with all that was recorded; there once the body has ended."""
         if self._run is None:
-            why = "the body stopped the model" if self._stopped else "its body runs beside the model"
+            stopped = self._stopped and self._body is None
+            why = "the body stopped the model" if stopped else "its body runs beside the model"
             raise CaptureError(f"tr.run is there after the `with` block, once the run is complete: {why}.")
         return self._run
+
+    def __content__(self, walk: Any) -> dict[str, Any]:
+        """Return what names the trace where its body, or another one, reads it as a part of something else."""
+        if self.info is not None and self.info.frame is not None:
+            return {"@trace": "the one that runs"}
+        if self._run is None:
+            return dict(walk.unnamed(self, "a trace that is not over"))
+        return {"@trace": walk.visit(self._run)}
 
     def _refuse_past(self, is_selected: Callable[[Call], bool]) -> None:
         """Raise CaptureError where the model is past a call that a loop selects."""
@@ -225,9 +235,11 @@ class Trace(InterleavingTracer):
             try:
                 specimen.envoys = self.envoy = wrap(root)
                 paths = [self._envoy_of(dit).path for dit in dits]
-                self._body = Body(code, frame.f_globals, dict(frame.f_locals), paths)
+                before = dict(frame.f_locals)
+                self._body = Body(code, frame.f_globals, dict(before), paths)
                 self._interleave(self._request, self._body)
-                push_result(frame, self._body.lcls.writes())
+                push_result(frame, variables := self._body.lcls.writes())
+                _warn_unsaved(frame, before, variables)
             finally:
                 self._body = None
                 specimen.envoys = None
@@ -236,9 +248,7 @@ class Trace(InterleavingTracer):
     def _identity(self) -> tuple[dict[str, Any], list[str]]:
         """Return what the body does, with the values that it reads, and what of that cannot be named."""
         frame, unnamed = self.info.frame, list[str]()
-        names = [
-            item.optional_vars.id for item in self.node.items if isinstance(item.optional_vars, ast.Name)
-        ]
+        names = [name for name, value in (frame.f_globals | frame.f_locals).items() if value is self]
         text = "\n".join(ast.unparse(statement) for statement in self.node.body)
         return describe_source(text, frame.f_globals, frame.f_locals, unnamed, apart=names), unnamed
 
@@ -329,6 +339,28 @@ def _steps(place: Placed, layout: Layout) -> tuple[int, ...]:
         if names is not None and not set(names) <= set(known):
             raise PlanError(f"calls({name}={names[0]!r}): this run has {', '.join(known)}.")
     return place.steps(layout)
+
+
+def _warn_unsaved(frame: FrameType, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Warn of variables that the body has set, and that still have the value that they had before the `with` block.
+
+    Args:
+        frame: Where the block stands, with what was saved.
+        before: Its variables when the body began.
+        after: Those that the body has set.
+    """
+    now = frame.f_locals
+    names = sorted(
+        name
+        for name, value in after.items()
+        if name in before and value is not before[name] and value is not now[name]
+    )
+    if names:
+        warnings.warn(
+            "The body of the trace sets variables that stood before it, and they keep their old values after the `with` block: "
+            f"{', '.join(names)}. Call {names[0]}.save() in the body once it is set, or fill a list or a dict from before it.",
+            stacklevel=4,
+        )
 
 
 def _forget_skip(error: BaseException) -> None:

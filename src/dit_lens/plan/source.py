@@ -79,13 +79,17 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
             yield from _expression(test, known)
             yield from _inside(node, set(known), known)
         case ast.With(items=items, body=body) | ast.AsyncWith(items=items, body=body):
+            inner = known
             for item in items:
-                yield from _expression(item.context_expr, known)
+                yield from _expression(item.context_expr, inner)
                 if item.optional_vars is not None:
-                    known |= _targets(item.optional_vars)
-            # A body whose errors are suppressed may not come to its end.
-            cut = any("suppress" in ast.dump(item.context_expr) for item in items)
-            yield from _free(body, set(known) if cut else known)
+                    yield from _expression(item.optional_vars, inner)
+                    inner |= _targets(item.optional_vars)
+                if _may_swallow(item.context_expr):  # what comes after may not come to its end
+                    inner = set(inner)
+            yield from _free(body, inner)
+        case ast.Assert():
+            yield from _expression(node, set(known))
         case ast.Try() | ast.TryStar():
             for body in (node.body, node.orelse):
                 yield from _free(body, set(known))
@@ -124,6 +128,16 @@ def _statement(node: ast.stmt, known: set[str]) -> Iterator[Reading]:
             yield from _expression(target, known)
         case _:
             yield from _expression(node, known)
+
+
+_PASSES_ERRORS = ("open", "nullcontext", "contextlib.nullcontext", "warnings.catch_warnings", "np.errstate")
+"""Contexts that let every error of their body through; so do all of torch's."""
+
+
+def _may_swallow(context: ast.expr) -> bool:
+    """Say whether a body of this context may end early without an error after it."""
+    name = ast.unparse(context.func if isinstance(context, ast.Call) else context)
+    return name not in _PASSES_ERRORS and not name.startswith("torch.")
 
 
 def _modules(node: ast.Import | ast.ImportFrom) -> Iterator[Reading]:
@@ -170,14 +184,27 @@ def _expression(node: ast.AST, known: set[str]) -> Iterator[Reading]:
         yield from _expression(node.value, known)
         known |= _targets(node.target)
         return
-    if isinstance(node, ast.BoolOp | ast.IfExp):  # what comes after the first part may not run
-        first, *rest = node.values if isinstance(node, ast.BoolOp) else (node.test, node.body, node.orelse)
-        yield from _expression(first, known)
+    if parts := _parts_in_turn(node):
+        certain, rest = parts
+        for part in certain:
+            yield from _expression(part, known)
         for part in rest:
             yield from _expression(part, set(known))
         return
     for child in ast.iter_child_nodes(node):
         yield from _expression(child, known)
+
+
+def _parts_in_turn(node: ast.AST) -> tuple[list[ast.expr], list[ast.expr]] | None:
+    """Return the parts of an expression that run for certain, and those that may not; None where all of them run."""
+    match node:
+        case ast.BoolOp(values=[first, *rest]):
+            return [first], rest
+        case ast.IfExp(test=test, body=body, orelse=other):
+            return [test], [body, other]
+        case ast.Compare(left=left, comparators=[first, *rest]):
+            return [left, first], rest
+    return None
 
 
 def _chain(node: ast.AST) -> tuple[ast.Name | None, tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from dit_lens.errors import StoreError
@@ -19,19 +20,35 @@ NAME_BYTES = 255
 _HASH_DIGITS = 10
 
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a `Path` has one slash; a single letter is a drive
+
+
 def absolute(path: str | os.PathLike[str]) -> Path:
     """Return a path with `~` expanded that means the same folder after a `chdir`.
 
     Raises:
-        StoreError: If it begins with the home of a user who is not known.
+        StoreError: If it is a URL, or begins with the home of a user who is not known.
     """
     text = os.fspath(path)
     if not text or "\0" in text:
         raise StoreError(f"store={path!r} is no folder: give a path, such as 'runs/'")
+    if _URL.match(text):
+        raise StoreError(
+            f"{text!r} is a URL, and a store is a local folder: give a path, of a mounted or a copied folder"
+        )
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
         raise StoreError(f"{os.fspath(path)!r}: {error}; give the folder itself") from error
+
+
+_ASIDE = re.compile(rf"(.+)(?:{re.escape(PARTIAL)}|{re.escape(REPLACED)})[0-9a-f]{{8}}", re.DOTALL)
+
+
+def place_of(name: str) -> str | None:
+    """Return the name of the run beside whose place a folder stands; None for a folder that stands beside none."""
+    match = _ASIDE.fullmatch(name)
+    return match and match[1]
 
 
 def short(name: str, limit: int = NAME_BYTES) -> str:

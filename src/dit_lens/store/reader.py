@@ -32,7 +32,7 @@ from dit_lens.store.metadata import (
     units_asked,
     variable_of,
 )
-from dit_lens.store.names import PARTIAL, REPLACED, absolute
+from dit_lens.store.names import absolute, place_of
 from dit_lens.store.units import UnitArray, load_unit
 
 
@@ -261,11 +261,16 @@ class Sight:
 
 
 def look(path: Path | str) -> Iterator[Sight]:
-    """Go through all runs at or under a folder, at any depth, sorted by name, and what may have been one."""
-    yield from _look(str(absolute(path)), set())
+    """Go through all runs at or under a folder, at any depth, sorted by name, and what may have been one.
+
+    A folder is seen once, under its own name where that lies under `path`: links come last.
+    """
+    seen, links = set[str](), [str(absolute(path))]
+    for link in links:  # which grow meanwhile
+        yield from _look(link, seen, links)
 
 
-def _look(folder: str, seen: set[str]) -> Iterator[Sight]:
+def _look(folder: str, seen: set[str], links: list[str]) -> Iterator[Sight]:
     real = os.path.realpath(folder)
     if real in seen or not os.path.isdir(folder):
         return
@@ -283,9 +288,25 @@ def _look(folder: str, seen: set[str]) -> Iterator[Sight]:
         yield Sight(Path(folder), is_copy=is_copy(metadata))
     elif metadata is None or metadata["node_type"] == "group":
         for name in names:
-            # What a killed process left beside the place of a run is no run of the store.
-            if not name.startswith(".") and PARTIAL not in name and REPLACED not in name:
-                yield from _look(os.path.join(folder, name), seen)
+            path = os.path.join(folder, name)
+            if name.startswith(".") or _is_outdone(folder, name):
+                continue
+            if os.path.islink(path):
+                links.append(path)
+            else:
+                yield from _look(path, seen, links)
+
+
+def _is_outdone(folder: str, name: str) -> bool:
+    """Say whether a folder is what a trace has left beside the place of a run, and a complete run stands in that place."""
+    place = place_of(name)
+    if place is None:
+        return False
+    try:
+        group = load_group(os.path.join(folder, place))
+    except (StoreError, OSError):
+        return False
+    return group is not None and group["attributes"].get("status") == "complete"
 
 
 def find_runs(path: Path | str) -> Iterator[Path]:
@@ -334,6 +355,11 @@ def read_codes(path: Path | str, variable: str, index: Mapping[str, int]) -> np.
 def _describe(path: Path) -> str:
     """Say what a folder holds that was taken for a run."""
     if not path.exists():
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        if left := sorted(str(folder) for folder in beside if place_of(folder.name) == path.name):
+            return (
+                f"a trace was interrupted before it took its place; open what it left, open_run({left[-1]!r})"
+            )
         return "there is no such folder"
     if not path.is_dir():
         return "it is a file; give the folder that holds zarr.json"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import socket
 import tempfile
 import threading
 import uuid
+import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -127,7 +129,19 @@ class Scratch:
     def __deepcopy__(self, memo: dict[int, Any]) -> Scratch:
         return self  # the folder is one, and stays as long as anybody holds it
 
+    def check_leaving(self) -> None:
+        """Say what becomes of a run that is pickled: its folder is this process's.
+
+        Raises:
+            StoreError: This process is a worker, whose folder is gone when the other process reads it.
+        """
+        message = f"{self.path} is a run in no store, in a temporary folder of this process, and gone with it: give store="
+        if multiprocessing.parent_process() is not None:
+            raise StoreError(message)
+        warnings.warn(message, stacklevel=2)
+
     def __getstate__(self) -> dict[str, Any]:
+        self.check_leaving()
         self.settle()
         return {"path": self.path}
 

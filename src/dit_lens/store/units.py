@@ -18,6 +18,7 @@ from dit_lens.store.bfloat16 import checksum, narrow, widen_into
 from dit_lens.store.files import check_regular, identity_of
 from dit_lens.store.journal import Entry
 from dit_lens.store.layout import STATE_DIMS, Variable
+from dit_lens.store.scratch import Scratch
 from dit_lens.store.shard import check_contiguous, decompress, read_compressed
 
 Key = tuple[int | slice | np.ndarray, ...]
@@ -60,7 +61,13 @@ class UnitArray(BackendArray):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave out what it keeps in being when it is pickled: that belongs to this process."""
+        """Leave out what it keeps in being when it is pickled: that belongs to this process.
+
+        Raises:
+            StoreError: See `Scratch.check_leaving`.
+        """
+        if isinstance(self._keep, Scratch):
+            self._keep.check_leaving()
         return type(self), (self.folder, self.variable, self.committed, None, self.recorded)
 
     def _read(self, key: Key) -> np.ndarray:

@@ -98,7 +98,9 @@ def test_the_oldest_are_written_where_many_are_not_read(monkeypatch):
 
 def test_copies_and_pickles_of_a_run_read_its_folder():
     run, values = put_off()
-    for other in (copy.copy(run), copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+    with pytest.warns(UserWarning, match="give store="):
+        pickled = pickle.dumps(run)
+    for other in (copy.copy(run), copy.deepcopy(run), pickle.loads(pickled)):
         np.testing.assert_array_equal(other["score"].values, values)
         del other
         gc.collect()

@@ -246,6 +246,32 @@ def test_open_runs_finds_runs_in_a_folder_a_store_and_a_run(kit, run, tmp_path):
     assert list(open_runs(kit.root).children) == list(open_runs(run).children) == ["run-1"]
 
 
+def test_what_a_killed_trace_left_is_shown_until_a_complete_run_stands_in_its_place(kit, tmp_path):
+    writer = kit.make_writer(kit.root, name="run-1.partial-0a1b2c3d")
+    kit.write_step(writer, 0)
+    writer.abort()
+    (found,) = find_runs(kit.root)
+    assert found == writer.path and status(found).committed_steps == (0,)
+    assert set(open_runs(kit.root).children) == {"run-1.partial-0a1b2c3d"}
+    with pytest.raises(
+        StoreError, match=r"a trace was interrupted .* open_run\('.*run-1.partial-0a1b2c3d'\)"
+    ):
+        open_run(kit.root / "run-1")
+    kit.write_run(kit.root, name="model.partial-ft")
+    complete = kit.write_run(kit.root)
+    assert [path.name for path in find_runs(kit.root)] == ["model.partial-ft", complete.name]
+
+
+def test_a_folder_is_shown_under_its_own_name_not_that_of_a_link(kit, run, tmp_path):
+    other = kit.write_run(tmp_path / "elsewhere" / "t.zarr", steps=[0], name="run-2")
+    above = tmp_path / "runs"
+    (above / "a").mkdir(parents=True)
+    kit.root.rename(above / "maze.zarr")
+    (above / "a" / "latest").symlink_to(above / "maze.zarr")
+    (above / "b").symlink_to(other)
+    assert set(open_runs(above).groups) == {"/", "/maze.zarr", "/maze.zarr/run-1", "/b"}
+
+
 def test_what_is_not_a_run_is_described(kit, run, tmp_path):
     with pytest.raises(StoreError, match=r"folder of runs \(run-1"):
         open_run(kit.root)
