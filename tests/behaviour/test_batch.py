@@ -237,7 +237,7 @@ def test_a_place_that_cannot_be_seen_is_refused(two_experts, sample):
         ({"watch": [("block", "cond", 9)]}, "layer=9 is out of range"),
         (
             {"edits": [[placed(dl.zero(), layer=1, step=3, expert="high")]]},
-            "none of its steps is served by high",
+            "never fired in this run: no step had its sigma and expert together",
         ),
     ):
         with pytest.raises(dl.PlanError, match=says):

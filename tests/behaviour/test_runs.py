@@ -256,6 +256,20 @@ def test_an_expert_that_never_serves_is_an_error(two_experts, sample):
         )
 
 
+def test_a_batch_and_a_sweep_refuse_a_place_that_never_fires_before_anything_runs(
+    two_experts, sample, tmp_path, monkeypatch
+):
+    lens, never = dl.Lens(two_experts), dl.at(expert="low", step=0)
+    steps = {"steps": 2, "cfg_scale": 1.0}
+    monkeypatch.setattr("dit_lens.engine.sweep.run_arms", None)  # nothing may run
+    with pytest.raises(dl.PlanError, match=r"energy at\(.*never fired in this run"):
+        lens.sweep([(sample, 0)], {"none": []}, record=[(dl.energy, never)], store=tmp_path, **steps)
+    monkeypatch.setattr("dit_lens.engine.batch.check_against_pipeline", None)
+    for entries in ({"record": [(dl.energy, never)]}, {"edit": [(dl.zero(), never)]}):
+        with pytest.raises(dl.PlanError, match="never fired in this run: no step had its sigma and expert"):
+            lens.batch([(sample, 0)], **steps, **entries)
+
+
 @dl.keeps("frame", "y")
 def wrong_dims(h):
     return h[..., 0]

@@ -135,6 +135,9 @@ class Batch:
         self.grids = {stream: tokens.grid for stream, tokens in self.inputs.streams.items()}
         self.grid = self.grids["video"]
         self._bindings: dict[int, tuple[Placed, Binding]] = {}
+        for is_edit, items in ((True, plan.edits), (False, plan.records)):
+            for placed in items:
+                self.binding(placed, is_edit)  # what cannot be carried out is refused before anything runs
         if check_against_pipeline(self):  # a hook of the user's may have counted its calls
             self.model = specimen.identity(repeatable=True)
 
@@ -324,25 +327,25 @@ class Batch:
             )
         return streams
 
-    def binding(self, edit: Placed) -> Binding:
-        """Resolve an edit's place on this batch's steps; checked when it first comes.
+    def binding(self, placed: Placed, is_edit: bool = True) -> Binding:
+        """Resolve the place of an edit or a record on this batch's steps; checked when it first comes.
 
         Raises:
             PlanError: it cannot be carried out.
         """
-        if id(edit) not in self._bindings:
-            plan = Plan(edits=(edit,))
+        if id(placed) not in self._bindings:
+            plan = Plan(edits=(placed,)) if is_edit else Plan(records=(placed,))
             plan.check(self.layout, over_seeds=True)
             grids: dict[str, Any] = dict(self.grids)
             grids |= {f"latent_{s}": tuple(x.shape[2:]) for s, x in apart(self.inputs.noise).items()}
             plan.check_grids(grids)
             plan.check_sources(self.specimen.fingerprint)
-            binding = edit.bind(True, self.layout, self.sigmas)
-            if not any((step, self.expert(step)) in binding.served for step in range(self.steps)):
-                raise PlanError(f"edit {edit}: none of its steps is served by {', '.join(binding.experts)}.")
-            # The edit is held too, so that its id is not given to another.
-            self._bindings[id(edit)] = edit, binding
-        return self._bindings[id(edit)][1]
+            binding = placed.bind(is_edit, self.layout, self.sigmas)
+            if problem := binding.never_fired([self.expert(step) for step in range(self.steps)]):
+                raise PlanError(problem)
+            # What is placed is held too, so that its id is not given to another.
+            self._bindings[id(placed)] = placed, binding
+        return self._bindings[id(placed)][1]
 
     def _check_watched(self, watch: Sequence[Place]) -> None:
         sites = self.specimen.sites["video"]

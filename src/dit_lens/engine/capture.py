@@ -40,7 +40,6 @@ from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.family import Flow
 from dit_lens.families.patching import traced
 from dit_lens.families.site import Tokens
-from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, run_name, versions
 from dit_lens.store.names import absolute
@@ -121,7 +120,6 @@ class Capture:
         self._writer: RunWriter | None = None
         self._run: Run | None = None
         self._last: CapturedStep | None = None  # the step before the next one
-        self._records: list[Binding] = []
         self._next = 0
 
     @property
@@ -146,8 +144,8 @@ class Capture:
                 raise CaptureError(
                     f"capture: the loop ended after {self._next} of {self.layout.steps} steps."
                 )
-            recorders = self.stepper.visitor.rows[0].recorders
-            recorders[0].end_run(self._records)
+            row = self.stepper.visitor.rows[0]  # all rows share a recorder, and what is placed on them
+            row.recorders[0].end_run([*row.edits, *row.records])
             self._writer.close()
             self._run = Run(self._writer.path, self._scratch)
 
@@ -241,7 +239,7 @@ class Capture:
     def _open(self, streams: Mapping[str, Tensor], expert: str) -> None:
         rows = len(streams["video"])
         plan = self.plan
-        edits, self._records = (
+        edits, records = (
             [placed.bind(is_edit, self.layout, self.schedule.sigmas) for placed in items]
             for is_edit, items in ((True, plan.edits), (False, plan.records))
         )
@@ -264,7 +262,7 @@ class Capture:
         recorder = Recorder(self.layout, rows, self._writer, self.encoding)
         visitor = Visitor(
             self.specimen,
-            [Row(self.seed, edits, self._records, [recorder], row) for row in range(rows)],
+            [Row(self.seed, edits, records, [recorder], row) for row in range(rows)],
             all_told=True,
         )
         levels, told = torch.tensor(self.schedule.sigmas), torch.tensor(self.schedule.timesteps)

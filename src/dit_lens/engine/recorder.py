@@ -175,10 +175,21 @@ class Recorder:
             self.writer.set_coord("expert", self.experts)
         self.writer.commit_step(step, {**info, **self._words()})
 
-    def end_run(self, records: Iterable[Binding]) -> None:
-        """Say of records placed on some experts which steps those served: known only now."""
-        for record in records:
-            if record.placed.place.expert is not None:
+    def end_run(self, bindings: Iterable[Binding]) -> None:
+        """Say of records placed on some experts which steps those served: known only now.
+
+        Args:
+            bindings: all that was placed on the run, edits too.
+
+        Raises:
+            CaptureError: something placed fired in no step.
+        """
+        bindings = list(bindings)
+        for binding in bindings:
+            if problem := binding.never_fired(self.experts):
+                raise CaptureError(problem)
+        for record in bindings:
+            if not record.is_edit and record.placed.place.expert is not None:
                 served = [s for s in sorted(record.steps) if self.experts[s] in record.experts]
                 self.writer.set_recorded(record.placed.variable, self._asked(record) | {"step": served})
 

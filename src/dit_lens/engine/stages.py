@@ -257,13 +257,7 @@ class StageLoop:
         """
         if self.step != self.layout.steps:
             raise CaptureError(f"The run ended after {self.step} of {self.layout.steps} steps.")
-        experts = self.opened.recorder.experts
-        for binding in (*self._edits, *self._records):
-            if not any((step, experts[step]) in binding.served for step in range(self.layout.steps)):
-                raise CaptureError(
-                    f"{binding.placed} never fired in this run: no step had its sigma and expert together."
-                )
-        self.opened.recorder.end_run(self._records)
+        self.opened.recorder.end_run([*self._edits, *self._records])
 
 
 def samples_of(forward: Forward) -> int:

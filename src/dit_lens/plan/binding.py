@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,3 +35,13 @@ class Binding:
     served: frozenset[tuple[int, str]]
     places: tuple[tuple[str | None, int | None], ...]
     over_seeds: bool
+
+    def never_fired(self, experts: Sequence[str]) -> str:
+        """Say in a sentence that the function fires in no step of a run; "" where it does.
+
+        Args:
+            experts: the DiT that serves each step.
+        """
+        if any(moment in self.served for moment in enumerate(experts)):
+            return ""
+        return f"{self.placed} never fired in this run: no step had its sigma and expert together."
