@@ -257,3 +257,16 @@ def test_a_module_that_the_model_passes_by_is_an_error(lens, pipe, sample):
     finally:
         del block.forward
     assert block.forward == forward
+
+
+def test_a_step_takes_edits_as_a_run_does(lens, sample):
+    batch = lens.batch([(sample, 0), (sample, 1)], steps=2, cfg_scale=1.0)
+    pair = (dl.zero(), dl.at(layer=0))
+    expected = batch.step(0, batch.noise, edits=[[placed(dl.zero(), layer=0)]] * 2).velocity
+    for edits in ([[pair]] * 2, [pair] * 2, [placed(*pair[:1], layer=0)] * 2, [iter([pair]), [pair]]):
+        assert torch.equal(batch.step(0, batch.noise, edits=edits).velocity, expected)
+    assert not torch.equal(batch.step(0, batch.noise).velocity, expected)
+    run = lens.run(sample, steps=2, cfg_scale=1.0, edit=[Placed(*pair)], record=[dl.energy])
+    assert (run["energy"].sel(layer=0) == 0).all()
+    with pytest.raises(dl.PlanError, match=r"give a function, or a pair \(function, dl.at"):
+        batch.step(0, batch.noise, edits=[[(dl.zero(), "layer 0")]] * 2)

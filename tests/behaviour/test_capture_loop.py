@@ -290,3 +290,66 @@ def test_a_call_that_is_not_told_is_an_error(lens):
                 step.velocity(v + model(step.latents, told, SHIFT["uncond"]))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     model(x, torch.tensor([1.0]), 0.0)
+
+
+def test_the_tokens_around_the_grid_are_the_familys_own():
+    class WithText(Model):
+        def forward(self, x, t, shift):
+            h = self.into(x.flatten(2).transpose(1, 2)) + shift + (t / 1000)[:, None, None]
+            h = torch.cat([torch.ones_like(h[:, :2]), h, torch.zeros_like(h[:, :1])], 1)
+            for block in self.blocks:
+                h = block(h)
+            return self.out(h[:, 2:-1]).transpose(1, 2).reshape(x.shape)
+
+    torch.manual_seed(0)
+    lens = dl.blocks(
+        WithText().eval().requires_grad_(False),
+        "blocks",
+        latent=lambda sample: (2, 2, 4, 4),
+        grid=lambda latent: latent[1:],
+        before=2,
+        after=1,
+        condition=lambda sample, branch: {"shift": torch.tensor([[[SHIFT[branch]]]])},
+    )
+    plan = {"record": [dl.hidden], "edit": [(dl.zero(), dl.at(layer=1, frame=0))]}
+    expected = lens.run(SAMPLE, steps=4, cfg_scale=SCALE, **plan)
+    with lens.capture(SIGMAS, branches=("cond", "uncond"), **plan) as loop:
+        sampled(lens, loop)
+    assert np.array_equal(loop.run["hidden"].values, expected["hidden"].values)
+    with pytest.raises(dl.CaptureError, match="5 tokens before it and 1 after it"):
+        with lens.capture(SIGMAS, record=[dl.energy]) as loop:
+            with loop.step(torch.zeros(1, 2, 2, 4, 4)) as step, step.call(before=5):
+                lens.pipe.dit(step.latents, torch.tensor([1.0]), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("latents", "says"),
+    [
+        (
+            torch.zeros(1, 2, 4, 4),
+            r"\(1, 2, 4, 4\) of the stream 'video'.*get their frame by x\[:, :, None\]",
+        ),
+        (torch.zeros(1, 16, 2), r"\(1, 16, 2\).*\[row, channel, frame, y, x\].*unpacked first"),
+        (np.zeros((1, 2, 2, 4, 4)), "ndarray of the stream 'video': give a tensor"),
+        ([torch.zeros(2, 2, 4, 4)], "list of the stream 'video': give a tensor"),
+        ({"latents": torch.zeros(1, 2, 2, 4, 4)}, "the streams 'latents': give the latents of 'video'"),
+    ],
+)
+def test_latents_of_another_form_are_refused_with_the_form_that_is_wanted(lens, latents, says):
+    with pytest.raises(dl.PlanError, match=f"step 0 starts from .*{says}"):
+        with lens.capture(SIGMAS, record=[dl.x0]) as loop, loop.step(latents):
+            pass
+    with pytest.raises(dl.CaptureError, match="was told a velocity ndarray of video"):
+        with lens.capture(SIGMAS) as loop, loop.step(torch.zeros(1, 2, 2, 4, 4)) as step:
+            step.velocity(np.zeros((1, 2, 2, 4, 4)))
+    with pytest.raises(dl.CaptureError, match="a velocity of 'audio', and it starts from video"):
+        with lens.capture(SIGMAS) as loop, loop.step(torch.zeros(1, 2, 2, 4, 4)) as step:
+            step.velocity(torch.zeros(1), stream="audio")
+
+
+@pytest.mark.parametrize("where", [{"layer": 1, "frame": 2, "step": 3}, {"site": "x0", "y": 4, "step": 3}])
+def test_a_region_outside_of_the_grid_is_refused_before_the_first_step(lens, where):
+    with pytest.raises(dl.PlanError, match=r"edit zero\(?.*at\(.*step=3.*is out of range"):
+        with lens.capture(SIGMAS, edit=[(dl.zero(), dl.at(**where))]) as loop:
+            with loop.step(torch.zeros(1, 2, 2, 4, 4)):
+                pytest.fail("the step began")

@@ -32,7 +32,7 @@ from dit_lens.engine.recorder import Recorder, same_bits
 from dit_lens.engine.request import sample_content
 from dit_lens.engine.rows import Row
 from dit_lens.engine.runner import coordinates, write_outputs
-from dit_lens.engine.stages import check_schedule
+from dit_lens.engine.stages import check_schedule, grids_of
 from dit_lens.engine.stepper import Stepper
 from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError, PlanError
@@ -174,11 +174,12 @@ class Capture:
 
         Raises:
             CaptureError: a branch, or something placed, never ran; or there are more steps than noise levels.
+            PlanError: the latents are of another form, or there is no such expert.
         """
         number = self._next
         if number >= self.layout.steps:
             raise CaptureError(f"capture: step {number}, and there are {self.layout.steps} noise levels.")
-        streams = {"video": latents} if isinstance(latents, Tensor) else dict(latents)
+        streams = _by_stream(number, latents)
         dits = self.specimen.dits
         expert = next(iter(dits)) if expert is None else expert
         if expert not in dits:
@@ -230,15 +231,14 @@ class Capture:
 
     def tokens(self, latents: Tensor, expert: str) -> Tokens:
         """Return how the video's tokens stand, by the family's own arrangement."""
-        grid = self.specimen.family.anatomy.token_grid(
-            self.specimen.dits[expert],
-            (latents.shape[1], *latents.shape[2:]),
-        )
-        return Tokens(grid)
+        anatomy = self.specimen.family.anatomy
+        grid = anatomy.token_grid(self.specimen.dits[expert], (latents.shape[1], *latents.shape[2:]))
+        return Tokens(grid, anatomy.before, anatomy.after)
 
     def _open(self, streams: Mapping[str, Tensor], expert: str) -> None:
-        rows = len(streams["video"])
-        plan = self.plan
+        rows, plan = len(streams["video"]), self.plan
+        tokens = {"video": self.tokens(streams["video"], expert)}
+        plan.check_grids(grids_of(tokens, streams))
         edits, records = (
             [placed.bind(is_edit, self.layout, self.schedule.sigmas) for placed in items]
             for is_edit, items in ((True, plan.edits), (False, plan.records))
@@ -252,8 +252,7 @@ class Capture:
             "loop": f"capture {uuid.uuid4().hex}",
             "versions": versions(),
         }
-        grids = {"video": self.tokens(streams["video"], expert).grid}
-        coords = coordinates(self.layout, self.schedule, grids)
+        coords = coordinates(self.layout, self.schedule, {"video": tokens["video"].grid})
         label = "capture" if self.sample is None else f"{self.sample.task}-{self.sample.id}"
         name = run_name(identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in label))
         manifest = {"identity": identity, "plan": str(plan)}
@@ -273,6 +272,30 @@ class Capture:
         )
         self._cleanup.enter_context(traced(self.specimen.dits.values()))
         self._cleanup.enter_context(visitor.installed(self.specimen.dits))
+
+
+def _by_stream(number: int, latents: Any) -> dict[str, Tensor]:
+    """Return what a step starts from, by stream.
+
+    Raises:
+        PlanError: it is no tensor [row, channel, frame, y, x], or not one for each stream.
+    """
+    streams = dict(latents) if isinstance(latents, Mapping) else {"video": latents}
+    if "video" not in streams:
+        raise PlanError(
+            f"capture: step {number} starts from the streams {', '.join(map(repr, streams))}: give the latents of 'video', as a "
+            "tensor or under this name."
+        )
+    for stream, x in streams.items():
+        if isinstance(x, Tensor) and x.ndim == 5:
+            continue
+        form = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise PlanError(
+            f"capture: step {number} starts from {form} of the stream {stream!r}: give a tensor [row, channel, frame, y, x]. "
+            "Latents of images [row, channel, y, x] get their frame by x[:, :, None], packed ones [row, token, channel] are "
+            "unpacked first; the model is given step.latents in the form that it takes."
+        )
+    return streams
 
 
 def _holds(value: Tensor, latents: Tensor) -> bool:
@@ -329,22 +352,23 @@ class CapturedStep:
     def call(
         self,
         branch: str | Sequence[str] = "cond",
-        before: int = 0,
-        after: int = 0,
+        before: int | None = None,
+        after: int | None = None,
         streams: Mapping[str, tuple[int, int, int]] | None = None,
     ) -> Iterator[None]:
         """Run the model once inside this context.
 
         Args:
             branch: the guidance branch, or several that one batch carries, in the order of its rows.
-            before: tokens before those of the video's grid.
-            after: tokens after them.
+            before: tokens before those of the video's grid. Default: the family's.
+            after: tokens after them. Default: the family's.
             streams: (frame, y, x) counts of the tokens of other streams.
         """
         capture, names = self._capture, (branch,) if isinstance(branch, str) else tuple(branch)
         rows = len(capture.stepper.visitor.rows)
-        grid = capture.tokens(self._start["video"], self._expert).grid
-        tokens = {"video": Tokens(grid, before, after)}
+        own = capture.tokens(self._start["video"], self._expert)
+        around = own.before if before is None else before, own.after if after is None else after
+        tokens = {"video": Tokens(own.grid, *around)}
         tokens |= {stream: Tokens(counts) for stream, counts in (streams or {}).items()}
         parts = {name: slice(n * rows, (n + 1) * rows) for n, name in enumerate(names)}
         with ExitStack() as hooks:
@@ -389,14 +413,19 @@ class CapturedStep:
         last step there is nothing to see it by.
 
         Raises:
-            CaptureError: it was told already.
+            CaptureError: it was told already, is not of the latents' shape, or the latents were changed in place before.
         """
         if stream in self.solved:
             raise CaptureError(f"capture: step {self.number} was told its velocity of {stream} twice.")
-        start = self._start[stream]
-        if velocity.shape != start.shape:
+        if stream not in self._start:
             raise CaptureError(
-                f"capture: step {self.number} was told a velocity {tuple(velocity.shape)} of {stream}, whose latents are "
+                f"capture: step {self.number} was told a velocity of {stream!r}, and it starts from {', '.join(self._start)}."
+            )
+        start = self._start[stream]
+        if not isinstance(velocity, Tensor) or velocity.shape != start.shape:
+            form = tuple(velocity.shape) if isinstance(velocity, Tensor) else type(velocity).__name__
+            raise CaptureError(
+                f"capture: step {self.number} was told a velocity {form} of {stream}, whose latents are "
                 f"{tuple(start.shape)}: tell it after guidance, on [row, channel, frame, y, x]."
             )
         if not same_bits(start, self._began.pop(stream)):

@@ -488,5 +488,5 @@ def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
         )
     if not edit.place.region:
         return new
-    mask = torch.from_numpy(edit.place.inside(tuple(value.shape[-4:-1])))  # type: ignore[arg-type]
+    mask = torch.from_numpy(edit.inside(tuple(value.shape[-4:-1])))  # type: ignore[arg-type]
     return torch.where(mask.to(value.device)[..., None], new, value)

@@ -77,6 +77,8 @@ def specimen_of_blocks(
         token_grid=lambda dit, size: grid(size),
         channels=lambda dit: channels or 0,
         dtype=lambda pipe: pipe.torch_dtype,
+        before=before,
+        after=after,
     )
     family = Family(
         name="blocks",
