@@ -61,7 +61,7 @@ class Capture:
         plan: records and edits.
         sigmas: noise level of each step, in [0, 1]. Flow matching: x_s = (1 - sigma) x_0 + sigma x_1.
         timesteps: what the model is told at each step. Default: 1000 sigma.
-        branches: guidance branches that run at every step.
+        branches: guidance branches of the run; a step may leave some out (`step`).
         sample: what is generated, for the manifest.
         seed: of the initial noise, for the manifest and for edits that draw noise.
         store: folder of runs. Default: a temporary one, gone with the run.
@@ -96,7 +96,7 @@ class Capture:
             )
         self.specimen, self.plan, self.schedule = specimen, plan, Schedule(levels, told)
         self.sample, self.seed, self.encoding = sample, seed, encoding
-        self.branches = (branches,) if isinstance(branches, str) else tuple(branches)
+        self.branches = _names(branches)
         self.layout = Layout(
             specimen.paths,
             specimen.layers,
@@ -121,6 +121,9 @@ class Capture:
         self._run: Run | None = None
         self._last: CapturedStep | None = None  # the step before the next one
         self._next = 0
+        self.heeded: set[tuple[str, str]] = (
+            set()
+        )  # streams, and what of them the loop was seen to take with its edit
 
     @property
     def run(self) -> Run:
@@ -161,20 +164,25 @@ class Capture:
 
     @contextmanager
     def step(
-        self, latents: Tensor | Mapping[str, Tensor], expert: str | None = None
+        self,
+        latents: Tensor | Mapping[str, Tensor],
+        expert: str | None = None,
+        branches: str | Sequence[str] | None = None,
     ) -> Iterator[CapturedStep]:
-        """Take the next step.
+        """Take the next step; where an exception ended it before its time, the same one again.
 
         Args:
             latents: what it starts from, [row, channel, frame, y, x]; by stream where there are several.
             expert: the DiT that serves it. Default: the first.
+            branches: the guidance branches that run in it, as where guidance holds in an interval alone. Default: all. Of
+                the others nothing is recorded there, and what is placed on them does not fire.
 
         Yields:
             The step: what it starts from, edits included, and how its calls and its velocity are told.
 
         Raises:
             CaptureError: a branch, or something placed, never ran; or there are more steps than noise levels.
-            PlanError: the latents are of another form, or there is no such expert.
+            PlanError: the latents are of another form, or there is no such expert or branch.
         """
         number = self._next
         if number >= self.layout.steps:
@@ -184,12 +192,16 @@ class Capture:
         expert = next(iter(dits)) if expert is None else expert
         if expert not in dits:
             raise PlanError(f"capture: no expert {expert!r}, only {', '.join(dits)}.")
+        branches = self.branches if branches is None else _names(branches)
+        if unknown := [branch for branch in branches if branch not in self.branches]:
+            raise PlanError(f"capture: no branch {unknown[0]!r}, only {', '.join(self.branches)}.")
         if self._stepper is None:
             self._open(streams, expert)
         self._refuse_other_rows(number, streams)
         if self._last is not None:
             self._last.refuse_unedited_step(streams)
-        start = self.stepper.begin(number, expert, streams)
+        self._drop(number)
+        start = self.stepper.begin(number, expert, streams, branches=branches)
         unedited = {s: x.clone() for s, x in streams.items() if start[s] is not x}
         step = CapturedStep(self, number, expert, start, unedited)
         yield step
@@ -221,6 +233,13 @@ class Capture:
                     f"capture: step {number} starts from {len(x)} rows of the stream {stream!r}, and the first step from {rows}: "
                     "which of them these are is not known. Let all rows go through all steps, or capture each row by itself."
                 )
+
+    def _drop(self, number: int) -> None:
+        """Forget what an earlier try of a step has recorded, which ended by an exception."""
+        for recorder in self.stepper.visitor.rows[0].recorders:
+            recorder.drop_step()
+        if self._writer is not None:
+            self._writer.drop_step(number)
 
     @property
     def stepper(self) -> Stepper:
@@ -274,6 +293,10 @@ class Capture:
         self._cleanup.enter_context(visitor.installed(self.specimen.dits))
 
 
+def _names(branches: str | Sequence[str]) -> tuple[str, ...]:
+    return (branches,) if isinstance(branches, str) else tuple(branches)
+
+
 def _by_stream(number: int, latents: Any) -> dict[str, Tensor]:
     """Return what a step starts from, by stream.
 
@@ -315,6 +338,7 @@ class CapturedStep:
         number: 0 the noisiest.
         sigma: its noise level.
         timestep: what the model is told.
+        branches: guidance branches that run in it.
         solved: streams whose velocity was told.
     """
 
@@ -327,6 +351,7 @@ class CapturedStep:
         unedited: Mapping[str, Tensor],
     ) -> None:
         self._capture, self._expert, self._start, self._unedited = capture, expert, start, unedited
+        self.branches = capture.stepper.expected
         self.number = number
         self.sigma = capture.schedule.sigmas[number]
         self.timestep = capture.schedule.timesteps[number]
@@ -364,7 +389,7 @@ class CapturedStep:
             after: tokens after them. Default: the family's.
             streams: (frame, y, x) counts of the tokens of other streams.
         """
-        capture, names = self._capture, (branch,) if isinstance(branch, str) else tuple(branch)
+        capture, names = self._capture, _names(branch)
         rows = len(capture.stepper.visitor.rows)
         own = capture.tokens(self._start["video"], self._expert)
         around = own.before if before is None else before, own.after if after is None else after
@@ -454,22 +479,37 @@ class CapturedStep:
         """
         length = self._capture.schedule.sigmas[self.number + 1] - self.sigma
         for stream, ways in self._ways.items():
-            ends = [x.double() + length * velocity.double() for _, x, velocity in ways]
-            for (what, _, _), end in zip(ways[:-1], ends[:-1], strict=True):
-                if _went(following[stream], end, ends[-1]):
+            starts = [x.double() for _, x, _ in ways]
+            ends = [x + length * v.double() for x, (_, _, v) in zip(starts, ways, strict=True)]
+            stepped = following[stream].detach().double()
+            for (what, _, _), start, end in zip(ways[:-1], starts, ends, strict=False):
+                went = _went(stepped, start, end, ends[-1])
+                if went == "edited":
+                    self._capture.heeded.add((stream, what))
+                # In few bits a step of Heun's kind can look so too: a loop that has heeded the edit before is not accused.
+                is_coarse = _spacing(stepped) > torch.finfo(torch.float32).eps
+                if went == "unedited" and not (is_coarse and (stream, what) in self._capture.heeded):
                     raise CaptureError(
                         f"capture: step {self.number} went on with the {what} of {stream} from before the edit: step with "
                         "x = step.latents + ... * step.velocity(...)."
                     )
 
 
-def _went(stepped: Tensor, without: Tensor, edited: Tensor) -> bool:
-    """Say whether a loop went to where a step without an edit leads, and not to where one with it does."""
-    # Cells in which the two lead to values apart by more than rounding; a frame that is put back is near neither.
-    apart = (without - edited).abs()
-    rounding = 8 * torch.finfo(stepped.dtype).eps * float(stepped.abs().max())
-    differing = apart > rounding
-    ignored, used = (
-        int(((stepped.double() - end).abs() < apart / 4)[differing].sum()) for end in (without, edited)
-    )
-    return ignored > max(used, int(differing.sum()) // 10)
+def _went(stepped: Tensor, start: Tensor, without: Tensor, edited: Tensor) -> str:
+    """Say whether a loop took Euler's step with an edit ("edited") or without it ("unedited"), to the last bits; else "".
+
+    That shows in cells which the step moves, and the edit moves elsewhere, both by more than rounding. Cells that a clamp
+    holds and steps of no length show nothing; a frame that is put back is where neither leads.
+    """
+    rounding = 2 * _spacing(stepped) * torch.maximum(start.abs(), stepped.abs())
+    shows = ((without - edited).abs() > 2 * rounding) & ((without - start).abs() > 2 * rounding)
+    ignored, used = (int((shows & ((stepped - end).abs() <= rounding)).sum()) for end in (without, edited))
+    if max(ignored, used) <= int(shows.sum()) // 10:
+        return ""
+    return "unedited" if ignored > used else "edited"
+
+
+def _spacing(values: Tensor) -> float:
+    """Return the relative spacing of numbers: of the narrowest type that holds them all, which they were rounded to."""
+    types = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    return next(torch.finfo(dtype).eps for dtype in types if torch.equal(values.to(dtype).to(values), values))
