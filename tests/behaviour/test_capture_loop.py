@@ -525,3 +525,14 @@ def test_eulers_step_without_the_edit_is_known_in_every_form(lens, dtype, form):
         go(site, ignore=False)
         with pytest.raises(dl.CaptureError, match=f"went on with the {site} of video from before the edit"):
             go(site, ignore=True)
+
+
+def test_latents_that_are_no_numbers_or_of_another_grid_are_held_against_no_edit(lens):
+    for following in (torch.full((1, 2, 2, 4, 4), torch.nan), torch.zeros(1, 2, 1, 4, 4)):
+        with torch.no_grad(), lens.capture(SIGMAS[:2], edit=EDITED) as loop:
+            for x in (torch.zeros(1, 2, 2, 4, 4), following):
+                with loop.step(x) as step:
+                    with step.call():
+                        v = lens.pipe.dit(step.latents, torch.tensor([step.timestep]), 0.0)
+                    step.velocity(v)
+        assert loop.run.complete

@@ -121,9 +121,8 @@ class Capture:
         self._run: Run | None = None
         self._last: CapturedStep | None = None  # the step before the next one
         self._next = 0
-        self.heeded: set[tuple[str, str]] = (
-            set()
-        )  # streams, and what of them the loop was seen to take with its edit
+        # Streams, and what of each (latents, velocity) the loop was seen to go on with as edited.
+        self.heeded: set[tuple[str, str]] = set()
 
     @property
     def run(self) -> Run:
@@ -188,13 +187,14 @@ class Capture:
         if number >= self.layout.steps:
             raise CaptureError(f"capture: step {number}, and there are {self.layout.steps} noise levels.")
         streams = _by_stream(number, latents)
-        dits = self.specimen.dits
-        expert = next(iter(dits)) if expert is None else expert
-        if expert not in dits:
-            raise PlanError(f"capture: no expert {expert!r}, only {', '.join(dits)}.")
+        expert = self.layout.experts[0] if expert is None else expert
         branches = self.branches if branches is None else _names(branches)
-        if unknown := [branch for branch in branches if branch not in self.branches]:
-            raise PlanError(f"capture: no branch {unknown[0]!r}, only {', '.join(self.branches)}.")
+        for kind, names, known in (
+            ("expert", (expert,), self.layout.experts),
+            ("branch", branches, self.branches),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise PlanError(f"capture: no {kind} {unknown[0]!r}, only {', '.join(known)}.")
         if self._stepper is None:
             self._open(streams, expert)
         self._refuse_other_rows(number, streams)
@@ -481,6 +481,8 @@ class CapturedStep:
         for stream, ways in self._ways.items():
             starts = [x.double() for _, x, _ in ways]
             ends = [x + length * v.double() for x, (_, _, v) in zip(starts, ways, strict=True)]
+            if stream not in following or following[stream].shape != ends[-1].shape:
+                continue  # the loop goes on with another grid: that is no step of Euler's
             stepped = following[stream].detach().double()
             for (what, _, _), start, end in zip(ways[:-1], starts, ends, strict=False):
                 went = _went(stepped, start, end, ends[-1])
@@ -499,12 +501,12 @@ def _went(stepped: Tensor, start: Tensor, without: Tensor, edited: Tensor) -> st
     """Say whether a loop took Euler's step with an edit ("edited") or without it ("unedited"), to the last bits; else "".
 
     That shows in cells which the step moves, and the edit moves elsewhere, both by more than rounding. Cells that a clamp
-    holds and steps of no length show nothing; a frame that is put back is where neither leads.
+    holds and steps of no length show nothing; a frame that is put back is where neither leads, so a third of them is enough.
     """
     rounding = 2 * _spacing(stepped) * torch.maximum(start.abs(), stepped.abs())
     shows = ((without - edited).abs() > 2 * rounding) & ((without - start).abs() > 2 * rounding)
     ignored, used = (int((shows & ((stepped - end).abs() <= rounding)).sum()) for end in (without, edited))
-    if max(ignored, used) <= int(shows.sum()) // 10:
+    if max(ignored, used) <= int(shows.sum()) // 3:
         return ""
     return "unedited" if ignored > used else "edited"
 
@@ -512,4 +514,5 @@ def _went(stepped: Tensor, start: Tensor, without: Tensor, edited: Tensor) -> st
 def _spacing(values: Tensor) -> float:
     """Return the relative spacing of numbers: of the narrowest type that holds them all, which they were rounded to."""
     types = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-    return next(torch.finfo(dtype).eps for dtype in types if torch.equal(values.to(dtype).to(values), values))
+    exact = (dtype for dtype in types if torch.equal(values.to(dtype).to(values), values))
+    return torch.finfo(next(exact, torch.float64)).eps  # NaN equals nothing
