@@ -238,7 +238,7 @@ def test_a_place_that_cannot_be_seen_is_refused(two_experts, sample):
         ({"watch": [("block", "cond", 9)]}, "layer=9 is out of range"),
         (
             {"edits": [[placed(dl.zero(), layer=1, step=3, expert="high")]]},
-            "none of its steps is served by high",
+            "never fired in this run: no step had its sigma and expert together",
         ),
     ):
         with pytest.raises(dl.PlanError, match=says):
@@ -318,3 +318,16 @@ def test_seeds_that_never_meet_twice_with_the_same_values_are_an_error_and_no_en
     edit = [(drawn, dl.at(layer=0)), (dl.mean_over_seeds(), dl.at(layer=1))]
     with pytest.raises(dl.PlanError, match="draws random numbers without a seed"):
         lens.batch([(sample, 0), (sample, 1)], steps=1, at_once=1, edit=edit).run()
+
+
+def test_a_step_takes_edits_as_a_run_does(lens, sample):
+    batch = lens.batch([(sample, 0), (sample, 1)], steps=2, cfg_scale=1.0)
+    pair = (dl.zero(), dl.at(layer=0))
+    expected = batch.step(0, batch.noise, edits=[[placed(dl.zero(), layer=0)]] * 2).velocity
+    for edits in ([[pair]] * 2, [pair] * 2, [placed(*pair[:1], layer=0)] * 2, [iter([pair]), [pair]]):
+        assert torch.equal(batch.step(0, batch.noise, edits=edits).velocity, expected)
+    assert not torch.equal(batch.step(0, batch.noise).velocity, expected)
+    run = lens.run(sample, steps=2, cfg_scale=1.0, edit=[Placed(*pair)], record=[dl.energy])
+    assert (run["energy"].sel(layer=0) == 0).all()
+    with pytest.raises(dl.PlanError, match=r"give a function, or a pair \(function, dl.at"):
+        batch.step(0, batch.noise, edits=[[(dl.zero(), "layer 0")]] * 2)

@@ -290,3 +290,249 @@ def test_a_call_that_is_not_told_is_an_error(lens):
                 step.velocity(v + model(step.latents, told, SHIFT["uncond"]))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     model(x, torch.tensor([1.0]), 0.0)
+
+
+def test_the_tokens_around_the_grid_are_the_familys_own():
+    class WithText(Model):
+        def forward(self, x, t, shift):
+            h = self.into(x.flatten(2).transpose(1, 2)) + shift + (t / 1000)[:, None, None]
+            h = torch.cat([torch.ones_like(h[:, :2]), h, torch.zeros_like(h[:, :1])], 1)
+            for block in self.blocks:
+                h = block(h)
+            return self.out(h[:, 2:-1]).transpose(1, 2).reshape(x.shape)
+
+    torch.manual_seed(0)
+    lens = dl.blocks(
+        WithText().eval().requires_grad_(False),
+        "blocks",
+        latent=lambda sample: (2, 2, 4, 4),
+        grid=lambda latent: latent[1:],
+        before=2,
+        after=1,
+        condition=lambda sample, branch: {"shift": torch.tensor([[[SHIFT[branch]]]])},
+    )
+    plan = {"record": [dl.hidden], "edit": [(dl.zero(), dl.at(layer=1, frame=0))]}
+    expected = lens.run(SAMPLE, steps=4, cfg_scale=SCALE, **plan)
+    with lens.capture(SIGMAS, branches=("cond", "uncond"), **plan) as loop:
+        sampled(lens, loop)
+    assert np.array_equal(loop.run["hidden"].values, expected["hidden"].values)
+    with pytest.raises(dl.CaptureError, match="5 tokens before it and 1 after it"):
+        with lens.capture(SIGMAS, record=[dl.energy]) as loop:
+            with loop.step(torch.zeros(1, 2, 2, 4, 4)) as step, step.call(before=5):
+                lens.pipe.dit(step.latents, torch.tensor([1.0]), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("latents", "says"),
+    [
+        (
+            torch.zeros(1, 2, 4, 4),
+            r"\(1, 2, 4, 4\) of the stream 'video'.*get their frame by x\[:, :, None\]",
+        ),
+        (torch.zeros(1, 16, 2), r"\(1, 16, 2\).*\[row, channel, frame, y, x\].*unpacked first"),
+        (np.zeros((1, 2, 2, 4, 4)), "ndarray of the stream 'video': give a tensor"),
+        ([torch.zeros(2, 2, 4, 4)], "list of the stream 'video': give a tensor"),
+        ({"latents": torch.zeros(1, 2, 2, 4, 4)}, "the streams 'latents': give the latents of 'video'"),
+    ],
+)
+def test_latents_of_another_form_are_refused_with_the_form_that_is_wanted(lens, latents, says):
+    with pytest.raises(dl.PlanError, match=f"step 0 starts from .*{says}"):
+        with lens.capture(SIGMAS, record=[dl.x0]) as loop, loop.step(latents):
+            pass
+    with pytest.raises(dl.CaptureError, match="was told a velocity ndarray of video"):
+        with lens.capture(SIGMAS) as loop, loop.step(torch.zeros(1, 2, 2, 4, 4)) as step:
+            step.velocity(np.zeros((1, 2, 2, 4, 4)))
+    with pytest.raises(dl.CaptureError, match="a velocity of 'audio', and it starts from video"):
+        with lens.capture(SIGMAS) as loop, loop.step(torch.zeros(1, 2, 2, 4, 4)) as step:
+            step.velocity(torch.zeros(1), stream="audio")
+
+
+@pytest.mark.parametrize("where", [{"layer": 1, "frame": 2, "step": 3}, {"site": "x0", "y": 4, "step": 3}])
+def test_a_region_outside_of_the_grid_is_refused_before_the_first_step(lens, where):
+    with pytest.raises(dl.PlanError, match=r"edit zero\(?.*at\(.*step=3.*is out of range"):
+        with lens.capture(SIGMAS, edit=[(dl.zero(), dl.at(**where))]) as loop:
+            with loop.step(torch.zeros(1, 2, 2, 4, 4)):
+                pytest.fail("the step began")
+
+
+@dl.keeps()
+def norm(h):
+    return h.norm()
+
+
+def interval(lens, loop, guided):
+    """Euler's steps with guidance at some steps alone."""
+    model, x, v = lens.pipe.dit, torch.randn(1, 2, 2, 4, 4, generator=torch.Generator().manual_seed(0)), {}
+    for number, after in enumerate([*SIGMAS[1:], 0.0]):
+        branches = ("cond", "uncond") if number in guided else "cond"
+        with torch.no_grad(), loop.step(x, branches=branches) as step:
+            for branch in step.branches:
+                with step.call(branch):
+                    v[branch] = model(step.latents, torch.tensor([step.timestep]), SHIFT[branch])
+            velocity = v["cond"]
+            if number in guided:
+                velocity = v["uncond"] + SCALE * (v["cond"] - v["uncond"])
+            velocity = step.velocity(velocity)
+        x = step.latents + velocity * (after - step.sigma)
+    return x
+
+
+def test_guidance_in_an_interval_records_what_ran(lens, tmp_path):
+    record = [dl.energy, (dl.hidden, dl.at(layer=1)), (norm, dl.at(branch="uncond")), dl.x0]
+    edit = [(dl.zero(), dl.at(layer=0, branch="uncond", step="0-2"))]
+    both = {"branches": ("cond", "uncond"), "record": record, "edit": edit}
+    with lens.capture(SIGMAS, store=tmp_path, **both) as loop:
+        interval(lens, loop, guided=(1, 2))
+    run = loop.run
+    assert run.complete and dl.store.status(run.path).complete
+    for name in ("energy", "hidden"):
+        missing = run[name].isnull().all([d for d in run[name].dims if d not in ("step", "branch", "layer")])
+        of = missing.sel(layer=1)
+        assert not of.sel(branch="cond").any() and [*of.sel(branch="uncond").values] == [
+            True,
+            False,
+            False,
+            True,
+        ]
+    assert [*run["norm"].step.values] == [1, 2] and [*run["norm"].branch.values] == ["uncond"]
+    assert not run["norm"].isnull().any() and not run["x0"].isnull().any()
+    assert (run["energy"].sel(layer=0, branch="uncond", step=[1, 2]) == 0).all()
+    with lens.capture(SIGMAS, **both) as loop:
+        interval(lens, loop, guided=range(4))
+    assert not loop.run["hidden"].isnull().any() and loop.run["hidden"].layer.values.tolist() == [1]
+
+
+def test_a_branch_that_a_step_leaves_out(lens):
+    edit = [(dl.zero(), dl.at(layer=0, branch="uncond", step="1-2"))]
+    both = {"branches": ("cond", "uncond"), "record": [dl.energy], "edit": edit}
+    with pytest.raises(
+        dl.CaptureError, match=r"zero.*never fired in this run: its branch ran in none of its steps"
+    ):
+        with lens.capture(SIGMAS, **both) as loop:
+            interval(lens, loop, guided=(0,))
+    with pytest.raises(dl.CaptureError, match="branch 'uncond' ran unasked"):
+        with (
+            lens.capture(SIGMAS, **both) as loop,
+            loop.step(torch.zeros(1, 2, 2, 4, 4), branches="cond") as step,
+        ):
+            with step.call("uncond"):
+                pass
+    with pytest.raises(dl.CaptureError, match=r"\['uncond'\] never ran; .* loop.step\(x, branches="):
+        with lens.capture(SIGMAS, **both) as loop:
+            sampled_without(lens, loop)
+    with pytest.raises(dl.PlanError, match="no branch 'negative', only cond, uncond"):
+        with lens.capture(SIGMAS, **both) as loop, loop.step(torch.zeros(1, 2, 2, 4, 4), branches="negative"):
+            pass
+
+
+def sampled_without(lens, loop):
+    with loop.step(torch.zeros(1, 2, 2, 4, 4)) as step:
+        with step.call("cond"):
+            v = lens.pipe.dit(step.latents, torch.tensor([step.timestep]), 0.0)
+        step.velocity(v)
+
+
+@pytest.mark.parametrize("where", ["in the call", "after the calls", "after the velocity"])
+def test_a_step_that_an_exception_ended_is_taken_again(lens, where, tmp_path):
+    model, plan = lens.pipe.dit, {"record": [dl.hidden, dl.energy, dl.x0, dl.latents]}
+    with lens.capture(SIGMAS, **plan) as loop:
+        interval(lens, loop, guided=())
+    expected, tries = loop.run, 0
+    x = torch.randn(1, 2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), lens.capture(SIGMAS, store=tmp_path, **plan) as loop:
+        number = 0
+        while number < 4:
+            try:
+                with loop.step(x if tries != 2 else 2 * x) as step:  # what a try began from does not count
+                    tries += 1
+                    with step.call():
+                        v = model(step.latents, torch.tensor([step.timestep]), SHIFT["cond"])
+                        if where == "in the call" and tries in (1, 3):
+                            raise MemoryError
+                    if where == "after the calls" and tries in (1, 3):
+                        raise MemoryError
+                    v = step.velocity(v)
+                    if where == "after the velocity" and tries in (1, 3):
+                        raise MemoryError
+            except MemoryError:
+                continue
+            x = step.latents + v * ([*SIGMAS[1:], 0.0][number] - step.sigma)
+            number += 1
+    for name in expected.names:
+        assert np.array_equal(loop.run[name].values, expected[name].values), name
+    assert dl.store.status(loop.run.path).complete and not list(dl.store.verify(loop.run.path))
+    assert not [*loop.run.path.rglob("*.partial")]
+
+
+@pytest.mark.parametrize("site", ["latents", "x0", "velocity"])
+@pytest.mark.parametrize("factor", [1.05, 2.0, -1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["heun", "midpoint", "clamped"])
+def test_a_loop_that_steps_otherwise_than_euler_is_not_refused_for_its_edit(lens, kind, dtype, factor, site):
+    """Heun's corrector goes on from where its predictor began; a clamp leaves values where they were."""
+    torch.manual_seed(3)
+    model = lens.pipe.dit.to(dtype)
+    even = [1 - n / 6 for n in range(6)]
+    then = dict(zip(even, [*even[1:], 0.0], strict=True))
+    inner = {"heun": lambda s: then[s], "midpoint": lambda s: (s + then[s]) / 2, "clamped": lambda s: 0.0}[
+        kind
+    ]
+    sigmas = [t for s in even for t in (s, inner(s)) if t > 0]
+    x = torch.randn(1, 2, 2, 4, 4).to(dtype)
+    with torch.no_grad(), lens.capture(sigmas, edit=[(dl.scale(factor=factor), dl.at(site=site))]) as loop:
+
+        def velocity_at(x):
+            with loop.step(x) as step:
+                with step.call():
+                    v = model(step.latents, torch.tensor([step.timestep]).to(dtype), SHIFT["cond"])
+                return step.latents, step.velocity(v)
+
+        for sigma in even:
+            start, first = velocity_at(x)
+            length = then[sigma] - sigma
+            if kind == "clamped":
+                x = (start + length * first).clamp(-1.5, 1.5)
+                continue
+            if inner(sigma) == 0:
+                break
+            _, second = velocity_at(start + (inner(sigma) - sigma) * first)
+            x = start + length * (second if kind == "midpoint" else (first + second) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("form", ["of the velocity", "of x0", "clamped"])
+def test_eulers_step_without_the_edit_is_known_in_every_form(lens, dtype, form):
+    model, sigmas = lens.pipe.dit.to(dtype), [1 - n / 20 for n in range(20)]
+
+    def go(site, ignore):
+        torch.manual_seed(1)
+        x = torch.randn(1, 2, 2, 4, 4).to(dtype)
+        with torch.no_grad(), lens.capture(sigmas, edit=[(dl.scale(factor=1.3), dl.at(site=site))]) as loop:
+            for after in [*sigmas[1:], 0.0]:
+                with loop.step(x) as step:
+                    with step.call():
+                        told = model(step.latents, torch.tensor([step.timestep]).to(dtype), SHIFT["cond"])
+                    v = step.velocity(told)
+                start = x if ignore and site == "latents" else step.latents
+                v = told if ignore and site == "velocity" else v
+                x = start + (after - step.sigma) * v
+                if form == "of x0":
+                    x = (1 - after) * (start - step.sigma * v) + after * (start + (1 - step.sigma) * v)
+                if form == "clamped":
+                    x = x.clamp(-1.5, 1.5)
+
+    for site in ("latents", "velocity"):
+        go(site, ignore=False)
+        with pytest.raises(dl.CaptureError, match=f"went on with the {site} of video from before the edit"):
+            go(site, ignore=True)
+
+
+def test_latents_that_are_no_numbers_or_of_another_grid_are_held_against_no_edit(lens):
+    for following in (torch.full((1, 2, 2, 4, 4), torch.nan), torch.zeros(1, 2, 1, 4, 4)):
+        with torch.no_grad(), lens.capture(SIGMAS[:2], edit=EDITED) as loop:
+            for x in (torch.zeros(1, 2, 2, 4, 4), following):
+                with loop.step(x) as step:
+                    with step.call():
+                        v = lens.pipe.dit(step.latents, torch.tensor([step.timestep]), 0.0)
+                    step.velocity(v)
+        assert loop.run.complete

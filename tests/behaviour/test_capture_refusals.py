@@ -83,8 +83,8 @@ def test_the_expert_that_runs_is_the_one_that_was_told(tiny_pipe, sample):
     batch = lens.batch([(sample, 0)], steps=2, cfg_scale=1.0)
     given = batch.inputs.of_branch("cond", [0])
 
-    def run(told):
-        with torch.no_grad(), lens.capture([0.9, 0.3], record=[dl.energy]) as loop:
+    def run(told, **entries):
+        with torch.no_grad(), lens.capture([0.9, 0.3], **{"record": [dl.energy], **entries}) as loop:
             x = batch.noise
             for dit, expert in zip((pipe.dit, pipe.dit2), told, strict=True):
                 with loop.step(x, expert=expert) as step:
@@ -96,5 +96,9 @@ def test_the_expert_that_runs_is_the_one_that_was_told(tiny_pipe, sample):
         return loop.run
 
     assert [*run(("high", "low"))["energy"].expert.values] == ["high", "low"]
+    never = dl.at(layer=0, expert="low", step=0)
+    for entries in ({"edit": [(dl.zero(), never)]}, {"record": [(dl.energy, never)]}):
+        with pytest.raises(CaptureError, match=r"at\(.*\) never fired in this run: no step had its sigma"):
+            run(("high", "low"), **entries)
     with pytest.raises(CaptureError, match=r"expert 'low' runs in step 1, .* loop.step\(x, expert='low'\)"):
         run((None, None))

@@ -256,6 +256,20 @@ def test_an_expert_that_never_serves_is_an_error(two_experts, sample):
         )
 
 
+def test_a_batch_and_a_sweep_refuse_a_place_that_never_fires_before_anything_runs(
+    two_experts, sample, tmp_path, monkeypatch
+):
+    lens, never = dl.Lens(two_experts), dl.at(expert="low", step=0)
+    steps = {"steps": 2, "cfg_scale": 1.0}
+    monkeypatch.setattr("dit_lens.engine.sweep.run_arms", None)  # nothing may run
+    with pytest.raises(dl.PlanError, match=r"energy at\(.*never fired in this run"):
+        lens.sweep([(sample, 0)], {"none": []}, record=[(dl.energy, never)], store=tmp_path, **steps)
+    monkeypatch.setattr("dit_lens.engine.batch.check_against_pipeline", None)
+    for entries in ({"record": [(dl.energy, never)]}, {"edit": [(dl.zero(), never)]}):
+        with pytest.raises(dl.PlanError, match="never fired in this run: no step had its sigma and expert"):
+            lens.batch([(sample, 0)], **steps, **entries)
+
+
 @dl.keeps("frame", "y")
 def wrong_dims(h):
     return h[..., 0]
@@ -449,3 +463,18 @@ def test_an_error_of_a_users_function_says_where_it_was_raised(lens, sample, kin
 def test_several_prompts_with_an_image_are_refused(lens, sample):
     with pytest.raises(dl.PlanError, match="Several prompts with an image"):
         lens.run(sample.with_(prompt=("solve the maze", "go to one goal")), steps=1)
+
+
+def test_a_region_is_held_against_the_frames_that_an_argument_asks_for(lens, sample):
+    """The sample has 9 frames, 3 of them latent."""
+
+    def edited(frame, step, frames):
+        place = dl.at(layer=0, frame=frame, step=step)
+        return lens.run(
+            sample, steps=3, cfg_scale=1.0, num_frames=frames, edit=[(dl.zero(), place)], record=[dl.hidden]
+        )
+
+    hidden = edited(frame=3, step=0, frames=13)["hidden"].sel(layer=0, step=0, branch="cond")
+    assert (hidden.sel(frame=3) == 0).all() and (hidden.sel(frame=2) != 0).any()
+    with pytest.raises(dl.PlanError, match=r"edit zero.*at\(.*frame=2.*frame=2 is out of range"):
+        edited(frame=2, step=2, frames=5)

@@ -64,7 +64,7 @@ class ArmRuns:
                     together=together[pair],
                 )
         stage = self.requests[None, 0].stages[0]
-        self.records = [record.bind(False, batch.layout, batch.sigmas) for record in stage.plan.records]
+        self.records = [batch.binding(record, is_edit=False) for record in stage.plan.records]
         self._cleanup = ExitStack()
         self._paths: set[Path] = set()
         self._writers: dict[Key, RunWriter] = {}

@@ -28,7 +28,7 @@ from dit_lens.engine.inputs import ModelInputs
 from dit_lens.engine.pipeline_check import check_against_pipeline, value_of
 from dit_lens.engine.request import Request, name_anew, seeds_together, verify_of
 from dit_lens.engine.rows import Moment, Row
-from dit_lens.engine.stages import check_schedule
+from dit_lens.engine.stages import check_schedule, grids_of
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.stepper import Stepper
 from dit_lens.engine.visitor import Place, Visitor, apply_edit, spot_of
@@ -135,6 +135,9 @@ class Batch:
         self.grids = {stream: tokens.grid for stream, tokens in self.inputs.streams.items()}
         self.grid = self.grids["video"]
         self._bindings: dict[int, tuple[Placed, Binding]] = {}
+        for is_edit, items in ((True, plan.edits), (False, plan.records)):
+            for placed in items:
+                self.binding(placed, is_edit)  # what cannot be carried out is refused before anything runs
         if check_against_pipeline(self):  # a hook of the user's may have counted its calls
             self.model = specimen.identity(repeatable=True)
 
@@ -160,7 +163,7 @@ class Batch:
         step: int,
         latents: Tensor,
         rows: Sequence[int] | None = None,
-        edits: Sequence[Sequence[Placed]] | None = None,
+        edits: Sequence[Iterable[Entry] | Entry] | None = None,
         watch: Sequence[Place] = (),
         groups: Sequence[int] | None = None,
     ) -> Stepped:
@@ -170,8 +173,8 @@ class Batch:
             step: which.
             latents: [row, channel, frame, y, x]; any number of rows.
             rows: which of the batch's pairs each row is. Default: row n is pair n.
-            edits: what is placed on each row; what does not select this step is not applied. Default: the batch's own, as
-                in `run`.
+            edits: what is placed on each row, as in `lens.run`; what does not select this step is not applied. Default:
+                the batch's own, as in `run`.
             watch: states to return, by (site, branch, layer).
             groups: for edits over seeds: rows of one number are seen together. They stand side by side. Where
                 a group has more rows than go at once, its rows run one after another, as often as there are
@@ -184,7 +187,7 @@ class Batch:
             raise PlanError(f"step={step}: this batch has the steps 0 to {self.steps - 1}.")
         pairs = list(range(len(self.pairs)) if rows is None else rows)
         declared = self.requests[0].plan.edits
-        placed = [list(declared) for _ in pairs] if edits is None else [list(e) for e in edits]
+        placed = [declared for _ in pairs] if edits is None else [Plan.of((), e).edits for e in edits]
         numbers = [None] * len(pairs) if groups is None else list(groups)
         sizes = {len(latents), len(pairs), len(placed), len(numbers)}
         if len(sizes) > 1 or not all(0 <= pair < len(self.pairs) for pair in pairs):
@@ -324,25 +327,23 @@ class Batch:
             )
         return streams
 
-    def binding(self, edit: Placed) -> Binding:
-        """Resolve an edit's place on this batch's steps; checked when it first comes.
+    def binding(self, placed: Placed, is_edit: bool = True) -> Binding:
+        """Resolve the place of an edit or a record on this batch's steps; checked when it first comes.
 
         Raises:
             PlanError: it cannot be carried out.
         """
-        if id(edit) not in self._bindings:
-            plan = Plan(edits=(edit,))
+        if id(placed) not in self._bindings:
+            plan = Plan(edits=(placed,)) if is_edit else Plan(records=(placed,))
             plan.check(self.layout, over_seeds=True)
-            grids: dict[str, Any] = dict(self.grids)
-            grids |= {f"latent_{s}": tuple(x.shape[2:]) for s, x in apart(self.inputs.noise).items()}
-            plan.check_grids(grids)
+            plan.check_grids(grids_of(self.inputs.streams, apart(self.inputs.noise)))
             plan.check_sources(self.specimen.fingerprint)
-            binding = edit.bind(True, self.layout, self.sigmas)
-            if not any((step, self.expert(step)) in binding.served for step in range(self.steps)):
-                raise PlanError(f"edit {edit}: none of its steps is served by {', '.join(binding.experts)}.")
-            # The edit is held too, so that its id is not given to another.
-            self._bindings[id(edit)] = edit, binding
-        return self._bindings[id(edit)][1]
+            binding = placed.bind(is_edit, self.layout, self.sigmas)
+            if problem := binding.never_fired([self.expert(step) for step in range(self.steps)]):
+                raise PlanError(problem)
+            # What is placed is held too, so that its id is not given to another.
+            self._bindings[id(placed)] = placed, binding
+        return self._bindings[id(placed)][1]
 
     def _check_watched(self, watch: Sequence[Place]) -> None:
         sites = self.specimen.sites["video"]

@@ -27,7 +27,7 @@ def rows_of(batch: Batch, pairs: Sequence[int], recorders: Mapping[int, Recorder
     """
     plan = batch.requests[pairs[0]].stages[0].plan
     edits = [batch.binding(edit) for edit in plan.edits]
-    records = [record.bind(False, batch.layout, batch.sigmas) for record in plan.records]
+    records = [batch.binding(record, is_edit=False) for record in plan.records]
     group = 0 if over_seeds(batch) else None
     return [
         Row(

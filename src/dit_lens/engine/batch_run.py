@@ -122,7 +122,7 @@ def _make(
             batch.requests[0].plan.refuse_kept(memory)
         for row, n in enumerate(part):
             if n in writers:
-                recorders[n].end_run(rows[row].records)
+                recorders[n].end_run([*rows[row].edits, *rows[row].records])
                 write_outputs(writers[n], batch.outputs(x[row : row + 1]), batch.rates)
                 writers[n].close()
     return [Run(paths[n], scratch) for n in missing]

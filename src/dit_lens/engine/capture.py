@@ -32,7 +32,7 @@ from dit_lens.engine.recorder import Recorder, same_bits
 from dit_lens.engine.request import sample_content
 from dit_lens.engine.rows import Row
 from dit_lens.engine.runner import coordinates, write_outputs
-from dit_lens.engine.stages import check_schedule
+from dit_lens.engine.stages import check_schedule, grids_of
 from dit_lens.engine.stepper import Stepper
 from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError, PlanError
@@ -40,7 +40,6 @@ from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.family import Flow
 from dit_lens.families.patching import traced
 from dit_lens.families.site import Tokens
-from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, run_name, versions
 from dit_lens.store.names import absolute
@@ -62,7 +61,7 @@ class Capture:
         plan: records and edits.
         sigmas: noise level of each step, in [0, 1]. Flow matching: x_s = (1 - sigma) x_0 + sigma x_1.
         timesteps: what the model is told at each step. Default: 1000 sigma.
-        branches: guidance branches that run at every step.
+        branches: guidance branches of the run; a step may leave some out (`step`).
         sample: what is generated, for the manifest.
         seed: of the initial noise, for the manifest and for edits that draw noise.
         store: folder of runs. Default: a temporary one, gone with the run.
@@ -97,7 +96,7 @@ class Capture:
             )
         self.specimen, self.plan, self.schedule = specimen, plan, Schedule(levels, told)
         self.sample, self.seed, self.encoding = sample, seed, encoding
-        self.branches = (branches,) if isinstance(branches, str) else tuple(branches)
+        self.branches = _names(branches)
         self.layout = Layout(
             specimen.paths,
             specimen.layers,
@@ -121,8 +120,9 @@ class Capture:
         self._writer: RunWriter | None = None
         self._run: Run | None = None
         self._last: CapturedStep | None = None  # the step before the next one
-        self._records: list[Binding] = []
         self._next = 0
+        # Streams, and what of each (latents, velocity) the loop was seen to go on with as edited.
+        self.heeded: set[tuple[str, str]] = set()
 
     @property
     def run(self) -> Run:
@@ -146,8 +146,8 @@ class Capture:
                 raise CaptureError(
                     f"capture: the loop ended after {self._next} of {self.layout.steps} steps."
                 )
-            recorders = self.stepper.visitor.rows[0].recorders
-            recorders[0].end_run(self._records)
+            row = self.stepper.visitor.rows[0]  # all rows share a recorder, and what is placed on them
+            row.recorders[0].end_run([*row.edits, *row.records])
             self._writer.close()
             self._run = Run(self._writer.path, self._scratch)
 
@@ -163,34 +163,45 @@ class Capture:
 
     @contextmanager
     def step(
-        self, latents: Tensor | Mapping[str, Tensor], expert: str | None = None
+        self,
+        latents: Tensor | Mapping[str, Tensor],
+        expert: str | None = None,
+        branches: str | Sequence[str] | None = None,
     ) -> Iterator[CapturedStep]:
-        """Take the next step.
+        """Take the next step; where an exception ended it before its time, the same one again.
 
         Args:
             latents: what it starts from, [row, channel, frame, y, x]; by stream where there are several.
             expert: the DiT that serves it. Default: the first.
+            branches: the guidance branches that run in it, as where guidance holds in an interval alone. Default: all. Of
+                the others nothing is recorded there, and what is placed on them does not fire.
 
         Yields:
             The step: what it starts from, edits included, and how its calls and its velocity are told.
 
         Raises:
             CaptureError: a branch, or something placed, never ran; or there are more steps than noise levels.
+            PlanError: the latents are of another form, or there is no such expert or branch.
         """
         number = self._next
         if number >= self.layout.steps:
             raise CaptureError(f"capture: step {number}, and there are {self.layout.steps} noise levels.")
-        streams = {"video": latents} if isinstance(latents, Tensor) else dict(latents)
-        dits = self.specimen.dits
-        expert = next(iter(dits)) if expert is None else expert
-        if expert not in dits:
-            raise PlanError(f"capture: no expert {expert!r}, only {', '.join(dits)}.")
+        streams = _by_stream(number, latents)
+        expert = self.layout.experts[0] if expert is None else expert
+        branches = self.branches if branches is None else _names(branches)
+        for kind, names, known in (
+            ("expert", (expert,), self.layout.experts),
+            ("branch", branches, self.branches),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise PlanError(f"capture: no {kind} {unknown[0]!r}, only {', '.join(known)}.")
         if self._stepper is None:
             self._open(streams, expert)
         self._refuse_other_rows(number, streams)
         if self._last is not None:
             self._last.refuse_unedited_step(streams)
-        start = self.stepper.begin(number, expert, streams)
+        self._drop(number)
+        start = self.stepper.begin(number, expert, streams, branches=branches)
         unedited = {s: x.clone() for s, x in streams.items() if start[s] is not x}
         step = CapturedStep(self, number, expert, start, unedited)
         yield step
@@ -223,6 +234,13 @@ class Capture:
                     "which of them these are is not known. Let all rows go through all steps, or capture each row by itself."
                 )
 
+    def _drop(self, number: int) -> None:
+        """Forget what an earlier try of a step has recorded, which ended by an exception."""
+        for recorder in self.stepper.visitor.rows[0].recorders:
+            recorder.drop_step()
+        if self._writer is not None:
+            self._writer.drop_step(number)
+
     @property
     def stepper(self) -> Stepper:
         """Takes the rows through their steps; there once the first has begun."""
@@ -232,16 +250,15 @@ class Capture:
 
     def tokens(self, latents: Tensor, expert: str) -> Tokens:
         """Return how the video's tokens stand, by the family's own arrangement."""
-        grid = self.specimen.family.anatomy.token_grid(
-            self.specimen.dits[expert],
-            (latents.shape[1], *latents.shape[2:]),
-        )
-        return Tokens(grid)
+        anatomy = self.specimen.family.anatomy
+        grid = anatomy.token_grid(self.specimen.dits[expert], (latents.shape[1], *latents.shape[2:]))
+        return Tokens(grid, anatomy.before, anatomy.after)
 
     def _open(self, streams: Mapping[str, Tensor], expert: str) -> None:
-        rows = len(streams["video"])
-        plan = self.plan
-        edits, self._records = (
+        rows, plan = len(streams["video"]), self.plan
+        tokens = {"video": self.tokens(streams["video"], expert)}
+        plan.check_grids(grids_of(tokens, streams))
+        edits, records = (
             [placed.bind(is_edit, self.layout, self.schedule.sigmas) for placed in items]
             for is_edit, items in ((True, plan.edits), (False, plan.records))
         )
@@ -254,8 +271,7 @@ class Capture:
             "loop": f"capture {uuid.uuid4().hex}",
             "versions": versions(),
         }
-        grids = {"video": self.tokens(streams["video"], expert).grid}
-        coords = coordinates(self.layout, self.schedule, grids)
+        coords = coordinates(self.layout, self.schedule, {"video": tokens["video"].grid})
         label = "capture" if self.sample is None else f"{self.sample.task}-{self.sample.id}"
         name = run_name(identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in label))
         manifest = {"identity": identity, "plan": str(plan)}
@@ -264,7 +280,7 @@ class Capture:
         recorder = Recorder(self.layout, rows, self._writer, self.encoding)
         visitor = Visitor(
             self.specimen,
-            [Row(self.seed, edits, self._records, [recorder], row) for row in range(rows)],
+            [Row(self.seed, edits, records, [recorder], row) for row in range(rows)],
             all_told=True,
         )
         levels, told = torch.tensor(self.schedule.sigmas), torch.tensor(self.schedule.timesteps)
@@ -275,6 +291,34 @@ class Capture:
         )
         self._cleanup.enter_context(traced(self.specimen.dits.values()))
         self._cleanup.enter_context(visitor.installed(self.specimen.dits))
+
+
+def _names(branches: str | Sequence[str]) -> tuple[str, ...]:
+    return (branches,) if isinstance(branches, str) else tuple(branches)
+
+
+def _by_stream(number: int, latents: Any) -> dict[str, Tensor]:
+    """Return what a step starts from, by stream.
+
+    Raises:
+        PlanError: it is no tensor [row, channel, frame, y, x], or not one for each stream.
+    """
+    streams = dict(latents) if isinstance(latents, Mapping) else {"video": latents}
+    if "video" not in streams:
+        raise PlanError(
+            f"capture: step {number} starts from the streams {', '.join(map(repr, streams))}: give the latents of 'video', as a "
+            "tensor or under this name."
+        )
+    for stream, x in streams.items():
+        if isinstance(x, Tensor) and x.ndim == 5:
+            continue
+        form = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise PlanError(
+            f"capture: step {number} starts from {form} of the stream {stream!r}: give a tensor [row, channel, frame, y, x]. "
+            "Latents of images [row, channel, y, x] get their frame by x[:, :, None], packed ones [row, token, channel] are "
+            "unpacked first; the model is given step.latents in the form that it takes."
+        )
+    return streams
 
 
 def _holds(value: Tensor, latents: Tensor) -> bool:
@@ -294,6 +338,7 @@ class CapturedStep:
         number: 0 the noisiest.
         sigma: its noise level.
         timestep: what the model is told.
+        branches: guidance branches that run in it.
         solved: streams whose velocity was told.
     """
 
@@ -306,6 +351,7 @@ class CapturedStep:
         unedited: Mapping[str, Tensor],
     ) -> None:
         self._capture, self._expert, self._start, self._unedited = capture, expert, start, unedited
+        self.branches = capture.stepper.expected
         self.number = number
         self.sigma = capture.schedule.sigmas[number]
         self.timestep = capture.schedule.timesteps[number]
@@ -331,22 +377,23 @@ class CapturedStep:
     def call(
         self,
         branch: str | Sequence[str] = "cond",
-        before: int = 0,
-        after: int = 0,
+        before: int | None = None,
+        after: int | None = None,
         streams: Mapping[str, tuple[int, int, int]] | None = None,
     ) -> Iterator[None]:
         """Run the model once inside this context.
 
         Args:
             branch: the guidance branch, or several that one batch carries, in the order of its rows.
-            before: tokens before those of the video's grid.
-            after: tokens after them.
+            before: tokens before those of the video's grid. Default: the family's.
+            after: tokens after them. Default: the family's.
             streams: (frame, y, x) counts of the tokens of other streams.
         """
-        capture, names = self._capture, (branch,) if isinstance(branch, str) else tuple(branch)
+        capture, names = self._capture, _names(branch)
         rows = len(capture.stepper.visitor.rows)
-        grid = capture.tokens(self._start["video"], self._expert).grid
-        tokens = {"video": Tokens(grid, before, after)}
+        own = capture.tokens(self._start["video"], self._expert)
+        around = own.before if before is None else before, own.after if after is None else after
+        tokens = {"video": Tokens(own.grid, *around)}
         tokens |= {stream: Tokens(counts) for stream, counts in (streams or {}).items()}
         parts = {name: slice(n * rows, (n + 1) * rows) for n, name in enumerate(names)}
         with ExitStack() as hooks:
@@ -391,14 +438,19 @@ class CapturedStep:
         last step there is nothing to see it by.
 
         Raises:
-            CaptureError: it was told already.
+            CaptureError: it was told already, is not of the latents' shape, or the latents were changed in place before.
         """
         if stream in self.solved:
             raise CaptureError(f"capture: step {self.number} was told its velocity of {stream} twice.")
-        start = self._start[stream]
-        if velocity.shape != start.shape:
+        if stream not in self._start:
             raise CaptureError(
-                f"capture: step {self.number} was told a velocity {tuple(velocity.shape)} of {stream}, whose latents are "
+                f"capture: step {self.number} was told a velocity of {stream!r}, and it starts from {', '.join(self._start)}."
+            )
+        start = self._start[stream]
+        if not isinstance(velocity, Tensor) or velocity.shape != start.shape:
+            form = tuple(velocity.shape) if isinstance(velocity, Tensor) else type(velocity).__name__
+            raise CaptureError(
+                f"capture: step {self.number} was told a velocity {form} of {stream}, whose latents are "
                 f"{tuple(start.shape)}: tell it after guidance, on [row, channel, frame, y, x]."
             )
         if not same_bits(start, self._began.pop(stream)):
@@ -427,22 +479,40 @@ class CapturedStep:
         """
         length = self._capture.schedule.sigmas[self.number + 1] - self.sigma
         for stream, ways in self._ways.items():
-            ends = [x.double() + length * velocity.double() for _, x, velocity in ways]
-            for (what, _, _), end in zip(ways[:-1], ends[:-1], strict=True):
-                if _went(following[stream], end, ends[-1]):
+            starts = [x.double() for _, x, _ in ways]
+            ends = [x + length * v.double() for x, (_, _, v) in zip(starts, ways, strict=True)]
+            if stream not in following or following[stream].shape != ends[-1].shape:
+                continue  # the loop goes on with another grid: that is no step of Euler's
+            stepped = following[stream].detach().double()
+            for (what, _, _), start, end in zip(ways[:-1], starts, ends, strict=False):
+                went = _went(stepped, start, end, ends[-1])
+                if went == "edited":
+                    self._capture.heeded.add((stream, what))
+                # In few bits a step of Heun's kind can look so too: a loop that has heeded the edit before is not accused.
+                is_coarse = _spacing(stepped) > torch.finfo(torch.float32).eps
+                if went == "unedited" and not (is_coarse and (stream, what) in self._capture.heeded):
                     raise CaptureError(
                         f"capture: step {self.number} went on with the {what} of {stream} from before the edit: step with "
                         "x = step.latents + ... * step.velocity(...)."
                     )
 
 
-def _went(stepped: Tensor, without: Tensor, edited: Tensor) -> bool:
-    """Say whether a loop went to where a step without an edit leads, and not to where one with it does."""
-    # Cells in which the two lead to values apart by more than rounding; a frame that is put back is near neither.
-    apart = (without - edited).abs()
-    rounding = 8 * torch.finfo(stepped.dtype).eps * float(stepped.abs().max())
-    differing = apart > rounding
-    ignored, used = (
-        int(((stepped.double() - end).abs() < apart / 4)[differing].sum()) for end in (without, edited)
-    )
-    return ignored > max(used, int(differing.sum()) // 10)
+def _went(stepped: Tensor, start: Tensor, without: Tensor, edited: Tensor) -> str:
+    """Say whether a loop took Euler's step with an edit ("edited") or without it ("unedited"), to the last bits; else "".
+
+    That shows in cells which the step moves, and the edit moves elsewhere, both by more than rounding. Cells that a clamp
+    holds and steps of no length show nothing; a frame that is put back is where neither leads, so a third of them is enough.
+    """
+    rounding = 2 * _spacing(stepped) * torch.maximum(start.abs(), stepped.abs())
+    shows = ((without - edited).abs() > 2 * rounding) & ((without - start).abs() > 2 * rounding)
+    ignored, used = (int((shows & ((stepped - end).abs() <= rounding)).sum()) for end in (without, edited))
+    if max(ignored, used) <= int(shows.sum()) // 3:
+        return ""
+    return "unedited" if ignored > used else "edited"
+
+
+def _spacing(values: Tensor) -> float:
+    """Return the relative spacing of numbers: of the narrowest type that holds them all, which they were rounded to."""
+    types = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    exact = (dtype for dtype in types if torch.equal(values.to(dtype).to(values), values))
+    return torch.finfo(next(exact, torch.float64)).eps  # NaN equals nothing

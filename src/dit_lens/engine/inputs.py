@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from dit_lens.errors import PlanError
 from dit_lens.families.family import Batching, Prepared
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PerPair:
-    """Values of one keyword of the model, one row a pair."""
+    """A tensor that the model is given, one row a pair: a keyword, or what stands in one (a dict, a list, a tuple)."""
 
     rows: Tensor
 
@@ -75,7 +76,7 @@ class ModelInputs:
                 return value
             return value.rows if pairs is None else value.rows[torch.tensor(pairs, device=value.rows.device)]
 
-        return {name: rows(value) for name, value in self.keywords[branch].items()}
+        return {name: tree_map(rows, value) for name, value in self.keywords[branch].items()}
 
     def differing(self, pair: int, other: int) -> set[str]:
         """Return the names of what the model is given otherwise for two pairs, latents among it."""
@@ -84,7 +85,8 @@ class ModelInputs:
             names.add("latents")
         for branch, keywords in self.keywords.items():
             for name, value in keywords.items():
-                if isinstance(value, PerPair) and not torch.equal(value.rows[pair], value.rows[other]):
+                per_pair = [leaf.rows for leaf in tree_leaves(value) if isinstance(leaf, PerPair)]
+                if not all(torch.equal(rows[pair], rows[other]) for rows in per_pair):
                     names.add(f"{name} ({branch})")
         return names
 
@@ -95,7 +97,11 @@ def _prepare(specimen: Specimen, batching: Batching, keywords: dict[str, Any]) -
 
 
 def _stack(branch: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put the keywords of several calls together: tensors of one row become rows, the rest must be equal."""
+    """Put the keywords of several calls together: tensors of one row become rows, the rest must be equal.
+
+    Raises:
+        PlanError: it is not, or a keyword comes with some calls alone.
+    """
     out: dict[str, Any] = {}
     some = set[str]().union(*calls) - set(calls[0]).intersection(*calls)
     if some:
@@ -103,21 +109,32 @@ def _stack(branch: str, calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             f"The samples cannot go through the model together: {', '.join(sorted(some))} ({branch}) comes with some of them, as "
             "an image does: give those with an image apart."
         )
-    for name, first in calls[0].items():
-        values = [call[name] for call in calls]
+    for name in calls[0]:
         if name in ("dit", "timestep"):
             continue  # these belong to a step
-        shapes = {getattr(v, "shape", None) for v in values}
-        if isinstance(first, Tensor) and first.ndim and len(first) == 1 and len(shapes) == 1:
-            rows = torch.cat(values)
-            out[name] = rows if name == "latents" else PerPair(rows)
-        elif all(v is first or _equal(v, first) for v in values):
-            out[name] = first
-        else:
-            raise PlanError(
-                f"The samples cannot go through the model together: {name} ({branch}) differs among them."
-            )
+        leaves, trees = zip(*(tree_flatten(call[name]) for call in calls), strict=True)
+        if any(tree != trees[0] for tree in trees):
+            raise _differs(name, branch)
+        together = [_together(name, branch, values) for values in zip(*leaves, strict=True)]
+        out[name] = together[0].rows if name == "latents" else tree_unflatten(together, trees[0])
     return out
+
+
+def _together(name: str, branch: str, values: Sequence[Any]) -> Any:
+    """Return one value for all pairs, or the rows of each; a keyword's, or what stands at one place in it."""
+    first = values[0]
+    shapes = {getattr(value, "shape", None) for value in values}
+    if isinstance(first, Tensor) and first.ndim and len(first) == 1 and len(shapes) == 1:
+        return PerPair(torch.cat([*values]))
+    if not all(value is first or _equal(value, first) for value in values):
+        raise _differs(name, branch)
+    return first
+
+
+def _differs(name: str, branch: str) -> PlanError:
+    return PlanError(
+        f"The samples cannot go through the model together: {name} ({branch}) differs among them."
+    )
 
 
 def _equal(a: Any, b: Any) -> bool:

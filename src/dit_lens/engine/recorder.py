@@ -123,6 +123,7 @@ class Recorder:
         self.layout, self.samples, self._writer, self.encoding = layout, samples, writer, encoding
         self._words = words
         self.experts = [layout.experts[0]] * layout.steps
+        self.branches: list[tuple[str, ...]] = [layout.branches] * layout.steps  # that ran
         self._sinks: dict[Binding, Sink] = {}
         self._arriving: deque[Arriving] = deque()
 
@@ -163,6 +164,12 @@ class Recorder:
             own = value if value.is_cuda else value.clone(memory_format=torch.contiguous_format)
             self._send(sink, (spot.step, *index), own)
 
+    def drop_step(self) -> None:
+        """Forget what was gathered of a step that did not end; the writer forgets what it was given."""
+        self._arriving.clear()
+        for sink in self._sinks.values():
+            sink.buffer = None
+
     def end_step(self, step: int, info: Mapping[str, Any]) -> None:
         """Hand over what was gathered, and commit the step."""
         for sink in self._sinks.values():
@@ -173,14 +180,26 @@ class Recorder:
         if len(self.layout.experts) > 1:
             self.experts[step] = str(info["expert"])
             self.writer.set_coord("expert", self.experts)
+        self.branches[step] = tuple(info.get("branches", self.layout.branches))
         self.writer.commit_step(step, {**info, **self._words()})
 
-    def end_run(self, records: Iterable[Binding]) -> None:
-        """Say of records placed on some experts which steps those served: known only now."""
-        for record in records:
-            if record.placed.place.expert is not None:
-                served = [s for s in sorted(record.steps) if self.experts[s] in record.experts]
-                self.writer.set_recorded(record.placed.variable, self._asked(record) | {"step": served})
+    def end_run(self, bindings: Iterable[Binding]) -> None:
+        """Say which steps served the records on some experts, and which branches ran there: known only now.
+
+        Args:
+            bindings: all that was placed on the run, edits too.
+
+        Raises:
+            CaptureError: something placed fired in no step.
+        """
+        bindings = list(bindings)
+        for binding in bindings:
+            if problem := binding.never_fired(self.experts, self.branches):
+                raise CaptureError(problem)
+        everywhere = set(self.branches) == {self.layout.branches}
+        for record in bindings:
+            if not record.is_edit and not (everywhere and record.placed.place.expert is None):
+                self.writer.set_recorded(record.placed.variable, self._recorded(record))
 
     # ---- what a record writes
 
@@ -252,6 +271,18 @@ class Recorder:
             return {"step": sorted(record.steps)}
         branches = sorted(self.layout.branches.index(b) for b in record.branches)
         return {"step": sorted(record.steps), "branch": branches, "layer": sorted(record.layers)}
+
+    def _recorded(self, record: Binding) -> list[dict[str, list[int]]] | dict[str, list[int]]:
+        """Return the positions at which a record fired: for each set of branches that ran, the steps in which they did."""
+        asked, steps_of = self._asked(record), dict[tuple[int, ...], list[int]]()
+        for step in asked["step"]:
+            if self.experts[step] in record.experts:
+                ran = (n for n in asked.get("branch", ()) if self.layout.branches[n] in self.branches[step])
+                steps_of.setdefault(tuple(ran), []).append(step)
+        if record.placed.on_latents:
+            return {"step": steps_of[()]}
+        parts = [asked | {"step": steps, "branch": [*ran]} for ran, steps in steps_of.items() if ran]
+        return parts[0] if len(parts) == 1 else parts
 
     def _changed(self, record: Binding, spot: Spot, sink: Sink, value: Any) -> CaptureError:
         before = f"{sink.dtype} {tuple(sink.shape)}"

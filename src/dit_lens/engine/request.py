@@ -25,6 +25,7 @@ from dit_lens.tasks.sample import LONGEST_NAME, Sample
 MOST_SEEDS = 1 << 63
 VERIFY = ("first", "always", "never")
 """Which of the runs that a store hands out are begun again, and compared."""
+_SIZES = {"num_frames", "height", "width"}
 ENCODINGS = ("float32", "codes", "float16")
 """How bfloat16 states are stored; docs/store-layout.md, "Number types"."""
 
@@ -213,11 +214,13 @@ class StageRequest:
         """
         plan, request = self.plan, self.request
         plan.check(self.layout, over_seeds)
-        if not any(edit.place.region for edit in plan.edits):
-            return
-        # Cells that the grid will not have: at a late step the model would have run in vain.
         specimen = request.specimen
         anatomy = specimen.family.anatomy
+        if not any(edit.place.region for edit in plan.edits):
+            return
+        if anatomy.more_sizes is None and _SIZES & request.arguments.keys():
+            return  # these stand in place of the sample's: the first call shows the grid
+        # Cells that the grid will not have: at a late step the model would have run in vain.
         sizes = anatomy.sizes(specimen.pipe, request.sample, request.keywords, self.layout.stage)
         tokens = {stream: size.tokens for stream, size in sizes.items()}
         latents = {f"latent_{stream}": size.latent[1:] for stream, size in sizes.items()}

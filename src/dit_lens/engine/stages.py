@@ -17,6 +17,7 @@ from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.patching import guarded
+from dit_lens.families.site import Tokens
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.plan import Layout, Plan
 
@@ -125,7 +126,7 @@ class StageLoop:
     ) -> Any:
         """Serve one forward of a DiT."""
         if self._stepper is None:
-            self._open(forward)
+            self._open(forward, latents)
         stepper, resume = self.stepper, self.opened.resume
         self._check_order(forward)
         self._skipping = self.step < resume - 1  # the step stands in the store: nothing to compute
@@ -226,9 +227,10 @@ class StageLoop:
             raise CaptureError("The model never ran: the pipeline made no call.")
         return self._opened
 
-    def _open(self, forward: Forward) -> None:
+    def _open(self, forward: Forward, latents: Latents) -> None:
         plan, scheduler = self._plan(), self.specimen.pipe.scheduler
         plan.check(self.layout)
+        plan.check_grids(grids_of(forward.streams, latents))
         flow = self.specimen.family.flow
         schedule = flow.schedule(scheduler)
         check_schedule(schedule, self.layout)
@@ -257,19 +259,19 @@ class StageLoop:
         """
         if self.step != self.layout.steps:
             raise CaptureError(f"The run ended after {self.step} of {self.layout.steps} steps.")
-        experts = self.opened.recorder.experts
-        for binding in (*self._edits, *self._records):
-            if not any((step, experts[step]) in binding.served for step in range(self.layout.steps)):
-                raise CaptureError(
-                    f"{binding.placed} never fired in this run: no step had its sigma and expert together."
-                )
-        self.opened.recorder.end_run(self._records)
+        self.opened.recorder.end_run([*self._edits, *self._records])
 
 
 def samples_of(forward: Forward) -> int:
     """Return the number of rows that a branch of a call has: those of a prompt batch."""
     part = next(iter(forward.rows.values()))
     return int(part.stop) - int(part.start or 0)
+
+
+def grids_of(tokens: Mapping[str, Tokens], latents: Latents) -> dict[str, tuple[int, int, int]]:
+    """Return the grids (frame, y, x) of tokens by stream, and of latents by `latent_STREAM`; see `Plan.check_grids`."""
+    grids = {stream: of_stream.grid for stream, of_stream in tokens.items()}
+    return grids | {f"latent_{stream}": (x.shape[2], x.shape[3], x.shape[4]) for stream, x in latents.items()}
 
 
 def check_schedule(schedule: Schedule, layout: Layout) -> None:

@@ -36,6 +36,7 @@ class Stepper:
         sigmas: noise level of each step.
         timesteps: what the model is told at each step.
         visitor: applies what is placed on the rows.
+        expected: guidance branches that run in the running step.
     """
 
     flow: Flow
@@ -44,12 +45,19 @@ class Stepper:
     sigmas: Sequence[float]
     timesteps: Sequence[float]
     visitor: Visitor
+    expected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._branches: set[str] = set()  # that ran in this step
 
     def begin(
-        self, step: int, expert: str, latents: Latents, edits: bool = True, records: bool = True
+        self,
+        step: int,
+        expert: str,
+        latents: Latents,
+        edits: bool = True,
+        records: bool = True,
+        branches: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """Begin a step; return what it starts from, by stream: the very same tensors where nothing is edited.
 
@@ -59,8 +67,9 @@ class Stepper:
             latents: x_s by stream.
             edits: whether x_s is edited. What comes from a store had its edits.
             records: whether records are taken. A step that stands in the store runs only to go on from it.
+            branches: guidance branches that run in this step. Default: all of the run.
         """
-        self._branches = set()
+        self._branches, self.expected = set(), self.layout.branches if branches is None else tuple(branches)
         moment = Moment(step, self.sigmas[step], self.timesteps[step], expert, self.layout.stage)
         self.visitor.begin(moment, records=records)
         return {s: self.visitor.on_latents("latents", s, x, edits) for s, x in latents.items()}
@@ -74,10 +83,10 @@ class Stepper:
         """
         step = self.visitor.moment.step
         for branch in forward.rows:
-            if branch in self._branches or branch not in self.layout.branches:
+            if branch in self._branches or branch not in self.expected:
                 raise CaptureError(
                     f"step {step}: branch {branch!r} ran {'twice' if branch in self._branches else 'unasked'}; this run has the "
-                    f"branches {self.layout.branches}, once a step each. Something runs the model on its own."
+                    f"branches {self.expected} there, once each. Something runs the model on its own."
                 )
             self._branches.add(branch)
         with self.visitor.calling(forward):
@@ -117,13 +126,20 @@ class Stepper:
             CaptureError: a branch, or something placed, never ran.
         """
         moment = self.visitor.moment
-        if self._branches != set(self.layout.branches):
-            missing = sorted(set(self.layout.branches) - self._branches)
+        if self._branches != set(self.expected):
+            missing = sorted(set(self.expected) - self._branches)
             raise CaptureError(
-                f"step {moment.step}: the branches {missing} never ran; {sorted(self._branches)} did."
+                f"step {moment.step}: the branches {missing} never ran; {sorted(self._branches)} did. Where a loop of your own "
+                "leaves branches out in some steps, it says so: loop.step(x, branches=...)."
             )
-        self.visitor.audit()
-        info = {"sigma": moment.sigma, "timestep": moment.timestep, "expert": moment.expert}
+        self.visitor.audit(self.expected)
+        info: dict[str, Any] = {
+            "sigma": moment.sigma,
+            "timestep": moment.timestep,
+            "expert": moment.expert,
+        }
+        if self._branches != set(self.layout.branches):
+            info["branches"] = [*self.expected]
         recorders = {
             id(r): r for row in self.visitor.rows for r in row.recorders
         }  # a prompt batch shares one

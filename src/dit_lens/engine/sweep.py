@@ -85,6 +85,8 @@ def sweep(
         batch.check_codec()
         for edit in (edit for entries in edits.values() for edit in entries):
             batch.binding(edit)  # what cannot be carried out is refused before anything runs
+        for placed in records:
+            batch.binding(placed, is_edit=False)
         batches.append(batch)
     tables = []
     for batch in batches:
@@ -101,8 +103,8 @@ def sweep(
     text = np.dtypes.StringDType()
     table = xr.concat(tables, "sample", data_vars="all", coords="minimal", compat="override", join="exact")
     table = table.sel(sample=list(seeds)).transpose("arm", "sample", "seed")
-    placed = ["", *("; ".join(map(str, e)) for e in edits.values())]
-    labels = {"arm": np.array([CLEAN, *edits], text), "edits": ("arm", np.array(placed, text))}
+    written = ["", *("; ".join(map(str, e)) for e in edits.values())]
+    labels = {"arm": np.array([CLEAN, *edits], text), "edits": ("arm", np.array(written, text))}
     table = table.assign_coords(labels)
     table = in_order(table)
     table.attrs = {"steps": batch.steps, "cfg_scale": float(batch.cfg_scale)}

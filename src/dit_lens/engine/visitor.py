@@ -395,15 +395,19 @@ class Visitor:
             )
         fired.add(place)
 
-    def audit(self) -> None:
+    def audit(self, branches: Sequence[str]) -> None:
         """Check that everything that is placed at the running step has fired.
+
+        Args:
+            branches: guidance branches that the step runs; what is placed on others does not fire there.
 
         Raises:
             CaptureError: something has not.
         """
         for number, bindings in enumerate(self._active):
             for binding in bindings:
-                missing = set(binding.places) - self._fired[number, binding]
+                places = {place for place in binding.places if place[0] is None or place[0] in branches}
+                missing = places - self._fired[number, binding]
                 if missing:
                     raise self._never_fired(number, binding, missing)
         missing_states = self.watch - self.states.keys()
@@ -488,5 +492,5 @@ def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
         )
     if not edit.place.region:
         return new
-    mask = torch.from_numpy(edit.place.inside(tuple(value.shape[-4:-1])))  # type: ignore[arg-type]
+    mask = torch.from_numpy(edit.inside(tuple(value.shape[-4:-1])))  # type: ignore[arg-type]
     return torch.where(mask.to(value.device)[..., None], new, value)

@@ -53,7 +53,7 @@ def specimen_of_blocks(
         latent: sample to the latents' (channel, frame, y, x).
         grid: latents' (channel, frame, y, x) to the tokens' (frame, y, x).
         condition: (sample, branch) to what the model is given beside the latents; tensors [1, ...], so that
-            samples can be put together. The branch is `cond` or `uncond`.
+            samples can be put together, also inside dicts, lists and tuples. The branch is `cond` or `uncond`.
         forward: (model, latents [row, channel, frame, y, x], timestep [row], **condition) to the velocity, of the
             latents' shape. The timestep is 1000 sigma.
         decode: latents [row, channel, frame, y, x] to frames [row, time, height, width, rgb] of uint8.
@@ -77,6 +77,8 @@ def specimen_of_blocks(
         token_grid=lambda dit, size: grid(size),
         channels=lambda dit: channels or 0,
         dtype=lambda pipe: pipe.torch_dtype,
+        before=before,
+        after=after,
     )
     family = Family(
         name="blocks",

@@ -37,6 +37,8 @@ class Anatomy:
         token_grid: (dit, latent grid) to the tokens' (frame, y, x).
         channels: DiT to the number of channels of its hidden state.
         latents: streams that have latents of their own.
+        before: tokens before the video's grid, where they are as many in every call; a capture counts them.
+        after: tokens after it.
         multiples: frames are one more than a multiple of the first, height and width multiples of the second.
         root: pipeline to one module that has the experts as submodules under the same names, for nnsight.
         dtype: pipeline to the number type of its states. Default: its attribute `torch_dtype`.
@@ -51,6 +53,8 @@ class Anatomy:
     token_grid: Callable[[Any, tuple[int, int, int, int]], tuple[int, int, int]]
     channels: Callable[[Any], int]
     latents: tuple[str, ...] = ("video",)
+    before: int = 0
+    after: int = 0
     multiples: tuple[int, int] = (1, 1)
     root: Callable[[Any], nn.Module] = field(default=lambda pipe: pipe)
     dtype: Callable[[Any], torch.dtype] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,3 +35,21 @@ class Binding:
     served: frozenset[tuple[int, str]]
     places: tuple[tuple[str | None, int | None], ...]
     over_seeds: bool
+
+    def never_fired(self, experts: Sequence[str], branches: Sequence[Collection[str]] | None = None) -> str:
+        """Say in a sentence that the function fires in no step of a run; "" where it does.
+
+        Args:
+            experts: the DiT that serves each step.
+            branches: the guidance branches that run in each step. Default: all.
+        """
+        steps = [step for step, expert in enumerate(experts) if (step, expert) in self.served]
+        if not steps:
+            return f"{self.placed} never fired in this run: no step had its sigma and expert together."
+        if (
+            branches is not None
+            and self.branches
+            and all(self.branches.isdisjoint(branches[n]) for n in steps)
+        ):
+            return f"{self.placed} never fired in this run: its branch ran in none of its steps."
+        return ""

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
 from dit_lens.plan.binding import Binding
@@ -15,7 +15,8 @@ from dit_lens.plan.functions import KEEPS, Configured, describe, is_packages_own
 from dit_lens.plan.names import record_problem
 from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, grid_dim, positions
 
-Entry = Callable[..., Any] | tuple[Callable[..., Any], At]
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -218,20 +219,16 @@ class Placed:
         if problem:
             raise PlanError(f"{what}: {problem}.")
 
-    def check_grid(self, kind: str, grid: tuple[int, int, int]) -> None:
-        """Refuse a region that is not on the grid at the site.
-
-        Args:
-            kind: `record` or `edit`, for messages.
-            grid: (frame, y, x) of the value at the site.
+    def inside(self, grid: tuple[int, int, int]) -> np.ndarray:
+        """Return which cells of the grid (frame, y, x) at the site an edit's region selects, as booleans.
 
         Raises:
             PlanError: a position is not there, or the mask is of another grid.
         """
         try:
-            self.place.inside(grid)
+            return self.place.inside(grid)
         except PlanError as error:
-            raise PlanError(f"{kind} {self.name} {self.place}: {error}") from None
+            raise PlanError(f"edit {self.name} {self.place}: {error}") from None
 
     def to_json(self, unnamed: list[str] | None = None) -> dict[str, Any]:
         """Return plain data; see `Plan.to_json`."""
@@ -241,6 +238,9 @@ class Placed:
 
     def __str__(self) -> str:
         return f"{self.function if isinstance(self.function, Configured) else self.name} {self.place}"
+
+
+Entry = Callable[..., Any] | tuple[Callable[..., Any], At] | Placed
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ class Plan:
         for edit in self.edits:
             grid = grids.get(f"latent_{edit.stream}" if edit.on_latents else edit.stream)
             if grid is not None and edit.place.region:
-                edit.check_grid("edit", grid)
+                edit.inside(grid)
 
     def check_sources(self, fingerprint: Callable[[], str]) -> None:
         """Refuse edits with states that another model held: they mean nothing in this one.
@@ -419,15 +419,21 @@ def _hashable(dims: Iterable[object]) -> tuple[object, ...]:
 
 
 def _placed(entries: Iterable[Entry] | Entry) -> Iterable[Placed]:
-    if callable(entries) or (isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[1], At)):
+    if (
+        callable(entries)
+        or isinstance(entries, Placed)
+        or (isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[1], At))
+    ):
         entries = [entries]  # one entry alone
     if not isinstance(entries, Iterable) or isinstance(entries, Mapping | str):
         raise PlanError(f"{entries!r}: give a function, a pair (function, dl.at(...)), or a list of these.")
     for entry in entries:
-        if isinstance(entry, tuple):
+        if isinstance(entry, Placed):
+            yield entry
+        elif isinstance(entry, tuple):
             if len(entry) != 2 or not isinstance(entry[1], At):
                 raise PlanError(f"{entry!r}: give a function, or a pair (function, dl.at(...)).")
-            yield Placed(*entry)
+            yield Placed(entry[0], entry[1])
         else:
             yield Placed(entry, At())
 

@@ -97,6 +97,13 @@ class Committer:
         self._asked[step] = info
         self._since = at if self._since is None else self._since
 
+    def drop(self, step: int) -> None:
+        """Remove the units of a step that is not asked for."""
+        for unit in self._pending:
+            if unit.step == step:
+                files.remove_partial(unit.path)
+        self._pending = [unit for unit in self._pending if unit.step != step]
+
     def due(self) -> float | None:
         """Return in how many seconds `settle` is to be called; None where no commit was asked for."""
         return None if self._since is None else max(0.0, self._since + _TOGETHER - time.monotonic())

@@ -176,6 +176,21 @@ class RunWriter:
         self._open.add((name, key))
         self._tenure.changing = False
 
+    def drop_step(self, step: int) -> None:
+        """Forget the units that were given of a step whose commit was not asked for: they are given anew.
+
+        Raises:
+            StoreError: If something given earlier could not be written.
+        """
+        self._check_open()
+        units = {unit for unit in self._open if unit[1] and unit[1][0] == step}
+        if not units:
+            return
+        self._tenure.changing = True
+        self._worker.submit(partial(self._committer.drop, step), 0, f"dropping step {step}")
+        self._open -= units
+        self._tenure.changing = False
+
     def set_coord(self, name: str, values: Any) -> None:
         """Replace a coordinate's values, e.g. the `expert` of each step, with the next commit or `close`.
 

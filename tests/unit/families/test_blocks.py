@@ -106,6 +106,49 @@ def test_a_batch_is_its_single_runs_and_edits_reach_their_rows(lens):
     assert not changed.sel(step=1, branch="cond").any() and changed.sel(step=2, layer=0).any()
 
 
+@pytest.mark.parametrize("form", ["dict", "list", "tuple in a dict"])
+def test_a_condition_inside_dicts_and_lists_goes_into_batches(toy, lens, form):
+    put, take = {
+        "dict": (lambda w: {"w": w, "scale": 1}, lambda c: c["w"]),
+        "list": (lambda w: [w, None], lambda c: c[0]),
+        "tuple in a dict": (lambda w: {"deep": (w, "kept")}, lambda c: c["deep"][0]),
+    }[form]
+    nested = dl.blocks(
+        toy, "encoder.layers", latent=lambda sample: SIZE, grid=lambda size: size[1:], before=1,
+        condition=lambda sample, branch: {"c": put(word(sample, branch)["word"])},
+        forward=lambda model, x, t, c: model(x, t, take(c)),
+    )  # fmt: skip
+    options = {"steps": 3, "cfg_scale": 2.0, "record": [dl.x0, dl.hidden]}
+    for run, (sample, seed) in zip(
+        nested.batch([(SAMPLE, 0), (OTHER, 0), (SAMPLE, 1)], **options).run(),
+        [(SAMPLE, 0), (OTHER, 0), (SAMPLE, 1)],
+        strict=True,
+    ):
+        alone = lens.run(sample, seed, **options)
+        for name in ("x0", "hidden"):
+            assert np.allclose(run[name], alone[name], atol=1e-5)
+    inputs = nested.batch([(SAMPLE, 0), (OTHER, 0)], steps=3, cfg_scale=2.0).inputs
+    assert inputs.differing(0, 1) == {"c (cond)"}
+
+
+def test_a_condition_that_cannot_be_put_together_is_refused(toy):
+    def batch(condition):
+        lens = dl.blocks(
+            toy, "encoder.layers", latent=lambda sample: SIZE, grid=lambda size: size[1:], before=1,
+            condition=lambda sample, branch: {"c": condition(sample)},
+            forward=lambda model, x, t, c: model(x, t, torch.zeros(len(x), 1, 16)),
+        )  # fmt: skip
+        return lens.batch([(SAMPLE, 0), (OTHER, 0)], steps=2)
+
+    for condition in (
+        lambda sample: {"w": torch.ones(1, len(sample.prompt), 16)},  # of other lengths
+        lambda sample: [torch.ones(1, 1, 16)] * len(sample.prompt),
+        lambda sample: {"text": sample.prompt},
+    ):
+        with pytest.raises(dl.PlanError, match=r"cannot go through the model together: c \(cond\) differs"):
+            batch(condition)
+
+
 def test_a_body_sees_the_blocks(lens):
     with lens.trace(SAMPLE, steps=2) as tr:
         tr.record(dl.hidden)

@@ -214,3 +214,19 @@ def test_a_process_that_is_forked_off_takes_nothing_from_its_parent(kit, changin
         kit.write_step(writer, step)
     writer.close()
     np.testing.assert_array_equal(open_run(writer.path)["energy"].values, kit.expected("energy"))
+
+
+def test_units_of_a_step_that_is_dropped_are_given_anew(tmp_path):
+    with RunWriter(tmp_path, "run", {}, {"step": range(2), "branch": ["cond"], "layer": range(2)}) as writer:
+        writer.declare(Variable("h", ("step", "branch", "layer", "x"), (2, 1, 2, 3), unit="state"))
+        for step in range(2):
+            for value in (7, step):  # the first try, which is dropped, and the second
+                writer.drop_step(step)
+                for layer in range(2) if value == step else [0]:
+                    index = {"step": step, "branch": 0, "layer": layer}
+                    writer.write("h", index, np.full(3, value, "float32"))
+            writer.commit_step(step)
+            writer.drop_step(step)  # nothing is open: what is committed stays
+    assert status(tmp_path / "run").complete
+    values = open_run(tmp_path / "run")["h"].values
+    assert (values[0] == 0).all() and (values[1] == 1).all()
