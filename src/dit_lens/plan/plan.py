@@ -129,7 +129,7 @@ class Placed:
             experts=frozenset(experts),
             served=frozenset((step, expert) for step in steps for expert in experts),
             places=outside if self.on_latents else tuple((b, n) for b in branches for n in layers),
-            over_seeds=self.over_seeds,
+            over_seeds=is_edit and self.over_seeds,
         )
 
     def steps(self, layout: Layout) -> tuple[int, ...]:
