@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from dit_lens.plan.functions import describe
+from dit_lens.plan.functions import describe, kept_by
 
 CLASSES = {
     "type() on an abstract class": (
@@ -226,8 +226,18 @@ def test_a_module_that_is_imported_for_what_that_does_counts(in_folder):
     assert name_of(source) != before
 
 
-def test_a_cache_that_may_be_older_than_what_it_reads_is_unnamed():
-    source = "import functools\nC = {'k': 1.0}\n@functools.lru_cache\ndef k(): return C['k']\ndef f(h, at): return h * k()"
+CACHED = {
+    "a function": "@functools.lru_cache\ndef k(): return C['k']\n",
+    "a decorated function": "@functools.lru_cache\n@torch.no_grad()\ndef k(): return C['k']\n",
+    "a bound method": "class E:\n    def g(self): return C['k']\nk = functools.lru_cache(E().g)\n",
+    "a partial": "def g(n): return C['k']\nk = functools.lru_cache(functools.partial(g, 1))\n",
+    "an object": "class E:\n    def __call__(self): return C['k']\nk = functools.lru_cache(E())\n",
+}
+
+
+@pytest.mark.parametrize("cached", CACHED.values(), ids=CACHED)
+def test_a_cache_that_may_be_older_than_what_it_reads_is_unnamed(cached):
+    source = f"import functools, torch\nC = {{'k': 1.0}}\n{cached}def f(h, at): return h * k()"
     module, unnamed = module_of(source), []
     first = describe(module.f, unnamed)
     module.k()
@@ -329,13 +339,27 @@ def test_what_a_cache_holds_that_can_change_is_named_by_what_it_is_now():
     assert look() != describe(fresh.f)
 
 
-def test_pure_caches_change_no_name():
+@pytest.mark.parametrize("code", ["n * 2.0", "n if n < 1 else k(n - 1) + 1"])
+def test_pure_caches_change_no_name(code):
     module = module_of(
-        "import functools\n@functools.cache\ndef k(n): return n * 2.0\ndef f(h, at): return h * k(1)"
+        f"import functools\n@functools.cache\ndef k(n): return {code}\ndef f(h, at): return h * k(1)"
     )
-    before = describe(module.f)
+    before, unnamed = describe(module.f), []
     module.f(torch.ones(1), None)
-    assert describe(module.f) == before
+    assert describe(module.f, unnamed) == before and not unnamed
+
+
+def test_a_cache_that_a_batch_has_looked_at_keeps_its_name():
+    module = module_of(
+        "import functools, torch\nA = torch.ones(3)\n@functools.cache\ndef k(n): return float(A[n])\n"
+        "def f(h, at): return h * k(1)"
+    )
+    kept_by(module.f)
+    before, unnamed = describe(module.f), []
+    kept_by(module.f)
+    module.f(torch.ones(1), None)
+    kept_by(module.f)
+    assert describe(module.f, unnamed) == before and not unnamed
 
 
 @pytest.mark.parametrize(
@@ -356,3 +380,18 @@ def test_a_compiled_function_is_unnamed():
     module = module_of("import torch\n@torch.compile(backend='eager')\ndef f(h, at): return h * 2")
     describe(module.f, unnamed)
     assert "compiled (torch.compile)" in unnamed[0]
+
+
+@pytest.mark.parametrize("read", ["A.debug('x')", "h = h if A.handlers else h"])
+def test_a_logger_is_named_apart_from_all_other_loggers(read):
+    import logging
+    import uuid
+
+    made = f"import logging\nA = logging.getLogger({read!r})\n"
+    module = module_of(f"{made}def f(h, at):\n    {read}\n    return h")
+    before, unnamed = describe(module.f), []
+    logging.getLogger(uuid.uuid4().hex)
+    module.A.addHandler(logging.NullHandler())
+    assert describe(module.f, unnamed) == before and not unnamed
+    module.A.gain = 2.0
+    assert describe(module.f) != before

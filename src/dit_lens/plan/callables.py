@@ -15,6 +15,8 @@ import functools
 import gc
 import importlib
 import importlib.util
+import inspect
+import logging
 import sys
 import types
 import weakref
@@ -87,7 +89,7 @@ def describe(walk: Walk, value: Any) -> Any | None:
         if issubclass(kind, base):
             return _wrapper(walk, value, base, names)
     if kind is functools._lru_cache_wrapper:
-        return _cached(walk, value)
+        return {"@cached": walk.node(value, _cached)}
     if kind is types.CodeType:
         return {"@code": bytecode.analyse(value).digest}
     is_ufunc = kind.__name__ == "ufunc" and kind.__module__ == "numpy"
@@ -126,27 +128,26 @@ _FILLED_BY: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 """Functions with a cache (`functools.lru_cache`) to what they were when it was empty: what it holds was made by that."""
 
 
-def _cached(walk: Walk, value: Any) -> Any:
+def _cached(walk: Walk, value: Any) -> list[Any]:
     """Return a function with a cache as data, by what fills the cache, where that is known."""
     wrapped, entries = _inside(value)
-    data = walk.visit(wrapped)
-    ours = _is_users(wrapped) and not origin.is_own_code(wrapped.__code__)
-    if ours and not entries:
-        _FILLED_BY[value] = data
-    elif ours and _FILLED_BY.get(value) != data:
-        return walk.unnamed(
-            value,
-            f"{wrapped.__qualname__}, whose cache may be older than what it reads (call its cache_clear()),",
-        )
+    ours = _may_be_users(wrapped)
+    if ours and not walk.repeatable:
+        now = walk.alone(wrapped)
+        if not entries:
+            _FILLED_BY[value] = now
+        elif _FILLED_BY.get(value) != now:
+            older = (
+                f"{name_of(wrapped)}, whose cache may be older than what it reads (call its cache_clear()),"
+            )
+            return [walk.unnamed(value, older)]
     # Of plain values the code says all: the same call would give the same now.
     kept = [entry for entry in entries if ours and not all(map(_is_plain, entry))]
     untold = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
     held = {k: v for k, v in vars(value).items() if k not in untold}
-    return {
-        "@cached": data,
-        "attributes": walk.visit(held),
-        "kept": walk.node(value, lambda *_: [[walk.visit(part) for part in entry] for entry in kept]),
-    }
+    with walk.reading(exact=True, in_order=True):
+        parts = [walk.visit(wrapped), walk.visit(held)]
+        return ["cached", *parts, [[walk.visit(part) for part in entry] for entry in kept]]
 
 
 def _inside(cached: Any) -> tuple[Any, list[list[Any]]]:
@@ -160,6 +161,15 @@ def _inside(cached: Any) -> tuple[Any, list[list[Any]]]:
     between = held[1:-6]
     bounded = [between[n : n + 2] for n in range(0, len(between), 3)]
     return wrapped, bounded or [[key, result] for key, result in stored.items()]
+
+
+def _may_be_users(value: Any) -> bool:
+    """Say whether what a cache calls may read anything of the user's: whatever is no function of a library, decorated or not."""
+    inner = inspect.unwrap(value)
+    if not isinstance(inner, types.FunctionType):
+        return not isinstance(inner, types.BuiltinFunctionType)
+    whole = origin.is_library_function(inner) and inner.__closure__ is None
+    return not (whole or origin.is_own_code(inner.__code__))
 
 
 def _is_users(value: Any) -> bool:
@@ -341,7 +351,8 @@ _NOTHING = object()
 
 def _held(value: Any, name: str) -> Any:
     """Return a plain attribute of an object; `_NOTHING` where its class has a say in it."""
-    if isinstance(value, type) or hasattr(type(value), "__content__"):  # which says itself what of it counts
+    says_itself = hasattr(type(value), "__content__")
+    if isinstance(value, type | logging.Logger) or says_itself:  # of which not all counts
         return _NOTHING
     if type(value).__getattribute__ is not object.__getattribute__ or not hasattr(value, "__dict__"):
         return _NOTHING

@@ -148,6 +148,10 @@ class Walk:
             del self._path[1:]
             return self.unnamed(value, "a value that is nested too deeply")
 
+    def alone(self, value: Any) -> Any:
+        """Return the data of a value by its content alone, whatever is around it and however this walk reads it."""
+        return Walk([], repeatable=True, exact=True).whole(value)
+
     def visit(self, value: Any, label: str = "") -> Any:
         """Return the data of a value; `label` says where it stands in the value around it."""
         kind = type(value)

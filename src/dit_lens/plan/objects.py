@@ -59,7 +59,7 @@ def _typing(walk: Walk, value: Any) -> Any:
     return {"@typing": text, "parts": [walk.visit(part) for part in parts]}
 
 
-_OF_LOGGERS = frozenset(vars(logging.Logger("")))
+_OF_LOGGERS = frozenset((*vars(logging.Logger("")), "manager"))  # which holds all loggers of the process
 
 
 def beyond(walk: Walk, value: Any, base: type, own: Collection[str] = ()) -> dict[str, Any]:
