@@ -31,7 +31,7 @@ from dit_lens.errors import PlanError
 from dit_lens.plan import bytecode, origin
 from dit_lens.plan.content import content
 from dit_lens.plan.digests import digest
-from dit_lens.plan.functions import describe, restore
+from dit_lens.plan.functions import describe, kept_by, restore
 
 
 def module_of(source, name="users_notebook"):
@@ -397,12 +397,38 @@ def test_what_a_late_import_reaches_counts_through_the_files_that_it_imports(tmp
         (tmp_path / "late_inner.py").write_text(inner)
         importlib.invalidate_caches()
         module = module_of("def f(h, at):\n    import late_outer\n    return h * late_outer.late_inner.K\n")
-        return code(module)
+        return describe(module.f, importing=False)["code"]
 
     first = name_of()
     assert name_of(inner="K = 22\n") != first
     assert name_of(outer='"""Says more."""\nimport late_inner  # and this\n') == first
     assert not {"late_outer", "late_inner"} & set(sys.modules)
+
+
+@pytest.fixture
+def late(tmp_path, monkeypatch):
+    """A module of the user's that nothing has imported yet."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / f"late_{tmp_path.name}.py"
+    yield file
+    sys.modules.pop(file.stem, None)
+
+
+def test_a_late_import_has_one_name_before_the_code_runs_and_after(late):
+    late.write_text("K = 2.0\ndef gain(h): return h * K\n")
+    module = module_of(f"def f(h, at):\n    from {late.stem} import gain\n    return gain(h)\n")
+    before, kept = code(module), kept_by(module.f)
+    assert module.f(1.0, None) == 2.0
+    assert code(module) == before and kept_by(module.f) == kept
+    sys.modules[late.stem].K = 3.0  # what a module holds now counts, whatever its file says
+    assert code(module) != before and kept_by(module.f) != kept
+
+
+def test_a_late_import_that_fails_breaks_no_name(late):
+    for text in ("raise SystemExit(2)\n", "1 / 0\n"):
+        late.write_text(text)
+        importlib.invalidate_caches()
+        code(module_of(f"def f(h, at):\n    import {late.stem}\n    return h\n"))
 
 
 def test_a_library_has_one_name_before_it_is_imported_and_after(tmp_path, monkeypatch):

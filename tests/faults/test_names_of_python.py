@@ -395,3 +395,65 @@ def test_a_logger_is_named_apart_from_all_other_loggers(read):
     assert describe(module.f, unnamed) == before and not unnamed
     module.A.gain = 2.0
     assert describe(module.f) != before
+
+
+FILLED = {
+    "a property": (
+        "class E:\n    def __init__(self, v): self.v = v\n    @functools.cached_property\n    def unit(self): @@\n"
+        "    def __call__(self, h): return h * self.unit['u']\nA = E(torch.tensor([3.0, 4.0]))\n"
+        "def f(h, at): return A(h)",
+        "return {'u': self.v / self.v.norm()}",
+    ),
+    "a property of a module": (
+        "class E(torch.nn.Module):\n    def __init__(self, v):\n        super().__init__()\n"
+        "        self.v = torch.nn.Parameter(v)\n    @functools.cached_property\n    def unit(self): @@\n"
+        "    def forward(self, h): return h * self.unit['u']\nA = E(torch.tensor([3.0, 4.0]))\n"
+        "def f(h, at): return A(h).detach()",
+        "return {'u': self.v / self.v.norm()}",
+    ),
+    "a function": (
+        "class E: unit = property(lambda self: g(2))\n@functools.lru_cache\ndef g(n): @@\nA = E()\n"
+        "def f(h, at): return h * g(2)['u']",
+        "return {'u': torch.ones(n)}",
+    ),
+    "a method": (
+        "class E:\n    def __init__(self, v): self.v = v\n    @functools.lru_cache\n    def g(self, n): @@\n"
+        "    unit = property(lambda self: self.g(2))\nA = E(torch.tensor([3.0, 4.0]))\n"
+        "def f(h, at): return h * A.g(2)['u']",
+        "return {'u': self.v * n}",
+    ),
+}
+
+
+@pytest.mark.parametrize("source, gives", FILLED.values(), ids=FILLED)
+def test_what_would_come_again_is_no_state(source, gives):
+    module = module_of("import functools, torch\n" + source.replace("@@", gives))
+    before, kept = describe(module.f), kept_by(module.f)
+    with torch.no_grad():
+        module.f(torch.ones(2), None)
+    unnamed = []
+    assert describe(module.f, unnamed) == before and kept_by(module.f) == kept and not unnamed
+    module.A.unit["u"].mul_(2.0)
+    assert describe(module.f) != before and kept_by(module.f) != kept
+    module.A.unit["u"].div_(2.0)
+    assert describe(module.f) == before
+    module.A.unit["row"] = 1.0
+    assert describe(module.f) != before and kept_by(module.f) != kept
+
+
+@pytest.mark.parametrize("source, gives", FILLED.values(), ids=FILLED)
+def test_what_would_not_come_again_is_state(source, gives):
+    module = module_of("import functools, torch\n" + source.replace("@@", "return {'u': torch.rand(2)}"))
+    before, kept = describe(module.f), kept_by(module.f)
+    module.f(torch.ones(2), None)
+    assert describe(module.f) != before and kept_by(module.f) != kept
+
+
+def test_a_property_that_is_older_than_its_object_counts():
+    source, gives = FILLED["a property"]
+    module = module_of("import functools, torch\n" + source.replace("@@", gives))
+    module.f(torch.ones(2), None)
+    module.A.v = torch.tensor([8.0, 6.0])
+    stale = describe(module.f)
+    del module.A.unit
+    assert describe(module.f) != stale

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import bytecode, origin, unimported
+from dit_lens.plan import bytecode, caches, origin, unimported
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -133,7 +133,7 @@ def _cached(walk: Walk, value: Any) -> list[Any]:
     wrapped, entries = _inside(value)
     ours = _may_be_users(wrapped)
     if ours and not walk.repeatable:
-        now = walk.alone(wrapped)
+        now = walk.alone([]).whole(wrapped)
         if not entries:
             _FILLED_BY[value] = now
         elif _FILLED_BY.get(value) != now:
@@ -142,7 +142,13 @@ def _cached(walk: Walk, value: Any) -> list[Any]:
             )
             return [walk.unnamed(value, older)]
     # Of plain values the code says all: the same call would give the same now.
-    kept = [entry for entry in entries if ours and not all(map(_is_plain, entry))]
+    kept = [
+        entry
+        for entry in entries
+        if ours
+        and not all(map(_is_plain, entry))
+        and not caches.call_comes_again(walk, value, wrapped, *entry)
+    ]
     untold = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
     held = {k: v for k, v in vars(value).items() if k not in untold}
     with walk.reading(exact=True, in_order=True):
@@ -311,7 +317,7 @@ def imported(walk: Walk, reading: bytecode.Reading, package: str) -> Any:
 def _loaded(name: str, importing: bool) -> types.ModuleType | None:
     """Return a module of the user's if it is imported; import it where that is allowed."""
     if importing and name not in sys.modules:
-        with suppress(ImportError):  # the code that imports it fails as well, or does without
+        with suppress(Exception, SystemExit):  # the code that imports it fails as well, or does without
             importlib.import_module(name)
     return sys.modules.get(name)
 

@@ -89,8 +89,9 @@ class Walk:
         unnamed: gets a sentence for each part that cannot be named.
         what: what is visited, for those sentences.
         checksum: gives a tensor's data. Default: a hash of its bytes.
-        importing: whether a module of the user's that code imports when it runs is imported to be read. Default: such a
-            module counts by the code of its file, and of the files that it imports.
+        importing: whether a module of the user's that code imports when it runs is imported to be read, so that it is the
+            same before the code has run and after. False: such a module counts by the code of its file, and of the files
+            that it imports.
         whole: packages and modules whose code the caller counts as a whole: their functions and classes stand by name,
             as a library's do.
         gathering: takes tensors that the caller hashes together; their data is then their position there.
@@ -106,6 +107,7 @@ class Walk:
         in_order: whether the order of a dict's items counts, as it does where code goes through them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
+        comparing: caches that are being compared with what their functions give; see `caches`.
         recipes: how modules are read, by class and names of attributes; see `modules`.
     """
 
@@ -114,7 +116,7 @@ class Walk:
         unnamed: list[str],
         what: str = "",
         checksum: Callable[[Any], Any] | None = None,
-        importing: bool = False,
+        importing: bool = True,
         whole: tuple[str, ...] = (),
         gathering: Gatherer | None = None,
         exact: bool = False,
@@ -128,6 +130,7 @@ class Walk:
         self.of_pipeline = of_pipeline
         self.in_order, self.repeatable = False, repeatable
         self.holder: type | None = None
+        self.comparing: frozenset[tuple[int, str]] = frozenset()
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
@@ -148,9 +151,16 @@ class Walk:
             del self._path[1:]
             return self.unnamed(value, "a value that is nested too deeply")
 
-    def alone(self, value: Any) -> Any:
-        """Return the data of a value by its content alone, whatever is around it and however this walk reads it."""
-        return Walk([], repeatable=True, exact=True).whole(value)
+    def alone(self, unnamed: list[str], *comparing: tuple[int, str]) -> Walk:
+        """Return a walk of its own, which reads values by their content alone, whatever is around them.
+
+        Args:
+            unnamed: gets a sentence for each part that cannot be named.
+            comparing: a cache that is compared meanwhile.
+        """
+        walk = Walk(unnamed, importing=self.importing, repeatable=True, exact=True)
+        walk.comparing = self.comparing.union(comparing)
+        return walk
 
     def visit(self, value: Any, label: str = "") -> Any:
         """Return the data of a value; `label` says where it stands in the value around it."""
@@ -266,7 +276,7 @@ class Walk:
         walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing, exact=self.exact)
         walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
         walk.in_order, walk.repeatable, walk.of_pipeline = self.in_order, self.repeatable, self.of_pipeline
-        walk.watching = self.watching
+        walk.watching, walk.comparing = self.watching, self.comparing
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive

@@ -88,7 +88,10 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def describe(
-    function: Callable[..., Any], unnamed: list[str] | None = None, repeatable: bool = False
+    function: Callable[..., Any],
+    unnamed: list[str] | None = None,
+    repeatable: bool = False,
+    importing: bool = True,
 ) -> dict[str, Any]:
     """Return plain data that identifies a function: its name, a hash of what it does, and its options.
 
@@ -101,8 +104,10 @@ def describe(
         unnamed: gets a sentence for each value that has no content to be named by; the data is then equal to no
             other.
         repeatable: whether such a value is left out, so that two looks at one function are equal.
+        importing: whether modules of the user's that the code imports when it runs are imported to be read.
     """
-    walk = Walk([] if unnamed is None else unnamed, repeatable=repeatable, watching=repeatable)
+    sentences = [] if unnamed is None else unnamed
+    walk = Walk(sentences, importing=importing, repeatable=repeatable, watching=repeatable)
     if type(function) is functools.partial and not function.args:
         function = Configured(function.func, function.keywords)
     data = walk.whole(function)
@@ -121,7 +126,8 @@ def is_packages_own(function: Callable[..., Any]) -> bool:
 KEEPS = (
     "A record or an edit keeps something from call to call (a counter, a list, a first value), and the rows of a "
     "batch or a sweep go through it together, so what it kept of one row came into another: use lens.run for each "
-    "row, with a function of its own."
+    "row, with a function of its own. What every row may use (a mask that is made once) is made before: in __init__, or by a "
+    "call of the function beforehand."
 )
 """What is said where several rows go through a function that keeps something."""
 
@@ -154,10 +160,11 @@ def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[...,
     """
     function = _find(str(data["function"]), tuple(allow))
     inner = getattr(function, "function", function)
-    if describe(inner)["code"] != data["code"]:
+    if describe(inner, importing=False)["code"] != data["code"]:
         raise PlanError(
             f"{data['function']} is not what it was when the plan was written: its code, its object's state, what it "
-            "reads or Python's version has changed. Make the plan anew."
+            "reads or Python's version has changed, or a module that it imports when it runs is not imported yet. Import that "
+            "module first, or make the plan anew."
         )
     if isinstance(inner, type) or not callable(inner):
         raise PlanError(f"{data['function']} is no function that reads or edits a value.")
