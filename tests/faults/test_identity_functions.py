@@ -751,6 +751,17 @@ class Holder:
         self.tool.sigmas.sum()
 
 
+class Gate(torch.nn.Module):
+    """A module of the user's that holds its tool under a private name."""
+
+    def __init__(self, inner, tool):
+        super().__init__()
+        self.inner, self._tool = inner, tool
+
+    def forward(self, x):
+        return self.inner(x) * self._tool.sigmas[1]
+
+
 def _forward(tool, *args, **kwargs):
     tool.sigmas.sum()
 
@@ -772,6 +783,7 @@ TOOLS_ON_A_MODEL = {
     "a hook that is given it": _hook(lambda tool: functools.partial(_forward, tool)),
     "a hook that is its own method": _hook(lambda tool: tool.step),
     "an attribute": lambda block, tool: setattr(block, "processor", Holder(tool)),
+    "a module's private attribute": lambda block, tool: setattr(block, "ffn", Gate(block.ffn, tool)),
     "another forward": lambda block, tool: setattr(block, "forward", functools.partial(_forward, tool)),
 }
 
@@ -905,13 +917,17 @@ def test_only_the_pipeline_that_runs_sets_its_scheduler_anew(tiny_pipe, sample, 
     def by_other(h, at):
         return h * level(other.pipe.scheduler)
 
+    def by_levels(h, at):
+        return h * float(pipe.scheduler.sigmas[at.step])
+
     def names():
-        edits = [[(edit, dl.at(layer=0))] for edit in (by_own, by_former, by_other)]
+        edits = [[(edit, dl.at(layer=0))] for edit in (by_own, by_levels, by_former, by_other)]
         return [lens.run(sample, steps=2, edit=edit, store=tmp_path).path.name for edit in edits]
 
     before = names()
     assert names() == before
     for scheduler in (was, other.pipe.scheduler):
         scheduler.set_timesteps(3)
+    lens.run(sample, steps=3)
     after = names()
-    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, False]

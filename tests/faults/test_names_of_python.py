@@ -6,6 +6,7 @@ Each specimen is a module with `@@` in it, put in two ways; its `f` gives two re
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -457,3 +458,24 @@ def test_a_property_that_is_older_than_its_object_counts():
     stale = describe(module.f)
     del module.A.unit
     assert describe(module.f) != stale
+
+
+def test_a_file_of_arrays_is_named_by_the_arrays(tmp_path):
+    source = "import numpy as np\nD = np.load('@@')\ndef f(h, at): return h * float(D['v'][0])"
+    named = []
+    for n, value in enumerate((2.0, 2.0, 3.0)):
+        np.savez(tmp_path / f"{n}.npz", v=np.full(2, value))
+        module, unnamed = module_of(source.replace("@@", f"{tmp_path}/{n}.npz")), []
+        named.append(describe(module.f, unnamed))
+        kept = kept_by(module.f)
+        module.f(torch.ones(1), None)
+        assert kept_by(module.f) == kept and not unnamed
+    assert named[0] == named[1] != named[2]
+
+
+@pytest.mark.parametrize("code", ["from os import environ as A", "import os\nA = os.environ"])
+def test_the_environment_is_not_seen(code, monkeypatch):
+    module, unnamed = module_of(f"{code}\ndef f(h, at): return h * len(A.get('USERS_GAIN', ''))"), []
+    before = describe(module.f, unnamed)
+    monkeypatch.setenv("USERS_OTHER", "1")
+    assert describe(module.f, unnamed) == before and not unnamed

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import bytecode, caches, origin, unimported
+from dit_lens.plan import attributes, bytecode, caches, origin, unimported
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -217,16 +217,16 @@ def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:
 def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
     with walk.reading(exact=True, in_order=True):
         module = value.__globals__.get("__name__")
-        attributes = vars(value)
+        held = vars(value)
         # A function of `singledispatch`, which also keeps a cache.
-        if module == "functools" and "registry" in attributes:
+        if module == "functools" and "registry" in held:
             return [
                 "dispatch",
-                walk.in_any_order(list(attributes["registry"].items())),
-                walk.visit(attributes["__wrapped__"]),
+                walk.in_any_order(list(held["registry"].items())),
+                walk.visit(held["__wrapped__"]),
             ]
         code = bytecode.analyse(value.__code__)
-        if "_torchdynamo_orig_callable" in attributes:
+        if "_torchdynamo_orig_callable" in held:
             return [walk.unnamed(value, "a function that is compiled (torch.compile)")]
         declared = {k: v for k, v in sorted(vars(value).items(), key=str) if k not in FUNCTION_UNTOLD}
         parts: list[Any] = ["function", walk.visit(declared, "its attributes")]
@@ -234,15 +234,15 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
             parts.append(walk.visit(value.__wrapped__))
         whole = walk.counts_whole(module)
         if whole or origin.is_library_function(value):
-            held = [
+            around = [
                 _cell(walk, n, cell)
                 for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
             ]
             library = "whole" if whole else origin.library(str(module))
             if "<locals>" not in value.__code__.co_qualname:
-                return [*parts, library, value.__code__.co_qualname, held]
+                return [*parts, library, value.__code__.co_qualname, around]
             # Several functions in one may have one name, and defaults that are the user's.
-            return [*parts, library, value.__code__.co_qualname, held, code.digest, _defaults(walk, value)]
+            return [*parts, library, value.__code__.co_qualname, around, code.digest, _defaults(walk, value)]
         told = [walk.visit(value.__annotations__, "its annotations"), _defaults(walk, value)]
         return [*parts, code.digest, told, [_read(walk, value, reading) for reading in code.readings]]
 
@@ -251,13 +251,13 @@ def _defaults(walk: Walk, value: types.FunctionType) -> list[Any]:
     return [walk.visit(part, "a default") for part in (value.__defaults__, value.__kwdefaults__)]
 
 
-def _cell(walk: Walk, name: str, cell: types.CellType, attributes: Sequence[str] = ()) -> Any:
+def _cell(walk: Walk, name: str, cell: types.CellType, names: Sequence[str] = ()) -> Any:
     try:
         value = cell.cell_contents
     except ValueError:
         return {"@empty": True}
     with walk.at(f"its variable {name!r}"):
-        return follow(walk, value, attributes)
+        return follow(walk, value, names)
 
 
 def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> Any:
@@ -274,11 +274,11 @@ def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> A
         return named(walk, reading.name, reading.attributes, value.__globals__)
 
 
-def named(walk: Walk, name: str, attributes: Sequence[str], scope: Mapping[str, Any]) -> Any:
+def named(walk: Walk, name: str, names: Sequence[str], scope: Mapping[str, Any]) -> Any:
     """Return what code reads by a name of its module, or of Python itself."""
     if name in scope:
         with walk.at(f"the global {name!r}"):
-            return follow(walk, scope[name], attributes)
+            return follow(walk, scope[name], names)
     known = scope.get("__builtins__", builtins)
     known = known if isinstance(known, Mapping) else vars(known)
     if name not in known:
@@ -322,22 +322,22 @@ def _loaded(name: str, importing: bool) -> types.ModuleType | None:
     return sys.modules.get(name)
 
 
-def follow(walk: Walk, value: Any, attributes: Sequence[str]) -> Any:
+def follow(walk: Walk, value: Any, names: Sequence[str]) -> Any:
     """Return what stands at the end of a chain of attributes, or the last value on it that has to be taken whole.
 
     Modules are followed, and what objects hold as plain attributes; what a class computes (a method, a property) may
     read all of its object. Below a library, only what is plain data or the user's own counts beside the version.
     """
     library = None
-    for n, name in enumerate(attributes):
+    for n, name in enumerate(names):
         if isinstance(value, types.ModuleType):
             if library is None and _is_of_library(value):
-                library = [value.__name__, *attributes[n:]]
+                library = [value.__name__, *names[n:]]
             try:
                 value = getattr(value, name)
             except (AttributeError, ImportError):
                 return {"@missing": name}
-        elif library is not None:
+        elif library is not None or attributes.is_written_by_runs(walk, value, name):
             break
         else:
             held = _held(value, name)

@@ -210,9 +210,17 @@ def own_attributes(kind: type) -> frozenset[str]:
     return frozenset(names)
 
 
+PUT = frozenset({"_hf_hook", "_old_forward", "_diffusers_hook"})
+"""Private attributes that libraries of models put on objects of others."""
+
+
 def is_given(kind: type, name: str) -> bool:
-    """Say whether an attribute of a library's object is one that the user has given it. Private names are other libraries'."""
-    return not name.startswith("_") and name not in own_attributes(kind)
+    """Say whether an attribute of an object is one that the user has given it.
+
+    Private names on a library's object are other libraries'; on an object of a user's class they are the user's.
+    """
+    private = name in PUT or (name.startswith("_") and is_no_users(kind))
+    return not private and name not in own_attributes(kind)
 
 
 def _calls_super(name: str, member: Any) -> bool:
