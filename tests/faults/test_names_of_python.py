@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dit_lens.plan.functions import describe, kept_by
+from dit_lens.plan.source import describe_source
 
 CLASSES = {
     "type() on an abstract class": (
@@ -479,3 +480,49 @@ def test_the_environment_is_not_seen(code, monkeypatch):
     before = describe(module.f, unnamed)
     monkeypatch.setenv("USERS_OTHER", "1")
     assert describe(module.f, unnamed) == before and not unnamed
+
+
+BESIDE = {
+    "saving": "def save(self, path):\n        with open(path, 'wb') as f: torch.save(self.v, f)",
+    "loading": "@classmethod\n    def load(cls, path):\n        with open(path, 'rb') as f: return cls(torch.load(f))",
+    "a text": "def __repr__(self): return f'E {id(self)}'",
+    "a hash": "@property\n    def key(self): return hash(self.v)",
+}
+READING = {
+    "calls it": "A.save('x')",
+    "calls what calls it": "A.finish('x')",
+    "finds it by name": "getattr(A, 'sa' + 've')('x')",
+    "makes a text": "len(f'{A}')",
+}
+
+
+def sae(beside, reads="0", base="object"):
+    return module_of(
+        f"import torch\nclass E({base}):\n    def __init__(self, v):\n        super().__init__()\n        self.v = v\n"
+        f"    {beside}\n"
+        "    def finish(self, path): self.save(path)\n    def forward(self, h): return h * self.v\n"
+        "    def __call__(self, h): return self.forward(h)\n"
+        f"A = E(2.0)\ndef f(h, at): return A(h), {reads}"
+    )
+
+
+@pytest.mark.parametrize("base", ["object", "torch.nn.Module"])
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+def test_a_method_that_nothing_calls_takes_no_name(beside, base):
+    unnamed = []
+    named = describe(sae(beside, base=base).f, unnamed)
+    changed = beside.replace("):", ", n=1):", 1)
+    assert describe(sae(beside, base=base).f) == named != describe(sae(changed, base=base).f)
+    reads = [
+        describe_source("x = A(1)", vars(sae(beside, base=base)), {}, unnamed)["reads"] for _ in range(2)
+    ]
+    assert reads[0] == reads[1] and not unnamed
+
+
+@pytest.mark.parametrize("reads", READING.values(), ids=READING)
+def test_a_method_that_may_be_called_takes_the_name(reads):
+    beside = BESIDE["a text"] + "\n    " + BESIDE["saving"]
+    unnamed, unnamed_body = [], []
+    assert describe(sae(beside, reads).f, unnamed) != describe(sae(beside, reads).f)
+    describe_source(f"x = {reads}", vars(sae(beside)), {}, unnamed_body)
+    assert "reads what no name says" in unnamed[0] and "reads what no name says" in unnamed_body[0]

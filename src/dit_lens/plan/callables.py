@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import attributes, bytecode, caches, origin, unimported
+from dit_lens.plan import attributes, bytecode, caches, classes, origin, unimported
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -132,7 +132,7 @@ def _cached(walk: Walk, value: Any) -> list[Any]:
     """Return a function with a cache as data, by what fills the cache, where that is known."""
     wrapped, entries = _inside(value)
     ours = _may_be_users(wrapped)
-    if ours and not walk.repeatable:
+    if ours and not walk.watching:
         now = walk.alone([]).whole(wrapped)
         if not entries:
             _FILLED_BY[value] = now
@@ -226,6 +226,11 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
                 walk.visit(held["__wrapped__"]),
             ]
         code = bytecode.analyse(value.__code__)
+        if not origin.is_library_function(value):
+            own = origin.is_own_code(
+                value.__code__
+            )  # which finds no method of the user's by a name that it makes
+            walk.names |= bytecode.names(value.__code__) - (classes.ANY_NAME if own else frozenset())
         if "_torchdynamo_orig_callable" in held:
             return [walk.unnamed(value, "a function that is compiled (torch.compile)")]
         declared = {k: v for k, v in sorted(vars(value).items(), key=str) if k not in FUNCTION_UNTOLD}

@@ -7,13 +7,14 @@ import importlib
 import inspect
 import sys
 import types
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dit_lens.errors import PlanError
 from dit_lens.plan import callables
-from dit_lens.plan.content import Walk
+from dit_lens.plan.content import Walk, unnamed_by
 from dit_lens.plan.digests import digest
 from dit_lens.plan.origin import FRAMEWORKS, is_own_code
 
@@ -106,14 +107,21 @@ def describe(
         repeatable: whether such a value is left out, so that two looks at one function are equal.
         importing: whether modules of the user's that the code imports when it runs are imported to be read.
     """
-    sentences = [] if unnamed is None else unnamed
-    walk = Walk(sentences, importing=importing, repeatable=repeatable, watching=repeatable)
     if type(function) is functools.partial and not function.args:
         function = Configured(function.func, function.keywords)
+    sentences: list[str] = []
+    walk = Walk(sentences, importing=importing, repeatable=True, watching=repeatable)
     data = walk.whole(function)
-    if "function" in data:
-        return dict(data)
-    return {"function": callables.name_of(function), "code": digest(data)}
+    data = (
+        dict(data) if "function" in data else {"function": callables.name_of(function), "code": digest(data)}
+    )
+    if sentences and not repeatable:
+        sentences = unnamed_by(lambda walk: walk.whole(function))
+        if sentences:
+            data["code"] = uuid.uuid4().hex
+    if unnamed is not None:
+        unnamed += sentences
+    return data
 
 
 def is_packages_own(function: Callable[..., Any]) -> bool:
