@@ -1,5 +1,6 @@
 """What several rows go through together is refused where it may differ among them."""
 
+import functools
 import io
 import itertools
 import threading
@@ -85,3 +86,40 @@ def test_samples_of_one_label_and_two_scorers_are_two_samples(lens, sample):
     for other in (sample, sample.with_(scorer=lambda video: Score(False, 0.0, "strict"))):
         with pytest.raises(PlanError, match="Two samples are called custom/0"):
             lens.sweep([(lenient, 0), (other, 1)], arms, steps=2)
+
+
+class Direction:
+    """An edit that makes something once."""
+
+    def __init__(self, value):
+        self.value = value
+
+    @functools.cached_property
+    def unit(self):
+        return self.value / self.value.norm()
+
+    @functools.cached_property
+    def rows(self):
+        return []
+
+    def __call__(self, h, at):
+        return h + self.unit.to(h)
+
+
+class OfTheFirstRow(Direction):
+    """An edit that keeps a row's value in what it makes once."""
+
+    def __call__(self, h, at):
+        if not self.rows:
+            self.rows.append(h.mean())
+        return h + self.rows[0]
+
+
+def test_what_is_made_once_of_no_row_is_shared_and_what_is_kept_of_one_is_not(lens, sample):
+    options = {"steps": 2, "cfg_scale": 1.0}
+    pairs = [(sample, 0), (sample, 1)]
+    edit = [(Direction(torch.ones(1)), dl.at(layer=1))]
+    lens.batch(pairs, edit=edit, **options).run()
+    lens.sweep(pairs, {"arm": [(Direction(torch.ones(1)), dl.at(layer=1))]}, **options)
+    with pytest.raises(PlanError, match="is made before: in __init__"):
+        lens.batch(pairs, edit=[(OfTheFirstRow(torch.ones(1)), dl.at(layer=1))], **options).run()

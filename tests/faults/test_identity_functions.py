@@ -31,7 +31,7 @@ from dit_lens.errors import PlanError
 from dit_lens.plan import bytecode, origin
 from dit_lens.plan.content import content
 from dit_lens.plan.digests import digest
-from dit_lens.plan.functions import describe, restore
+from dit_lens.plan.functions import describe, kept_by, restore
 
 
 def module_of(source, name="users_notebook"):
@@ -397,12 +397,38 @@ def test_what_a_late_import_reaches_counts_through_the_files_that_it_imports(tmp
         (tmp_path / "late_inner.py").write_text(inner)
         importlib.invalidate_caches()
         module = module_of("def f(h, at):\n    import late_outer\n    return h * late_outer.late_inner.K\n")
-        return code(module)
+        return describe(module.f, importing=False)["code"]
 
     first = name_of()
     assert name_of(inner="K = 22\n") != first
     assert name_of(outer='"""Says more."""\nimport late_inner  # and this\n') == first
     assert not {"late_outer", "late_inner"} & set(sys.modules)
+
+
+@pytest.fixture
+def late(tmp_path, monkeypatch):
+    """A module of the user's that nothing has imported yet."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / f"late_{tmp_path.name}.py"
+    yield file
+    sys.modules.pop(file.stem, None)
+
+
+def test_a_late_import_has_one_name_before_the_code_runs_and_after(late):
+    late.write_text("K = 2.0\ndef gain(h): return h * K\n")
+    module = module_of(f"def f(h, at):\n    from {late.stem} import gain\n    return gain(h)\n")
+    before, kept = code(module), kept_by(module.f)
+    assert module.f(1.0, None) == 2.0
+    assert code(module) == before and kept_by(module.f) == kept
+    sys.modules[late.stem].K = 3.0  # what a module holds now counts, whatever its file says
+    assert code(module) != before and kept_by(module.f) != kept
+
+
+def test_a_late_import_that_fails_breaks_no_name(late):
+    for text in ("raise SystemExit(2)\n", "1 / 0\n"):
+        late.write_text(text)
+        importlib.invalidate_caches()
+        code(module_of(f"def f(h, at):\n    import {late.stem}\n    return h\n"))
 
 
 def test_a_library_has_one_name_before_it_is_imported_and_after(tmp_path, monkeypatch):
@@ -725,6 +751,17 @@ class Holder:
         self.tool.sigmas.sum()
 
 
+class Gate(torch.nn.Module):
+    """A module of the user's that holds its tool under a private name."""
+
+    def __init__(self, inner, tool):
+        super().__init__()
+        self.inner, self._tool = inner, tool
+
+    def forward(self, x):
+        return self.inner(x) * self._tool.sigmas[1]
+
+
 def _forward(tool, *args, **kwargs):
     tool.sigmas.sum()
 
@@ -746,6 +783,7 @@ TOOLS_ON_A_MODEL = {
     "a hook that is given it": _hook(lambda tool: functools.partial(_forward, tool)),
     "a hook that is its own method": _hook(lambda tool: tool.step),
     "an attribute": lambda block, tool: setattr(block, "processor", Holder(tool)),
+    "a module's private attribute": lambda block, tool: setattr(block, "ffn", Gate(block.ffn, tool)),
     "another forward": lambda block, tool: setattr(block, "forward", functools.partial(_forward, tool)),
 }
 
@@ -879,13 +917,17 @@ def test_only_the_pipeline_that_runs_sets_its_scheduler_anew(tiny_pipe, sample, 
     def by_other(h, at):
         return h * level(other.pipe.scheduler)
 
+    def by_levels(h, at):
+        return h * float(pipe.scheduler.sigmas[at.step])
+
     def names():
-        edits = [[(edit, dl.at(layer=0))] for edit in (by_own, by_former, by_other)]
+        edits = [[(edit, dl.at(layer=0))] for edit in (by_own, by_levels, by_former, by_other)]
         return [lens.run(sample, steps=2, edit=edit, store=tmp_path).path.name for edit in edits]
 
     before = names()
     assert names() == before
     for scheduler in (was, other.pipe.scheduler):
         scheduler.set_timesteps(3)
+    lens.run(sample, steps=3)
     after = names()
-    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, False]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, False]

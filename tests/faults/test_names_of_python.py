@@ -6,10 +6,12 @@ Each specimen is a module with `@@` in it, put in two ways; its `f` gives two re
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 
-from dit_lens.plan.functions import describe
+from dit_lens.plan.functions import describe, kept_by
+from dit_lens.plan.source import describe_source
 
 CLASSES = {
     "type() on an abstract class": (
@@ -226,8 +228,18 @@ def test_a_module_that_is_imported_for_what_that_does_counts(in_folder):
     assert name_of(source) != before
 
 
-def test_a_cache_that_may_be_older_than_what_it_reads_is_unnamed():
-    source = "import functools\nC = {'k': 1.0}\n@functools.lru_cache\ndef k(): return C['k']\ndef f(h, at): return h * k()"
+CACHED = {
+    "a function": "@functools.lru_cache\ndef k(): return C['k']\n",
+    "a decorated function": "@functools.lru_cache\n@torch.no_grad()\ndef k(): return C['k']\n",
+    "a bound method": "class E:\n    def g(self): return C['k']\nk = functools.lru_cache(E().g)\n",
+    "a partial": "def g(n): return C['k']\nk = functools.lru_cache(functools.partial(g, 1))\n",
+    "an object": "class E:\n    def __call__(self): return C['k']\nk = functools.lru_cache(E())\n",
+}
+
+
+@pytest.mark.parametrize("cached", CACHED.values(), ids=CACHED)
+def test_a_cache_that_may_be_older_than_what_it_reads_is_unnamed(cached):
+    source = f"import functools, torch\nC = {{'k': 1.0}}\n{cached}def f(h, at): return h * k()"
     module, unnamed = module_of(source), []
     first = describe(module.f, unnamed)
     module.k()
@@ -329,13 +341,27 @@ def test_what_a_cache_holds_that_can_change_is_named_by_what_it_is_now():
     assert look() != describe(fresh.f)
 
 
-def test_pure_caches_change_no_name():
+@pytest.mark.parametrize("code", ["n * 2.0", "n if n < 1 else k(n - 1) + 1"])
+def test_pure_caches_change_no_name(code):
     module = module_of(
-        "import functools\n@functools.cache\ndef k(n): return n * 2.0\ndef f(h, at): return h * k(1)"
+        f"import functools\n@functools.cache\ndef k(n): return {code}\ndef f(h, at): return h * k(1)"
     )
-    before = describe(module.f)
+    before, unnamed = describe(module.f), []
     module.f(torch.ones(1), None)
-    assert describe(module.f) == before
+    assert describe(module.f, unnamed) == before and not unnamed
+
+
+def test_a_cache_that_a_batch_has_looked_at_keeps_its_name():
+    module = module_of(
+        "import functools, torch\nA = torch.ones(3)\n@functools.cache\ndef k(n): return float(A[n])\n"
+        "def f(h, at): return h * k(1)"
+    )
+    kept_by(module.f)
+    before, unnamed = describe(module.f), []
+    kept_by(module.f)
+    module.f(torch.ones(1), None)
+    kept_by(module.f)
+    assert describe(module.f, unnamed) == before and not unnamed
 
 
 @pytest.mark.parametrize(
@@ -356,3 +382,147 @@ def test_a_compiled_function_is_unnamed():
     module = module_of("import torch\n@torch.compile(backend='eager')\ndef f(h, at): return h * 2")
     describe(module.f, unnamed)
     assert "compiled (torch.compile)" in unnamed[0]
+
+
+@pytest.mark.parametrize("read", ["A.debug('x')", "h = h if A.handlers else h"])
+def test_a_logger_is_named_apart_from_all_other_loggers(read):
+    import logging
+    import uuid
+
+    made = f"import logging\nA = logging.getLogger({read!r})\n"
+    module = module_of(f"{made}def f(h, at):\n    {read}\n    return h")
+    before, unnamed = describe(module.f), []
+    logging.getLogger(uuid.uuid4().hex)
+    module.A.addHandler(logging.NullHandler())
+    assert describe(module.f, unnamed) == before and not unnamed
+    module.A.gain = 2.0
+    assert describe(module.f) != before
+
+
+FILLED = {
+    "a property": (
+        "class E:\n    def __init__(self, v): self.v = v\n    @functools.cached_property\n    def unit(self): @@\n"
+        "    def __call__(self, h): return h * self.unit['u']\nA = E(torch.tensor([3.0, 4.0]))\n"
+        "def f(h, at): return A(h)",
+        "return {'u': self.v / self.v.norm()}",
+    ),
+    "a property of a module": (
+        "class E(torch.nn.Module):\n    def __init__(self, v):\n        super().__init__()\n"
+        "        self.v = torch.nn.Parameter(v)\n    @functools.cached_property\n    def unit(self): @@\n"
+        "    def forward(self, h): return h * self.unit['u']\nA = E(torch.tensor([3.0, 4.0]))\n"
+        "def f(h, at): return A(h).detach()",
+        "return {'u': self.v / self.v.norm()}",
+    ),
+    "a function": (
+        "class E: unit = property(lambda self: g(2))\n@functools.lru_cache\ndef g(n): @@\nA = E()\n"
+        "def f(h, at): return h * g(2)['u']",
+        "return {'u': torch.ones(n)}",
+    ),
+    "a method": (
+        "class E:\n    def __init__(self, v): self.v = v\n    @functools.lru_cache\n    def g(self, n): @@\n"
+        "    unit = property(lambda self: self.g(2))\nA = E(torch.tensor([3.0, 4.0]))\n"
+        "def f(h, at): return h * A.g(2)['u']",
+        "return {'u': self.v * n}",
+    ),
+}
+
+
+@pytest.mark.parametrize("source, gives", FILLED.values(), ids=FILLED)
+def test_what_would_come_again_is_no_state(source, gives):
+    module = module_of("import functools, torch\n" + source.replace("@@", gives))
+    before, kept = describe(module.f), kept_by(module.f)
+    with torch.no_grad():
+        module.f(torch.ones(2), None)
+    unnamed = []
+    assert describe(module.f, unnamed) == before and kept_by(module.f) == kept and not unnamed
+    module.A.unit["u"].mul_(2.0)
+    assert describe(module.f) != before and kept_by(module.f) != kept
+    module.A.unit["u"].div_(2.0)
+    assert describe(module.f) == before
+    module.A.unit["row"] = 1.0
+    assert describe(module.f) != before and kept_by(module.f) != kept
+
+
+@pytest.mark.parametrize("source, gives", FILLED.values(), ids=FILLED)
+def test_what_would_not_come_again_is_state(source, gives):
+    module = module_of("import functools, torch\n" + source.replace("@@", "return {'u': torch.rand(2)}"))
+    before, kept = describe(module.f), kept_by(module.f)
+    module.f(torch.ones(2), None)
+    assert describe(module.f) != before and kept_by(module.f) != kept
+
+
+def test_a_property_that_is_older_than_its_object_counts():
+    source, gives = FILLED["a property"]
+    module = module_of("import functools, torch\n" + source.replace("@@", gives))
+    module.f(torch.ones(2), None)
+    module.A.v = torch.tensor([8.0, 6.0])
+    stale = describe(module.f)
+    del module.A.unit
+    assert describe(module.f) != stale
+
+
+def test_a_file_of_arrays_is_named_by_the_arrays(tmp_path):
+    source = "import numpy as np\nD = np.load('@@')\ndef f(h, at): return h * float(D['v'][0])"
+    named = []
+    for n, value in enumerate((2.0, 2.0, 3.0)):
+        np.savez(tmp_path / f"{n}.npz", v=np.full(2, value))
+        module, unnamed = module_of(source.replace("@@", f"{tmp_path}/{n}.npz")), []
+        named.append(describe(module.f, unnamed))
+        kept = kept_by(module.f)
+        module.f(torch.ones(1), None)
+        assert kept_by(module.f) == kept and not unnamed
+    assert named[0] == named[1] != named[2]
+
+
+@pytest.mark.parametrize("code", ["from os import environ as A", "import os\nA = os.environ"])
+def test_the_environment_is_not_seen(code, monkeypatch):
+    module, unnamed = module_of(f"{code}\ndef f(h, at): return h * len(A.get('USERS_GAIN', ''))"), []
+    before = describe(module.f, unnamed)
+    monkeypatch.setenv("USERS_OTHER", "1")
+    assert describe(module.f, unnamed) == before and not unnamed
+
+
+BESIDE = {
+    "saving": "def save(self, path):\n        with open(path, 'wb') as f: torch.save(self.v, f)",
+    "loading": "@classmethod\n    def load(cls, path):\n        with open(path, 'rb') as f: return cls(torch.load(f))",
+    "a text": "def __repr__(self): return f'E {id(self)}'",
+    "a hash": "@property\n    def key(self): return hash(self.v)",
+}
+READING = {
+    "calls it": "A.save('x')",
+    "calls what calls it": "A.finish('x')",
+    "finds it by name": "getattr(A, 'sa' + 've')('x')",
+    "makes a text": "len(f'{A}')",
+}
+
+
+def sae(beside, reads="0", base="object"):
+    return module_of(
+        f"import torch\nclass E({base}):\n    def __init__(self, v):\n        super().__init__()\n        self.v = v\n"
+        f"    {beside}\n"
+        "    def finish(self, path): self.save(path)\n    def forward(self, h): return h * self.v\n"
+        "    def __call__(self, h): return self.forward(h)\n"
+        f"A = E(2.0)\ndef f(h, at): return A(h), {reads}"
+    )
+
+
+@pytest.mark.parametrize("base", ["object", "torch.nn.Module"])
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+def test_a_method_that_nothing_calls_takes_no_name(beside, base):
+    unnamed = []
+    named = describe(sae(beside, base=base).f, unnamed)
+    changed = beside.replace("):", ", n=1):", 1)
+    assert describe(sae(beside, base=base).f) == named != describe(sae(changed, base=base).f)
+    reads = [
+        describe_source("x = A(1)", vars(sae(beside, base=base)), {}, unnamed)["reads"] for _ in range(2)
+    ]
+    assert reads[0] == reads[1] and not unnamed
+
+
+@pytest.mark.parametrize("reads", READING.values(), ids=READING)
+def test_a_method_that_may_be_called_takes_the_name(reads):
+    beside = BESIDE["a text"] + "\n    " + BESIDE["saving"]
+    unnamed, unnamed_body = [], []
+    assert describe(sae(beside, reads).f, unnamed) != describe(sae(beside, reads).f)
+    describe_source(f"x = {reads}", vars(sae(beside)), {}, unnamed_body)
+    assert "reads what no name says" in unnamed[0] and "reads what no name says" in unnamed_body[0]

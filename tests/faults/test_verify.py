@@ -159,3 +159,17 @@ def test_rows_with_others_beside_them_are_compared(tiny_pipe, sample, tmp_path, 
     other_attention()
     with pytest.raises(dl.StoreError, match="not what this model makes now"):
         dl.Lens(pipe).batch(pairs[:2], store=tmp_path, **plan).run()
+
+
+def test_numbers_drawn_without_a_seed_are_the_first_suspect(tiny_pipe, sample, tmp_path):
+    def noisy(h, at):
+        return h + torch.randn_like(h)
+
+    options = {"store": tmp_path, "edit": [(noisy, dl.at(layer=0))], **PLAN}
+    lens = dl.Lens(tiny_pipe())
+    lens.run(sample, **options)
+    torch.rand(1)
+    with pytest.raises(
+        dl.StoreError, match=r"changed: numbers that a record or an edit draws without a seed"
+    ):
+        lens.run(sample, **options)

@@ -120,7 +120,8 @@ def changed(run: Run, name: str, step: int) -> StoreError:
     """Return the error that says that a stored run is not what would be made now."""
     return StoreError(
         f"{run.path} was asked for again, and is not what this model makes now: {name} of step {step} differs. Something that "
-        "the run's name does not show has changed: a function of the model that was replaced, the machine, a kernel. Use another "
+        "the run's name does not show has changed: numbers that a record or an edit draws without a seed (draw them by a "
+        "generator made of at.seed), a function of the model that was replaced, the machine, a kernel. Use another "
         'store, remove the run, or take it as it is with verify="never".'
     )
 

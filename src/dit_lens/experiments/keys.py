@@ -65,7 +65,7 @@ def reachable(function: Callable[..., Any]) -> str:
 
 def _hash(parts: list[Any], unnamed: list[str]) -> str:
     """Hash values by content; warn of what has none, with the sentences of `unnamed`."""
-    walk = Walk(unnamed, importing=True, whole=tuple(f"dit_lens.{name}" for name in WHOLE))
+    walk = Walk(unnamed, whole=tuple(f"dit_lens.{name}" for name in WHOLE))
     hashed = digest(walk.whole(parts))
     if unnamed:
         warnings.warn(

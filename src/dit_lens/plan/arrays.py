@@ -216,7 +216,7 @@ def _values(walk: Walk, value: Any) -> Any:
     plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
     if plain and is_freed(value):
         return walk.unnamed(value, "a tensor whose memory was freed")
-    if value.is_meta and walk.checksum is None:
+    if value.is_meta and (walk.checksum is None or walk.called is not None):
         return walk.unnamed(value, "a tensor without values (on the meta device)")
     if not plain or value.is_quantized:
         return _unusual(walk, value)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import classes, origin
+from dit_lens.plan import caches, classes, origin
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -68,6 +68,9 @@ def plain(walk: Walk, value: Any) -> dict[str, Any]:
     held = vars(value) if hasattr(value, "__dict__") else {}
     watched = classes.is_built_on_models(kind)
     data = {n: held[n] for n in counted(walk, kind, held) if not (watched and _watches(n, held[n]))}
+    for name in caches.cached_names(kind, data):
+        if caches.property_comes_again(walk, value, name):
+            del data[name]
     if watched and NNSIGHT in held:
         data |= _below_nnsight(kind, held[NNSIGHT])
     return data | {name: getattr(value, name) for name in slots(kind) if hasattr(value, name)}
@@ -178,6 +181,14 @@ def is_part(value: Any) -> bool:
     return part is not None and part() is value
 
 
+def is_written_by_runs(walk: Walk, value: Any, name: str) -> bool:
+    """Say whether an attribute of a part of a pipeline is written anew by every run, such as a scheduler's noise levels."""
+    if not is_part(value):
+        return False
+    with walk.reading_pipeline():
+        return not counted(walk, type(value), [name])
+
+
 def is_users(value: Any) -> bool:
     """Say whether a value is a function of the user's or an object of a class of theirs."""
     while isinstance(value, types.MethodType | functools.partial):
@@ -209,7 +220,7 @@ def _left_out(walk: Walk, kind: type, replaced: frozenset[str]) -> frozenset[str
 
 
 def _unless_given(kind: type, names: frozenset[str]) -> frozenset[str]:
-    return frozenset(name for name in names if not classes.is_given(kind, name))
+    return frozenset(name for name in names if name.startswith("_") or not classes.is_given(kind, name))
 
 
 _LEFT_OUT: weakref.WeakKeyDictionary[type, dict[bool, frozenset[str]]] = weakref.WeakKeyDictionary()

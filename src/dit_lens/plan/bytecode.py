@@ -208,6 +208,17 @@ def imports(code: types.CodeType) -> tuple[Reading, ...]:
 
 
 @lru_cache(maxsize=1 << 14)
+def names(code: types.CodeType) -> frozenset[str]:
+    """Return all names and texts in code, nested functions included: what it calls has one of these. Formatting says `format`."""
+    instructions = _instructions(code)
+    words = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
+    if any(i.opname.startswith("FORMAT_") for i in instructions) or any("%" in word for word in words):
+        words.add("format")
+    inner = [names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(words).union(*inner)
+
+
+@lru_cache(maxsize=1 << 14)
 def stored_and_loaded(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """Return the attributes that a method sets on its first argument, and all attributes that it reads."""
     stored, loaded = set(), set()

@@ -15,6 +15,8 @@ import functools
 import gc
 import importlib
 import importlib.util
+import inspect
+import logging
 import sys
 import types
 import weakref
@@ -22,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import bytecode, origin, unimported
+from dit_lens.plan import attributes, bytecode, caches, classes, origin, unimported
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -87,7 +89,7 @@ def describe(walk: Walk, value: Any) -> Any | None:
         if issubclass(kind, base):
             return _wrapper(walk, value, base, names)
     if kind is functools._lru_cache_wrapper:
-        return _cached(walk, value)
+        return {"@cached": walk.node(value, _cached)}
     if kind is types.CodeType:
         return {"@code": bytecode.analyse(value).digest}
     is_ufunc = kind.__name__ == "ufunc" and kind.__module__ == "numpy"
@@ -126,27 +128,32 @@ _FILLED_BY: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 """Functions with a cache (`functools.lru_cache`) to what they were when it was empty: what it holds was made by that."""
 
 
-def _cached(walk: Walk, value: Any) -> Any:
+def _cached(walk: Walk, value: Any) -> list[Any]:
     """Return a function with a cache as data, by what fills the cache, where that is known."""
     wrapped, entries = _inside(value)
-    data = walk.visit(wrapped)
-    ours = _is_users(wrapped) and not origin.is_own_code(wrapped.__code__)
-    if ours and not entries:
-        _FILLED_BY[value] = data
-    elif ours and _FILLED_BY.get(value) != data:
-        return walk.unnamed(
-            value,
-            f"{wrapped.__qualname__}, whose cache may be older than what it reads (call its cache_clear()),",
-        )
+    ours = _may_be_users(wrapped)
+    if ours and not walk.watching:
+        now = walk.alone([]).whole(wrapped)
+        if not entries:
+            _FILLED_BY[value] = now
+        elif _FILLED_BY.get(value) != now:
+            older = (
+                f"{name_of(wrapped)}, whose cache may be older than what it reads (call its cache_clear()),"
+            )
+            return [walk.unnamed(value, older)]
     # Of plain values the code says all: the same call would give the same now.
-    kept = [entry for entry in entries if ours and not all(map(_is_plain, entry))]
+    kept = [
+        entry
+        for entry in entries
+        if ours
+        and not all(map(_is_plain, entry))
+        and not caches.call_comes_again(walk, value, wrapped, *entry)
+    ]
     untold = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
     held = {k: v for k, v in vars(value).items() if k not in untold}
-    return {
-        "@cached": data,
-        "attributes": walk.visit(held),
-        "kept": walk.node(value, lambda *_: [[walk.visit(part) for part in entry] for entry in kept]),
-    }
+    with walk.reading(exact=True, in_order=True):
+        parts = [walk.visit(wrapped), walk.visit(held)]
+        return ["cached", *parts, [[walk.visit(part) for part in entry] for entry in kept]]
 
 
 def _inside(cached: Any) -> tuple[Any, list[list[Any]]]:
@@ -160,6 +167,15 @@ def _inside(cached: Any) -> tuple[Any, list[list[Any]]]:
     between = held[1:-6]
     bounded = [between[n : n + 2] for n in range(0, len(between), 3)]
     return wrapped, bounded or [[key, result] for key, result in stored.items()]
+
+
+def _may_be_users(value: Any) -> bool:
+    """Say whether what a cache calls may read anything of the user's: whatever is no function of a library, decorated or not."""
+    inner = inspect.unwrap(value)
+    if not isinstance(inner, types.FunctionType):
+        return not isinstance(inner, types.BuiltinFunctionType)
+    whole = origin.is_library_function(inner) and inner.__closure__ is None
+    return not (whole or origin.is_own_code(inner.__code__))
 
 
 def _is_users(value: Any) -> bool:
@@ -201,16 +217,21 @@ def function(walk: Walk, value: types.FunctionType) -> dict[str, Any]:
 def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
     with walk.reading(exact=True, in_order=True):
         module = value.__globals__.get("__name__")
-        attributes = vars(value)
+        held = vars(value)
         # A function of `singledispatch`, which also keeps a cache.
-        if module == "functools" and "registry" in attributes:
+        if module == "functools" and "registry" in held:
             return [
                 "dispatch",
-                walk.in_any_order(list(attributes["registry"].items())),
-                walk.visit(attributes["__wrapped__"]),
+                walk.in_any_order(list(held["registry"].items())),
+                walk.visit(held["__wrapped__"]),
             ]
         code = bytecode.analyse(value.__code__)
-        if "_torchdynamo_orig_callable" in attributes:
+        if not origin.is_library_function(value):
+            own = origin.is_own_code(
+                value.__code__
+            )  # which finds no method of the user's by a name that it makes
+            walk.names |= bytecode.names(value.__code__) - (classes.ANY_NAME if own else frozenset())
+        if "_torchdynamo_orig_callable" in held:
             return [walk.unnamed(value, "a function that is compiled (torch.compile)")]
         declared = {k: v for k, v in sorted(vars(value).items(), key=str) if k not in FUNCTION_UNTOLD}
         parts: list[Any] = ["function", walk.visit(declared, "its attributes")]
@@ -218,15 +239,15 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
             parts.append(walk.visit(value.__wrapped__))
         whole = walk.counts_whole(module)
         if whole or origin.is_library_function(value):
-            held = [
+            around = [
                 _cell(walk, n, cell)
                 for n, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
             ]
             library = "whole" if whole else origin.library(str(module))
             if "<locals>" not in value.__code__.co_qualname:
-                return [*parts, library, value.__code__.co_qualname, held]
+                return [*parts, library, value.__code__.co_qualname, around]
             # Several functions in one may have one name, and defaults that are the user's.
-            return [*parts, library, value.__code__.co_qualname, held, code.digest, _defaults(walk, value)]
+            return [*parts, library, value.__code__.co_qualname, around, code.digest, _defaults(walk, value)]
         told = [walk.visit(value.__annotations__, "its annotations"), _defaults(walk, value)]
         return [*parts, code.digest, told, [_read(walk, value, reading) for reading in code.readings]]
 
@@ -235,13 +256,13 @@ def _defaults(walk: Walk, value: types.FunctionType) -> list[Any]:
     return [walk.visit(part, "a default") for part in (value.__defaults__, value.__kwdefaults__)]
 
 
-def _cell(walk: Walk, name: str, cell: types.CellType, attributes: Sequence[str] = ()) -> Any:
+def _cell(walk: Walk, name: str, cell: types.CellType, names: Sequence[str] = ()) -> Any:
     try:
         value = cell.cell_contents
     except ValueError:
         return {"@empty": True}
     with walk.at(f"its variable {name!r}"):
-        return follow(walk, value, attributes)
+        return follow(walk, value, names)
 
 
 def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> Any:
@@ -258,11 +279,11 @@ def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> A
         return named(walk, reading.name, reading.attributes, value.__globals__)
 
 
-def named(walk: Walk, name: str, attributes: Sequence[str], scope: Mapping[str, Any]) -> Any:
+def named(walk: Walk, name: str, names: Sequence[str], scope: Mapping[str, Any]) -> Any:
     """Return what code reads by a name of its module, or of Python itself."""
     if name in scope:
         with walk.at(f"the global {name!r}"):
-            return follow(walk, scope[name], attributes)
+            return follow(walk, scope[name], names)
     known = scope.get("__builtins__", builtins)
     known = known if isinstance(known, Mapping) else vars(known)
     if name not in known:
@@ -301,27 +322,27 @@ def imported(walk: Walk, reading: bytecode.Reading, package: str) -> Any:
 def _loaded(name: str, importing: bool) -> types.ModuleType | None:
     """Return a module of the user's if it is imported; import it where that is allowed."""
     if importing and name not in sys.modules:
-        with suppress(ImportError):  # the code that imports it fails as well, or does without
+        with suppress(Exception, SystemExit):  # the code that imports it fails as well, or does without
             importlib.import_module(name)
     return sys.modules.get(name)
 
 
-def follow(walk: Walk, value: Any, attributes: Sequence[str]) -> Any:
+def follow(walk: Walk, value: Any, names: Sequence[str]) -> Any:
     """Return what stands at the end of a chain of attributes, or the last value on it that has to be taken whole.
 
     Modules are followed, and what objects hold as plain attributes; what a class computes (a method, a property) may
     read all of its object. Below a library, only what is plain data or the user's own counts beside the version.
     """
     library = None
-    for n, name in enumerate(attributes):
+    for n, name in enumerate(names):
         if isinstance(value, types.ModuleType):
             if library is None and _is_of_library(value):
-                library = [value.__name__, *attributes[n:]]
+                library = [value.__name__, *names[n:]]
             try:
                 value = getattr(value, name)
             except (AttributeError, ImportError):
                 return {"@missing": name}
-        elif library is not None:
+        elif library is not None or attributes.is_written_by_runs(walk, value, name):
             break
         else:
             held = _held(value, name)
@@ -341,7 +362,8 @@ _NOTHING = object()
 
 def _held(value: Any, name: str) -> Any:
     """Return a plain attribute of an object; `_NOTHING` where its class has a say in it."""
-    if isinstance(value, type) or hasattr(type(value), "__content__"):  # which says itself what of it counts
+    says_itself = hasattr(type(value), "__content__")
+    if isinstance(value, type | logging.Logger) or says_itself:  # of which not all counts
         return _NOTHING
     if type(value).__getattribute__ is not object.__getattribute__ or not hasattr(value, "__dict__"):
         return _NOTHING

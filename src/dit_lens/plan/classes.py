@@ -49,6 +49,21 @@ STARTS = (
 )
 """Methods that a run calls, whatever the class."""
 
+_TEXT = frozenset({"__repr__", "__str__", "__format__", "extra_repr"})
+_COPIES = frozenset(
+    {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__copy__", "__deepcopy__", "__del__"}
+)
+_CALLING = (
+    (_TEXT, frozenset({"str", "repr", "format", "ascii", "format_map"})),
+    (_COPIES, frozenset({"copy", "deepcopy", "pickle", "dump", "dumps", "load", "loads", "save", "del"})),
+)
+"""Methods that only code with some names calls, and these names. All other methods of Python's own may be called by any code."""
+
+ANY_NAME = frozenset(
+    {"getattr", "vars", "dir", "__dict__", "__getattribute__", "methodcaller", "attrgetter", "getmembers"}
+)
+"""Names in code that may call a method whatever its name."""
+
 MAKING = frozenset({"__init__", "__new__", "register_modules", "register_to_config", "to", "from_pretrained"})
 """Methods that make or change an object: what they set is what it is."""
 
@@ -105,6 +120,26 @@ def describe(walk: Walk, kind: type) -> Any:
         return {"@class": kind.__qualname__, "code": walk.node(kind, _members)}
 
 
+def _may_be_called(walk: Walk, kind: type, name: str, member: Any) -> bool:
+    """Say whether code that has the walk's names can call a member of a class; what is no method is always read."""
+    if walk.called is None or not isinstance(member, _METHODS):
+        return True
+    if not walk.called.isdisjoint({name, *ANY_NAME}):
+        return True
+    for methods, names in _CALLING:
+        if name in methods:
+            return not walk.called.isdisjoint(names)
+    if name in STARTS or (name.startswith("__") and name.endswith("__")):
+        return True
+    return any(name in vars(base) for base in kind.__mro__[:-1] if is_library(base))  # which calls it
+
+
+_METHODS = (
+    *(types.FunctionType, property, functools.cached_property, staticmethod, classmethod),
+    functools._lru_cache_wrapper,
+)
+
+
 def _members(walk: Walk, kind: type) -> list[Any]:
     with walk.reading(exact=True, in_order=True):
         kinds = [describe(walk, base) for base in kind.__bases__ if base is not object]
@@ -112,7 +147,7 @@ def _members(walk: Walk, kind: type) -> list[Any]:
         members = [
             [name, _member(walk, kind, name, member)]
             for name, member in vars(kind).items()  # in their order, in which code may go through them
-            if not (name in UNTOLD or _is_machinery(name))
+            if not (name in UNTOLD or _is_machinery(name)) and _may_be_called(walk, kind, name, member)
         ]
         told = [
             [name, *_field(walk, field)] for name, field in vars(kind).get("__dataclass_fields__", {}).items()
@@ -210,9 +245,17 @@ def own_attributes(kind: type) -> frozenset[str]:
     return frozenset(names)
 
 
+PUT = frozenset({"_hf_hook", "_old_forward", "_diffusers_hook"})
+"""Private attributes that libraries of models put on objects of others."""
+
+
 def is_given(kind: type, name: str) -> bool:
-    """Say whether an attribute of a library's object is one that the user has given it. Private names are other libraries'."""
-    return not name.startswith("_") and name not in own_attributes(kind)
+    """Say whether an attribute of an object is one that the user has given it.
+
+    Private names on a library's object are other libraries'; on an object of a user's class they are the user's.
+    """
+    private = name in PUT or (name.startswith("_") and is_no_users(kind))
+    return not private and name not in own_attributes(kind)
 
 
 def _calls_super(name: str, member: Any) -> bool:

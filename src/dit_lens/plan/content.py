@@ -79,6 +79,25 @@ def content(value: Any, unnamed: list[str], what: str = "") -> Any:
     return Walk(unnamed, what).whole(value)
 
 
+def unnamed_by(look: Callable[[Walk], Any], names: frozenset[str] = frozenset()) -> list[str]:
+    """Return a sentence for each part that cannot be named, of what code can call: a method that nothing calls does no harm.
+
+    Code calls a method by its name. What libraries call of an object by names of their own, without a class of theirs below
+    it, is not seen.
+
+    Args:
+        look: goes through what is named; no tensor is read.
+        names: that the code itself has.
+    """
+    while True:
+        unnamed: list[str] = []
+        walk = Walk(unnamed, checksum=lambda tensor: None, repeatable=True, called=names)
+        look(walk)
+        if walk.names <= names:
+            return unnamed
+        names |= walk.names
+
+
 class Walk:
     """One way through values that refer to each other.
 
@@ -89,14 +108,16 @@ class Walk:
         unnamed: gets a sentence for each part that cannot be named.
         what: what is visited, for those sentences.
         checksum: gives a tensor's data. Default: a hash of its bytes.
-        importing: whether a module of the user's that code imports when it runs is imported to be read. Default: such a
-            module counts by the code of its file, and of the files that it imports.
+        importing: whether a module of the user's that code imports when it runs is imported to be read, so that it is the
+            same before the code has run and after. False: such a module counts by the code of its file, and of the files
+            that it imports.
         whole: packages and modules whose code the caller counts as a whole: their functions and classes stand by name,
             as a library's do.
         gathering: takes tensors that the caller hashes together; their data is then their position there.
         exact: whether numbers of other types differ from the beginning.
         of_pipeline: whether what is visited belongs to a pipeline, and what a run writes into it is left out.
         repeatable: whether what cannot be named is left out, so that two looks at one value are equal.
+        called: names of all code that may run; methods of the user's classes that it cannot call are left out. Default: none is.
         watching: whether two looks say if something was kept in between: what cannot be looked at, such as an iterator, differs.
 
     Attributes:
@@ -106,6 +127,8 @@ class Walk:
         in_order: whether the order of a dict's items counts, as it does where code goes through them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
+        names: in all code of the user's that was visited.
+        comparing: caches that are being compared with what their functions give; see `caches`.
         recipes: how modules are read, by class and names of attributes; see `modules`.
     """
 
@@ -114,20 +137,23 @@ class Walk:
         unnamed: list[str],
         what: str = "",
         checksum: Callable[[Any], Any] | None = None,
-        importing: bool = False,
+        importing: bool = True,
         whole: tuple[str, ...] = (),
         gathering: Gatherer | None = None,
         exact: bool = False,
         of_pipeline: bool = False,
         repeatable: bool = False,
         watching: bool = False,
+        called: frozenset[str] | None = None,
     ) -> None:
-        self.watching = watching
+        self.watching, self.called = watching, called
+        self.names: set[str] = set()
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
         self.of_pipeline = of_pipeline
         self.in_order, self.repeatable = False, repeatable
         self.holder: type | None = None
+        self.comparing: frozenset[tuple[int, str]] = frozenset()
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
@@ -147,6 +173,17 @@ class Walk:
         except RecursionError:
             del self._path[1:]
             return self.unnamed(value, "a value that is nested too deeply")
+
+    def alone(self, unnamed: list[str], *comparing: tuple[int, str]) -> Walk:
+        """Return a walk of its own, which reads values by their content alone, whatever is around them.
+
+        Args:
+            unnamed: gets a sentence for each part that cannot be named.
+            comparing: a cache that is compared meanwhile.
+        """
+        walk = Walk(unnamed, importing=self.importing, repeatable=True, exact=True, watching=True)
+        walk.comparing = self.comparing.union(comparing)
+        return walk
 
     def visit(self, value: Any, label: str = "") -> Any:
         """Return the data of a value; `label` says where it stands in the value around it."""
@@ -262,7 +299,8 @@ class Walk:
         walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing, exact=self.exact)
         walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
         walk.in_order, walk.repeatable, walk.of_pipeline = self.in_order, self.repeatable, self.of_pipeline
-        walk.watching = self.watching
+        walk.watching, walk.comparing = self.watching, self.comparing
+        walk.called, walk.names = self.called, self.names
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive

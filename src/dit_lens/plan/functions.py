@@ -7,13 +7,14 @@ import importlib
 import inspect
 import sys
 import types
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dit_lens.errors import PlanError
 from dit_lens.plan import callables
-from dit_lens.plan.content import Walk
+from dit_lens.plan.content import Walk, unnamed_by
 from dit_lens.plan.digests import digest
 from dit_lens.plan.origin import FRAMEWORKS, is_own_code
 
@@ -90,7 +91,10 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def describe(
-    function: Callable[..., Any], unnamed: list[str] | None = None, repeatable: bool = False
+    function: Callable[..., Any],
+    unnamed: list[str] | None = None,
+    repeatable: bool = False,
+    importing: bool = True,
 ) -> dict[str, Any]:
     """Return plain data that identifies a function: its name, a hash of what it does, and its options.
 
@@ -103,14 +107,23 @@ def describe(
         unnamed: gets a sentence for each value that has no content to be named by; the data is then equal to no
             other.
         repeatable: whether such a value is left out, so that two looks at one function are equal.
+        importing: whether modules of the user's that the code imports when it runs are imported to be read.
     """
-    walk = Walk([] if unnamed is None else unnamed, repeatable=repeatable, watching=repeatable)
     if type(function) is functools.partial and not function.args:
         function = Configured(function.func, function.keywords)
+    sentences: list[str] = []
+    walk = Walk(sentences, importing=importing, repeatable=True, watching=repeatable)
     data = walk.whole(function)
-    if "function" in data:
-        return dict(data)
-    return {"function": callables.name_of(function), "code": digest(data)}
+    data = (
+        dict(data) if "function" in data else {"function": callables.name_of(function), "code": digest(data)}
+    )
+    if sentences and not repeatable:
+        sentences = unnamed_by(lambda walk: walk.whole(function))
+        if sentences:
+            data["code"] = uuid.uuid4().hex
+    if unnamed is not None:
+        unnamed += sentences
+    return data
 
 
 def sees_seeds(function: Any) -> bool:
@@ -144,7 +157,8 @@ def is_packages_own(function: Callable[..., Any]) -> bool:
 KEEPS = (
     "A record or an edit keeps something from call to call (a counter, a list, a first value), and the rows of a "
     "batch or a sweep go through it together, so what it kept of one row came into another: use lens.run for each "
-    "row, with a function of its own."
+    "row, with a function of its own. What every row may use (a mask that is made once) is made before: in __init__, or by a "
+    "call of the function beforehand."
 )
 """What is said where several rows go through a function that keeps something."""
 
@@ -177,10 +191,11 @@ def restore(data: Mapping[str, Any], allow: Iterable[str] = ()) -> Callable[...,
     """
     function = _find(str(data["function"]), tuple(allow))
     inner = getattr(function, "function", function)
-    if describe(inner)["code"] != data["code"]:
+    if describe(inner, importing=False)["code"] != data["code"]:
         raise PlanError(
             f"{data['function']} is not what it was when the plan was written: its code, its object's state, what it "
-            "reads or Python's version has changed. Make the plan anew."
+            "reads or Python's version has changed, or a module that it imports when it runs is not imported yet. Import that "
+            "module first, or make the plan anew."
         )
     if isinstance(inner, type) or not callable(inner):
         raise PlanError(f"{data['function']} is no function that reads or edits a value.")

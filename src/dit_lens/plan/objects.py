@@ -59,7 +59,7 @@ def _typing(walk: Walk, value: Any) -> Any:
     return {"@typing": text, "parts": [walk.visit(part) for part in parts]}
 
 
-_OF_LOGGERS = frozenset(vars(logging.Logger("")))
+_OF_LOGGERS = frozenset((*vars(logging.Logger("")), "manager"))  # which holds all loggers of the process
 
 
 def beyond(walk: Walk, value: Any, base: type, own: Collection[str] = ()) -> dict[str, Any]:
@@ -318,8 +318,18 @@ def _python_random(walk: Walk, value: Any) -> Any:
     return {"@object": "Random", "state": walk.visit(value.getstate())}
 
 
+def _npz(walk: Walk, value: Any) -> Any:
+    return {"@npz": {name: walk.visit(value[name], f"[{name!r}]") for name in value.files}}
+
+
+def _environment(walk: Walk, value: Any) -> Any:
+    return {"@value": "the environment"}  # which is not seen, as files and the clock are not
+
+
 SPECIAL: dict[str, Callable[[Walk, Any], Any]] = {
+    "numpy.NpzFile": _npz,
     "numpy.RandomState": _random_state,
+    "os._Environ": _environment,
     "random.Random": _python_random,
     "torch.Generator": _generator,
     "torch.RemovableHandle": _handle,

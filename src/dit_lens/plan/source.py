@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from dit_lens.plan import bytecode, callables
-from dit_lens.plan.content import Walk
+from dit_lens.plan.content import Walk, unnamed_by
+from dit_lens.plan.digests import digest
 
 _SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
 _COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
@@ -35,15 +37,21 @@ def describe_source(
         apart: names that are not inputs, such as that of the trace itself.
     """
     tree = ast.parse(text)
-    walk = Walk([] if unnamed is None else unnamed, "the body")
-    walk.exact = walk.in_order = True
     around = {**scope, **(variables or {})}
-    readings = dict.fromkeys(r for r in _free(tree.body, set()) if r[0] not in apart)
-    data = [_read(walk, name, attributes, around) for name, attributes in sorted(readings)]
-    return {
-        "source": hashlib.sha256(ast.dump(tree).encode()).hexdigest(),
-        "reads": walk.node(tree, lambda *_: data),
-    }
+    readings = sorted(dict.fromkeys(r for r in _free(tree.body, set()) if r[0] not in apart))
+
+    def look(walk: Walk) -> list[Any]:
+        walk.exact = walk.in_order = True
+        with walk.at("the body"):
+            return [_read(walk, name, attributes, around) for name, attributes in readings]
+
+    sentences: list[str] = []
+    data = look(Walk(sentences, repeatable=True))
+    if sentences and (sentences := unnamed_by(look, bytecode.names(compile(tree, "<body>", "exec")))):
+        data.append(uuid.uuid4().hex)
+    if unnamed is not None:
+        unnamed += sentences
+    return {"source": hashlib.sha256(ast.dump(tree).encode()).hexdigest(), "reads": digest(data)}
 
 
 def _read(walk: Walk, name: str, attributes: tuple[str, ...], around: Mapping[str, Any]) -> Any:

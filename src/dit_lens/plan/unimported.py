@@ -74,6 +74,7 @@ def _file(walk: Walk, spec: ModuleSpec, follow: Follow) -> Any:
         return walk.visit(Path(spec.origin).read_bytes())
     imports = () if spec.origin.startswith(origin.HERE) else bytecode.imports(code)
     package = spec.parent or ""
+    walk.names |= bytecode.names(code)
     return walk.node(code, lambda *_: [bytecode.analyse(code).digest, [follow(r, package) for r in imports]])
 
 
