@@ -3,6 +3,7 @@
 Each specimen is a module with `@@` in it, put in two ways; its `f` gives two results.
 """
 
+import random
 import sys
 import types
 
@@ -449,6 +450,17 @@ def test_what_would_not_come_again_is_state(source, gives):
     before, kept = describe(module.f), kept_by(module.f)
     module.f(torch.ones(2), None)
     assert describe(module.f) != before and kept_by(module.f) != kept
+
+
+def test_a_look_at_a_cache_draws_nothing_from_the_global_generators():
+    source, _ = FILLED["a property"]
+    gives = "return {'u': torch.rand(2) + float(numpy.random.rand()) + random.random()}"
+    module = module_of("import functools, numpy, random, torch\n" + source.replace("@@", gives))
+    module.f(torch.ones(2), None)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    describe(module.f)
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[2]
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])
 
 
 def test_a_property_that_is_older_than_its_object_counts():

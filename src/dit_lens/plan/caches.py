@@ -8,9 +8,10 @@ written into, one older than what it was made of) counts.
 from __future__ import annotations
 
 import functools
+import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.plan import classes
@@ -81,11 +82,28 @@ def _comes_again(
     if unnamed:
         return False
     if key not in _COMES_AGAIN:
-        torch = sys.modules.get("torch")
         try:
-            with torch.no_grad() if torch is not None else nullcontext():
+            with _apart():
                 again = walk.alone(unnamed, place).whole(make())
         except Exception:  # whatever a function of the user's raises
             return False
         _COMES_AGAIN[key] = again == now and not unnamed
     return _COMES_AGAIN[key]
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Call a function of the user's without gradients, and leave the global generators as they were."""
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
+    drawn, of_numpy = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    try:
+        if torch is None:
+            yield
+        else:
+            devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+            with torch.no_grad(), torch.random.fork_rng([*devices]):
+                yield
+    finally:
+        random.setstate(drawn)
+        if numpy is not None:
+            numpy.random.set_state(of_numpy)
