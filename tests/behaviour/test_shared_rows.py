@@ -89,7 +89,7 @@ def test_samples_of_one_label_and_two_scorers_are_two_samples(lens, sample):
 
 
 class Direction:
-    """An edit that makes something once."""
+    """An edit that makes something once, and may keep a row's value in it."""
 
     def __init__(self, value):
         self.value = value
@@ -98,28 +98,18 @@ class Direction:
     def unit(self):
         return self.value / self.value.norm()
 
-    @functools.cached_property
-    def rows(self):
-        return []
-
     def __call__(self, h, at):
         return h + self.unit.to(h)
 
 
-class OfTheFirstRow(Direction):
-    """An edit that keeps a row's value in what it makes once."""
-
-    def __call__(self, h, at):
-        if not self.rows:
-            self.rows.append(h.mean())
-        return h + self.rows[0]
-
-
-def test_what_is_made_once_of_no_row_is_shared_and_what_is_kept_of_one_is_not(lens, sample):
-    options = {"steps": 2, "cfg_scale": 1.0}
-    pairs = [(sample, 0), (sample, 1)]
-    edit = [(Direction(torch.ones(1)), dl.at(layer=1))]
-    lens.batch(pairs, edit=edit, **options).run()
-    lens.sweep(pairs, {"arm": [(Direction(torch.ones(1)), dl.at(layer=1))]}, **options)
+def test_what_is_made_once_is_made_before_rows_share_it(lens, sample):
+    options, pairs, direction = (
+        {"steps": 2, "cfg_scale": 1.0},
+        [(sample, 0), (sample, 1)],
+        Direction(torch.ones(1)),
+    )
     with pytest.raises(PlanError, match="is made before: in __init__"):
-        lens.batch(pairs, edit=[(OfTheFirstRow(torch.ones(1)), dl.at(layer=1))], **options).run()
+        lens.batch(pairs, edit=[(direction, dl.at(layer=1))], **options).run()
+    direction.unit.mul_(2)
+    lens.batch(pairs, edit=[(direction, dl.at(layer=1))], **options).run()
+    lens.sweep(pairs, {"arm": [(direction, dl.at(layer=1))]}, **options)

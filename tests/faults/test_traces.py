@@ -9,6 +9,7 @@ import textwrap
 import time
 import traceback
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -838,3 +839,19 @@ def test_what_a_body_may_write_into_is_not_recorded_before(lens, sample):
         with lens.trace(sample, steps=1, cfg_scale=1.0, record=record) as tr:
             for call in tr.calls():
                 call.block(1).input[:] = 0
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in the loop", "around it"])
+def test_gradients_that_the_body_sets_on_are_on_wherever_it_does(lens, sample, inside):
+    found = []
+    with lens.trace(sample, steps=2, cfg_scale=1.0) as trace:
+        trace.record(dl.x0)
+        with nullcontext() if inside else torch.enable_grad():
+            for call in trace.calls():
+                with torch.enable_grad() if inside else nullcontext():
+                    h = call.block(0).output.detach().clone().requires_grad_()
+                    (h**2).sum().backward()
+                    found.append(float((h.grad - 2 * h.detach()).abs().max()))
+    assert found == [0.0, 0.0]
+    plain = lens.run(sample, steps=2, cfg_scale=1.0, record=[dl.x0])
+    np.testing.assert_array_equal(trace.run["x0"], plain["x0"])

@@ -33,12 +33,13 @@ class Handover:
         self._open: list[tuple[weakref.ref[Tensor], str]] = []  # of the value that the model waits at
         self._past: list[tuple[weakref.ref[Tensor], str]] = []
         self._watched: list[tuple[weakref.ref[Tensor], int, str]] = []
-        self._modes = _modes()
+        self._modes, self._began = _modes(), False
         self._gradients: bool | None = (
             None  # whether they are on in the body; None where it leaves that to the model
         )
-        # Whether they were on in the model, and as the body began.
-        self._handed = torch.is_grad_enabled(), torch.is_grad_enabled()
+        # Whether they were on in the model, and as the body began. Before its first value they are off there, too, so that a
+        # body that sets them on around its loop is seen to.
+        self._handed = torch.is_grad_enabled(), False
 
     def serve(self, visit: Hashable, carried: Any, what: str, instead: bool) -> None:
         """Take what a place in the model carries, which the body is given or has set.
@@ -70,7 +71,8 @@ class Handover:
         ]
         self._modes = _modes()
         of_model = torch.is_grad_enabled()
-        self._handed = of_model, of_model if self._gradients is None else self._gradients
+        usual = of_model and self._began
+        self._handed, self._began = (of_model, usual if self._gradients is None else self._gradients), True
         torch.set_grad_enabled(self._handed[1])
 
     def end(self) -> CaptureError | None:

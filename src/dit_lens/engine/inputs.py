@@ -133,7 +133,8 @@ def _together(name: str, branch: str, values: Sequence[Any]) -> Any:
 
 def _differs(name: str, branch: str) -> PlanError:
     return PlanError(
-        f"The samples cannot go through the model together: {name} ({branch}) differs among them."
+        f"The samples cannot go through the model together: {name} ({branch}) differs among them. What is each sample's own is a "
+        "tensor with one row, or such tensors in dicts, lists and tuples."
     )
 
 
@@ -148,4 +149,7 @@ def _equal(a: Any, b: Any) -> bool:
         return (
             type(a) is type(b) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
         )
-    return bool(a == b)
+    try:
+        return bool(a == b)
+    except (RuntimeError, ValueError):  # an object that holds several tensors
+        return False

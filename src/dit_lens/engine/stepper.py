@@ -150,5 +150,5 @@ class Stepper:
 def _as_taken(x0: Tensor, taken: Tensor, latents: Tensor) -> Tensor:
     """Return an edited x0 with what the scheduler makes of it where that is another value, and no rounding of the way back."""
     largest = torch.stack([x0.abs().max(), latents.abs().max()]).nan_to_num(1.0, 1.0).max().clamp(min=1)
-    rounding = 64 * torch.finfo(x0.dtype).eps * largest
+    rounding = 8 * torch.finfo(x0.dtype).eps * largest
     return torch.where((taken - x0).abs() > rounding, taken, x0)

@@ -262,6 +262,8 @@ class Trace(InterleavingTracer):
                 run = runner.run(request, self._progress, self._watch, lambda: self._plan)
                 interleaver.handle("result", run)
                 self._run, self._stopped = run, False
+                if request.store is not None:
+                    run.dataset  # noqa: B018  (opened now: another trace of this name may take its place)
             interleaver.check_dangling_mediators()
         except EarlyStopException:  # the body has stopped before the model began
             pass

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import caches, classes, origin
+from dit_lens.plan import classes, origin
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -68,9 +68,6 @@ def plain(walk: Walk, value: Any) -> dict[str, Any]:
     held = vars(value) if hasattr(value, "__dict__") else {}
     watched = classes.is_built_on_models(kind)
     data = {n: held[n] for n in counted(walk, kind, held) if not (watched and _watches(n, held[n]))}
-    for name in caches.cached_names(kind, data):
-        if caches.property_comes_again(walk, value, name):
-            del data[name]
     if watched and NNSIGHT in held:
         data |= _below_nnsight(kind, held[NNSIGHT])
     return data | {name: getattr(value, name) for name in slots(kind) if hasattr(value, name)}

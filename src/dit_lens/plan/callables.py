@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import attributes, bytecode, caches, classes, origin, unimported
+from dit_lens.plan import attributes, bytecode, classes, origin, unimported
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -142,13 +142,7 @@ def _cached(walk: Walk, value: Any) -> list[Any]:
             )
             return [walk.unnamed(value, older)]
     # Of plain values the code says all: the same call would give the same now.
-    kept = [
-        entry
-        for entry in entries
-        if ours
-        and not all(map(_is_plain, entry))
-        and not caches.call_comes_again(walk, value, wrapped, *entry)
-    ]
+    kept = [entry for entry in entries if ours and not all(map(_is_plain, entry))]
     untold = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"}
     held = {k: v for k, v in vars(value).items() if k not in untold}
     with walk.reading(exact=True, in_order=True):

@@ -50,14 +50,22 @@ STARTS = (
 """Methods that a run calls, whatever the class."""
 
 _TEXT = frozenset({"__repr__", "__str__", "__format__", "extra_repr"})
-_COPIES = frozenset(
-    {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__copy__", "__deepcopy__", "__del__"}
+_SHOWING = frozenset({"str", "repr", "format", "ascii", "format_map"})
+"""Names of code that calls these."""
+_ASIDE = (
+    "save",
+    "load",
+    "dump",
+    "export",
+    "plot",
+    "from_file",
+    "from_disk",
+    "from_pretrained",
+    "to_file",
+    "to_disk",
 )
-_CALLING = (
-    (_TEXT, frozenset({"str", "repr", "format", "ascii", "format_map"})),
-    (_COPIES, frozenset({"copy", "deepcopy", "pickle", "dump", "dumps", "load", "loads", "save", "del"})),
-)
-"""Methods that only code with some names calls, and these names. All other methods of Python's own may be called by any code."""
+"""How methods begin that files and pictures are made with. They are called by their names; of all other methods it is taken
+that any code may call them."""
 
 ANY_NAME = frozenset(
     {"getattr", "vars", "dir", "__dict__", "__getattribute__", "methodcaller", "attrgetter", "getmembers"}
@@ -122,16 +130,13 @@ def describe(walk: Walk, kind: type) -> Any:
 
 def _may_be_called(walk: Walk, kind: type, name: str, member: Any) -> bool:
     """Say whether code that has the walk's names can call a member of a class; what is no method is always read."""
-    if walk.called is None or not isinstance(member, _METHODS):
+    is_aside = name in _TEXT or name.startswith(_ASIDE)
+    if walk.called is None or not is_aside or not isinstance(member, _METHODS):
         return True
-    if not walk.called.isdisjoint({name, *ANY_NAME}):
+    if not walk.called.isdisjoint({name, *ANY_NAME, *(_SHOWING if name in _TEXT else ())}):
         return True
-    for methods, names in _CALLING:
-        if name in methods:
-            return not walk.called.isdisjoint(names)
-    if name in STARTS or (name.startswith("__") and name.endswith("__")):
-        return True
-    return any(name in vars(base) for base in kind.__mro__[:-1] if is_library(base))  # which calls it
+    in_library = any(name in vars(base) for base in kind.__mro__[:-1] if is_library(base))  # which calls it
+    return in_library and name not in _TEXT
 
 
 _METHODS = (

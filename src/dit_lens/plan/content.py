@@ -128,7 +128,6 @@ class Walk:
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
         names: in all code of the user's that was visited.
-        comparing: caches that are being compared with what their functions give; see `caches`.
         recipes: how modules are read, by class and names of attributes; see `modules`.
     """
 
@@ -153,7 +152,6 @@ class Walk:
         self.of_pipeline = of_pipeline
         self.in_order, self.repeatable = False, repeatable
         self.holder: type | None = None
-        self.comparing: frozenset[tuple[int, str]] = frozenset()
         self._whole = tuple(f"{name}." for name in whole)
         self._modules: dict[type, bool] = {}
         self.recipes: dict[Any, modules.ModuleRecipe] = {}
@@ -174,16 +172,13 @@ class Walk:
             del self._path[1:]
             return self.unnamed(value, "a value that is nested too deeply")
 
-    def alone(self, unnamed: list[str], *comparing: tuple[int, str]) -> Walk:
+    def alone(self, unnamed: list[str]) -> Walk:
         """Return a walk of its own, which reads values by their content alone, whatever is around them.
 
         Args:
             unnamed: gets a sentence for each part that cannot be named.
-            comparing: a cache that is compared meanwhile.
         """
-        walk = Walk(unnamed, importing=self.importing, repeatable=True, exact=True, watching=True)
-        walk.comparing = self.comparing.union(comparing)
-        return walk
+        return Walk(unnamed, importing=self.importing, repeatable=True, exact=True, watching=True)
 
     def visit(self, value: Any, label: str = "") -> Any:
         """Return the data of a value; `label` says where it stands in the value around it."""
@@ -299,7 +294,7 @@ class Walk:
         walk = Walk(self._sentences, checksum=self.checksum, importing=self.importing, exact=self.exact)
         walk._whole, walk._path, walk._trusting = self._whole, self._path, self._trusting
         walk.in_order, walk.repeatable, walk.of_pipeline = self.in_order, self.repeatable, self.of_pipeline
-        walk.watching, walk.comparing = self.watching, self.comparing
+        walk.watching = self.watching
         walk.called, walk.names = self.called, self.names
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes

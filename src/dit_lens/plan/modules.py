@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import arrays, attributes, caches, classes, digests, objects
+from dit_lens.plan import arrays, attributes, classes, digests, objects
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -131,10 +131,7 @@ def _recipe(walk: Walk, value: Any, held: Mapping[str, Any]) -> ModuleRecipe:
     if recipe is not None:
         return recipe
     present = tuple(held)
-    by_one = (
-        attributes.slots(kind) or any(map(attributes.depends, present)) or caches.cached_names(kind, held)
-    )
-    if by_one or not held.keys() >= set(_INSIDE):
+    if attributes.slots(kind) or any(map(attributes.depends, present)) or not held.keys() >= set(_INSIDE):
         return _recipe_for_one(walk, value, held)
     recipe = (
         _recipe_of_library(walk, kind, present) if classes.is_library(kind) else _make(walk, kind, present)

@@ -49,15 +49,11 @@ class Aside:
     def take_place(self) -> Path:
         """Put the run, which is complete and closed, in its place; return the place.
 
-        A complete run that holds the same stays there, for those who read it. One that holds something else goes, with a
-        warning: what makes the two differ is not in their name. A process that is killed meanwhile leaves the old run or the
-        new one there.
+        Where a complete run stands there that holds something else, a warning says so: what makes the two differ is not in
+        their name. A process that is killed meanwhile leaves the old run or the new one there.
         """
         before, now = (_held(path) if _is_complete(path) else None for path in (self.path, self.folder))
-        if before == now and now is not None:
-            _discard(self.folder)
-        else:
-            _move(self.folder, self.path)
+        _move(self.folder, self.path)
         self._settled = True
         if before is not None and before != now:
             warnings.warn(

@@ -146,12 +146,3 @@ def _syncfs(path: str) -> bool:
 @cache
 def _syncfs_call() -> Any:
     return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if os.name == "posix" else None
-
-
-def identity_of(folder: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Return what tells a folder from one that takes its place under its name; None where it is not there."""
-    try:
-        found = os.stat(folder)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

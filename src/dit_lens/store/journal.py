@@ -117,6 +117,15 @@ def read_bytes(folder: str | os.PathLike[str]) -> bytes | None:
         return None
 
 
+def stamp(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """Return what changes whenever the journal of the run in `folder` does; None where there is no journal."""
+    try:
+        found = os.stat(os.path.join(folder, NAME))
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def seal(data: bytes) -> dict[str, Any]:
     """Return what a complete run says of its journal, so that one that was cut or lost is known."""
     return {"bytes": len(data), "crc32c": f"{google_crc32c.value(data):08x}"}

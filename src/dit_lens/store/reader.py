@@ -118,6 +118,7 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
             journal says.
     """
     path = absolute(path)
+    stamp = journal.stamp(path)
     stored = load_run(path)
     if stored.damage:
         raise StoreError(
@@ -131,7 +132,7 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
     for name, variable in stored.variables.items():
         committed = {key: entry for (owner, key), entry in stored.ledger.units.items() if owner == name}
         recorded = dataset[name].attrs.get("recorded")
-        units = UnitArray(os.path.join(path, name), variable, committed, keep, recorded)
+        units = UnitArray(os.path.join(path, name), variable, committed, keep, recorded, stamp)
         lazy = indexing.LazilyIndexedArray(units)
         dataset[name] = xr.Variable(
             variable.dims, lazy, _flat(dataset[name].attrs | model), _netcdf_encoding(variable)

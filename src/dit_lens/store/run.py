@@ -11,7 +11,6 @@ import numpy as np
 from dit_lens.errors import StoreError
 from dit_lens.plan import objects
 from dit_lens.store import RunStatus, journal, open_run, status
-from dit_lens.store.files import identity_of
 from dit_lens.store.metadata import load_run_group
 from dit_lens.store.names import absolute
 from dit_lens.tasks.sample import Frames
@@ -39,11 +38,6 @@ class Run:
         self._path = absolute(path)
         self._scratch = scratch
         self._dataset: xr.Dataset | None = None
-        self._identity = identity_of(self._path) if scratch is None else None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what tells the run's folder from another: elsewhere it is a copy."""
-        return self.__dict__ | {"_identity": None}
 
     @property
     def path(self) -> Path:
@@ -60,8 +54,6 @@ class Run:
     def dataset(self) -> xr.Dataset:
         """All that was recorded, as a lazy `xarray.Dataset` on the run's full coordinates."""
         if self._dataset is None:
-            if self._identity is not None and self._identity != identity_of(self._path):
-                raise StoreError(f"{self._path} is another run than it was: it was made again, or moved.")
             self._dataset = open_run(self.path, keep=self._scratch)
         return self._dataset
 
@@ -129,7 +121,7 @@ class Run:
         units = {
             f"{name} {key}": entry.crc32c for (name, key), entry in journal.read(self.path).units.items()
         }
-        own = ("_path", "_scratch", "_dataset", "_identity")
+        own = ("_path", "_scratch", "_dataset")
         more = walk.node(self, lambda *_: objects.beyond(walk, self, Run, own))
         return {"@run": group["attributes"]["identity_sha256"], "units": sorted(units.items()), "more": more}
 

@@ -14,8 +14,9 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from dit_lens.errors import StoreError
+from dit_lens.store import journal
 from dit_lens.store.bfloat16 import checksum, narrow, widen_into
-from dit_lens.store.files import check_regular, identity_of
+from dit_lens.store.files import check_regular
 from dit_lens.store.journal import Entry
 from dit_lens.store.layout import STATE_DIMS, Variable
 from dit_lens.store.scratch import Scratch
@@ -35,6 +36,7 @@ class UnitArray(BackendArray):
         keep: Whatever holds the folder in being: it lives as long as this array.
         recorded: The attribute `recorded`: the positions that the plan records. Where a number type has no NaN, no other
             position can be read.
+        stamp: Of the journal (`journal.stamp`) that says what is committed, from before it was read.
     """
 
     def __init__(
@@ -44,10 +46,10 @@ class UnitArray(BackendArray):
         committed: Mapping[tuple[int, ...], Entry],
         keep: object = None,
         recorded: Any = None,
+        stamp: object = None,
     ) -> None:
         self.folder, self.variable, self.committed, self._keep = folder, variable, committed, keep
-        self.recorded = recorded
-        self._identity = identity_of(folder)
+        self.recorded, self._stamp = recorded, stamp
         self.shape = variable.shape
         self.codes = variable.encoding == "codes"
         self.dtype = np.dtype("float32") if self.codes else variable.stored_dtype
@@ -72,12 +74,10 @@ class UnitArray(BackendArray):
 
     def _read(self, key: Key) -> np.ndarray:
         variable = self.variable
-        if identity_of(self.folder) != self._identity:
-            raise StoreError(
-                f"{self.folder} is another one than when the run was opened: the run was made again, or moved. Open it again."
-            )
+        self._check_run()
         selectors = [
-            _positions(k, n) if dim in variable.unit_dims else _keep_axis(k) for k, n, dim in self._axes(key)
+            _positions(k, n) if dim in variable.unit_dims else _keep_axis(k, n)
+            for k, n, dim in self._axes(key)
         ]
         inside: Key = tuple(
             _ALL if dim in variable.unit_dims else k for k, dim in zip(selectors, variable.dims, strict=True)
@@ -95,6 +95,24 @@ class UnitArray(BackendArray):
                 out[tuple(at)],
             )
         return out[tuple(0 if isinstance(k, int | np.integer) else _ALL for k in key)]
+
+    def _check_run(self) -> None:
+        """Refuse the values of another run, which was put in the place of this one since it was opened.
+
+        Raises:
+            StoreError: the journal says other values of a unit now.
+        """
+        run, name = os.path.split(self.folder)
+        stamp = journal.stamp(run)
+        if stamp == self._stamp:
+            return
+        now = journal.read(run).units
+        for unit, entry in self.committed.items():
+            if (name, unit) not in now or now[name, unit].crc32c != entry.crc32c:
+                raise StoreError(
+                    f"{self.folder} is not what it was when the run was opened: the run was made again, or moved. Open it again."
+                )
+        self._stamp = stamp
 
     def _axes(self, key: Key) -> Any:
         return zip(key, self.shape, self.variable.dims, strict=True)
@@ -136,8 +154,8 @@ class UnitArray(BackendArray):
             at = positions | {dim: int(n) for dim, n in zip(dims, place, strict=True)}
             if not any(all(n in part.get(dim, (n,)) for dim, n in at.items()) for part in parts):
                 raise StoreError(
-                    f"{self.folder} at {at} was not recorded, and {self.dtype} has no NaN to say so; read "
-                    f"Run(path)[{variable.name!r}], or select the positions of its attribute 'recorded' by isel"
+                    f"{self.folder} at {at} was not recorded, and {self.dtype} has no NaN to say so; select the positions of its "
+                    f"attribute 'recorded' by isel, as Run(path)[{variable.name!r}] does where they are one block"
                 )
 
 
@@ -239,5 +257,8 @@ def _positions(key: int | slice | np.ndarray, size: int) -> Any:
     return np.atleast_1d(np.asarray(key)) % size
 
 
-def _keep_axis(key: int | slice | np.ndarray) -> Any:
-    return np.array([key]) if isinstance(key, int | np.integer) else key
+def _keep_axis(key: int | slice | np.ndarray, size: int) -> Any:
+    """Return an index that keeps its axis; all positions in their order are the whole of it, however they are said."""
+    if isinstance(key, int | np.integer):
+        return np.array([key]) if size > 1 else _ALL
+    return _ALL if np.array_equal(_positions(key, size), np.arange(size)) else key
