@@ -22,7 +22,7 @@ TASKS = {
     "latin10": partial(tasks.latin, open_cells=10),
     "pick-new": partial(tasks.pick, held_out=True),
 }
-SEEDS = [*range(50), *range(cv.EVAL_SEED, cv.EVAL_SEED + 50)]
+SEEDS = [*range(30), *range(cv.EVAL_SEED, cv.EVAL_SEED + 30)]
 
 
 @pytest.fixture(scope="module", params=TASKS)
