@@ -85,11 +85,7 @@ def places(video: NDArray[np.uint8], sample: Sample) -> list[str]:
     """Return the cell of the agent in each frame; empty where there is no one agent."""
     board = _board(sample)
     seen = [conduct.see(frame, board) for frame in video]
-    one = [conduct.MASS[0] <= s.mass <= conduct.MASS[1] and s.spread <= conduct.SPREAD for s in seen]
-    return [
-        f"{int(s.at[1] // CELL)} {int(s.at[0] // CELL)}" if there else ""
-        for s, there in zip(seen, one, strict=True)
-    ]
+    return [f"{int(s.at[1] // CELL)} {int(s.at[0] // CELL)}" if s.is_one else "" for s in seen]
 
 
 def _board(sample: Sample) -> Canvas:

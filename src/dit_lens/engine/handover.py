@@ -34,12 +34,9 @@ class Handover:
         self._past: list[tuple[weakref.ref[Tensor], str]] = []
         self._watched: list[tuple[weakref.ref[Tensor], int, str]] = []
         self._modes, self._began = _modes(), False
-        self._gradients: bool | None = (
-            None  # whether they are on in the body; None where it leaves that to the model
-        )
-        # Whether they were on in the model, and as the body began. Before its first value they are off there, too, so that a
-        # body that sets them on around its loop is seen to.
-        self._handed = torch.is_grad_enabled(), False
+        # Whether they are on in the body; None where it leaves that to the model.
+        self._gradients: bool | None = None
+        self._handed = False, False  # whether they were on in the model, and as the body got control
 
     def serve(self, visit: Hashable, carried: Any, what: str, instead: bool) -> None:
         """Take what a place in the model carries, which the body is given or has set.
@@ -70,9 +67,11 @@ class Handover:
             and _storage(tensor) not in storages
         ]
         self._modes = _modes()
+        # Before the body's first value they are off, so that one that sets them on around its loop is seen to.
         of_model = torch.is_grad_enabled()
         usual = of_model and self._began
-        self._handed, self._began = (of_model, usual if self._gradients is None else self._gradients), True
+        self._handed = of_model, usual if self._gradients is None else self._gradients
+        self._began = True
         torch.set_grad_enabled(self._handed[1])
 
     def end(self) -> CaptureError | None:

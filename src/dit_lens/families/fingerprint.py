@@ -4,7 +4,7 @@ The bytes of a tensor are taken in the order of its shape (whatever its strides)
 filled up with zeros. Every row has `COLUMNS` sums h = sum_i w_i x_i with fixed pseudorandom weights w in [-128, 127]; a
 tensor's checksum is the sha256 of its number type, its shape and the sums of all its rows. The sums are exact 32-bit
 integers, so that no order of summing matters, and one matrix product of integers makes them on a CPU or a GPU. A CPU without
-instructions for such a product takes 80 times as long for it; there, products of floats make the same sums, part by part,
+instructions for such a product takes many times as long for it; there, products of floats make the same sums, part by part,
 each so short that a float holds it exactly (`_by_floats`).
 
 For any two rows that differ, at most one value of one weight makes a sum equal; so all sums are equal with a probability

@@ -133,7 +133,7 @@ def _cached(walk: Walk, value: Any) -> list[Any]:
     wrapped, entries = _inside(value)
     ours = _may_be_users(wrapped)
     if ours and not walk.watching:
-        now = walk.alone([]).whole(wrapped)
+        now = walk.alone().whole(wrapped)
         if not entries:
             _FILLED_BY[value] = now
         elif _FILLED_BY.get(value) != now:

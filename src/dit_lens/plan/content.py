@@ -172,13 +172,9 @@ class Walk:
             del self._path[1:]
             return self.unnamed(value, "a value that is nested too deeply")
 
-    def alone(self, unnamed: list[str]) -> Walk:
-        """Return a walk of its own, which reads values by their content alone, whatever is around them.
-
-        Args:
-            unnamed: gets a sentence for each part that cannot be named.
-        """
-        return Walk(unnamed, importing=self.importing, repeatable=True, exact=True, watching=True)
+    def alone(self) -> Walk:
+        """Return a walk of its own, which reads values by their content alone, whatever is around them."""
+        return Walk([], importing=self.importing, repeatable=True, exact=True, watching=True)
 
     def visit(self, value: Any, label: str = "") -> Any:
         """Return the data of a value; `label` says where it stands in the value around it."""

@@ -52,10 +52,10 @@ class Aside:
         Where a complete run stands there that holds something else, a warning says so: what makes the two differ is not in
         their name. A process that is killed meanwhile leaves the old run or the new one there.
         """
-        before, now = (_held(path) if _is_complete(path) else None for path in (self.path, self.folder))
+        is_other = _is_complete(self.path) and _held(self.path) != _held(self.folder)
         _move(self.folder, self.path)
         self._settled = True
-        if before is not None and before != now:
+        if is_other:
             warnings.warn(
                 f"{self.path} was made again, and holds other values than before: its name does not tell the two apart. Random "
                 "numbers that are drawn without a seed do that, and what a body reads outside of Python. Use torch.Generator "

@@ -261,4 +261,7 @@ def _keep_axis(key: int | slice | np.ndarray, size: int) -> Any:
     """Return an index that keeps its axis; all positions in their order are the whole of it, however they are said."""
     if isinstance(key, int | np.integer):
         return np.array([key]) if size > 1 else _ALL
-    return _ALL if np.array_equal(_positions(key, size), np.arange(size)) else key
+    positions = _positions(key, size)
+    if isinstance(positions, range):
+        return _ALL if positions == range(size) else key
+    return _ALL if np.array_equal(positions, np.arange(size)) else key

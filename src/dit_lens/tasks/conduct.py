@@ -62,6 +62,11 @@ class Sighting:
     at: tuple[float, float]
     spread: float
 
+    @property
+    def is_one(self) -> bool:
+        """Whether it is one agent: none, several and a smear are not."""
+        return MASS[0] <= self.mass <= MASS[1] and self.spread <= SPREAD
+
 
 def redness(frame: NDArray[np.uint8], board: Canvas | None = None) -> NDArray[np.float32]:
     """Return how much of the agent's colour each pixel has, in [0, 1].
@@ -114,8 +119,7 @@ def legal_frames(video: NDArray[np.uint8], board: Canvas, path: Sequence[Cell]) 
     for t, frame in enumerate(video):
         due = (len(path) - 1) * CELL * t / last
         seen, slack = see(frame, board), STILL if t in (0, last) else LATE
-        one = MASS[0] <= seen.mass <= MASS[1] and seen.spread <= SPREAD
-        off, along = _on_path(np.array(seen.at), points, due) if one else (np.inf, before)
+        off, along = _on_path(np.array(seen.at), points, due) if seen.is_one else (np.inf, before)
         moved = off <= OFF_PATH and abs(along - due) <= slack and along >= before - STILL
         legal.append(moved and _is_walk(frame, board, path, along / CELL, (len(path) - 1) / last))
         before = max(before, along) if moved else before
