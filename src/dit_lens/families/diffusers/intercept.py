@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,7 +34,7 @@ from dit_lens.families.diffusers.latents import (
     parts,
     substitute,
 )
-from dit_lens.families.diffusers.schedulers import draws_noise, is_flow
+from dit_lens.families.diffusers.schedulers import Noise, draws_noise, is_flow
 from dit_lens.families.diffusers.schedulers import x0 as scheduler_x0
 from dit_lens.families.family import Anatomy
 from dit_lens.families.patching import MARK, refuse_traced, set_attribute, undo_all
@@ -42,8 +42,6 @@ from dit_lens.families.site import Item, Tokens, pick, put
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-T = TypeVar("T")
 
 
 def intercept(pipe: Any, anatomy: Anatomy, listener: Listener) -> Callable[[], None]:
@@ -449,37 +447,6 @@ class Traced(Loop):
         """Hand one step to the listener; schedulers that draw noise draw it from the run's seed."""
         step = proceed if self.noise is None else self.noise.drawing(proceed)
         return self.listener.advance(velocity, timestep, latents, step)
-
-
-class Noise:
-    """What a scheduler finds in torch's global generators: the noise of the run's seed, whatever else is drawn from them.
-
-    Between the steps they are as everyone else leaves them, so that a record may draw and the run stays the same.
-
-    Args:
-        seed: of the run.
-        device: where the scheduler draws, if not on the CPU.
-    """
-
-    def __init__(self, seed: int, device: Any) -> None:
-        device = torch.device(device)
-        self.cuda = [device] if device.type == "cuda" else []
-        self.states = [torch.Generator(d).manual_seed(seed).get_state() for d in ("cpu", *self.cuda)]
-
-    def drawing(self, function: Callable[..., T]) -> Callable[..., T]:
-        """Return a function that draws from here, and leaves the global generators as they were."""
-
-        @wraps(function)
-        def drawn(*args: Any) -> T:
-            with torch.random.fork_rng(devices=self.cuda):
-                torch.set_rng_state(self.states[0])
-                for device, state in zip(self.cuda, self.states[1:], strict=True):
-                    torch.cuda.set_rng_state(state, device)
-                result = function(*args)
-                self.states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.cuda)]
-            return result
-
-        return drawn
 
 
 def _with(value: Tensor, frames: Tensor, content: Any) -> Tensor:

@@ -11,13 +11,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 from dit_lens.errors import PlanError
 from dit_lens.families.family import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 PRESERVING = {
     "CogVideoXDDIMScheduler": "",
@@ -86,6 +92,37 @@ def draws_noise(scheduler: Any) -> bool:
     )
 
 
+class Noise:
+    """What a scheduler finds in torch's global generators: the noise of the run's seed, whatever else is drawn from them.
+
+    Between the steps they are as everyone else leaves them, so that a record may draw and the run stays the same.
+
+    Args:
+        seed: of the run.
+        device: where the scheduler draws, if not on the CPU.
+    """
+
+    def __init__(self, seed: int, device: Any) -> None:
+        device = torch.device(device)
+        self.cuda = [device] if device.type == "cuda" else []
+        self.states = [torch.Generator(d).manual_seed(seed).get_state() for d in ("cpu", *self.cuda)]
+
+    def drawing(self, function: Callable[..., T]) -> Callable[..., T]:
+        """Return a function that draws from here, and leaves the global generators as they were."""
+
+        @wraps(function)
+        def drawn(*args: Any) -> T:
+            with torch.random.fork_rng(devices=self.cuda):
+                torch.set_rng_state(self.states[0])
+                for device, state in zip(self.cuda, self.states[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
+                result = function(*args)
+                self.states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.cuda)]
+            return result
+
+        return drawn
+
+
 def is_plain_flow(scheduler: Any) -> bool:
     """Say whether x0 = x_s - sigma v by a scheduler's own sigmas."""
     return is_flow(scheduler) and not getattr(scheduler.config, "invert_sigmas", False)
@@ -147,4 +184,4 @@ def _levels(scheduler: Any, step: int, flow: bool) -> tuple[Tensor, Tensor]:
     return share**0.5, (1 - share) ** 0.5
 
 
-__all__ = ["is_flow", "schedule", "velocity", "x0"]
+__all__ = ["Noise", "draws_noise", "is_flow", "schedule", "velocity", "x0"]
