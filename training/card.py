@@ -1,6 +1,8 @@
 """Write what `evaluate.py` measured as tables of the card.
 
-Usage: python training/card.py runs/evaluation/*.json --card docs/organism.md
+Usage:
+    python training/card.py runs/evaluation/*.json --card docs/organism.md
+    python training/card.py --seeds docs/organism/evaluation/full.json docs/organism/seeds/*.json --card docs/organism.md
 
 Rates come with Wilson's 95% interval, graded scores with the bootstrap's over scenes (`dit_lens.analysis.statistics`).
 """
@@ -18,17 +20,20 @@ import xarray as xr
 from dit_lens.analysis.statistics import mean
 from dit_lens.experiments.summary import rate
 
-MARKS = "<!-- results -->", "<!-- end -->"
+RESULTS, SEEDS = ("<!-- results -->", "<!-- end -->"), ("<!-- seeds -->", "<!-- end of seeds -->")
+"""Between what a table stands on the card."""
 
 
 @dataclass
 class Args:
     """What is written where."""
 
-    results: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Files of `evaluate.py`."""
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Files of `evaluate.py`, one for each organism."""
+    seeds: tuple[Path, ...] = ()
+    """Files of `evaluate.py` for seeds of training of one organism, seed 0 first: a table with a column for each."""
     card: Path | None = None
-    """Page whose tables, between the marks `<!-- results -->` and `<!-- end -->`, are replaced. Default: printed."""
+    """Page whose tables, between marks such as `<!-- results -->` and `<!-- end -->`, are replaced. Default: printed."""
 
 
 def table(results: dict[str, Any]) -> str:
@@ -47,6 +52,25 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def seeds_table(results: list[dict[str, Any]]) -> str:
+    """Return how often each seed of training answered right, as a table in markdown: rates with their intervals."""
+    heads = [f"seed {n}" for n in range(len(results))]
+    lines = [
+        f"n = {results[0]['n']} scenes a row and seed, the same ones\n",
+        f"| scenes | run | {' | '.join(heads)} |",
+        "|---|---|" + "---|" * len(heads),
+    ]
+    for name, labels in results[0]["sets"].items():
+        for label in labels:
+            shares = [rate(one["sets"][name][label]["answered"]) for one in results if name in one["sets"]]
+            cells = [
+                f"{s['rate']:.2f} [{s['interval_95'][0]:.2f}, {s['interval_95'][1]:.2f}]" for s in shares
+            ]
+            if len(cells) == len(results):
+                lines.append(f"| {name} | {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _share(outcomes: list[int]) -> str:
     """Return a rate and its interval, as two cells."""
     share = rate(outcomes)
@@ -56,13 +80,17 @@ def _share(outcomes: list[int]) -> str:
 
 def main(args: Args) -> None:
     """Make the tables."""
-    text = "\n\n".join(table(json.loads(path.read_text())) for path in args.results)
-    if args.card is None:
-        print(text)
-        return
-    before, _, rest = args.card.read_text().partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    args.card.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    texts = {}
+    if args.results:
+        texts[RESULTS] = "\n\n".join(table(json.loads(path.read_text())) for path in args.results)
+    if args.seeds:
+        texts[SEEDS] = seeds_table([json.loads(path.read_text()) for path in args.seeds])
+    for (begin, end), text in texts.items():
+        if args.card is None:
+            print(text)
+            continue
+        before, _, rest = args.card.read_text().partition(begin)
+        args.card.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ Usage:
     python training/train.py --minutes 600                               # CPU: all of them, ten hours
     python training/train.py --names full --minutes 90                   # one of them
     python training/train.py --device cuda --minutes 8 --workers 14      # GPU
+    python training/train.py --names full --seed 1 --steps 7000 --kept 100 --folder checkpoints/seed1 --device cuda
 
-The schedule follows the time spent training, not the step: what is trained for longer is trained more slowly to its end.
+The schedule follows the time spent training, or with --steps the step: what is trained for longer is trained more slowly
+to its end.
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ class Args:
     """Organisms, in an order in which each finds what it starts from."""
     minutes: float = 600
     """Time of all of them together, parts that are resumed included; each has its share of it."""
+    steps: int | None = None
+    """Steps of each of them, in place of the time."""
+    kept: int = 0
+    """Step at which, and at whose doublings, weights are kept as NAME.STEP.safetensors. 0 for none."""
     device: str = "cpu"
     tokens: int | None = None
     """Tokens of a batch. Default: 2048 on a CPU, 32768 on a GPU."""
@@ -61,7 +67,7 @@ def main(args: Args) -> None:
     workers = args.workers or (max((os.cpu_count() or 4) - 3, 1) if gpu else 1)
     tokens, every = args.tokens or (1 << 15 if gpu else 1 << 11), args.every or (30.0 if gpu else 300.0)
     args.folder.mkdir(parents=True, exist_ok=True)
-    options = Options(args.folder, args.device, tokens, args.seed, every)
+    options = Options(args.folder, args.device, tokens, args.seed, every, args.steps, args.kept)
     frozen = Frozen(args.frozen, args.device)
     held, fill, chunk = (40_000, 1000, 16) if gpu else (2000, 64, 4)
     shares = {name: RECIPES[name].share for name in args.names}

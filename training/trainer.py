@@ -37,6 +37,8 @@ class Options:
         tokens: of a batch.
         seed: of the training.
         every: seconds between checkpoints, each with the loss on what is held out.
+        steps: of the training, where they are counted and not its time.
+        kept: step at which, and at whose doublings, the averaged weights are also written to a file of their own. 0 for none.
         ema: decay of the averaged weights, a step.
     """
 
@@ -45,6 +47,8 @@ class Options:
     tokens: int
     seed: int
     every: float
+    steps: int | None = None
+    kept: int = 0
     ema: float = 0.999
 
 
@@ -85,11 +89,11 @@ class Experts(nn.Module):
 
 
 def load_organism(name: str, folder: Path, device: str) -> nn.Module:
-    """Return an organism to be run, from the files of `RECIPES` in a folder."""
+    """Return an organism to be run, from the files of `RECIPES` in a folder; "full.100" as it was after 100 steps."""
     if name == "two-expert":
         high, low = (load_network(folder / f"{part}.safetensors", device) for part in ("high", "low"))
         return Experts(high, low).eval()
-    recipe = RECIPES[name]
+    recipe = RECIPES[name.partition(".")[0]]
     if not recipe.rank:
         return load_network(folder / f"{name}.safetensors", device, recipe.causal).eval()
     assert recipe.start is not None
@@ -105,7 +109,7 @@ class Trainer:
     Args:
         name: of the organism.
         recipe: how it is made.
-        seconds: of training, all parts together.
+        seconds: of training, all parts together; what `options.steps` says goes before it.
         options: of the run.
         frozen: codec and words.
         feed: the scenes.
@@ -172,24 +176,36 @@ class Trainer:
             )
         return start
 
+    @property
+    def done(self) -> float:
+        """The share of the training that is done."""
+        steps = self.options.steps
+        return self.spent / self.seconds if steps is None else self.step / steps
+
     def run(self) -> None:
-        """Train until the time is spent."""
+        """Train until the time is spent, or the steps are taken."""
         saved = begun = time.perf_counter()
-        with tqdm(
-            total=round(self.seconds), initial=round(self.spent), desc=self.name, unit="s", mininterval=5
-        ) as bar:
-            while self.spent < self.seconds:
+        with tqdm(total=100, initial=round(100 * self.done), desc=self.name, unit="%", mininterval=5) as bar:
+            while self.done < 1:
                 self.train_step()
                 if self.step % 20 == 0:  # reading a loss waits for the device, so that the clock is right
                     float(next(iter(self.losses.values())))
                 now = time.perf_counter()
                 self.spent += min(now - begun, 60.0)  # a process that was paused has not trained meanwhile
                 begun = now
-                bar.update(round(self.spent) - bar.n)
+                bar.update(round(100 * self.done) - bar.n)
+                if self.is_kept:
+                    self.write_weights(self.file(f"{self.name}.{self.step}"))
                 if now - saved > self.options.every:
                     self.save()
                     begun = saved = time.perf_counter()
         self.save()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the weights of this step get a file of their own."""
+        times, rest = divmod(self.step, self.options.kept) if self.options.kept else (0, 0)
+        return rest == 0 and times > 0 and times & (times - 1) == 0
 
     def train_step(self) -> None:
         """Take one step, on the group that is behind its share of the time."""
@@ -226,8 +242,7 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """Warm up for 100 steps, stay for half the time, then fall linearly to 2%."""
-        done = self.spent / self.seconds
-        fall = 1.0 if done < 0.5 else max(0.02, 1 - 0.98 * (done - 0.5) / 0.5)
+        fall = 1.0 if self.done < 0.5 else max(0.02, 1 - 0.98 * (self.done - 0.5) / 0.5)
         return self.recipe.learning_rate * min(1.0, (self.step + 1) / 100) * fall
 
     def loss(self, batch: Batch) -> Tensor:
@@ -300,19 +315,23 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         state |= {"average": self.average, "step": self.step, "spent": self.spent, "samples": self.samples}
-        checkpoint, weights = self.options.folder / f"{self.name}.last.pt", self.file(self.name)
+        checkpoint = self.options.folder / f"{self.name}.last.pt"
         torch.save(state, f"{checkpoint}.part")
         os.replace(f"{checkpoint}.part", checkpoint)
-        whole = {f"dit.{n}": p for n, p in self.average.items()}
-        values = lora.file_of(self.average) if self.recipe.rank else whole
-        save_file({n: v.half().cpu().contiguous() for n, v in values.items()}, f"{weights}.part")
-        os.replace(f"{weights}.part", weights)
+        self.write_weights(self.file(self.name))
         line = {"step": self.step, "seconds": round(self.spent, 1), "samples": self.samples}
         line |= {"loss": {g: round(float(v), 5) for g, v in self.losses.items()}}
         line |= {"held_out": {g: round(v, 5) for g, v in self.held_out_loss().items()}}
         line |= {"drawn": {g: ring.drawn for g, ring in self.feed.rings.items()}}
         with open(self.options.folder / f"{self.name}.jsonl", "a") as log:
             log.write(json.dumps(line) + "\n")
+
+    def write_weights(self, file: Path) -> None:
+        """Write the averaged weights, in float16, whole or not at all."""
+        whole = {f"dit.{n}": p for n, p in self.average.items()}
+        values = lora.file_of(self.average) if self.recipe.rank else whole
+        save_file({n: v.half().cpu().contiguous() for n, v in values.items()}, f"{file}.part")
+        os.replace(f"{file}.part", file)
 
     def _resume(self) -> None:
         path = self.options.folder / f"{self.name}.last.pt"

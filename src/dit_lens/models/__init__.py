@@ -24,7 +24,7 @@ def load(
     high_noise_lora: str | Path | None = None,
     low_noise_lora: str | Path | None = None,
     lora_alpha: float = 1.0,
-    weights: str = "trained",
+    weights: str | Path = "trained",
     device: str | None = None,
     dtype: Any = None,
     vram_limit: float | None = None,
@@ -42,8 +42,8 @@ def load(
         high_noise_lora: a LoRA file for the high-noise DiT of a model with two.
         low_noise_lora: a LoRA file for the low-noise DiT of a model with two.
         lora_alpha: factor of the LoRAs.
-        weights: "trained"; or "random", a control, for an organism alone: DiTs of the same architecture drawn from a fixed
-            seed, with the trained codec and words.
+        weights: "trained"; or, for an organism alone, "random", a control: DiTs of the same architecture drawn from a fixed
+            seed, with the trained codec and words; or a safetensors file of its DiT: another seed of training, a checkpoint.
         device: where to run. Default: "cpu" for an organism; for others "cuda", or "cpu" on a machine without it.
         dtype: a torch dtype or its name. Default: float32 for an organism, bfloat16 for others.
         vram_limit: GiB of the device's memory to use; more stays in the host's memory.

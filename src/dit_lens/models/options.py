@@ -35,7 +35,7 @@ class ModelOptions:
     lora_alpha: float = 1.0
     """Factor of the LoRAs."""
     weights: str = "trained"
-    """trained, or random: DiTs of an organism that are drawn from a fixed seed, as a control."""
+    """trained; or, for an organism, random (DiTs drawn from a fixed seed, a control) or a file of its DiT (docs/organism.md)."""
     device: Unset[str] = None
     """Where the model runs, such as cpu or cuda:1. Default: cuda where there is one, else cpu."""
     dtype: Unset[str] = None

@@ -59,7 +59,7 @@ def test_they_are_the_same_every_time_and_draw_nothing_of_the_users():
 
 @pytest.mark.parametrize("weights", ["Random", "", None, 3])
 def test_other_weights_are_refused(weights):
-    with pytest.raises(dl.PlanError, match=rf"weights={weights!r}: trained or random"):
+    with pytest.raises(dl.PlanError, match=rf"weights={weights!r}: trained, random, or a .safetensors file"):
         dl.load("organism", weights=weights)
 
 

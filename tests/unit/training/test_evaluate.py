@@ -8,6 +8,7 @@ import pytest
 
 import card
 import flow
+import growth
 from dit_lens.models import organism
 from evaluate import Evaluation
 from judging import question, scene
@@ -84,6 +85,29 @@ def test_the_card_gets_a_row_for_each_figure(tmp_path):
     low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
     assert f"| arrows8 | 20 steps | 0.750 | {low:.3f} to {high:.3f} | 0.000 |" in text
     assert "| 0.812 |" in text
+
+
+def test_seeds_stand_side_by_side(tmp_path, capsys):
+    files = []
+    for seed, answered in enumerate(([1, 1, 0, 0], [0, 0, 0, 0])):
+        sets = {"latin": {"1 step": {"solved": [0] * 4, "answered": answered, "score": [0.0] * 4}}}
+        files.append(tmp_path / f"{seed}.json")
+        files[-1].write_text(json.dumps({"organism": "full", "n": 4, "sets": sets}))
+    card.main(card.Args(seeds=tuple(files)))
+    assert "| latin | 1 step | 0.50 [0.15, 0.85] | 0.00 [0.00, 0.49] |" in capsys.readouterr().out
+
+
+def test_growth_is_drawn_by_step(tmp_path):
+    outcome = {"solved": [0, 0], "answered": [1, 0], "score": [0.1, 0.0]}
+    for step in (100, 20):
+        sets = {"latin": {"1 step": outcome, "20 steps": outcome}}
+        (tmp_path / f"full.{step}.json").write_text(json.dumps({"organism": "full", "n": 2, "sets": sets}))
+    files = tuple(sorted(tmp_path.glob("*.json")))
+    assert [growth.step_of(file) for file in files] == [100, 20]
+    growth.main(growth.Args(files, tmp_path / "growth.png"))
+    assert (tmp_path / "growth.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="does not say the step"):
+        growth.step_of(tmp_path / "full.json")
 
 
 def test_steps_of_the_flow_end_at_no_noise():

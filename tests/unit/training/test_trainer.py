@@ -14,7 +14,7 @@ from dit_lens.models.organism import loading
 from feed import Feed
 from mixes import MIXES
 from recipes import RECIPES
-from trainer import Frozen, Options, Trainer, load_network
+from trainer import Frozen, Options, Trainer, load_network, load_organism
 
 FROZEN = Path(organism.__file__).with_name("frozen.safetensors")
 
@@ -106,6 +106,32 @@ def test_a_training_whose_checkpoint_is_lost_goes_on_from_its_averaged_weights(t
     assert after.step == 0
     saved = before.average["blocks.0.ffn.0.weight"].half().float()
     assert torch.equal(after.average["blocks.0.ffn.0.weight"], saved)
+
+
+@pytest.mark.slow
+def test_steps_say_how_long_it_trains_and_doublings_are_kept(frozen, feed, tmp_path):
+    options = Options(tmp_path, "cpu", tokens=64, seed=1, every=1e9, steps=5, kept=1)
+    trainer = Trainer("base", replace(RECIPES["base"], mix="puzzles"), 1e9, options, frozen, feed("puzzles"))
+    trainer.run()
+    assert (trainer.step, trainer.done) == (5, 1.0)
+    assert trainer.learning_rate() == pytest.approx(
+        2e-3 * 0.06 * 0.02
+    )  # of the warm-up, and at the end of the fall
+    kept = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert kept == ["base.1.safetensors", "base.2.safetensors", "base.4.safetensors", "base.safetensors"]
+    early = load_organism("base.1", tmp_path, "cpu").state_dict()
+    late = load_organism("base", tmp_path, "cpu").state_dict()
+    assert not torch.equal(early["head.head.bias"], late["head.head.bias"])
+
+
+def test_seeds_start_from_other_weights(frozen, feed, tmp_path):
+    recipe = replace(RECIPES["base"], mix="puzzles")
+    first = [
+        Trainer("base", recipe, 1.0, Options(tmp_path, "cpu", 64, seed, 1e9), frozen, feed("puzzles")).average
+        for seed in (0, 1, 1)
+    ]
+    weights = [average["blocks.0.ffn.0.weight"] for average in first]
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
 
 
 def test_a_process_that_draws_ends_with_the_one_that_asks():

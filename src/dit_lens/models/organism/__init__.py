@@ -20,8 +20,8 @@ from dit_lens.models.organism.table import (
     ORGANISMS,
     TEXT_CHANNELS,
     WEIGHTS,
-    check_weights,
     whole_name,
+    with_weights,
 )
 
 TASKS = ORGANISMS[DEFAULT].tasks
@@ -29,7 +29,7 @@ TASKS = ORGANISMS[DEFAULT].tasks
 
 
 def pipeline(
-    weights: str | None = "trained",
+    weights: str | Path | None = "trained",
     device: str = "cpu",
     dtype: Any = None,
     *,
@@ -39,8 +39,8 @@ def pipeline(
     """Make an organism's pipeline, without the LoRA that it may have.
 
     Args:
-        weights: "trained"; "random", with DiTs drawn from a fixed seed and codec and words as trained; None leaves
-            everything untrained and reads no file.
+        weights: "trained"; "random", with DiTs drawn from a fixed seed and codec and words as trained; a safetensors file
+            (keys `dit.*`) for the DiT, such as `training/train.py` writes; None leaves everything untrained and reads no file.
         device: where to run.
         dtype: a torch dtype or its name. Default: float32 (bfloat16 is very slow on CPUs).
         name: one of `NAMES`.
@@ -51,10 +51,9 @@ def pipeline(
 
     Raises:
         ModelError: a file is missing, not whole, or does not fit.
-        PlanError: there is no such dtype, or no such weights.
+        PlanError: there is no such dtype, or no such weights, or it takes none of a file.
     """
-    if weights is not None:
-        check_weights(weights)
+    one, kind = (ORGANISMS[whole_name(name)], None) if weights is None else with_weights(name, weights)
     with contextlib.redirect_stdout(io.StringIO()):  # diffsynth talks while it is imported
         import torch
 
@@ -62,8 +61,7 @@ def pipeline(
         from dit_lens.models.organism import building
 
     dtype = torch.float32 if dtype is None else loading.number_type(dtype)
-    name = whole_name(name)
-    return building.build(name, ORGANISMS[name], weights, Path(folder), device, dtype)
+    return building.build(whole_name(name), one, kind, Path(folder), device, dtype)
 
 
 __all__ = [

@@ -11,7 +11,7 @@ from dit_lens.errors import PlanError
 from dit_lens.models import adapters
 from dit_lens.models.organism import pipeline
 from dit_lens.models.organism.shipped import checked, identities
-from dit_lens.models.organism.table import FOLDER, ORGANISMS, Organism, check_weights, whole_name
+from dit_lens.models.organism.table import FOLDER, Organism, whole_name, with_weights
 
 if TYPE_CHECKING:
     from dit_lens.families.family import Family
@@ -22,7 +22,7 @@ def load(
     name: str = "organism",
     options: Mapping[str, Any] | None = None,
     *,
-    weights: str = "trained",
+    weights: str | Path = "trained",
     lora_alpha: float = 1.0,
     device: str | None = None,
     dtype: Any = None,
@@ -33,7 +33,7 @@ def load(
     Args:
         name: one of `NAMES`.
         options: further options of `dit_lens.models.load`; those that are None were not given.
-        weights: "trained" or "random", as in `pipeline`. Random weights take no LoRA.
+        weights: "trained", "random" or a file, as in `pipeline`. Random weights take no LoRA.
         lora_alpha: factor of the LoRA.
         device: where to run. Default: "cpu".
         dtype: a torch dtype or its name. Default: float32.
@@ -43,14 +43,15 @@ def load(
         PlanError: it does not take an option.
         ModelError: a file is missing, not whole, or does not fit.
     """
-    check_weights(weights)
+    one, kind = with_weights(name, weights)
     name = whole_name(name)
-    one = ORGANISMS[name] if weights == "trained" else replace(ORGANISMS[name], loras={}, lora=None)
+    if kind == "random":
+        one = replace(one, loras={}, lora=None)
     given = {k: v for k, v in (options or {}).items() if v is not None}
-    _refuse(name, one, weights, given, lora_alpha)
+    _refuse(name, one, kind, given, lora_alpha)
     wanted = {"lora": one.lora} if one.lora else given
     loras = adapters.find(name, one, wanted, lambda file: checked(folder / file))
-    info = {"name": name, "weights": identities(one, weights, folder)}
+    info = {"name": name, "weights": identities(one, kind, folder)}
 
     from dit_lens.lens import Lens
 

@@ -25,9 +25,15 @@ def checked(file: Path) -> Path:
 def identities(one: Organism, weights: str, folder: Path) -> dict[str, str]:
     """Return what the weights are: the hash of each file by its name; of DiTs that are drawn, by attribute, the seed.
 
+    A file that does not stand in the folder is named with the attribute that it goes into.
+
     Raises:
         ModelError: a file is missing or not whole.
     """
-    read = (one.frozen, *one.dits.values()) if weights == "trained" else (one.frozen,)
-    drawn = {} if weights == "trained" else dict.fromkeys(one.dits, f"random, seed {SEED}")
-    return {name: files.identity(checked(folder / name)) for name in read} | drawn
+    out = {one.frozen: files.identity(checked(folder / one.frozen))}
+    if weights == "random":
+        return out | dict.fromkeys(one.dits, f"random, seed {SEED}")
+    for attribute, file in one.dits.items():
+        label = f"{attribute} {Path(file).name}" if Path(file).is_absolute() else file
+        out[label] = files.identity(checked(folder / file))
+    return out

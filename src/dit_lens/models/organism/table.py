@@ -94,7 +94,23 @@ def whole_name(name: str) -> str:
     return DEFAULT if name == "organism" else name
 
 
-def check_weights(weights: str) -> None:
-    """Raise PlanError unless organisms have such weights."""
-    if weights not in WEIGHTS:
-        raise PlanError(f"weights={weights!r}: {' or '.join(WEIGHTS)}.")
+def with_weights(name: str, weights: str | Path) -> tuple[Organism, str]:
+    """Return an organism, and what its weights are: one of `WEIGHTS`.
+
+    Args:
+        name: one of `NAMES`.
+        weights: one of `WEIGHTS`; or a safetensors file, which then stands in the place of its DiT's own.
+
+    Raises:
+        PlanError: there are no such weights, or it does not take a file.
+    """
+    one = ORGANISMS[whole_name(name)]
+    if isinstance(weights, str) and weights in WEIGHTS:
+        return one, weights
+    if not isinstance(weights, str | Path) or Path(weights).suffix != ".safetensors":
+        raise PlanError(f"weights={weights!r}: {', '.join(WEIGHTS)}, or a .safetensors file.")
+    if len(one.dits) > 1 or one.lora:
+        raise PlanError(
+            f"{whole_name(name)} takes no weights={str(weights)!r}: a file is for an organism with one DiT and no LoRA in it."
+        )
+    return replace(one, dits=dict.fromkeys(one.dits, str(Path(weights).absolute()))), "trained"
