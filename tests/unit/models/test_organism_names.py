@@ -52,6 +52,23 @@ def test_what_ships_loads_and_what_does_not_says_what_makes_it(name):
         assert dl.load(name).info["name"] == name
 
 
+def test_all_that_the_table_names_ships_in_small_files():
+    ones = organism.ORGANISMS.values()
+    loras = {file for one in ones for files in one.known_loras.values() for file in files.values()}
+    named = {file for one in ones for file in (one.frozen, *one.dits.values())} | loras
+    sizes = {path.name: path.stat().st_size for path in organism.FOLDER.glob("*.safetensors")}
+    assert set(sizes) == named
+    assert max(sizes.values()) < 20e6 and sum(sizes.values()) < 60e6
+
+
+def test_the_lora_that_ships_changes_its_base():
+    base, lora = dl.load("organism-base"), dl.load("organism-lora")
+    places = [f"blocks.{n}.self_attn.q.weight" for n in range(base.layers)]
+    held = [dict(lens.pipe.dit.named_parameters()) for lens in (base, lora)]
+    assert not any(torch.equal(held[0][place], held[1][place]) for place in places)
+    assert torch.equal(held[0]["head.head.weight"], held[1]["head.head.weight"])
+
+
 @pytest.mark.parametrize("name", NEW)
 def test_a_file_of_each_makes_it(organisms, name):
     one, lens = organism.ORGANISMS[name], load(name, folder=organisms)
