@@ -1,4 +1,4 @@
-"""`apart`: two agents, each with a goal of its own, whose ways share no cell. What the one may do hangs on what the other does."""
+"""`apart`: two agents, each with its own goal, whose ways share no cell. What the one may do hangs on what the other does."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ GOALS = {
     name: tuple((a + b) / 2 for a, b in zip(colour, cv.FLOOR, strict=True)) for name, colour in AGENTS.items()
 }
 """A goal is as pale as half of its agent's colour, so that the agent is seen when it stands on it."""
-TRAIL = cv.SIGN
-"""Of both agents. Grey is as far from red as from blue, so that no trail is taken for an agent; and whose a trail is, is told by
-where it starts, since ways that are right share no cell."""
+TRAIL = (0.62, 0.62, 0.62)
+"""Of both agents. Grey has nothing of red or blue, so that no trail is taken for an agent; whose a trail is, is told by where it
+starts, since ways that are right share no cell. It is light: a darker one comes out of the codec, which knows blue trails, blue.
+"""
 MOST = 8
 """Right answers of a board, at most; at least 2."""
 CROSSING = 0.5

@@ -2,8 +2,10 @@
 
 A frame of a walk is legal where it looks as the right video does, but for how far the agent is: there is one agent, on its path,
 no more than `LATE` pixels before or after its time, and not behind where it was; the trail lies behind it and nowhere else;
-the rest is as the board is. Of several agents this holds for each, by its own colour. The bounds leave room for what a codec blurs (`tests/unit/tasks/test_every_task.py`: right videos
-come through it), and a little for a model's own hand.
+the rest is as the board is. Of several agents this holds for each, by its own colour.
+
+The bounds leave room for what a codec blurs (`tests/unit/tasks/test_every_task.py`: right videos come through it), and a little
+for a model's own hand.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ MASS = (0.3, 1.3)
 """Agents' worth of colour that are one agent."""
 SPREAD = 5.0
 """Root mean squared distance of an agent's colour from its middle, at most, in pixels; a disc has 3.5."""
+STRAY = 8.0
+"""The same where several agents walk: behind a red one the codec draws a few pixels of blue, the trail that it knows best."""
 OFF_PATH = 5.0
 """Pixels between the agent's middle and the path, at most."""
 LATE = 10.0
@@ -68,7 +72,11 @@ class Sighting:
     @property
     def is_one(self) -> bool:
         """Whether it is one agent: none, several and a smear are not."""
-        return MASS[0] <= self.mass <= MASS[1] and self.spread <= SPREAD
+        return self.within(SPREAD)
+
+    def within(self, spread: float) -> bool:
+        """Say whether it is one agent whose colour is no farther spread than this."""
+        return MASS[0] <= self.mass <= MASS[1] and self.spread <= spread
 
 
 def colouring(frame: NDArray[np.uint8], colour: Colour, under: NDArray[Any]) -> NDArray[np.float32]:
@@ -141,11 +149,11 @@ def legal_frames(video: NDArray[np.uint8], board: Canvas, walkers: Sequence[Walk
     Returns:
         [time].
     """
-    watched, last = [_Watched(walker, board) for walker in walkers], max(len(video) - 1, 1)
-    legal = []
+    spread, last = SPREAD if len(walkers) == 1 else STRAY, max(len(video) - 1, 1)
+    watched, legal = [_Watched(walker, board, spread) for walker in walkers], []
     for t, frame in enumerate(video):
-        moves = [each.moves(frame, t, last) for each in watched]
-        legal.append(None not in moves and _is_walk(frame, board, watched, moves, last))
+        moves = [made for each in watched if (made := each.moves(frame, t, last)) is not None]
+        legal.append(len(moves) == len(watched) and _is_walk(frame, board, watched, moves, last))
     return np.array(legal)
 
 
@@ -156,12 +164,15 @@ class _Watched:
         walker: who is watched.
         steps: moves of its path.
         points: centres of its cells, (x, y).
+        board: that it walks on.
         tint: hue of its colour that the board has.
+        spread: of its colour, at most.
         come: how far it has come, in pixels along its path.
     """
 
-    def __init__(self, walker: Walker, board: Canvas) -> None:
-        self.walker, self.board, self.steps = walker, board, len(walker.path) - 1
+    def __init__(self, walker: Walker, board: Canvas, spread: float) -> None:
+        self.walker, self.board, self.spread = walker, board, spread
+        self.steps = len(walker.path) - 1
         self.points = np.array([cv.centre(cell) for cell in walker.path])
         self.tint = _tint(board, walker.colour)
         self.come = 0.0
@@ -170,7 +181,7 @@ class _Watched:
         """Return how many moves it has made in frame t; None unless it is one agent, on its path and in its time."""
         due, slack = self.steps * CELL * t / last, STILL if t in (0, last) else LATE
         seen = see(frame, self.board, self.walker.colour)
-        if not seen.is_one:
+        if not seen.within(self.spread):
             return None
         off, along = _on_path(np.array(seen.at), self.points, due)
         if off > OFF_PATH or abs(along - due) > slack or along < self.come - STILL:
@@ -198,18 +209,17 @@ def _is_walk(
     """Say whether a frame shows the walk after so many moves of each walker, and nothing else."""
     shown = picture(board, [each.walker for each in watched], moves)
     changed = difference(frame, shown)
-    nears = [each.near(made, last) for each, made in zip(watched, moves, strict=True)]
-    near = np.logical_or.reduce(nears)
+    near = np.any([each.near(made, last) for each, made in zip(watched, moves, strict=True)], 0)
     return bool(
         changed[~near].max(initial=0) <= CHANGED
         and changed[near].max(initial=0) <= BLURRED
-        and all(_is_alone(frame, each, around) for each, around in zip(watched, nears, strict=True))
+        and all(_is_alone(frame, each, near) for each in watched)
         and _change_of_walls(frame, shown, board) <= CHANGED
     )
 
 
 def _is_alone(frame: NDArray[np.uint8], watched: _Watched, near: NDArray[np.bool_]) -> bool:
-    """Say whether nothing else than an agent has its colour, but what of it the board has."""
+    """Say whether nothing has an agent's colour away from the agents, but for what of it the board has."""
     red = _smooth(colouring(frame, watched.walker.colour, watched.tint)[..., None])[..., 0]
     return bool(red[~near].max(initial=0) <= GHOST)
 

@@ -13,6 +13,8 @@ from dit_lens.tasks.trail import neighbours
 
 MOST_DETOUR = 4
 """Steps that both paths together have beyond the shortest, at most."""
+LONGEST = 8
+"""Cells on a path, at most: the codec blurs what goes faster."""
 
 Ways = tuple[tuple[Cell, ...], ...]
 Pair = tuple[tuple[Cell, ...], tuple[Cell, ...]]
@@ -59,7 +61,7 @@ def crossing(red: tuple[Cell, Cell], blue: tuple[Cell, Cell], size: int) -> floa
 def shortest_pairs(red: tuple[Cell, Cell], blue: tuple[Cell, Cell], size: int) -> list[Pair]:
     """Return the pairs of simple paths that share no cell, of the least total length at which there are any.
 
-    None where they would need more than `MOST_DETOUR` steps beyond the shortest.
+    None where they would need more than `MOST_DETOUR` steps beyond the shortest, or a path of more than `LONGEST` cells.
 
     Args:
         red: where the one agent starts, and where it ends.
@@ -73,5 +75,5 @@ def shortest_pairs(red: tuple[Cell, Cell], blue: tuple[Cell, Cell], size: int) -
             free = np.argwhere(one[:, None] & other == 0)
             found += [(paths[i], others[j]) for i, j in free]
         if found:
-            return found
+            return found if max(len(path) for pair in found for path in pair) <= LONGEST else []
     return []

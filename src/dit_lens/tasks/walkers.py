@@ -1,4 +1,4 @@
-"""Agents that walk a board together, each along its own path and in its own colour: how they are drawn, and where they are seen."""
+"""Agents that walk a board together, each on its own path and in its own colour: how they are drawn, and where they are seen."""
 
 from __future__ import annotations
 
