@@ -62,12 +62,12 @@ def apart(seed: int, size: int = 4, num_frames: int = conduct.NUM_FRAMES) -> Sam
     """
     if size not in (4, 5, 6):
         raise TaskError(f"apart(size={size!r}): size is 4 to 6.")
-    layout, pairs = layouts.draw(f"apart{size}", seed, partial(_layout, size=size), lambda drawn: drawn[0])
+    layout, pairs = layouts.draw(f"apart{size}", seed, partial(_layout, size=size), _key)
     pair = pairs[cv.rng_for("apart-pair", seed).integers(len(pairs))]
     board = _board(size, layout)
     scorer = partial(score_apart, size=size, layout=layout, pairs=pairs, num_frames=num_frames)
     scene = Scene(
-        layout,
+        _key((layout, pairs)),
         partial(_masks, size=size, layout=layout, pair=pair, num_frames=num_frames),
         partial(_answers, board=board, pairs=pairs, num_frames=num_frames),
     )
@@ -87,6 +87,11 @@ def _layout(rng: np.random.Generator, size: int) -> tuple[Layout, list[Pair]]:
         pairs = detours.shortest_pairs(red, blue, size)
         if 2 <= len(pairs) <= MOST:
             return layout, pairs
+
+
+def _key(drawn: tuple[Layout, list[Pair]]) -> tuple[tuple[Cell, ...], ...]:
+    red, blue = drawn[0]
+    return tuple(red), tuple(blue)
 
 
 def walkers(pair: Pair) -> list[Walker]:
