@@ -24,6 +24,7 @@ SETS: dict[str, Callable[[int], Sample]] = {
     "odd": tasks.odd,
     "pick": tasks.pick,
     "roll": tasks.roll,
+    "apart": tasks.apart,
     "maze4": partial(tasks.maze, size=4),
     "loop": tasks.loop,
     "choose": tasks.choose,

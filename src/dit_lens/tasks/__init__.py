@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dit_lens.errors import TaskError
+from dit_lens.tasks.apart import apart
 from dit_lens.tasks.arrows import arrows
 from dit_lens.tasks.back import back
 from dit_lens.tasks.bounce import bounce
@@ -37,6 +38,7 @@ TASKS: dict[str, Callable[..., Sample]] = {
     "roll": roll,
     "back": back,
     "queens": queens,
+    "apart": apart,
 }
 
 
@@ -59,6 +61,7 @@ __all__ = [
     "Sample",
     "Scene",
     "Score",
+    "apart",
     "arrows",
     "as_frames",
     "back",

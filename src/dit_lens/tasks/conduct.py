@@ -1,9 +1,11 @@
-"""Conduct: what an agent and its board do in every frame of a video, and not only where the agent ends.
+"""Conduct: what agents and their board do in every frame of a video, and not only where the agents end.
 
 A frame of a walk is legal where it looks as the right video does, but for how far the agent is: there is one agent, on its path,
 no more than `LATE` pixels before or after its time, and not behind where it was; the trail lies behind it and nowhere else;
-the rest is as the board is. The bounds leave room for what a codec blurs (`tests/unit/tasks/test_every_task.py`: right videos
-come through it), and a little for a model's own hand.
+the rest is as the board is. Of several agents this holds for each, by its own colour.
+
+The bounds leave room for what a codec blurs (`tests/unit/tasks/test_every_task.py`: right videos come through it), and a little
+for a model's own hand.
 """
 
 from __future__ import annotations
@@ -17,16 +19,21 @@ from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
-from dit_lens.tasks.trail import RADIUS, walked
+from dit_lens.tasks.trail import RADIUS
+from dit_lens.tasks.walkers import Colour, Walker, picture
 
 NUM_FRAMES = 25
 """Frames of the tasks that are judged in every frame."""
 FAINT = 0.45
-"""Share of the agent's red below which a pixel has none: a codec colours thin lines."""
+"""Share of the agent's colour below which a pixel has none: a codec colours thin lines."""
+TINTED = 0.1
+"""The same from which on the board itself has some, as a goal in the agent's colour; the agent is what is more than that."""
 MASS = (0.3, 1.3)
 """Agents' worth of colour that are one agent."""
 SPREAD = 5.0
 """Root mean squared distance of an agent's colour from its middle, at most, in pixels; a disc has 3.5."""
+STRAY = 8.0
+"""The same where several agents walk: behind a red one the codec draws a few pixels of blue, the trail that it knows best."""
 OFF_PATH = 5.0
 """Pixels between the agent's middle and the path, at most."""
 LATE = 10.0
@@ -45,7 +52,7 @@ CHANGED = 0.25
 BLURRED = 0.65
 """The same around the agent."""
 GHOST = 0.25
-"""Mean share of the agent's red in such a square, away from it, from which on something else is red."""
+"""Mean share of the agent's colour in such a square, away from it, from which on something else has it."""
 
 
 @dataclass(frozen=True)
@@ -65,26 +72,47 @@ class Sighting:
     @property
     def is_one(self) -> bool:
         """Whether it is one agent: none, several and a smear are not."""
-        return MASS[0] <= self.mass <= MASS[1] and self.spread <= SPREAD
+        return self.within(SPREAD)
+
+    def within(self, spread: float) -> bool:
+        """Say whether it is one agent whose colour is no farther spread than this."""
+        return MASS[0] <= self.mass <= MASS[1] and self.spread <= spread
 
 
-def redness(frame: NDArray[np.uint8], board: Canvas | None = None) -> NDArray[np.float32]:
-    """Return how much of the agent's colour each pixel has, in [0, 1].
+def colouring(frame: NDArray[np.uint8], colour: Colour, under: NDArray[Any]) -> NDArray[np.float32]:
+    """Return how much of an agent's colour each pixel has, in [0, 1].
 
-    It is how far the pixel is redder than green and blue, beginning at grey, or at a board (a goal is greener than grey).
+    Args:
+        frame: [height, width, rgb].
+        colour: of the agent.
+        under: hue at which a pixel has none of it.
     """
-    under = np.float32(0) if board is None else np.minimum(_red(board), 0)
-    share: NDArray[np.float32] = (_red(frame / np.float32(255)) - under) / (_red(np.array(cv.AGENT)) - under)
+    share: NDArray[np.float32] = (_hue(frame / np.float32(255), colour) - under) / (
+        _hue(np.array(colour), colour) - under
+    )
     return np.clip(share, 0, 1)
 
 
-def _red(rgb: NDArray[Any]) -> NDArray[Any]:
-    return rgb[..., 0] - (rgb[..., 1] + rgb[..., 2]) / 2
+def _hue(rgb: NDArray[Any], colour: Colour) -> NDArray[Any]:
+    """Return how far a pixel is redder than green and blue, where the colour is a red; so too of the others."""
+    main = max(range(3), key=lambda i: colour[i])
+    one, other = (i for i in range(3) if i != main)
+    hue: NDArray[Any] = rgb[..., main] - (rgb[..., one] + rgb[..., other]) / 2
+    return hue
 
 
-def see(frame: NDArray[np.uint8], board: Canvas) -> Sighting:
-    """Find the agent in a frame [height, width, rgb] of a walk on a board."""
-    red = redness(frame, board)
+def _tint(board: Canvas, colour: Colour) -> NDArray[np.float32]:
+    """Return the hue that the board has of an agent's colour, 0 where it has none."""
+    hue = _hue(board, colour)
+    return np.where(hue > TINTED * _hue(np.array(colour), colour), hue, np.float32(0))
+
+
+def see(frame: NDArray[np.uint8], board: Canvas, colour: Colour = cv.AGENT) -> Sighting:
+    """Find the agent of a colour in a frame [height, width, rgb] of a walk on a board.
+
+    Its colour is counted from what the board is: a green goal is farther from red than grey is, a red one nearer.
+    """
+    red = colouring(frame, colour, _tint(board, colour) + np.minimum(_hue(board, colour), 0))
     red[red < FAINT] = 0
     total = float(red.sum())
     if total < 1:
@@ -98,53 +126,102 @@ def see(frame: NDArray[np.uint8], board: Canvas) -> Sighting:
 def judge(
     video: NDArray[np.uint8], board: Canvas, path: Sequence[Cell], num_frames: int
 ) -> tuple[bool, float]:
+    """Judge the walk of the usual agent alone; see `judge_together`."""
+    return judge_together(video, board, [Walker(path)], num_frames)
+
+
+def judge_together(
+    video: NDArray[np.uint8], board: Canvas, walkers: Sequence[Walker], num_frames: int
+) -> tuple[bool, float]:
     """Return whether a video has so many frames, all of them legal (`legal_frames`), and the share of its frames that are."""
-    legal = legal_frames(video, board, path)
+    legal = legal_frames(video, board, walkers)
     return len(video) == num_frames and bool(legal.all()), float(legal.mean())
 
 
-def legal_frames(video: NDArray[np.uint8], board: Canvas, path: Sequence[Cell]) -> NDArray[np.bool_]:
+def legal_frames(video: NDArray[np.uint8], board: Canvas, walkers: Sequence[Walker]) -> NDArray[np.bool_]:
     """Say of every frame whether what it shows is legal.
 
     Args:
         video: [time, height, width, rgb].
-        board: without agent and trail, [height, width, rgb] in [0, 1].
-        path: that the agent is to walk, from its first cell in the first frame to its last in the last.
+        board: without agents and trails, [height, width, rgb] in [0, 1].
+        walkers: the agents that there are, each of a colour whose strongest channel is its own.
 
     Returns:
         [time].
     """
-    points, last = np.array([cv.centre(cell) for cell in path]), max(len(video) - 1, 1)
-    legal, before = [], 0.0
+    spread, last = SPREAD if len(walkers) == 1 else STRAY, max(len(video) - 1, 1)
+    watched, legal = [_Watched(walker, board, spread) for walker in walkers], []
     for t, frame in enumerate(video):
-        due = (len(path) - 1) * CELL * t / last
-        seen, slack = see(frame, board), STILL if t in (0, last) else LATE
-        off, along = _on_path(np.array(seen.at), points, due) if seen.is_one else (np.inf, before)
-        moved = off <= OFF_PATH and abs(along - due) <= slack and along >= before - STILL
-        legal.append(moved and _is_walk(frame, board, path, along / CELL, (len(path) - 1) / last))
-        before = max(before, along) if moved else before
+        moves = [made for each in watched if (made := each.moves(frame, t, last)) is not None]
+        legal.append(len(moves) == len(watched) and _is_walk(frame, board, watched, moves, last))
     return np.array(legal)
 
 
+class _Watched:
+    """A walker that is watched from frame to frame.
+
+    Attributes:
+        walker: who is watched.
+        steps: moves of its path.
+        points: centres of its cells, (x, y).
+        board: that it walks on.
+        tint: hue of its colour that the board has.
+        spread: of its colour, at most.
+        come: how far it has come, in pixels along its path.
+    """
+
+    def __init__(self, walker: Walker, board: Canvas, spread: float) -> None:
+        self.walker, self.board, self.spread = walker, board, spread
+        self.steps = len(walker.path) - 1
+        self.points = np.array([cv.centre(cell) for cell in walker.path])
+        self.tint = _tint(board, walker.colour)
+        self.come = 0.0
+
+    def moves(self, frame: NDArray[np.uint8], t: int, last: int) -> float | None:
+        """Return how many moves it has made in frame t; None unless it is one agent, on its path and in its time."""
+        due, slack = self.steps * CELL * t / last, STILL if t in (0, last) else LATE
+        seen = see(frame, self.board, self.walker.colour)
+        if not seen.within(self.spread):
+            return None
+        off, along = _on_path(np.array(seen.at), self.points, due)
+        if off > OFF_PATH or abs(along - due) > slack or along < self.come - STILL:
+            return None
+        self.come = max(self.come, along)
+        return along / CELL
+
+    def near(self, moves: float, last: int) -> NDArray[np.bool_]:
+        """Return which pixels a codec may blur it into, `BLENDED` frames before and after so many moves, [height, width]."""
+        times = moves + self.steps / last * np.linspace(-BLENDED, BLENDED, 4 * BLENDED + 1)
+        cells = np.arange(self.steps + 1)
+        x, y = (np.interp(np.clip(times, 0, self.steps), cells, axis) for axis in self.points.T)
+        rows, columns = (np.arange(n, dtype=np.float32) + 0.5 for n in self.board.shape[:2])
+        down, across = (rows - y[:, None]) ** 2, (columns - x[:, None]) ** 2
+        return (down[:, :, None] + across[:, None]).min(0) < AROUND**2
+
+
 def _is_walk(
-    frame: NDArray[np.uint8], board: Canvas, path: Sequence[Cell], moves: float, speed: float
+    frame: NDArray[np.uint8],
+    board: Canvas,
+    watched: Sequence[_Watched],
+    moves: Sequence[float],
+    last: int,
 ) -> bool:
-    """Say whether a frame shows a walk after so many moves, and nothing else; the speed is in moves a frame."""
-    picture, head = walked(board, path, moves)
-    cv.disc(picture, head[0], head[1], RADIUS, cv.AGENT)
-    changed, red = difference(frame, picture), _smooth(redness(frame)[..., None])[..., 0]
-    times = np.clip(moves + speed * np.linspace(-BLENDED, BLENDED, 4 * BLENDED + 1), 0, len(path) - 1)
-    cells = np.arange(len(path))
-    y, x = (np.interp(times, cells, axis) for axis in np.array([cv.centre(cell)[::-1] for cell in path]).T)
-    rows, columns = (np.arange(n, dtype=np.float32) + 0.5 for n in board.shape[:2])
-    down, across = (rows - y[:, None]) ** 2, (columns - x[:, None]) ** 2
-    near = (down[:, :, None] + across[:, None]).min(0) < AROUND**2
+    """Say whether a frame shows the walk after so many moves of each walker, and nothing else."""
+    shown = picture(board, [each.walker for each in watched], moves)
+    changed = difference(frame, shown)
+    near = np.any([each.near(made, last) for each, made in zip(watched, moves, strict=True)], 0)
     return bool(
-        changed[~near].max() <= CHANGED
-        and changed[near].max() <= BLURRED
-        and red[~near].max() <= GHOST
-        and _change_of_walls(frame, picture, board) <= CHANGED
+        changed[~near].max(initial=0) <= CHANGED
+        and changed[near].max(initial=0) <= BLURRED
+        and all(_is_alone(frame, each, near) for each in watched)
+        and _change_of_walls(frame, shown, board) <= CHANGED
     )
+
+
+def _is_alone(frame: NDArray[np.uint8], watched: _Watched, near: NDArray[np.bool_]) -> bool:
+    """Say whether nothing has an agent's colour away from the agents, but for what of it the board has."""
+    red = _smooth(colouring(frame, watched.walker.colour, watched.tint)[..., None])[..., 0]
+    return bool(red[~near].max(initial=0) <= GHOST)
 
 
 def _change_of_walls(frame: NDArray[np.uint8], picture: Canvas, board: Canvas) -> float:

@@ -58,12 +58,13 @@ def grid_edges(size: int) -> list[Edge]:
 def board(size: int, walls: Iterable[Edge], goals: Iterable[Cell]) -> Canvas:
     """Draw a board: outer wall, walls between cells, goals."""
     out = cv.blank(size)
-    _paint_goals(out, goals)
+    paint_goals(out, goals)
     paint_walls(out, size, walls)
     return out
 
 
-def _paint_goals(out: Canvas, goals: Iterable[Cell], colour: tuple[float, ...] = cv.GOAL) -> None:
+def paint_goals(out: Canvas, goals: Iterable[Cell], colour: tuple[float, ...] = cv.GOAL) -> None:
+    """Draw a square in every cell of a goal."""
     for goal in goals:
         x, y = cv.centre(goal)
         cv.rectangle(out, x - 5, y - 5, x + 5, y + 5, colour)
@@ -133,7 +134,7 @@ def scene_masks(
     """Return where what is seen in a walk on a board of `walls` and `goals`; see `walk_masks`."""
     things = {
         "walls": partial(paint_walls, size=size, walls=walls),
-        "goals": partial(_paint_goals, goals=goals),
+        "goals": partial(paint_goals, goals=goals),
     }
     return walk_masks(size, path, num_frames, things)
 
@@ -186,9 +187,11 @@ def _line(canvas: Canvas, a: NDArray[np.float64], b: NDArray[np.float64], colour
     cv.rectangle(canvas, x0, y0, x1, y1, colour)
 
 
-def trail_strength(frame: NDArray[np.uint8], size: int) -> dict[Edge, float]:
-    """Read how much trail lies on every edge of the board: 0 none, 1 full."""
-    seen = np.maximum(cv.likeness(frame, cv.TRAIL), cv.likeness(frame, cv.AGENT))
+def trail_strength(
+    frame: NDArray[np.uint8], size: int, colours: Sequence[tuple[float, ...]] = (cv.TRAIL, cv.AGENT)
+) -> dict[Edge, float]:
+    """Read how much trail lies on every edge of the board: 0 none, 1 full. An agent counts as trail where it is."""
+    seen = np.maximum.reduce([cv.likeness(frame, colour) for colour in colours])
     out = {}
     for a, b in grid_edges(size):
         (xa, ya), (xb, yb) = cv.centre(a), cv.centre(b)
@@ -196,9 +199,11 @@ def trail_strength(frame: NDArray[np.uint8], size: int) -> dict[Edge, float]:
     return out
 
 
-def read_trail(frame: NDArray[np.uint8], size: int) -> frozenset[Edge]:
-    """Read the edges that carry a trail (more than half of a full one)."""
-    return frozenset(e for e, s in trail_strength(frame, size).items() if s > 0.5)
+def read_trail(
+    frame: NDArray[np.uint8], size: int, colours: Sequence[tuple[float, ...]] = (cv.TRAIL, cv.AGENT)
+) -> frozenset[Edge]:
+    """Read the edges that carry a trail (more than half of a full one) in the colours of trail and agents."""
+    return frozenset(e for e, s in trail_strength(frame, size, colours).items() if s > 0.5)
 
 
 def read_agent(frame: NDArray[np.uint8], size: int) -> Cell | None:
