@@ -24,7 +24,6 @@ SETS: dict[str, Callable[[int], Sample]] = {
     "odd": tasks.odd,
     "pick": tasks.pick,
     "roll": tasks.roll,
-    "apart": tasks.apart,
     "maze4": partial(tasks.maze, size=4),
     "loop": tasks.loop,
     "choose": tasks.choose,
@@ -37,6 +36,7 @@ SETS: dict[str, Callable[[int], Sample]] = {
     "pick-new (new pairs)": partial(tasks.pick, held_out=True),
     "back (task held out)": tasks.back,
     "queens (task held out)": tasks.queens,
+    "apart (task held out)": tasks.apart,
 }
 """By name. Those with a bracket are out of domain, and say how."""
 

@@ -33,7 +33,7 @@ SEED = 0
 FIRST_TASKS = ("maze", "loop", "choose", "circle", "pattern", "occlude")
 MOVERS = ("choose", "occlude", "roll")
 """What moves and is no puzzle."""
-PUZZLES = ("maze", "arrows", "bounce", "latin", "tictac", "odd", "apart")
+PUZZLES = ("maze", "arrows", "bounce", "latin", "tictac", "odd")
 
 
 @dataclass(frozen=True)
