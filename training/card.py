@@ -30,10 +30,10 @@ class Args:
 
     results: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Files of `evaluate.py`, one for each organism."""
-    seeds: tuple[Path, ...] = ()
-    """Files of `evaluate.py` for seeds of training of one organism, seed 0 first: a table with a column for each."""
     card: Path | None = None
     """Page whose tables, between marks such as `<!-- results -->` and `<!-- end -->`, are replaced. Default: printed."""
+    seeds: tuple[Path, ...] = ()
+    """Files of `evaluate.py` for seeds of training of one organism, seed 0 first: a table with a column for each."""
 
 
 def table(results: dict[str, Any]) -> str:

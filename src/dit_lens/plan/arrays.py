@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import sys
@@ -205,15 +206,16 @@ def tensor(walk: Walk, value: Any) -> Any:
 
 
 def attributes_of(value: Any) -> dict[str, Any]:
-    """Return the attributes that the user has given a tensor."""
-    return {name: held for name, held in vars(value).items() if not name.startswith(_MARKS)}
+    """Return the attributes that the user has given a tensor; torch keeps its own in those of nested ones."""
+    marks = "_" if value.is_nested else _MARKS
+    return {name: held for name, held in vars(value).items() if not name.startswith(marks)}
 
 
 def _values(walk: Walk, value: Any) -> Any:
     """Return a tensor's values: by position where they are gathered, by the walk's own checksum where it has one."""
     if walk.gathering is not None and (position := walk.gathering.take([value])) is not None:
         return {"@tensor": position}
-    plain = type(value).__name__ in ("Tensor", "Parameter", "Buffer") and str(value.layout) == "torch.strided"
+    plain = type(value) in _plain_types() and not value.is_nested and str(value.layout) == "torch.strided"
     if plain and is_freed(value):
         return walk.unnamed(value, "a tensor whose memory was freed")
     if value.is_meta and (walk.checksum is None or walk.called is not None):
@@ -234,6 +236,14 @@ def _values(walk: Walk, value: Any) -> Any:
     }
 
 
+@functools.cache
+def _plain_types() -> frozenset[type]:
+    """Return torch's own classes of tensors: by themselves, since a class of the user's may have the name of one."""
+    import torch
+
+    return frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+
+
 def is_freed(value: Any) -> bool:
     """Say whether the memory of a strided tensor was given back: to read it would end the process."""
     return not value.is_meta and value.numel() > 0 and value.untyped_storage().nbytes() == 0
@@ -243,16 +253,21 @@ def tensor_bytes(flat: Any) -> Any:
     """Return the bytes of a flat tensor, whichever number type it has, as a numpy array of uint8."""
     import torch
 
-    return flat.cpu().contiguous().view(torch.uint8).numpy()
+    # A single value counts as contiguous with any stride, and `view` refuses it then.
+    flat = flat.cpu().clone(memory_format=torch.contiguous_format) if flat.numel() == 1 else flat.cpu()
+    return flat.contiguous().view(torch.uint8).numpy()
 
 
 def _unusual(walk: Walk, value: Any) -> Any:
-    """Return a tensor that is not a block of numbers: of a class of its own, sparse, quantized."""
-    data: dict[str, Any] = {
-        "@tensor": type(value).__qualname__,
-        "shape": list(value.shape),
-        "dtype": str(value.dtype),
-    }
+    """Return a tensor that is not a block of numbers: of a class of its own, sparse, quantized, nested."""
+    data: dict[str, Any] = {"@tensor": type(value).__qualname__, "dtype": str(value.dtype)}
+    if value.is_nested:
+        return (
+            data
+            | _of_user(walk, value)
+            | {"layout": str(value.layout), "parts": walk.visit([*value.unbind()])}
+        )
+    data["shape"] = list(value.shape)
     parts = tensor_parts(value)
     if parts is None:
         return walk.unnamed(value, f"a tensor of the kind {type(value).__name__} ({value.layout})")

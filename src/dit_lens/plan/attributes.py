@@ -58,6 +58,8 @@ NNSIGHT = "__nnsight__"
 MOST_RECIPES = 4096
 """Classes of libraries, with the names of the attributes of their objects, of which is kept which count."""
 
+_NNSIGHT = "nnsight."
+
 _GUESTS = ("dit_lens.engine.", "dit_lens.families.", "nnsight.", "transformers.utils.output_capturing.")
 """Where hooks come from that watch a model, and do not make it another one."""
 
@@ -120,8 +122,25 @@ def _below_nnsight(kind: type, state: Any) -> dict[str, Any]:
     original = getattr(state, "original", None)
     if original is None or original is getattr(kind, "forward", None):
         return {}
-    wraps = ".<locals>." in getattr(original, "__qualname__", "") and getattr(original, "__closure__", None)
-    return {"forward": original.__closure__[0].cell_contents if wraps else original}
+    return {"forward": _unwrapped(original)}
+
+
+def _unwrapped(forward: Any) -> Any:
+    """Return a forward of the user's that nnsight keeps in a function of its own, because it is bound to its module."""
+    is_nnsights = getattr(forward, "__globals__", {}).get("__name__", "").startswith(_NNSIGHT)
+    return forward.__closure__[0].cell_contents if is_nnsights else forward
+
+
+def is_controller(kind: type) -> bool:
+    """Say whether a class is the one whose objects nnsight puts in place of a module's forward."""
+    return kind.__module__.startswith(_NNSIGHT) and kind.__name__ == "Controller"
+
+
+def beneath(controller: Any) -> Any:
+    """Return the forward that one of nnsight's stands in place of: a bound method, or what the user has put there."""
+    module, original = controller.module_ref(), _unwrapped(controller.state.original)
+    is_own = original is controller.state.original
+    return types.MethodType(original, module) if is_own else original
 
 
 _PARTS: dict[int, dict[int, weakref.ReferenceType[Any]]] = {}

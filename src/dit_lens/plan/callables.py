@@ -34,6 +34,9 @@ UNSEEN = frozenset(
 )
 """Builtins that read what no name says."""
 
+_ALIASES = {"OSError": ("EnvironmentError", "IOError")}
+"""Classes among the builtins that stand there under more names."""
+
 FUNCTION_UNTOLD = frozenset({"__wrapped__", "_torchdynamo_wrapper_id"})
 """Attributes of a function that say nothing of what it does, or are read apart."""
 
@@ -285,14 +288,15 @@ def named(walk: Walk, name: str, names: Sequence[str], scope: Mapping[str, Any])
     if name in UNSEEN:
         return walk.unnamed(known[name], f"{name}(), which reads what no name says,")
     # A builtin that somebody has put there, or replaced, is no builtin.
-    ours = getattr(builtins, name, None) is known[name] and _is_pythons_own(known[name])
+    ours = getattr(builtins, name, None) is known[name] and _is_pythons_own(known[name], name)
     return {"@builtin": name} if ours else walk.visit(known[name], f"the builtin {name!r}")
 
 
-def _is_pythons_own(value: Any) -> bool:
-    """Say whether a value that stands among the builtins is one of them."""
+def _is_pythons_own(value: Any, name: str) -> bool:
+    """Say whether a value that stands among the builtins under a name is the one that Python has put there."""
     if isinstance(value, types.BuiltinFunctionType | type):
-        return value.__module__ in ("builtins", "_io", "io")
+        own = {value.__name__, *_ALIASES.get(value.__name__, ())}
+        return name in own and value.__module__ in ("builtins", "_io", "io")
     return value is None or type(value) in (bool, type(Ellipsis), type(NotImplemented))
 
 
@@ -329,6 +333,8 @@ def follow(walk: Walk, value: Any, names: Sequence[str]) -> Any:
     """
     library = None
     for n, name in enumerate(names):
+        if (name == "modules" and value is sys) or name == "__globals__":
+            return walk.unnamed(value, f"{name}, in which code finds what no name says,")
         if isinstance(value, types.ModuleType):
             if library is None and _is_of_library(value):
                 library = [value.__name__, *names[n:]]

@@ -79,7 +79,9 @@ def content(value: Any, unnamed: list[str], what: str = "") -> Any:
     return Walk(unnamed, what).whole(value)
 
 
-def unnamed_by(look: Callable[[Walk], Any], names: frozenset[str] = frozenset()) -> list[str]:
+def unnamed_by(
+    look: Callable[[Walk], Any], seen: Iterable[str], names: frozenset[str] = frozenset()
+) -> list[str]:
     """Return a sentence for each part that cannot be named, of what code can call: a method that nothing calls does no harm.
 
     Code calls a method by its name. What libraries call of an object by names of their own, without a class of theirs below
@@ -87,8 +89,15 @@ def unnamed_by(look: Callable[[Walk], Any], names: frozenset[str] = frozenset())
 
     Args:
         look: goes through what is named; no tensor is read.
+        seen: sentences of a look that read the tensors. One that does not come again without them stays.
         names: that the code itself has.
     """
+    again: list[str] = []
+    look(Walk(again, checksum=lambda tensor: None, repeatable=True))
+    return [sentence for sentence in seen if sentence not in again] + _unnamed_of_called(look, names)
+
+
+def _unnamed_of_called(look: Callable[[Walk], Any], names: frozenset[str]) -> list[str]:
     while True:
         unnamed: list[str] = []
         walk = Walk(unnamed, checksum=lambda tensor: None, repeatable=True, called=names)
@@ -414,6 +423,8 @@ class Walk:
         )
 
     def _other(self, value: Any, kind: type) -> Any:
+        if attributes.is_controller(kind):
+            return self.visit(attributes.beneath(value))
         if (recipe := objects.recipe_of(self, value, kind)) is not None:
             return objects.describe_by(recipe, self, value)
         if isinstance(value, type):

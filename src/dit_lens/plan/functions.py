@@ -118,7 +118,7 @@ def describe(
         dict(data) if "function" in data else {"function": callables.name_of(function), "code": digest(data)}
     )
     if sentences and not repeatable:
-        sentences = unnamed_by(lambda walk: walk.whole(function))
+        sentences = unnamed_by(lambda walk: walk.whole(function), sentences)
         if sentences:
             data["code"] = uuid.uuid4().hex
     if unnamed is not None:

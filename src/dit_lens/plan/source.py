@@ -47,7 +47,8 @@ def describe_source(
 
     sentences: list[str] = []
     data = look(Walk(sentences, repeatable=True))
-    if sentences and (sentences := unnamed_by(look, bytecode.names(compile(tree, "<body>", "exec")))):
+    called = bytecode.names(compile(tree, "<body>", "exec"))
+    if sentences and (sentences := unnamed_by(look, sentences, called)):
         data.append(uuid.uuid4().hex)
     if unnamed is not None:
         unnamed += sentences

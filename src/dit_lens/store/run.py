@@ -25,6 +25,12 @@ JSON_ATTRS = ("manifest", "nan", "inf", "journal")
 """Attributes of a run that are more than a string or a number."""
 
 
+def _parts(dataset: xr.Dataset) -> dict[str, tuple[Any, str]]:
+    """Return what a dataset holds, by name: which array, by itself, and the attributes; under "" those of all of it."""
+    parts = {str(name): (id(v._data), repr(v.attrs)) for name, v in dataset.variables.items()}
+    return {**parts, "": (0, repr(dataset.attrs))}
+
+
 class Run:
     """One traced trajectory.
 
@@ -38,6 +44,7 @@ class Run:
         self._path = absolute(path)
         self._scratch = scratch
         self._dataset: xr.Dataset | None = None
+        self._as_opened: dict[str, tuple[Any, str]] = {}
 
     @property
     def path(self) -> Path:
@@ -55,6 +62,7 @@ class Run:
         """All that was recorded, as a lazy `xarray.Dataset` on the run's full coordinates."""
         if self._dataset is None:
             self._dataset = open_run(self.path, keep=self._scratch)
+            self._as_opened = _parts(self._dataset)
         return self._dataset
 
     @property
@@ -121,9 +129,21 @@ class Run:
         units = {
             f"{name} {key}": entry.crc32c for (name, key), entry in journal.read(self.path).units.items()
         }
-        own = ("_path", "_scratch", "_dataset")
-        more = walk.node(self, lambda *_: objects.beyond(walk, self, Run, own))
+        own = ("_path", "_scratch", "_dataset", "_as_opened")
+        more = walk.node(self, lambda *_: [objects.beyond(walk, self, Run, own), walk.visit(self._altered())])
         return {"@run": group["attributes"]["identity_sha256"], "units": sorted(units.items()), "more": more}
+
+    def _altered(self) -> dict[str, Any]:
+        """Return by name what the user has put into `dataset`, or written into what is loaded there."""
+        if self._dataset is None or (now := _parts(self._dataset)) == self._as_opened:
+            return {}
+        fresh, held = open_run(self.path, keep=self._scratch), self._dataset
+        altered: dict[str, Any] = {}
+        for name in (now.keys() | self._as_opened.keys()) - {""}:
+            one, other = held.variables.get(name), fresh.variables.get(name)
+            if one is None or other is None or not one.identical(other):
+                altered[name] = None if one is None else held[name]
+        return altered if held.attrs == fresh.attrs else {**altered, "attributes": dict(held.attrs)}
 
     def __repr__(self) -> str:
         return (
