@@ -3,6 +3,7 @@
 Usage:
     python training/evaluate.py --names full two-expert few4 --n 128    # on a CPU; --device cuda on a GPU
     python training/evaluate.py --names full --sets arrows2 arrows8 arrows20 --layers 4 8 12 16 --steps 4 20 --out runs/depth
+    python training/evaluate.py --names full --sets latin choose --guidance 1 2 4 --steps 20 --out runs/guidance
     python training/card.py runs/evaluation/*.json --card docs/organism.md        # tables of what was measured
 
 The networks of `network.py` run here, in float32, from the noise that the pipeline draws for seed i in scene i; a test holds
@@ -93,7 +94,13 @@ class Evaluation:
                 self.pending.remove(pending)
 
     def start(
-        self, name: str, network: Any, out: Path, steps: tuple[int, ...], layers: tuple[int, ...] = ()
+        self,
+        name: str,
+        network: Any,
+        out: Path,
+        steps: tuple[int, ...],
+        layers: tuple[int, ...] = (),
+        guidance: tuple[float, ...] = (1.0,),
     ) -> None:
         """Let a network answer every set, and have it judged in the background; the results are written at the end.
 
@@ -103,6 +110,7 @@ class Evaluation:
             out: file of the results.
             steps: numbers of steps, the largest last.
             layers: numbers of layers after which it is read out, all others left out. Default: all layers.
+            guidance: scales of guidance; 1 is none.
         """
         import torch
 
@@ -111,15 +119,16 @@ class Evaluation:
         verdicts: dict[tuple[str, str], list[Any]] = defaultdict(list)
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
-        ways = [(many, depth) for depth in layers or (None,) for many in steps]
-        for (many, depth), rows in tqdm([*product(ways, self._batches())], desc=name, unit="batch"):
-            for label, videos in self._answers(cut(network, depth), rows, many).items():
+        ways = [*product(guidance, layers or (None,), steps)]
+        for (scale, depth, many), rows in tqdm([*product(ways, self._batches())], desc=name, unit="batch"):
+            for label, videos in self._answers(cut(network, depth), rows, many, scale).items():
                 if label == ONE and many != steps[-1]:
                     continue  # it is the same in every run
                 count += 1
                 file = f"{folder.name}/{count}.npy"
                 np.save(file, videos)
                 label = label if depth is None else f"{label}, {depth} layers"
+                label = label if scale == 1 else f"{label}, guidance {scale:g}"
                 for row, (each, number) in enumerate(rows):
                     verdict = self.pool.apply_async(judge, (each, number, file, row))
                     verdicts[each, label].append(verdict)
@@ -141,7 +150,7 @@ class Evaluation:
         """Return first frame, prompt and number of frames of every scene."""
         return dict(zip(self.rows, self.questions.get(), strict=True))
 
-    def _answers(self, network: Any, rows: list[Row], steps: int) -> dict[str, Any]:
+    def _answers(self, network: Any, rows: list[Row], steps: int, guidance: float = 1.0) -> dict[str, Any]:
         """Return the videos of scenes, [scene, time, height, width, rgb]: at the end, and after one step."""
         import torch
 
@@ -157,6 +166,7 @@ class Evaluation:
             grid = (1 + (frames[0] - 1) // 4, *shown.shape[3:])
             noise = torch.cat([_noise(grid, number) for _, number in rows]).to(device)
             given = flow.condition(shown.expand(-1, -1, grid[0], -1, -1), self.frozen.grey)
+            network = flow.guided(network, guidance, words.embed([""]))
             path = flow.trajectory(network, noise, given, words.embed(prompts), steps)
             # The line through the first step, to noise level 0.
             x0 = path[0] + (path[1] - path[0]) / (1 - flow.schedule(steps)[1].item())
@@ -216,6 +226,8 @@ class Args:
     """Numbers of steps, the largest last; one step is measured beside them."""
     layers: tuple[int, ...] = ()
     """Numbers of layers after which the network is read out. Default: all layers."""
+    guidance: tuple[float, ...] = (1.0,)
+    """Scales of classifier-free guidance; 1 is none."""
     device: str = "cpu"
     workers: int = 2
     """Processes that judge."""
@@ -234,7 +246,7 @@ def main(args: Args) -> None:
     with Evaluation(Frozen(args.frozen, args.device), args.n, args.workers, args.sets) as evaluation:
         for name in args.names:
             network = load_organism(name, args.folder, args.device)
-            evaluation.start(name, network, args.out / f"{name}.json", args.steps, args.layers)
+            evaluation.start(name, network, args.out / f"{name}.json", args.steps, args.layers, args.guidance)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,24 @@ def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return (1 - s) * latents + s * noise
 
 
+def guided(model: Model, scale: float, empty: Tensor) -> Model:
+    """Return a model with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): v_0 + scale * (v - v_0).
+
+    Args:
+        model: the DiT.
+        scale: 1 for none.
+        empty: embedding of the empty prompt, [1, token, channel], with which it gives v_0.
+    """
+    if scale == 1:
+        return model
+
+    def velocity(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        without = model(x, sigma, empty.expand_as(context))
+        return without + scale * (model(x, sigma, context) - without)
+
+    return velocity
+
+
 def trajectory(model: Model, noise: Tensor, given: Tensor, context: Tensor, steps: int) -> list[Tensor]:
     """Follow the flow from noise by Euler's steps.
 

@@ -33,19 +33,22 @@ def test_levels_are_drawn_between_two(levels):
     assert abs((drawn < flow.shifted(torch.tensor((low + high) / 2))).float().mean() - 0.5) < 0.03
 
 
-@pytest.mark.parametrize("name", ["full", "causal", "few4", "two-expert"])
-def test_a_run_is_the_pipelines(name):
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("full", 1.0), ("full", 3.0), ("causal", 1.0), ("few4", 1.0), ("two-expert", 1.0), ("lora", 1.0)],
+)
+def test_a_run_is_the_pipelines(name, scale):
     lens = dl.load(f"organism-{name}")
     sample, pipe = dl.tasks.latin(1_000_003), lens.specimen.pipe
-    run = lens.run(sample, seed=3, steps=3, record=[dl.x0])
+    run = lens.run(sample, seed=3, steps=3, cfg_scale=scale, record=[dl.x0])
     network = load_organism(name, table.FOLDER, "cpu")
     codec = pipe.vae
     still = encode(codec, torch.from_numpy(sample.truth[:1])[None]).float()
     noise = torch.randn((1, 48, 7, 8, 8), generator=torch.Generator("cpu").manual_seed(3))
     given = flow.condition(still.expand(-1, -1, 7, -1, -1), flow.grey_latents(codec))
-    context = pipe.text_encoder(*pipe.tokenizer(sample.prompt))
+    context, empty = (pipe.text_encoder(*pipe.tokenizer(prompt)) for prompt in (sample.prompt, ""))
     with torch.no_grad():
-        path = flow.trajectory(network, noise, given, context, 3)
+        path = flow.trajectory(flow.guided(network, scale, empty), noise, given, context, 3)
     ours = path[-1][0].permute(1, 2, 3, 0).numpy()
     np.testing.assert_allclose(ours, run["x0"].isel(step=-1).squeeze().values, atol=2e-3)
 
