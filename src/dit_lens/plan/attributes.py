@@ -133,7 +133,7 @@ def _unwrapped(forward: Any) -> Any:
 
 def is_controller(kind: type) -> bool:
     """Say whether a class is the one whose objects nnsight puts in place of a module's forward."""
-    return kind.__module__.startswith(_NNSIGHT) and kind.__name__ == "Controller"
+    return kind.__name__ == "Controller" and str(kind.__module__).startswith(_NNSIGHT)
 
 
 def beneath(controller: Any) -> Any:
