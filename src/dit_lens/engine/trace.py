@@ -241,7 +241,7 @@ class Trace(InterleavingTracer):
                 push_result(frame, variables := self._body.lcls.writes())
                 _warn_unsaved(frame, before, variables)
             finally:
-                self._body = None
+                self._body, self._calls, self._peeked = None, [], None  # they hold what the run was made with
                 specimen.envoys = None
                 _surely(lambda: release(root))
 
