@@ -9,16 +9,20 @@ top of that, at the two ends where all requests pass, those of raw envoys too:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 from nnsight.intervention.interleaver import Event, Mediator, Pending
 
+from dit_lens.engine.drafts import Drafts, Part
 from dit_lens.engine.handover import Handover
 from dit_lens.errors import CaptureError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dit_lens.engine.stages import Call
 
 LOCATION = "dit_lens.call"
@@ -28,6 +32,10 @@ RESULT = "result"
 """Where the body waits for the run, in nnsight's terms: `tr.result`."""
 
 _ORDER = "Ask for values in the order in which the model makes them, lower layers first."
+
+
+class DraftRequest(Pending):
+    """A request for a value that the body gets a copy of, or for the copy to take the value's place."""
 
 
 class Body(Mediator):
@@ -51,6 +59,8 @@ class Body(Mediator):
         self.ended = False
         self._dits = tuple(dits)
         self._handover = Handover()
+        self._drafts: Drafts | None = None  # what it holds of the place where the model waits
+        self._compared: set[str] = set()  # locations of which it has held something
         self._served = 0  # visits of LOCATION that the body has had
         self._before: dict[str, int] = {}  # nnsight's counts of visits, when the running call began
         self._once: dict[
@@ -66,15 +76,35 @@ class Body(Mediator):
         call: Call | None = Mediator.value(LOCATION)
         return call
 
-    def read(self, location: str, what: str) -> Any:
-        """Return the value at a location that a call visits once; `what` names it in words."""
-        self._ask_once(location, what)
-        return Mediator.value(location)
+    def read(self, location: str, part: Part) -> Tensor:
+        """Return a copy of a value at a location that a call visits once; written to, it takes the value's place."""
+        tensor = self._drafts_at(location, part).read(part)
+        self._handover.lend(tensor, f"{part.what} at {self.running}")
+        return tensor
 
-    def write(self, location: str, value: Any, what: str) -> None:
-        """Replace the value at a location that a call visits once; `what` names it in words."""
-        self._ask_once(location, what)
-        Mediator.swap(location, value)
+    def write(self, location: str, part: Part, value: Tensor) -> None:
+        """Let another tensor take the place of a value at a location that a call visits once."""
+        self._drafts_at(location, part).set(part, value)
+        self._handover.lend(value, f"{part.what} at {self.running}")
+
+    def _drafts_at(self, location: str, part: Part) -> Drafts:
+        self._ask_once(location, part.what)
+        visit = location, self.wanted(location)
+        if self._drafts is None or self._drafts.visit != visit:
+            self.flush()
+            self._drafts = Drafts(visit, getcurrent().parent.switch(DraftRequest(Event.VALUE, *visit)))
+        return self._drafts
+
+    def flush(self) -> None:
+        """Put what the body has written into the model; nnsight asks for it before every request, and when the body ends."""
+        super().flush()
+        drafts, self._drafts = self._drafts, None
+        if drafts is None:
+            return
+        new = drafts.outcome(first=drafts.visit[0] not in self._compared)
+        self._compared.add(drafts.visit[0])
+        if new is not drafts.carried:
+            getcurrent().parent.switch(DraftRequest(Event.SWAP, *drafts.visit, new))
 
     def wanted(self, location: str) -> int:
         """Return which visit of a location a request made now is for; nnsight asks before every request.
@@ -135,17 +165,30 @@ class Body(Mediator):
         if pending is not None and pending.provider is not None:
             sets = pending.event is not Event.VALUE
             carried = pending.value if sets else args
+            if isinstance(pending, DraftRequest):
+                carried = ()  # nothing of the model's own, nor for the body to hold
             what = self._named(pending.provider) + (f" at {self.running}" if self.running else "")
             self._handover.serve((pending.provider, pending.iteration), carried, what, instead=sets)
         try:
             self._handover.begin()
-            pending = super().switch(*args)
+            with self._aside():
+                pending = super().switch(*args)
         finally:
             error = self._handover.end()
         if error is not None:
             self._raise(error)
             return self.pending
         return pending
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Let the body have the model's modules to itself: those that it calls are no visits, and run bare."""
+        busy, self.interleaver.busy = self.interleaver.busy, False
+        try:
+            with nullcontext() if self.running is None else self.running.aside():
+                yield
+        finally:
+            self.interleaver.busy = busy
 
     # ---- where a call ends
 
@@ -209,7 +252,8 @@ class Body(Mediator):
         worker: Any = self.worker
         worker.parent = getcurrent()
         try:
-            self.pending = worker.throw(error)
+            with self._aside():
+                self.pending = worker.throw(error)
         except BaseException as raised:
             self.pending = None
             if not hasattr(raised, "__intervention_tb__"):

@@ -120,7 +120,7 @@ class Capture:
         self._writer: RunWriter | None = None
         self._run: Run | None = None
         self._last: CapturedStep | None = None  # the step before the next one
-        self._next = 0
+        self._next, self._is_entered = 0, False
         # Streams, and what of each (latents, velocity) the loop was seen to go on with as edited.
         self.heeded: set[tuple[str, str]] = set()
 
@@ -134,6 +134,9 @@ class Capture:
         return self._run
 
     def __enter__(self) -> Self:
+        if self._is_entered:
+            raise CaptureError("capture: this loop has run: call lens.capture again for another run.")
+        self._is_entered = True
         return self
 
     def __exit__(

@@ -17,6 +17,7 @@ from operator import or_
 from types import CodeType, FrameType
 from typing import Any
 
+from greenlet import getcurrent
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from nnsight.tracing.tracer import TRY_STATEMENTS, Tracer, skippable
 
@@ -78,10 +79,21 @@ def _check(node: ast.With | ast.AsyncWith, text: str, frame: FrameType, where: s
             f"{where}: lens.trace(...) stands last in its `with`: what comes after it would be over before the body runs."
         )
     if not _stands_for_what_runs(node, text, frame):
+        if _is_in_body(frame.f_code):
+            raise PlanError(
+                f"{where}: this trace stands in the body of another one, which has no source of its own: put it into a function, "
+                "and call that in the body."
+            )
         raise PlanError(
             f"{where}: the source of the body is not what runs: the file has changed since it was imported, or an import hook "
             "has written it anew. Import it anew, or restart Python."
         )
+
+
+def _is_in_body(code: CodeType) -> bool:
+    """Say whether code stands in the body of a trace that runs."""
+    mediator = getattr(getcurrent(), "mediator", None)
+    return mediator is not None and any(part is code for part in _parts(mediator().code))
 
 
 def _is_last(node: ast.With | ast.AsyncWith, frame: FrameType) -> bool:

@@ -6,6 +6,7 @@ Labels come from the pipeline (a family's `intercept` drives `call` and `advance
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,14 @@ class Call:
         sigma: noise level in [0, 1].
         forward: what the call says of itself.
         stage: pass of the sampling loop.
+        aside: context in which the model's modules run bare, without what is placed on the run.
     """
 
     step: int
     sigma: float
     forward: Forward
     stage: int = 0
+    aside: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False, compare=False)
 
     @property
     def branch(self) -> str:
@@ -143,7 +146,8 @@ class StageLoop:
                 self._started(self.step, self._latents)
         with stepper.calling(forward):
             if self._watch is not None:
-                self._watch(Call(self.step, stepper.sigmas[self.step], forward, self.layout.stage))
+                sigma, aside = stepper.sigmas[self.step], stepper.visitor.aside
+                self._watch(Call(self.step, sigma, forward, self.layout.stage, aside))
             return proceed(self._latents)
 
     def _check_order(self, forward: Forward) -> None:

@@ -27,7 +27,7 @@ from dit_lens.engine.source import capture
 from dit_lens.engine.stages import Call
 from dit_lens.engine.traced import TracedBlock, TracedCall, TracedSite
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.patching import one_interrupt, traced
+from dit_lens.families.patching import one_interrupt, refuse_marked, traced
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.places import At, Selector
 from dit_lens.plan.plan import Layout, Placed, Plan
@@ -190,9 +190,14 @@ class Trace(InterleavingTracer):
     # ---- for nnsight
 
     def __enter__(self) -> Self:
-        """Skip the body, which runs beside the model when the block ends."""
+        """Skip the body, which runs beside the model when the block ends.
+
+        Raises:
+            PlanError: This trace has run, or another one runs with the model, or the body cannot run as it is written.
+        """
         if self._request is not None:
             raise PlanError("This trace has run: call lens.trace again for another run.")
+        refuse_marked([*self.specimen.dits.values()])  # before the source: a trace in a body has none to find
         capture(self)
         if skippable(self.node):
             skip_context(self)
@@ -241,7 +246,7 @@ class Trace(InterleavingTracer):
                 push_result(frame, variables := self._body.lcls.writes())
                 _warn_unsaved(frame, before, variables)
             finally:
-                self._body = None
+                self._body, self._calls, self._peeked = None, [], None  # they hold what the run was made with
                 specimen.envoys = None
                 _surely(lambda: release(root))
 

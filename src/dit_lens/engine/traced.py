@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from dit_lens.engine.body import Body, current_body
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.site import Site, submodule
+from dit_lens.families.site import Item, Site, submodule
 from dit_lens.plan.places import positions
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from dit_lens.engine.stages import Call
     from dit_lens.families.specimen import Specimen
     from dit_lens.plan.plan import Layout, Placed, Plan
@@ -34,6 +36,12 @@ class End:
     module: nn.Module
     site: Site
 
+    def steps(self, carried: Any) -> Item:
+        """Return the steps from what the end carries to the hidden state."""
+        if self.site.end == "output":
+            return self.site.output_steps(carried)
+        return self.site.input_steps(self.module, carried)
+
     def pick(self, carried: Any) -> Tensor:
         """Return the hidden state in what the end carries: what is returned, or (positional, by name)."""
         if self.site.end == "output":
@@ -45,6 +53,42 @@ class End:
         if self.site.end == "output":
             return self.site.into_output(carried, new)
         return self.site.into_inputs(self.module, carried, new)
+
+
+@dataclass(frozen=True)
+class CallPart:
+    """A hidden state in one call: of what the body has selected, the rows of one branch or all.
+
+    Attributes:
+        call: The call.
+        end: Of a module of the DiT that runs.
+        what: The value in words.
+    """
+
+    call: TracedCall
+    end: End
+    what: str
+
+    def key(self, carried: Any) -> Hashable:
+        """Return what tells it from the other values that the end carries."""
+        return self.end.steps(carried)
+
+    def pick(self, carried: Any) -> Tensor:
+        """Return it, as the model has it."""
+        return self.call.own_rows(self.end.pick(carried), self.what)
+
+    def put(self, carried: Any, new: Tensor) -> Any:
+        """Return what the end carries with a copy of another value."""
+        self.check(carried, new)
+        return self.end.put(carried, self.call.with_rows(self.end.pick(carried), new, self.what))
+
+    def check(self, carried: Any, new: Any) -> None:
+        """Refuse another value that is not of the same shape and type.
+
+        Raises:
+            PlanError: It is not.
+        """
+        self.call.check_like(self.pick(carried), new, self.what)
 
 
 class TracedCall:
@@ -107,21 +151,21 @@ class TracedCall:
         """Return the nnsight envoy of a module of the DiT."""
         return self._envoy_of(module)
 
-    def read(self, end: End, what: str) -> Any:
-        """Return all that an end of a module carries in this call.
-
-        Args:
-            end: Of a module of the DiT that runs.
-            what: The value in words.
+    def read(self, part: CallPart) -> Tensor:
+        """Return a copy of a value of this call. Written to before the body goes on, it takes the value's place.
 
         Raises:
             CaptureError: The model is past it, or the module does not run in this call.
         """
-        return self._body(what).read(self._location(end), what)
+        return self._body(part.what).read(self._location(part.end), part)
 
-    def write(self, end: End, carried: Any, what: str) -> None:
-        """Replace all that an end of a module carries in this call; see `read`."""
-        self._body(what).write(self._location(end), carried, what)
+    def write(self, part: CallPart, value: Any) -> None:
+        """Replace a value of this call; see `read`.
+
+        Raises:
+            PlanError: The new value is not of the same shape and type.
+        """
+        self._body(part.what).write(self._location(part.end), part, value)
 
     def refuse_placed(self, end: End, what: str, writing: bool) -> None:
         """Refuse to read or set a value where the plan acts at another moment than the body.
@@ -171,27 +215,29 @@ class TracedCall:
         return f"{self._envoy_of(end.module).path}.{end.site.end}"
 
     def own_rows(self, value: Tensor, what: str) -> Tensor:
-        """Return the rows of the branch, as a view that may be written to."""
+        """Return the rows of the branch, as a view."""
         return value if self._rows is None else value[self._part(value, what)]
 
-    def with_rows(self, whole: Tensor, value: Any, what: str) -> Tensor:
-        """Return a hidden state in which the rows of the branch are others.
+    def with_rows(self, whole: Tensor, value: Tensor, what: str) -> Tensor:
+        """Return a copy of a hidden state in which the rows of the branch are others."""
+        if self._rows is None:
+            return value.clone()
+        out = whole.clone()
+        out[self._part(whole, what)] = value
+        return out
+
+    def check_like(self, current: Tensor, value: Any, what: str) -> None:
+        """Refuse a new value that is not of the shape and type of the current one.
 
         Raises:
-            PlanError: The new value is not of the same shape and type.
+            PlanError: It is not.
         """
-        current = self.own_rows(whole, what)
         if not isinstance(value, Tensor) or value.shape != current.shape or value.dtype != current.dtype:
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise PlanError(
                 f"{what} at {self._call} was set to {got}; the value is {current.dtype} {tuple(current.shape)} [row, token, "
                 "channel]: set it to the same shape and type."
             )
-        if self._rows is None:
-            return value
-        out = whole.clone()
-        out[self._part(whole, what)] = value
-        return out
 
     def _part(self, value: Tensor, what: str) -> slice:
         rows = max(rows.stop for rows in self._call.forward.rows.values())
@@ -209,8 +255,9 @@ class TracedCall:
 class TracedSite:
     """A module in one call: the hidden state that it is given and returns, [row, token, channel].
 
-    `output` and `input` can be set. What else the module is given or returns is there through `envoy`, which is
-    nnsight's.
+    `output` and `input` can be set. What is read is the body's copy: a write into it before the body asks for another place
+    is the same as setting it, and reaches nothing else. What else the module is given or returns is there through `envoy`,
+    which is nnsight's, and gives the model's own tensors.
 
     Args:
         call: The call.
@@ -255,16 +302,17 @@ class TracedSite:
         return self._call.envoy(self._ends[self._value].module)
 
     def _get(self, name: str) -> Any:
-        end, what = self._ends[name], f"{self._what}.{name}"
-        self._call.refuse_placed(end, what, writing=False)
-        return self._call.own_rows(end.pick(self._call.read(end, what)), what)
+        part = self._part(name)
+        self._call.refuse_placed(part.end, part.what, writing=False)
+        return self._call.read(part)
 
     def _set(self, name: str, value: Any) -> None:
-        end, what = self._ends[name], f"{self._what}.{name}"
-        self._call.refuse_placed(end, what, writing=True)
-        carried = self._call.read(end, what)
-        new = self._call.with_rows(end.pick(carried), value, what)
-        self._call.write(end, end.put(carried, new), what)
+        part = self._part(name)
+        self._call.refuse_placed(part.end, part.what, writing=True)
+        self._call.write(part, value)
+
+    def _part(self, name: str) -> CallPart:
+        return CallPart(self._call, self._ends[name], f"{self._what}.{name}")
 
     def __repr__(self) -> str:
         return f"{self._what} of {self._call!r}"

@@ -148,6 +148,15 @@ class Visitor:
         finally:
             self.forward = None
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the hooks rest while a block runs, inside of a call: modules that it calls are no part of the call."""
+        forward, self.forward = self.forward, None
+        try:
+            yield
+        finally:
+            self.forward = forward
+
     # ---- steps
 
     def begin(self, moment: Moment, edits: bool = True, records: bool = True) -> None:

@@ -180,19 +180,24 @@ def undisturbed(dits: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
-def _set(parts: Iterable[nn.Module], mark: _Mark) -> None:
-    if any(_holder(part) is not None for part in parts):
-        gc.collect()  # a mark that several interrupts left in the cycle of a traceback
+def _set(parts: Sequence[nn.Module], mark: _Mark) -> None:
     with _LOCK:
-        for part in parts:
-            holder = _holder(part)
-            if holder is not None:
-                raise PlanError(
-                    f"This {type(part).__name__} is being traced already, in thread {holder.thread!r}: end that trace first, "
-                    "or trace a copy of the model."
-                )
+        refuse_marked(parts)
         for part in parts:
             _MARKS[part] = weakref.ref(mark)
+
+
+def refuse_marked(parts: Sequence[nn.Module]) -> None:
+    """Raise PlanError where one of some modules is being traced."""
+    if any(_holder(part) is not None for part in parts):
+        gc.collect()  # a mark that several interrupts left in the cycle of a traceback
+    for part in parts:
+        holder = _holder(part)
+        if holder is not None:
+            raise PlanError(
+                f"This {type(part).__name__} is being traced already, in thread {holder.thread!r}: end that trace first, "
+                "or trace a copy of the model."
+            )
 
 
 def _clear(parts: Iterable[nn.Module], mark: _Mark) -> None:

@@ -88,7 +88,7 @@ class Site:
         def on_output(_: Any, __: Any, output: Any) -> Any:
             if get_ident() != owner:
                 return None
-            state = pick(output, self._item(output))
+            state = pick(output, self.output_steps(output))
             if state is None:
                 return None  # the last block of a joint model may drop the text: nothing is captured there
             new = visit(_tensor(state, self))
@@ -108,29 +108,30 @@ class Site:
 
     def of_output(self, output: Any) -> Tensor:
         """Return the hidden state in what the module returned."""
-        return _tensor(pick(output, self._item(output)), self)
+        return _tensor(pick(output, self.output_steps(output)), self)
 
     def into_output(self, output: Any, new: Any) -> Any:
         """Return what the module returned, with another hidden state."""
-        return put(output, self._item(output), new)
+        return put(output, self.output_steps(output), new)
 
     def of_inputs(self, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
         """Return the hidden state in the arguments that the module was given, (positional, by name)."""
-        return _tensor(pick(inputs, self._argument(module, inputs)), self)
+        return _tensor(pick(inputs, self.input_steps(module, inputs)), self)
 
     def into_inputs(
         self, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]], new: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments with another hidden state."""
-        args, kwargs = put(inputs, self._argument(module, inputs), new)
+        args, kwargs = put(inputs, self.input_steps(module, inputs), new)
         return args, kwargs
 
-    def _item(self, output: Any) -> Item:
+    def output_steps(self, output: Any) -> Item:
+        """Return the steps from what the module returned to the hidden state."""
         if self.item is not None:
             return self.item
         return (0,) if isinstance(output, tuple) else ()
 
-    def _argument(self, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Item:
+    def input_steps(self, module: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Item:
         """Return the steps from (args, kwargs) to the hidden state."""
         args, kwargs = inputs
         first, *rest = self.item or (0,)

@@ -1,0 +1,128 @@
+"""What the body of a trace holds of the model: copies. One that is written to takes the place of what it is a copy of.
+
+The tensors of a model share memory: the first block's input may be a view of the latents, and queries, keys and values are
+made of one tensor. A write into the model's own would reach all of them, and another branch; a copy reaches its own place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dit_lens.engine.recorder import same_bits
+from dit_lens.errors import CaptureError
+
+
+class Part(Protocol):
+    """A value in what a place of the model carries."""
+
+    @property
+    def what(self) -> str:
+        """The value in words."""
+
+    def key(self, carried: Any) -> Hashable:
+        """Return what tells it from the other values there."""
+
+    def pick(self, carried: Any) -> Tensor:
+        """Return it, as the model has it."""
+
+    def put(self, carried: Any, new: Tensor) -> Any:
+        """Return what the place carries with a copy of another value; refuse one of another shape or type."""
+
+    def check(self, carried: Any, new: Any) -> None:
+        """Refuse another value that `put` would."""
+
+
+@dataclass
+class Draft:
+    """What the body holds of one value.
+
+    Attributes:
+        part: The value.
+        tensor: A copy of it, or what the body has set in its place.
+        writes: Torch's count of writes into the copy when it was handed out; None where it was set.
+        source: Torch's count of writes into the model's own tensor then; None where it has none.
+    """
+
+    part: Part
+    tensor: Tensor
+    writes: int | None
+    source: int | None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the body has set it, or written into it."""
+        return self.writes is None or self.tensor._version != self.writes
+
+    def refuse_uncounted(self, carried: Any) -> None:
+        """Raise CaptureError where the copy was written to, and torch has not counted it."""
+        own = self.part.pick(carried)
+        if _writes(own) == self.source and not same_bits(self.tensor, own):
+            raise CaptureError(
+                f"{self.part.what} was changed in place in a way that torch does not count (.data, .numpy()), so it would not "
+                "act: write into the tensor itself, h[...] = ..., or set the value."
+            )
+
+
+class Drafts:
+    """What the body holds of a place where the model waits.
+
+    Args:
+        visit: Of the place: nnsight's name, and the number of the visit.
+        carried: What the model has there, any tree of tensors.
+    """
+
+    def __init__(self, visit: tuple[str, int], carried: Any) -> None:
+        self.visit, self.carried = visit, carried
+        self._drafts: dict[Hashable, Draft] = {}
+
+    def read(self, part: Part) -> Tensor:
+        """Return the body's tensor of a value: the same one each time."""
+        key = part.key(self.carried)
+        if key not in self._drafts:
+            own = part.pick(self.carried)
+            copy = _counted_copy(own)
+            self._drafts[key] = Draft(part, copy, copy._version, _writes(own))
+        return self._drafts[key].tensor
+
+    def set(self, part: Part, value: Tensor) -> None:
+        """Let another tensor of the body's take the place of a value."""
+        part.check(self.carried, value)
+        self._drafts[part.key(self.carried)] = Draft(part, value, None, None)
+
+    def outcome(self, first: bool) -> Any:
+        """Return what the model goes on with: the very same where nothing is written.
+
+        Args:
+            first: Whether the body holds something of this place for the first time: then also what torch does not count is
+                looked for.
+
+        Raises:
+            CaptureError: There is some.
+        """
+        out = self.carried
+        for draft in self._drafts.values():
+            if draft.is_written:
+                out = draft.part.put(out, draft.tensor)
+            elif first:
+                draft.refuse_uncounted(self.carried)
+        return out
+
+
+def _counted_copy(value: Tensor) -> Tensor:
+    """Return a copy whose writes torch counts, which it does not for tensors of inference mode."""
+    if not torch.is_inference_mode_enabled():
+        return value.clone()
+    with torch.inference_mode(False), torch.no_grad():
+        return value.clone()
+
+
+def _writes(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+__all__ = ["Draft", "Drafts", "Part"]
