@@ -181,8 +181,9 @@ def undisturbed(dits: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _set(parts: Sequence[nn.Module], mark: _Mark) -> None:
+    refuse_marked(parts)
     with _LOCK:
-        refuse_marked(parts)
+        _refuse_marked(parts)
         for part in parts:
             _MARKS[part] = weakref.ref(mark)
 
@@ -191,6 +192,10 @@ def refuse_marked(parts: Sequence[nn.Module]) -> None:
     """Raise PlanError where one of some modules is being traced."""
     if any(_holder(part) is not None for part in parts):
         gc.collect()  # a mark that several interrupts left in the cycle of a traceback
+    _refuse_marked(parts)
+
+
+def _refuse_marked(parts: Sequence[nn.Module]) -> None:
     for part in parts:
         holder = _holder(part)
         if holder is not None:
