@@ -156,6 +156,22 @@ def test_what_an_interrupted_mending_has_is_gone_on_with(stopping):
     assert make().complete and list(verify(run.path)) == []
 
 
+def test_a_mending_that_came_to_nothing_leaves_the_damaged_run(lens, sample, tmp_path):
+    run = by_run(lens, sample, tmp_path)
+    units(run.path, "energy")[2].unlink()
+
+    def stop(step, *args, **options):
+        raise StopError
+
+    values = run["energy"].isel(step=0).values
+    with pytest.MonkeyPatch.context() as patched, pytest.warns(UserWarning, match="made again"):
+        patched.setattr("dit_lens.engine.recorder.Recorder.end_step", stop)
+        with pytest.raises(StopError):
+            by_run(lens, sample, tmp_path)
+    np.testing.assert_array_equal(dl.open_run(run.path)["energy"].isel(step=0), values)
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == [run.path.name]
+
+
 def test_a_run_that_lost_its_metadata_is_not_passed_over_in_silence(lens, sample, tmp_path):
     lost, run = (lens.run(sample, seed, steps=2, store=tmp_path) for seed in (0, 1))
     (lost.path / "zarr.json").unlink()

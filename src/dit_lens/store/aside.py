@@ -68,14 +68,17 @@ class Aside:
         return self.path
 
     def give_up(self) -> None:
-        """Leave a run that did not become complete: in its place, unless a run stands there that is complete and not damaged.
+        """Leave a run that did not become complete: in its place, unless more stands there.
+
+        More is a run that is complete and not damaged, or whatever it is, where no step of the new one is committed.
 
         Does nothing after `take_place`.
         """
         if self._settled or not self.folder.exists():
             return
         self._settled = True
-        if _is_whole(self.path) or not _is_run(self.folder):
+        is_more = _is_whole(self.path) or (self.path.exists() and not _steps(self.folder))
+        if is_more or not _is_run(self.folder):
             _discard(self.folder)
         else:
             _move(self.folder, self.path)
@@ -177,6 +180,13 @@ def _held(path: Path) -> tuple[Any, ...]:
     """Return what a run holds: the checksums of its units, and what is said of its steps."""
     ledger = read_journal(path)
     return {key: entry.crc32c for key, entry in ledger.units.items()}, ledger.steps
+
+
+def _steps(path: Path) -> int:
+    try:
+        return len(read_journal(path).steps)
+    except (StoreError, OSError):
+        return 0
 
 
 def _is_run(path: Path) -> bool:
