@@ -99,7 +99,7 @@ def _held(path: Path) -> list[str]:
     state = status(path)
     units = sum(len(missing) for missing in state.missing.values())
     lacking = f", {units} units missing" if units else ""
-    lacking += f"; {state.damage}: copy it again, or trace it again" if state.damage else ""
+    lacking += f"; {state.damage}: copy it again, or make it again" if state.damage else ""
     size = human(sum(state.bytes.values()))
     lines = [f"{state.status}, {len(state.committed_steps)} steps, {size}{lacking}"]
     for name in sorted(state.bytes.keys() | state.missing.keys()):

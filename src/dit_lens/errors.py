@@ -23,6 +23,10 @@ class StoreError(DitLensError):
     """A store that cannot be read, written or resumed."""
 
 
+class DamageError(StoreError):
+    """A run whose files are not what was written: copied again or made again, it is right again."""
+
+
 class TaskError(DitLensError):
     """A sample or task that cannot be made, read or scored."""
 

@@ -17,13 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from dit_lens.engine.batch import Batch
-from dit_lens.engine.batch_run import open_writer
+from dit_lens.engine.batch_run import open_place
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.request import Request, seeds_together
 from dit_lens.engine.runner import coordinates, finished, write_outputs
 from dit_lens.engine.verify import Comparison, is_due, passed
 from dit_lens.plan.plan import Plan
-from dit_lens.store import RunWriter
+from dit_lens.store.place import Place
 
 Key = tuple[int | None, int]
 """Arm and pair, by number; no arm is the clean run."""
@@ -67,7 +67,7 @@ class ArmRuns:
         self.records = [batch.binding(record, is_edit=False) for record in stage.plan.records]
         self._cleanup = ExitStack()
         self._paths: set[Path] = set()
-        self._writers: dict[Key, RunWriter] = {}
+        self._places: dict[Key, Place] = {}
         self._compared: dict[Key, Comparison] = {}
         self._recorders: dict[Key, Recorder] = {}
 
@@ -90,9 +90,9 @@ class ArmRuns:
                         self._recorders[key] = self._compared[key].recorder()
                     continue
                 manifest: dict[str, Any] = {**stage.manifest, "batch": {"row": number, "rows": names}}
-                writer = opened.enter_context(open_writer(stage.path, manifest, coords, durable=True))
-                self._writers[key] = writer
-                self._recorders[key] = Recorder(self.batch.layout, 1, writer, request.encoding)
+                place = open_place(opened, stage.path, manifest, coords, durable=True)
+                self._places[key] = place
+                self._recorders[key] = Recorder(self.batch.layout, 1, place.writer, request.encoding)
             self._cleanup = opened.pop_all()
         return self
 
@@ -120,7 +120,7 @@ class ArmRuns:
             comparison.end(outputs(*key))
         if self._compared:
             passed(self.requests[None, 0])
-        for key, writer in self._writers.items():
+        for key, place in self._places.items():
             self._recorders[key].end_run(self.records)
-            write_outputs(writer, outputs(*key), self.batch.rates)
-            writer.close()
+            write_outputs(place.writer, outputs(*key), self.batch.rates)
+            place.close()

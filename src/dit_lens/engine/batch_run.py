@@ -20,10 +20,11 @@ from tqdm import tqdm
 from dit_lens.engine.batch_rows import over_seeds, rows_of
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.request import Request, name_anew
-from dit_lens.engine.runner import begun_anew, coordinates, finished, write_outputs
+from dit_lens.engine.runner import coordinates, finished, write_outputs
 from dit_lens.engine.verify import company, is_due, verify_batch
 from dit_lens.families.patching import one_interrupt
 from dit_lens.store import RunWriter
+from dit_lens.store.place import Place
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
 from dit_lens.tasks.pairs import counted_by_content
@@ -104,15 +105,16 @@ def _make(
     coords = coordinates(batch.layout, batch.schedule, batch.grids)
     beside = company(batch, part)
     with ExitStack() as opened:  # a run that was not finished when something fails stays incomplete
-        writers: dict[int, RunWriter] = {}
+        places: dict[int, Place] = {}
         for n in missing:
             manifest = {
                 **batch.requests[n].stages[0].manifest,
                 "batch": {"row": part.index(n), **beside},
             }
-            writers[n] = opened.enter_context(open_writer(paths[n], manifest, coords, scratch is None))
+            places[n] = open_place(opened, paths[n], manifest, coords, scratch is None)
         recorders = {
-            n: Recorder(batch.layout, 1, writer, batch.requests[n].encoding) for n, writer in writers.items()
+            n: Recorder(batch.layout, 1, place.writer, batch.requests[n].encoding)
+            for n, place in places.items()
         }
         rows = rows_of(batch, part, recorders)
         x = batch.noise[list(part)]
@@ -121,15 +123,19 @@ def _make(
         if memory is not None and (len(part) > 1 or part[0] != 0):
             batch.requests[0].plan.refuse_kept(memory)
         for row, n in enumerate(part):
-            if n in writers:
+            if n in places:
                 recorders[n].end_run([*rows[row].edits, *rows[row].records])
-                write_outputs(writers[n], batch.outputs(x[row : row + 1]), batch.rates)
-                writers[n].close()
+                write_outputs(places[n].writer, batch.outputs(x[row : row + 1]), batch.rates)
+                places[n].close()
     return [Run(paths[n], scratch) for n in missing]
 
 
-def open_writer(path: Path, manifest: dict[str, Any], coords: dict[str, Any], durable: bool) -> RunWriter:
+def open_place(
+    opened: ExitStack, path: Path, manifest: dict[str, Any], coords: dict[str, Any], durable: bool
+) -> Place:
     """Open a run to write it from the start: what an interrupted batch left of it may have had other rows beside it."""
-    make = partial(RunWriter, path.parent, path.name, manifest, coords, durable=durable)
-    writer = make()
-    return begun_anew(writer, make) if writer.committed_steps else writer
+    place = opened.enter_context(
+        Place(path, partial(RunWriter, manifest=manifest, coords=coords, durable=durable))
+    )
+    place.open(anew=True)
+    return place

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cache, partial
@@ -16,17 +16,19 @@ from torch import Tensor, nn
 
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch, samples_of
-from dit_lens.errors import StoreError
+from dit_lens.errors import DamageError, StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.identity import hooked, state_of_hooks
 from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
-from dit_lens.store import RunWriter, Variable, open_run, status
-from dit_lens.store.aside import Aside
+from dit_lens.store import RunWriter, Variable, open_run
 from dit_lens.store.draft import Draft
+from dit_lens.store.place import Place
+from dit_lens.store.reader import load_run
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
+from dit_lens.store.status import status_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,13 +37,20 @@ if TYPE_CHECKING:
 
 
 def finished(request: Request) -> Run | None:
-    """Return a run where the store holds it complete, with all its stages; the last stage is what is returned."""
+    """Return a run where the store holds it complete and whole, with all its stages; the last stage is what is returned.
+
+    No unit is read: a bit that changed in one is found when it is.
+    """
     path = None
     for stage in request.stages:
         path = stage.path
         try:
-            if path is None or not (path / "zarr.json").exists() or not (held := status(path)).complete:
+            if path is None or not (path / "zarr.json").exists():
                 return None
+            stored = load_run(path)
+            held = status_of(stored)
+            if not held.complete or stored.flaw():
+                return None  # gone on with, or made again with a warning
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error}; give another store") from error
         except StoreError:
@@ -74,7 +83,10 @@ def run(
     family, pipe = specimen.family, specimen.pipe
     scratch = cache(Scratch) if request.store is None else None  # one, when there is something to write
     lease = threading.Lock()
-    destinations = [Destination(stage, scratch, lease) for stage in request.stages]
+    # A body sees all steps, so its run begins anew, whatever stands in the store. So does a stage that is complete where
+    # another one is not.
+    beside = request.body is not None or _is_in_part(request)
+    destinations = [Destination(stage, scratch, lease, beside) for stage in request.stages]
 
     def settle() -> None:
         if plan is not None:
@@ -99,6 +111,23 @@ def run(
     return Run(paths[-1], None if scratch is None else scratch())
 
 
+def _is_in_part(request: Request) -> bool:
+    """Return whether the store holds some stages of a run complete. It does not hold them all: of one that is damaged, warn."""
+    complete = False
+    for path in (stage.path for stage in request.stages if len(request.stages) > 1):
+        damage = ""
+        try:
+            if path is not None and (stored := load_run(path)).is_complete:
+                complete, damage = True, stored.flaw()
+        except DamageError as error:
+            damage = str(error)
+        except (StoreError, OSError):
+            continue  # there is none, or the writer says why
+        if damage:
+            warnings.warn(f"a damaged run is made again: {path}: {damage}", stacklevel=2)
+    return complete
+
+
 def _loop(destination: Destination, settle: Callable[[], None], watch: Watch | None) -> StageLoop:
     stage = destination.stage
 
@@ -117,16 +146,21 @@ class Destination:
         stage: of the request.
         scratch: gives the folder to write into where there is no store.
         lease: a lock that is held while the run is made.
+        beside: whether the run is made again, whatever the store holds.
     """
 
     def __init__(
-        self, stage: StageRequest, scratch: Callable[[], Scratch] | None, lease: threading.Lock
+        self,
+        stage: StageRequest,
+        scratch: Callable[[], Scratch] | None,
+        lease: threading.Lock,
+        beside: bool = False,
     ) -> None:
-        self.stage, self.scratch, self._lease = stage, scratch, lease
+        self.stage, self.scratch, self._lease, self._beside = stage, scratch, lease, beside
         self._writer: RunWriter | Draft | None = None
         self._state: list[str] = []  # of what may keep something, when the run begins
         self._hooked: list[nn.Module] = []  # modules that have a hook of the user's
-        self._aside: Aside | None = None
+        self._place: Place | None = None
 
     @property
     def writer(self) -> RunWriter | Draft:
@@ -148,15 +182,12 @@ class Destination:
         if path is None:
             later = partial(self._open_draft, schedule, grids)
             return Opened(Recorder(stage.layout, samples, later, request.encoding))
-        if request.body is not None:
-            # A body sees all steps, so its run begins anew, whatever stands in the store.
-            self._aside = Aside(path)
-            path = self._aside.folder
         coords = coordinates(stage.layout, schedule, grids)
-        make = partial(RunWriter, path.parent, path.name, stage.manifest, coords, lease=self._lease)
-        self._writer = writer = make()
+        make = partial(RunWriter, manifest=stage.manifest, coords=coords, lease=self._lease)
+        self._place = place = Place(path, make, self._beside)
+        self._writer = writer = place.open()
         if any(words.get("state kept") for words in writer.words.values()):
-            self._writer = writer = begun_anew(writer, make)
+            self._writer = writer = place.open(anew=True)
         self._hooked = hooked(part for dit in request.specimen.dits.values() for part in dit.modules())
         self._state = self._kept()
         recorder = Recorder(stage.layout, samples, writer, request.encoding, self._words)
@@ -168,7 +199,7 @@ class Destination:
                 f"{path} was interrupted, and its scheduler keeps {schedule.state}, which a replay would not repeat: "
                 "remove the folder and run again."
             )
-        done = open_run(path)
+        done = open_run(writer.path)
         recorder.experts = [str(e) for e in done["expert"].values]
         stored = {s: done["latents" if s == "video" else f"latents_{s}"] for s in stage.layout.latents}
         return Opened(
@@ -198,9 +229,9 @@ class Destination:
     def close(self) -> Path:
         """Complete the run; return where it stands, or will stand when somebody reads it."""
         writer = self.writer
-        if isinstance(writer, RunWriter):
-            writer.close()
-            return writer.path if self._aside is None else self._aside.take_place()
+        if self._place is not None:
+            return self._place.close()
+        assert isinstance(writer, Draft)
         assert self.scratch is not None
         path = self.scratch().path / self.stage.name
         finish = partial(writer.finish, self.stage.manifest, path)
@@ -215,15 +246,8 @@ class Destination:
         """Let go of the run; it stays incomplete where it is not closed."""
         if self._writer is not None:
             self._writer.abort()
-        if self._aside is not None:
-            self._aside.give_up()
-
-
-def begun_anew(writer: RunWriter, make: Callable[[], RunWriter]) -> RunWriter:
-    """Remove what an interrupted run left, and return another writer of it."""
-    writer.abort()
-    shutil.rmtree(writer.path)
-    return make()
+        if self._place is not None:
+            self._place.abort()
 
 
 OUTPUTS = {

@@ -1,4 +1,4 @@
-"""A run that is always made anew: written beside its place, and put there in one move when it is complete.
+"""A run that is made anew, whatever stands in its place: written beside its place, and put there in one move when it is complete.
 
 Limits: the move is one system call on Linux. Elsewhere there is a moment in which the old run stands beside its place;
 the next run of this name puts it back.
@@ -22,7 +22,8 @@ from dit_lens.store import files
 from dit_lens.store.journal import Journal
 from dit_lens.store.journal import read as read_journal
 from dit_lens.store.names import PARTIAL, REPLACED
-from dit_lens.store.status import status
+from dit_lens.store.reader import load_run
+from dit_lens.store.status import status_of
 
 _FRESH = 60.0
 """Seconds for which a folder without a writer's name is left alone: another process may just be making it."""
@@ -47,12 +48,14 @@ class Aside:
         _sweep(path)
 
     def take_place(self) -> Path:
-        """Put the run, which is complete and closed, in its place; return the place.
+        """Put the run, which is complete and closed, in its place; return the place. Doing it again does nothing.
 
         Where a complete run stands there that holds something else, a warning says so: what makes the two differ is not in
         their name. A process that is killed meanwhile leaves the old run or the new one there.
         """
-        is_other = _is_complete(self.path) and _held(self.path) != _held(self.folder)
+        if self._settled:
+            return self.path
+        is_other = _is_whole(self.path) and _held(self.path) != _held(self.folder)
         _move(self.folder, self.path)
         self._settled = True
         if is_other:
@@ -65,14 +68,17 @@ class Aside:
         return self.path
 
     def give_up(self) -> None:
-        """Leave a run that did not become complete: in its place, unless a complete run stands there.
+        """Leave a run that did not become complete: in its place, unless more stands there.
+
+        More is a run that is complete and not damaged, or whatever it is, where no step of the new one is committed.
 
         Does nothing after `take_place`.
         """
         if self._settled or not self.folder.exists():
             return
         self._settled = True
-        if _is_complete(self.path) or not _is_run(self.folder):
+        is_more = _is_whole(self.path) or (self.path.exists() and not _steps(self.folder))
+        if is_more or not _is_run(self.folder):
             _discard(self.folder)
         else:
             _move(self.folder, self.path)
@@ -117,7 +123,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder; what stays, the next run of this name removes."""
+    """Remove a folder; what stays, the next run of this name removes. Of a link, what it leads to is left alone."""
+    if folder.is_symlink():
+        with suppress(OSError):
+            folder.unlink()
+        return
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:  # rmtree closes a descriptor twice where an interrupt comes in between
@@ -158,9 +168,10 @@ def _is_free(folder: Path) -> bool:
     return True
 
 
-def _is_complete(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
-        return status(path).complete
+        stored = load_run(path)
+        return status_of(stored).complete and not stored.flaw()
     except (StoreError, OSError, ValueError, KeyError):
         return False
 
@@ -169,6 +180,13 @@ def _held(path: Path) -> tuple[Any, ...]:
     """Return what a run holds: the checksums of its units, and what is said of its steps."""
     ledger = read_journal(path)
     return {key: entry.crc32c for key, entry in ledger.units.items()}, ledger.steps
+
+
+def _steps(path: Path) -> int:
+    try:
+        return len(read_journal(path).steps)
+    except (StoreError, OSError):
+        return 0
 
 
 def _is_run(path: Path) -> bool:

@@ -81,13 +81,18 @@ class Coordinate:
 
     def chunk(self) -> tuple[str, bytes]:
         """Return the file name and the bytes of the one chunk; labels as zarr's `vlen-utf8` has them."""
-        name = ".".join(["c", *["0"] * self.values.ndim])
+        name = chunk_name(self.values.ndim)
         if not self.is_label:
             return name, self.values.astype(self.values.dtype.newbyteorder("<")).tobytes()
         parts = [self.values.size.to_bytes(4, "little")]
         for text in (label.encode() for label in self.values.ravel()):
             parts += [len(text).to_bytes(4, "little"), text]
         return name, b"".join(parts)
+
+
+def chunk_name(ndim: int) -> str:
+    """Return the file name of the one chunk of a coordinate on `ndim` dimensions."""
+    return ".".join(["c", *["0"] * ndim])
 
 
 def _is_utf8(label: str) -> bool:

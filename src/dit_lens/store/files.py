@@ -99,6 +99,23 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+def read_if_there(path: str | os.PathLike[str]) -> bytes | None:
+    """Return a file's bytes, None where there is no such file; else as `read_file`."""
+    try:
+        return read_file(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Return the sizes of what lies in a folder, by name; nothing where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
 def check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
     """Raise StoreError unless a path is a plain file."""
     if not stat.S_ISREG(status.st_mode):

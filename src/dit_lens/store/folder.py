@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from dit_lens.errors import StoreError
-from dit_lens.store import files, metadata
+from dit_lens.errors import DamageError, StoreError
+from dit_lens.store import checksums, files, metadata
 from dit_lens.store.arrays import Arrays
 from dit_lens.store.coordinates import Coordinate
 from dit_lens.store.journal import Journal
 from dit_lens.store.layout import LAYOUT_VERSION
 from dit_lens.store.manifest import plain, plain_hash
 from dit_lens.store.metadata import Recorded
+from dit_lens.store.stored import Stored
 from dit_lens.store.tenure import Tenure
 
 
@@ -39,6 +41,7 @@ class RunFolder:
         durable: bool,
         tenure: Tenure,
         exclusive: bool,
+        anew: bool = False,
     ) -> None:
         self.path = path
         self.attrs = _new_attrs(manifest, coords)
@@ -47,13 +50,14 @@ class RunFolder:
         self._final: dict[str, dict[str, Any]] = {}  # arrays whose metadata changes when the run ends
         self._files: list[tuple[str, bytes]] = []  # to be written
         self._written: set[str] = set()  # coordinates that lie there, durable
+        self._sums: dict[str, list[str]] = {}  # of the coordinates' files, what each is to be in the end last
         root = os.path.dirname(path)
         self.rests_on = {path, root, os.path.join(root, metadata.FILE), *_parents_of_new(path)}
         os.makedirs(path, exist_ok=True)
         _ensure_store(root)
         self.journal = Journal(path, durable, tenure, exclusive)
         try:
-            self._resume()
+            self._resume(anew)
             self.journal.begin()
             for coord in coords.values():
                 self._add_coord(coord)
@@ -61,35 +65,61 @@ class RunFolder:
             self.journal.close()
             raise
 
-    def _resume(self) -> None:
-        """Take up what another writer left, if that is this run."""
+    def _resume(self, anew: bool) -> None:
+        """Take up what another writer left, if that is this run. Where nothing of it is committed, nothing of it counts."""
         ledger = self.journal.ledger
         committed = bool(ledger.steps or ledger.units)
         if not committed and _is_torn(os.path.join(self.path, metadata.FILE)):
             return
         group = metadata.load_run_group(self.path)
         if group is None:
+            if committed:
+                raise DamageError(
+                    f"{self.path} has lost its {metadata.FILE}, which says what its arrays are; copy the run again, or remove "
+                    "the folder and make it again"
+                )
             return
-        previous = group["attributes"]
-        stored, asked_for = previous["identity_sha256"], self.attrs["identity_sha256"]
-        if stored != asked_for:
-            raise StoreError(
-                f"{self.path} holds a run of another manifest (sha256 {stored[:10]}, this one {asked_for[:10]}); "
-                "name runs with run_name(identity, prefix), so that two that differ never share a name"
-            )
-        if previous["status"] == "complete":
-            raise StoreError(
-                f"{self.path} is complete: read it with open_run, or remove the folder to make it again"
-            )
+        stored = Stored.of(self.path, group)
+        self._check_taken(stored)
+        if anew or not committed:
+            self.journal.forget()
+            self._clear()
+            return
+        self._check_whole(stored)
         for folder, _, names in os.walk(self.path):
             for leftover in (name for name in names if name.endswith(files.PARTIAL)):
                 os.unlink(os.path.join(folder, leftover))
-        self.attrs = previous
-        self.arrays = Arrays(self.path, group["consolidated_metadata"]["metadata"])
-        if committed:
-            self._written = set(self.arrays)
-        else:  # a power cut may have torn any of it
-            self._files = [self._array_file(name, array) for name, array in self.arrays.items()]
+        self.attrs = stored.attrs
+        self.arrays = Arrays(self.path, stored.arrays)
+        self._written = set(self.arrays)
+        self._sums = stored.coordinate_checksums()
+
+    def _check_taken(self, stored: Stored) -> None:
+        """Refuse a folder that holds another run, or this one complete."""
+        there, asked_for = stored.attrs["identity_sha256"], self.attrs["identity_sha256"]
+        if there != asked_for:
+            raise StoreError(
+                f"{self.path} holds a run of another manifest (sha256 {there[:10]}, this one {asked_for[:10]}); "
+                "name runs with run_name(identity, prefix), so that two that differ never share a name"
+            )
+        if stored.is_complete:
+            self._check_whole(stored)
+            raise StoreError(
+                f"{self.path} is complete: read it with open_run, or remove the folder to make it again"
+            )
+
+    def _check_whole(self, stored: Stored) -> None:
+        if flaw := stored.flaw():
+            raise DamageError(
+                f"{self.path} is damaged: {flaw}; copy the run again, or remove the folder and make it again"
+            )
+
+    def _clear(self) -> None:
+        """Remove the arrays of a run of which nothing is committed."""
+        with os.scandir(self.path) as entries:
+            folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for folder in folders:
+            shutil.rmtree(folder)
 
     def _add_coord(self, coord: Coordinate) -> None:
         array = coord.to_json()
@@ -98,6 +128,22 @@ class RunFolder:
         if coord.name not in self._written:
             chunk, data = coord.chunk()
             self._files.append((os.path.join(self.path, coord.name, chunk), data))
+            self._sums[f"{coord.name}/{chunk}"] = [checksums.crc32c(data)]
+
+    def set_coord(self, coord: Coordinate) -> tuple[str, bytes]:
+        """Return the file of a coordinate's new values, and its bytes: to be written after `take_files`.
+
+        Until the run ends, its metadata has the checksums of all values that the coordinate had: no moment at which a process may
+        be killed has values without theirs.
+        """
+        chunk, data = coord.chunk()
+        sums, now = self._sums[f"{coord.name}/{chunk}"], checksums.crc32c(data)
+        if now in sums:
+            sums.remove(now)
+        else:
+            self._saved = False
+        sums.append(now)
+        return os.path.join(self.path, coord.name, chunk), data
 
     def add(self, name: str, array: dict[str, Any]) -> None:
         """Add an array that was checked, unless it is there."""
@@ -121,7 +167,7 @@ class RunFolder:
     def take_files(self) -> list[tuple[str, bytes]]:
         """Return the metadata files that are to be written before anything else, once: path and bytes."""
         if not self._saved:
-            data = metadata.group_bytes(self.attrs, self.arrays)
+            data = metadata.run_bytes(self.attrs, self.arrays, self._sums)
             self._files.append((os.path.join(self.path, metadata.FILE), data))
             self._saved = True
         taken, self._files = self._files, []
@@ -154,7 +200,7 @@ class RunFolder:
             "inf": ledger.totals("inf"),
             "journal": self.journal.seal(),
         }
-        data = metadata.group_bytes(self.attrs, self.arrays)
+        data = metadata.run_bytes(self.attrs, self.arrays, {f: sums[-1:] for f, sums in self._sums.items()})
         return [*changed, (os.path.join(self.path, metadata.FILE), data)]
 
 
@@ -179,7 +225,7 @@ def _ensure_store(root: str) -> None:
         raise StoreError(f"{root} is a zarr array, not a folder of runs; give another folder as the store")
     if group is None:
         # Several writers may do this at once, so each has a file of its own to rename.
-        aside, data = f"{file}.{uuid.uuid4().hex}", metadata.group_bytes({}, None)
+        aside, data = f"{file}.{uuid.uuid4().hex}", metadata.store_bytes()
         files.write_file(aside, data, durable=False)
         try:
             os.replace(aside, file)

@@ -16,10 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import google_crc32c
-
-from dit_lens.errors import StoreError
-from dit_lens.store import files
+from dit_lens.errors import DamageError, StoreError
+from dit_lens.store import checksums, files
 from dit_lens.store.layout import STATE_DIMS
 from dit_lens.store.lock import FileLock, LockedError
 from dit_lens.store.tenure import Tenure, free_leftovers, tenures
@@ -66,7 +64,7 @@ def parse(data: bytes, label: str) -> Ledger:
     """Read a journal's bytes. A last line that is torn, and units whose step never came, do not count.
 
     Raises:
-        StoreError: If a line before the last is not a journal line.
+        DamageError: If a line before the last is not a journal line.
     """
     ledger = Ledger()
     waiting: dict[UnitKey, Entry] = {}
@@ -79,7 +77,7 @@ def parse(data: bytes, label: str) -> Ledger:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):
                 break
-            raise StoreError(
+            raise DamageError(
                 f"{label} line {number} is not a journal line ({line[:60]!r}): it was edited or damaged; "
                 "what stands before that line can be kept by cutting the file there"
             ) from error
@@ -111,10 +109,7 @@ def read(folder: str | os.PathLike[str]) -> Ledger:
 
 def read_bytes(folder: str | os.PathLike[str]) -> bytes | None:
     """Return the bytes of the journal of the run in `folder`; None where there is no journal."""
-    try:
-        return files.read_file(os.path.join(folder, NAME))
-    except FileNotFoundError:
-        return None
+    return files.read_if_there(os.path.join(folder, NAME))
 
 
 def stamp(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
@@ -128,7 +123,7 @@ def stamp(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
 
 def seal(data: bytes) -> dict[str, Any]:
     """Return what a complete run says of its journal, so that one that was cut or lost is known."""
-    return {"bytes": len(data), "crc32c": f"{google_crc32c.value(data):08x}"}
+    return {"bytes": len(data), "crc32c": checksums.crc32c(data)}
 
 
 class Journal:
@@ -195,6 +190,11 @@ class Journal:
         if self._file is None:
             raise StoreError(f"{self.path} is closed")
         return self._file.fileno()
+
+    def forget(self) -> None:
+        """Empty the journal: nothing of the run is committed any more."""
+        os.ftruncate(self._descriptor, 0)
+        self.ledger, self._size = Ledger(), 0
 
     def begin(self) -> None:
         """Cut the journal back to its last commit, and say who writes from here on."""

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dit_lens.errors import StoreError
-from dit_lens.store import files
+from dit_lens.errors import DamageError, StoreError
+from dit_lens.store import checksums, files, journal
 from dit_lens.store.layout import LAYOUT_VERSION, STATE_DIMS, Variable
 from dit_lens.store.shard import BLOSC
 
@@ -149,13 +149,18 @@ def array_bytes(array: Mapping[str, Any]) -> bytes:
     return json.dumps(array, allow_nan=False).encode()
 
 
-def group_bytes(attrs: Mapping[str, Any], arrays: Mapping[str, Any] | None) -> bytes:
-    """Return the bytes of a group's `zarr.json`, with its arrays' metadata consolidated unless None."""
-    group: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": dict(attrs)}
-    if arrays is not None:
-        inline = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(arrays.items()))}
-        group["consolidated_metadata"] = inline
-    return json.dumps(group, allow_nan=False).encode()
+def store_bytes() -> bytes:
+    """Return the bytes of a store's `zarr.json`: a group with nothing to say."""
+    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": {}}).encode()
+
+
+def run_bytes(
+    attrs: Mapping[str, Any], arrays: Mapping[str, Any], sums: Mapping[str, Sequence[str]]
+) -> bytes:
+    """Return the bytes of a run's `zarr.json`: its attributes, the metadata of its arrays, the checksums of its coordinates."""
+    inline = {"kind": "inline", "must_understand": False, "metadata": dict(sorted(arrays.items()))}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attrs, "consolidated_metadata": inline}
+    return json.dumps(checksums.signed(group, sums)).encode()
 
 
 def load_group(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -172,7 +177,8 @@ def load_any(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Return the `zarr.json` of a folder of a zarr group or array, with its attributes; None if there is none.
 
     Raises:
-        StoreError: If the file is there and cannot be read, is not JSON or no zarr metadata.
+        DamageError: If the file is there and is not JSON, no zarr metadata, or not what was written.
+        StoreError: If it cannot be read.
     """
     path = os.path.join(folder, FILE)
     try:
@@ -180,13 +186,19 @@ def load_any(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is not JSON ({error}); the run's metadata is damaged") from error
+        raise DamageError(f"{path} is not JSON ({error}); the run's metadata is damaged") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(node, dict) or node.get("node_type") not in ("group", "array"):
-        raise StoreError(f"{path} is JSON, but no zarr v3 metadata; remove it, or copy the run again")
+        raise DamageError(f"{path} is JSON, but no zarr v3 metadata; remove it, or copy the run again")
     if not isinstance(node.setdefault("attributes", {}), dict):
-        raise StoreError(f"{path}: its attributes are no JSON object; the run's metadata is damaged")
+        raise DamageError(f"{path}: its attributes are no JSON object; the run's metadata is damaged")
+    is_ours = node["attributes"].get(LAYOUT_ATTR, LAYOUT_VERSION) == LAYOUT_VERSION
+    if is_ours and not checksums.is_as_signed(node) and not is_copy(node, folder):
+        raise DamageError(
+            f"{path} is not what was written: its checksum is another one, so the labels or the values of the run may be wrong; "
+            "copy the run again, or remove its folder and make it again"
+        )
     return node
 
 
@@ -194,40 +206,58 @@ def load_run_group(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Return the `zarr.json` of a run, checked as far as it is read here; None if there is none.
 
     Raises:
-        StoreError: If it is of another layout, a copy that xarray saved, or lacks what every run has.
+        DamageError: If it lacks what every run has, or is not what was written.
+        StoreError: If it is no run's, of another layout, or a copy that xarray saved.
     """
     group = load_group(folder)
-    if group is None:
-        return None
+    if group is not None:
+        check_run_group(group, folder)
+    return group
+
+
+def check_run_group(group: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Raise what `load_run_group` raises unless a group is a run's."""
     check_version(group, folder)
-    if is_copy(group):
+    if is_copy(group, folder):
         raise StoreError(
             f"{folder} is a copy of a run that xarray saved, and no run: read it with open_runs or xarray.open_zarr"
         )
-    attrs, arrays = group["attributes"], group["consolidated_metadata"]["metadata"]
+    attrs, arrays = group["attributes"], _consolidated(group)
+    if arrays is None:
+        raise DamageError(
+            f"{folder}: its {FILE} does not say what its arrays are; the run's metadata is damaged"
+        )
     for key in ("status", "identity_sha256"):
         if not isinstance(attrs.get(key), str):
-            raise StoreError(f"{folder}: its {FILE} has no {key!r}; the run's metadata is damaged")
+            raise DamageError(f"{folder}: its {FILE} has no {key!r}; the run's metadata is damaged")
     for name, array in arrays.items():
         try:
             variable_of(name, array)
             _ = array["dimension_names"], array["shape"], array["data_type"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(
+            raise DamageError(
                 f"{folder}: {FILE} does not say what its array {name!r} is ({type(error).__name__}: {error}); the run's "
                 "metadata is damaged"
             ) from error
-    return group
 
 
-def is_copy(group: Mapping[str, Any]) -> bool:
-    """Return whether a group with a run's attributes was saved by xarray: its chunks lie otherwise.
+def is_copy(group: Mapping[str, Any], folder: str | os.PathLike[str]) -> bool:
+    """Return whether a group with a run's attributes was saved by xarray: its chunks lie otherwise, and it has no journal.
 
     A run always has the metadata of all its arrays in one place, and its chunks flat in their folders.
     """
+    return _lies_otherwise(group) and journal.stamp(folder) is None
+
+
+def _consolidated(group: Mapping[str, Any]) -> dict[str, Any] | None:
     consolidated = group.get("consolidated_metadata")
     arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-    if not isinstance(arrays, dict):
+    return arrays if isinstance(arrays, dict) else None
+
+
+def _lies_otherwise(group: Mapping[str, Any]) -> bool:
+    arrays = _consolidated(group)
+    if arrays is None:
         return True
     keys = [a.get("chunk_key_encoding") for a in arrays.values() if isinstance(a, dict)]
     flat = {"name": "default", "configuration": {"separator": "."}}

@@ -18,41 +18,20 @@ import numpy as np
 import xarray as xr
 from xarray.core import indexing
 
-from dit_lens.errors import StoreError
+from dit_lens.errors import DamageError, StoreError
 from dit_lens.store import journal
 from dit_lens.store.bfloat16 import narrow
-from dit_lens.store.files import check_regular
 from dit_lens.store.layout import Variable
 from dit_lens.store.metadata import (
     LAYOUT_ATTR,
+    check_run_group,
     is_copy,
     load_any,
     load_group,
-    load_run_group,
-    units_asked,
-    variable_of,
 )
 from dit_lens.store.names import absolute, place_of
+from dit_lens.store.stored import Stored
 from dit_lens.store.units import UnitArray, load_unit
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A run's metadata and journal, as they lie on disk.
-
-    Attributes:
-        variables: By name.
-        arrays: `zarr.json` of every array, coordinates included.
-        attrs: The group's attributes.
-        ledger: What the journal says.
-        damage: What is wrong with the journal of a complete run; "" where it is whole, or the run is not complete.
-    """
-
-    variables: dict[str, Variable]
-    arrays: dict[str, Any]
-    attrs: dict[str, Any]
-    ledger: journal.Ledger
-    damage: str
 
 
 def load_run(path: Path | str) -> Stored:
@@ -62,36 +41,29 @@ def load_run(path: Path | str) -> Stored:
         StoreError: If `path` holds no run, or one of a layout that this code does not know, or a damaged one.
     """
     path = absolute(path)
-    if not is_run(path):
+    group = load_group(path)
+    if group is None or LAYOUT_ATTR not in group["attributes"]:
         raise StoreError(f"{path} holds no run: {_describe(path)}")
-    group = load_run_group(path)
-    assert group is not None  # it is a run
-    arrays, attrs = group["consolidated_metadata"]["metadata"], group["attributes"]
-    variables = {name: variable for name, array in arrays.items() if (variable := variable_of(name, array))}
-    data = journal.read_bytes(path)
-    ledger = journal.parse(data or b"", os.path.join(path, journal.NAME))
-    damage = _damage(variables, arrays, attrs, data, ledger) if attrs["status"] == "complete" else ""
-    return Stored(variables, arrays, attrs, ledger, damage)
+    check_run_group(group, path)
+    return Stored.of(path, group)
 
 
-def _damage(
-    variables: Mapping[str, Variable],
-    arrays: Mapping[str, Any],
-    attrs: Mapping[str, Any],
-    data: bytes | None,
-    ledger: journal.Ledger,
-) -> str:
-    """Say what is wrong with the journal of a complete run, which never changes again; "" if nothing is."""
-    if data is None:
-        return f"its {journal.NAME} is gone" if variables else ""
-    if (sealed := attrs.get("journal")) is not None:
-        return "" if journal.seal(data) == sealed else f"its {journal.NAME} was cut or changed"
-    # Written before runs had a seal. Their recorder wrote everything that it declared.
-    for name, variable in variables.items():
-        recorded = units_asked(variable, arrays[name]["attributes"]["recorded"])
-        if lacking := sum((name, unit) not in ledger.units for unit in recorded):
-            return f"its {journal.NAME} lacks {lacking} of the {len(recorded)} units of {name}: it was cut"
-    return ""
+def _load_with_labels(path: Path) -> Stored:
+    """Return the same of a run whose labels are those that were written. A writer may set them meanwhile: its last word counts.
+
+    Raises:
+        DamageError: If they are not, or the run is complete and its journal was lost or cut.
+    """
+    stored = load_run(path)
+    while flaw := stored.damage or stored.label_flaw():
+        before, stored = stored, load_run(path)
+        if stored.checksums == before.checksums and stored.damage == before.damage:
+            said = "says that it is complete, but" if stored.damage else "cannot be opened:"
+            raise DamageError(
+                f"{path} {said} {flaw}. Copy the run again, whole, or remove its folder and make it again (plain "
+                "xarray.open_zarr shows what lies there, unchecked)"
+            )
+    return stored
 
 
 def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
@@ -113,20 +85,13 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
         Its variables with their coordinates; `attrs` hold `status`, `manifest` and the rest.
 
     Raises:
-        StoreError: If `path` holds no run of a known layout, or a complete one whose journal was lost or cut. Reading
-            raises it for an integer that was not recorded or is not committed, and for a file that is not what the
-            journal says.
+        StoreError: If `path` holds no run of a known layout, or one whose metadata or labels are not what was written, or a
+            complete one whose journal was lost or cut. Reading raises it for an integer that was not recorded or is not
+            committed, and for a file that is not what the journal says.
     """
     path = absolute(path)
     stamp = journal.stamp(path)
-    stored = load_run(path)
-    if stored.damage:
-        raise StoreError(
-            f"{path} says that it is complete, but {stored.damage}: copy the run again, whole, or trace it again "
-            "(plain xarray.open_zarr shows what lies there, unchecked)"
-        )
-    for name in stored.arrays.keys() - stored.variables.keys():
-        _check_coordinate(path, name, stored.arrays[name])
+    stored = _load_with_labels(path)
     dataset = _opened(path, stored)
     model = _fingerprint(stored.attrs.get("manifest"))
     for name, variable in stored.variables.items():
@@ -155,18 +120,10 @@ def _opened(path: Path, stored: Stored) -> xr.Dataset:
             dataset[name].attrs = dict(stored.arrays[name]["attributes"])
     except Exception as error:  # whatever zarr says of files that are cut, changed, or gone meanwhile
         raise StoreError(
-            f"{path} cannot be opened ({type(error).__name__}: {error}): copy the run again, whole, or trace it again"
+            f"{path} cannot be opened ({type(error).__name__}: {error}): copy the run again, whole, or remove its folder and "
+            "make it again"
         ) from error
     return dataset
-
-
-def _check_coordinate(path: Path, name: str, array: Mapping[str, Any]) -> None:
-    """Refuse a coordinate whose file is none: zarr would wait for a pipe, and take a missing one for zeros."""
-    file = os.path.join(path, name, ".".join(["c", *["0"] * len(array["shape"])]))
-    try:
-        check_regular(file, os.stat(file))
-    except FileNotFoundError as error:
-        raise StoreError(f"{file} is missing, so {name} has no labels; copy the run again, whole") from error
 
 
 def _flat(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -286,7 +243,9 @@ def _look(folder: str, seen: set[str], links: list[str]) -> Iterator[Sight]:
         yield Sight(Path(folder), problem=problem)
         return
     if metadata is not None and LAYOUT_ATTR in metadata["attributes"]:
-        yield Sight(Path(folder), is_copy=is_copy(metadata))
+        yield Sight(Path(folder), is_copy=is_copy(metadata, folder))
+    elif journal.NAME in names and (problem := _lost(folder)):
+        yield Sight(Path(folder), problem=problem)
     elif metadata is None or metadata["node_type"] == "group":
         for name in names:
             path = os.path.join(folder, name)
@@ -296,6 +255,20 @@ def _look(folder: str, seen: set[str], links: list[str]) -> Iterator[Sight]:
                 links.append(path)
             else:
                 yield from _look(path, seen, links)
+
+
+def _lost(folder: str) -> str:
+    """Say what a folder has lost that has a run's journal, and no run's `zarr.json`; "" where a writer just begins."""
+    try:
+        ledger = journal.read(folder)
+    except (StoreError, OSError) as error:
+        return str(error)
+    if not (ledger.steps or ledger.units):
+        return ""
+    return (
+        f"{folder} has the {journal.NAME} of a run, and its zarr.json is gone or says nothing of a run: copy the run again, or "
+        "remove the folder and make it again"
+    )
 
 
 def _is_outdone(folder: str, name: str) -> bool:
@@ -355,6 +328,13 @@ def read_codes(path: Path | str, variable: str, index: Mapping[str, int]) -> np.
 
 def _describe(path: Path) -> str:
     """Say what a folder holds that was taken for a run."""
+    try:
+        return _described(path)
+    except FileNotFoundError:
+        return "its folder is being removed or replaced"
+
+
+def _described(path: Path) -> str:
     if not path.exists():
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         if left := sorted(str(folder) for folder in beside if place_of(folder.name) == path.name):
@@ -364,6 +344,8 @@ def _describe(path: Path) -> str:
         return "there is no such folder"
     if not path.is_dir():
         return "it is a file; give the folder that holds zarr.json"
+    if (path / journal.NAME).exists() and (problem := _lost(str(path))):
+        return problem
     runs = [str(sight.path.relative_to(path)) for sight in islice(look(path), 3) if not sight.problem]
     if runs:
         return f"it is a folder of runs ({', '.join(runs)}, ...); use open_runs, or open one of them"

@@ -80,7 +80,7 @@ def check_contiguous(file: BinaryIO, count: int, inner_bytes: int, label: str) -
     if file.read() != expected:
         raise StoreError(
             f"{label}: its index is damaged, or another program has written the file anew with its chunks in another order; "
-            "read the run with zarr or xarray, or trace it again"
+            "read the run with zarr or xarray, or remove its folder and make it again"
         )
     file.seek(0)
 

@@ -13,6 +13,7 @@ from dit_lens.errors import StoreError
 from dit_lens.store.metadata import units_asked
 from dit_lens.store.names import absolute
 from dit_lens.store.reader import load_run
+from dit_lens.store.stored import Stored
 from dit_lens.store.units import load_unit
 
 
@@ -50,7 +51,11 @@ def status(path: Path | str) -> RunStatus:
     Raises:
         StoreError: If `path` holds no run of a known layout.
     """
-    stored = load_run(path)
+    return status_of(load_run(path))
+
+
+def status_of(stored: Stored) -> RunStatus:
+    """Say the same of a run whose metadata and journal are read."""
     ledger = stored.ledger
     missing: dict[str, list[dict[str, int]]] = {}
     for name, variable in stored.variables.items():
@@ -72,7 +77,7 @@ def status(path: Path | str) -> RunStatus:
 
 
 def verify(path: Path | str) -> Iterator[str]:
-    """Read every committed unit and yield a line for each that is not, bit for bit, what was written.
+    """Read every committed unit, and the labels; yield a line for each that is not, bit for bit, what was written.
 
     Raises:
         StoreError: If `path` holds no run of a known layout.
@@ -81,6 +86,8 @@ def verify(path: Path | str) -> Iterator[str]:
     stored = load_run(path)
     if stored.damage:
         yield f"{path} says that it is complete, but {stored.damage}"
+    if flaw := stored.label_flaw():
+        yield f"{path}: {flaw}"
     for (name, unit), entry in sorted(stored.ledger.units.items()):
         variable = stored.variables[name]
         out = np.empty(variable.chunk_shape, variable.stored_dtype)

@@ -24,6 +24,7 @@ from dit_lens.store.shard import check_contiguous, decompress, read_compressed
 
 Key = tuple[int | slice | np.ndarray, ...]
 _ALL = slice(None)
+_REMEDY = "copy the run again, or remove its folder and make it again"
 
 
 class UnitArray(BackendArray):
@@ -180,14 +181,10 @@ def load_unit(
     try:
         info = os.stat(path)
     except FileNotFoundError as error:
-        raise StoreError(
-            f"{path} is committed in the journal but missing; copy the run again, whole"
-        ) from error
+        raise StoreError(f"{path} is committed in the journal but missing; {_REMEDY}") from error
     check_regular(path, info)
     if (size := info.st_size) != entry.bytes:
-        raise StoreError(
-            f"{path} has {size} bytes, the journal says {entry.bytes}; copy the run again, or trace it again"
-        )
+        raise StoreError(f"{path} has {size} bytes, the journal says {entry.bytes}; {_REMEDY}")
     whole = all(isinstance(k, slice) and k == _ALL for k in inside)
     if variable.compressed:
         data = _outer(_load_compressed(path, variable, inside), inside)
@@ -217,16 +214,14 @@ def load_unit(
 def _check_values(values: np.ndarray, entry: Entry, path: str) -> None:
     """Raise StoreError unless all values of a unit are those that were written."""
     if (crc := checksum(values)) != entry.crc32c:
-        raise StoreError(
-            f"{path} has crc32c {crc:08x}, the journal says {entry.crc32c:08x}; copy the run again, or trace it again"
-        )
+        raise StoreError(f"{path} has crc32c {crc:08x}, the journal says {entry.crc32c:08x}; {_REMEDY}")
 
 
 def _read_into(file: FileIO, out: np.ndarray, path: str) -> None:
     view = out.reshape(-1).view(np.uint8).data
     while view:
         if not (count := file.readinto(view)):
-            raise StoreError(f"{path} ends {len(view)} bytes early; copy the run again, or trace it again")
+            raise StoreError(f"{path} ends {len(view)} bytes early; {_REMEDY}")
         view = view[count:]
 
 

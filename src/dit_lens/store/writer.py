@@ -48,8 +48,11 @@ class RunWriter:
         lease: A lock that the caller holds, by `with lease:`, around all that it does with the writer. A run
             whose lease is let go is freed for the next try, even where an interrupt kept `close` and `abort` from
             being called. Default: the run is freed when the writer is closed, or no longer referenced.
+        anew: Whether the steps that an interrupted writer has committed are given up, and the run begins again.
 
     Raises:
+        DamageError: If a run stands there of which something is lost or changed, so that it can be neither read nor gone
+            on with.
         StoreError: If the name is taken by a complete run, by one of another manifest or layout, or by one
             that another process is writing; if the folder cannot be written.
 
@@ -72,13 +75,14 @@ class RunWriter:
         durable: bool = True,
         exclusive: bool = True,
         lease: threading.Lock | None = None,
+        anew: bool = False,
     ) -> None:
         self._closed = True  # until it is open
         parsed = {key: Coordinate.of(key, values) for key, values in coords.items()}
         path = _run_folder(root, name)
         self._tenure = Tenure(path, lease)
         try:
-            self._folder = RunFolder(path, manifest, parsed, durable, self._tenure, exclusive)
+            self._folder = RunFolder(path, manifest, parsed, durable, self._tenure, exclusive, anew)
         except OSError as error:
             raise StoreError(
                 f"{path} cannot be opened for writing ({type(error).__name__}: {error}); mend that, or give another store"
@@ -208,10 +212,9 @@ class RunWriter:
                 f"coordinate {name} of {self.path} is {known['data_type']} of shape {known['shape']}, "
                 f"its new values are {now['data_type']} of shape {now['shape']}; give as many of that kind"
             )
-        chunk, data = coord.chunk()
-        path = os.path.join(self._folder.path, name, chunk)
-        task = partial(self._committer.write_plain, path, data)
         self._tenure.changing = True
+        path, data = self._folder.set_coord(coord)
+        task = partial(self._committer.write_plain, path, data)
         self._save()
         self._worker.submit(task, len(data), f"coordinate {name}")
         self._tenure.changing = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -183,7 +184,8 @@ class Sample:
             video: [time, height, width, rgb] as uint8, or a list of images.
 
         Raises:
-            TaskError: the sample has no scorer, or the video has another size than the sample.
+            TaskError: the sample has no scorer, the video has another size than the sample, or what the scorer returned is no
+                `Score` as that says.
         """
         if self.scorer is None:
             raise TaskError(
@@ -195,7 +197,13 @@ class Sample:
                 f"Sample {self.task}/{self.id} is {self.size} pixels (height, width), the video "
                 f"{frames.shape[1:3]}: score the video that was generated for it."
             )
-        return self.scorer(frames)
+        score = self.scorer(frames)
+        if problem := _score_problem(score):
+            raise TaskError(
+                f"Sample {self.task}/{self.id}: its scorer {getattr(self.scorer, '__qualname__', self.scorer)!r} returned "
+                f"{score!r:.200}: {problem}."
+            )
+        return score
 
     def with_(self, **changes: Any) -> Sample:
         """Return a copy with some fields changed; the size follows a new image where it was the old one's."""
@@ -203,6 +211,19 @@ class Sample:
         if image is not None and old is not None and self.size == (old.height, old.width):
             changes = {"size": None, **changes}
         return replace(self, **changes)
+
+
+def _score_problem(score: Any) -> str:
+    """Say what a scorer should have returned; "" where it did."""
+    if not isinstance(score, Score):
+        return "return a dl.Score(solved, score, answer)"
+    if not isinstance(score.solved, bool | np.bool_):
+        return f"solved is {score.solved!r}; give True or False"
+    if not isinstance(score.score, Real) or not 0 <= score.score <= 1:
+        return f"score is {score.score!r}; give a number in [0, 1]"
+    if not isinstance(score.answer, str):
+        return f"answer is {score.answer!r}; give a string"
+    return ""
 
 
 def of_truth(

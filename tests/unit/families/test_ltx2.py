@@ -334,6 +334,21 @@ def test_an_interrupted_run_goes_on_bit_for_bit(pipe, lens, tmp_path, monkeypatc
     assert leftovers(pipe) == []
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_stages_of_which_one_is_damaged_are_made_again(lens, tmp_path, stage):
+    given = {"record": [dl.energy], "store": tmp_path, **STAGES}
+    run = lens.run(SAMPLE, **given)
+    whole = [loaded(one) for one in run.stages]
+    (run.stages[stage].path / "energy" / "c.1.0.0.0.0.0").unlink()
+    with pytest.warns(UserWarning, match=f"made again: .*{run.stages[stage].path.name}.*missing"):
+        again = lens.run(SAMPLE, **given)
+    for one, before in zip(again.stages, whole, strict=True):
+        assert one.complete
+        for name, values in loaded(one).items():
+            assert np.array_equal(values, before[name]), name
+    assert again.path == run.path and len(list(tmp_path.iterdir())) == 3
+
+
 def test_the_ancestral_schedulers_x0_is_its_denoised_and_it_is_not_replayed(tmp_path):
     pipe = tiny_ltx.make_pipe(use_tokenwise_av_ca_scale_shift=True, use_keyframes_abs_pos_embedding=True)
     before, lens = pipe.scheduler, dl.Lens(pipe)

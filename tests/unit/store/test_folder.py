@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from dit_lens.errors import StoreError
-from dit_lens.store import open_run, open_runs, status, verify
+from dit_lens.store import Variable, open_run, open_runs, status, verify
 
 
 def test_resuming_goes_on_and_equals_a_run_in_one_go(kit, run):
@@ -49,6 +49,7 @@ def test_a_name_that_is_taken_is_refused(kit, run):
     held = kit.make_writer(kit.root, name="run-2")
     with pytest.raises(StoreError, match="is locked"):
         kit.make_writer(kit.root, name="run-2")
+    kit.write_step(held, 0)
     held.abort()
     with pytest.raises(StoreError, match=r"layer of .* is declared already, and differs in shape"):
         kit.make_writer(kit.root, name="run-2", coords=kit.coords() | {"layer": [0, 1]})
@@ -82,3 +83,30 @@ def test_a_writer_killed_in_mid_run_is_resumed(kit, run, durable):
     path = kit.write_run(other)
     assert status(path).complete and list(verify(path)) == []
     xr.testing.assert_identical(open_run(path).load().drop_attrs(), open_run(run).load().drop_attrs())
+
+
+def test_where_nothing_is_committed_the_run_is_as_it_is_asked_for_now(kit):
+    dead = kit.make_writer(kit.root, manifest=kit.manifest | {"batch": {"rows": ["a", "b", "c"]}})
+    dead.declare(Variable("of_the_dead", ("step",), (4,)))
+    dead.flush()
+    (dead.path / "energy" / "c.0.0.0.0.0.0").write_bytes(b"never committed")
+    dead.abort()
+    path = kit.write_run(kit.root, manifest=kit.manifest | {"batch": {"rows": ["a"]}}, steps=[1])
+    assert xr.open_zarr(path).attrs["manifest"]["batch"] == {"rows": ["a"]}
+    assert not (path / "of_the_dead").exists() and not (path / "energy" / "c.0.0.0.0.0.0").exists()
+
+
+def test_what_an_interrupted_writer_committed_is_given_up_where_that_is_asked_for(kit):
+    writer = kit.make_writer(kit.root, manifest=kit.manifest | {"host": "a"})
+    kit.write_step(writer, 0)
+    kit.write_step(writer, 2)
+    writer.abort()
+    again = kit.make_writer(kit.root, manifest=kit.manifest | {"host": "b"}, anew=True)
+    assert again.committed_steps == set() and status(again.path).committed_steps == ()
+    kit.write_step(again, 1)
+    again.close()
+    assert status(again.path).committed_steps == (1,) and list(verify(again.path)) == []
+    assert xr.open_zarr(again.path).attrs["manifest"]["host"] == "b"
+    assert not (again.path / "energy" / "c.0.0.0.0.0.0").exists()
+    with pytest.raises(StoreError, match="is complete"):
+        kit.make_writer(kit.root, anew=True)

@@ -112,3 +112,38 @@ def test_what_is_no_video_is_refused_with_what_it_is(video, said):
     with pytest.raises(TaskError) as error:
         as_frames(video)
     assert said in str(error.value)
+
+
+ODD_SCORES = {
+    "nothing": None,
+    "a tuple": (True, 1.0, "a"),
+    "solved is nothing": Score(None, 0.1, "x"),
+    "solved is NaN": Score(float("nan"), 0.5, "x"),
+    "solved is an array": Score(np.array([True]), 0.5, "x"),
+    "solved is a number": Score(1, 1.0, "x"),
+    "score is nothing": Score(True, None, "x"),
+    "score is NaN": Score(False, float("nan"), "x"),
+    "score is an infinity": Score(False, float("inf"), "x"),
+    "score is above 1": Score(True, 1.5, "x"),
+    "score is below 0": Score(False, -0.1, "x"),
+    "score is an array": Score(True, np.array([0.5]), "x"),
+    "score is a text": Score(True, "0.5", "x"),
+    "answer is nothing": Score(False, 0.0, None),
+    "answer is a number": Score(False, 0.0, 3),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_SCORES)
+def test_what_a_scorer_returns_is_checked(kind):
+    def odd(video):
+        return ODD_SCORES[kind]
+
+    sample = Sample("x", size=(16, 16), task="mine", id="7", scorer=odd)
+    with pytest.raises(TaskError, match=r"Sample mine/7: its scorer '.*odd' returned (Score|None|\()"):
+        sample.score(np.zeros((3, 16, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize("right", [Score(np.bool_(True), np.float32(1), "a"), Score(False, 0, np.str_("b"))])
+def test_a_score_may_be_made_of_numpy(right):
+    sample = Sample("x", size=(16, 16), scorer=lambda video: right)
+    assert sample.score(np.zeros((3, 16, 16, 3), np.uint8)) is right
