@@ -53,15 +53,23 @@ def table(results: dict[str, Any]) -> str:
 
 
 def seeds_table(results: list[dict[str, Any]]) -> str:
-    """Return how often each seed of training answered right, as a table in markdown: rates with their intervals."""
+    """Return how often each seed of training answered right, as a table in markdown: rates with their intervals.
+
+    Raises:
+        ValueError: they were not asked the same.
+    """
+    if len({one["n"] for one in results}) > 1:
+        raise ValueError(
+            f"The seeds were asked {[one['n'] for one in results]} scenes a row: ask each the same."
+        )
     heads = [f"seed {n}" for n in range(len(results))]
     lines = [
         f"n = {results[0]['n']} scenes a row and seed, the same ones\n",
         f"| scenes | run | {' | '.join(heads)} |",
         "|---|---|" + "---|" * len(heads),
     ]
-    for name, labels in results[0]["sets"].items():
-        for label in (label for label in labels if label in ("1 step", "20 steps")):
+    for name in [name for name in results[0]["sets"] if all(name in one["sets"] for one in results)]:
+        for label in ("1 step", "20 steps"):
             shares = [rate(one["sets"][name][label]["answered"]) for one in results]
             cells = [
                 f"{s['rate']:.2f} [{s['interval_95'][0]:.2f}, {s['interval_95'][1]:.2f}]" for s in shares

@@ -30,7 +30,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from dit_lens.models.organism.table import ORGANISMS
 from judging import SETS, Verdict, judge, question
+from recipes import RECIPES
 
 ONE = "1 step"
 
@@ -239,8 +241,32 @@ class Args:
     """Folder of the results, a file for each organism."""
 
 
+def check(args: Args) -> None:
+    """Refuse what would be measured twice, or not at all.
+
+    Raises:
+        ValueError: an option names nothing, or the same twice.
+    """
+    layers = ORGANISMS["organism-full"].layers
+    known = {
+        "names": (args.names, lambda name: name == "two-expert" or name.partition(".")[0] in RECIPES),
+        "sets": (args.sets, lambda name: name in SETS),
+        "steps": (args.steps, lambda many: many >= 1),
+        "layers": (args.layers, lambda many: 1 <= many <= layers),
+        "guidance": ([f"{scale:g}" for scale in args.guidance], lambda scale: True),
+    }
+    for option, (values, is_known) in known.items():
+        if wrong := [value for value in values if not is_known(value)]:
+            raise ValueError(f"--{option} {wrong[0]}: there is no such thing to measure.")
+        if len({*values}) < len(values):
+            raise ValueError(f"--{option} {' '.join(map(str, values))}: name each once.")
+    if args.n < 1:
+        raise ValueError(f"--n {args.n}: measure one scene at least.")
+
+
 def main(args: Args) -> None:
     """Measure one after the other."""
+    check(args)
     from trainer import Frozen, load_organism
 
     with Evaluation(Frozen(args.frozen, args.device), args.n, args.workers, args.sets) as evaluation:

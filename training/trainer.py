@@ -99,7 +99,14 @@ def load_organism(name: str, folder: Path, device: str) -> nn.Module:
     assert recipe.start is not None
     network = load_network(folder / f"{recipe.start}.safetensors", device)
     lora.add(network, recipe.rank)
-    network.load_state_dict(lora.values_of(load_file(folder / f"{name}.safetensors")), strict=False)
+    file = folder / f"{name}.safetensors"
+    values = lora.values_of(load_file(file))
+    wanted = {n for n, p in network.named_parameters() if p.requires_grad}
+    if values.keys() != wanted:
+        raise ValueError(
+            f"{file} holds {len(values.keys() & wanted)} of the {len(wanted)} matrices of this LoRA."
+        )
+    network.load_state_dict(values, strict=False)
     return network.to(device).eval()
 
 
@@ -186,6 +193,8 @@ class Trainer:
         """Train until the time is spent, or the steps are taken."""
         saved = begun = time.perf_counter()
         with tqdm(total=100, initial=round(100 * self.done), desc=self.name, unit="%", mininterval=5) as bar:
+            if self.done >= 1:
+                return
             while self.done < 1:
                 self.train_step()
                 if self.step % 20 == 0:  # reading a loss waits for the device, so that the clock is right
@@ -315,6 +324,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         state |= {"average": self.average, "step": self.step, "spent": self.spent, "samples": self.samples}
+        state["seed"] = self.options.seed
         checkpoint = self.options.folder / f"{self.name}.last.pt"
         torch.save(state, f"{checkpoint}.part")
         os.replace(f"{checkpoint}.part", checkpoint)
@@ -334,9 +344,23 @@ class Trainer:
         os.replace(f"{file}.part", file)
 
     def _resume(self) -> None:
+        """Take up the checkpoint, where there is one.
+
+        Raises:
+            ValueError: it is of another seed, or of more steps than are to be taken.
+        """
         path = self.options.folder / f"{self.name}.last.pt"
         if path.exists():
             state = torch.load(path, map_location=self.device)
+            seed, steps = state.get("seed", self.options.seed), self.options.steps
+            if seed != self.options.seed:
+                raise ValueError(
+                    f"{path} is of seed {seed}: give another folder to seed {self.options.seed}."
+                )
+            if steps is not None and state["step"] > steps:
+                raise ValueError(
+                    f"{path} is of {state['step']} steps, more than {steps}: give another folder."
+                )
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.average = state["average"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import card
+import evaluate
 import flow
 import growth
 from dit_lens.models import organism
@@ -87,10 +88,34 @@ def test_the_card_gets_a_row_for_each_figure(tmp_path):
     assert "| 0.812 |" in text
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"steps": (2, 2)}, "--steps 2 2: name each once"),
+        ({"guidance": (2.0, 2.0000001)}, "--guidance 2 2: name each once"),
+        ({"layers": (99,)}, "--layers 99: there is no such thing"),
+        ({"layers": (-4,)}, "--layers -4: there is no such thing"),
+        ({"steps": (0,)}, "--steps 0: there is no such thing"),
+        ({"sets": ("mazes",)}, "--sets mazes: there is no such thing"),
+        ({"names": ("ful",)}, "--names ful: there is no such thing"),
+        ({"n": 0}, "--n 0: measure one scene"),
+    ],
+)
+def test_what_would_be_counted_twice_or_not_at_all_is_refused(options, why):
+    with pytest.raises(ValueError, match=why):
+        evaluate.main(evaluate.Args(**options))
+
+
+def test_seeds_that_were_asked_otherwise_do_not_stand_side_by_side():
+    with pytest.raises(ValueError, match=r"asked \[64, 32\] scenes"):
+        card.seeds_table([{"n": n, "sets": {}} for n in (64, 32)])
+
+
 def test_seeds_stand_side_by_side(tmp_path, capsys):
     files = []
     for seed, answered in enumerate(([1, 1, 0, 0], [0, 0, 0, 0])):
-        sets = {"latin": {"1 step": {"solved": [0] * 4, "answered": answered, "score": [0.0] * 4}}}
+        outcome = {"solved": [0] * 4, "answered": answered, "score": [0.0] * 4}
+        sets = {"latin": {"1 step": outcome, "20 steps": outcome}}
         files.append(tmp_path / f"{seed}.json")
         files[-1].write_text(json.dumps({"organism": "full", "n": 4, "sets": sets}))
     card.main(card.Args(seeds=tuple(files)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dit_lens.models import organism
 from dit_lens.models.organism import loading
@@ -122,6 +122,34 @@ def test_steps_say_how_long_it_trains_and_doublings_are_kept(frozen, feed, tmp_p
     early = load_organism("base.1", tmp_path, "cpu").state_dict()
     late = load_organism("base", tmp_path, "cpu").state_dict()
     assert not torch.equal(early["head.head.bias"], late["head.head.bias"])
+
+
+def test_a_checkpoint_of_another_seed_or_of_more_steps_is_refused(frozen, feed, tmp_path):
+    recipe = replace(RECIPES["base"], mix="puzzles")
+
+    def trainer(**options):
+        made = Options(tmp_path, "cpu", **{"tokens": 64, "seed": 0, "every": 1e9, "steps": 2, **options})
+        return Trainer("base", recipe, 1e9, made, frozen, feed("puzzles"))
+
+    trainer().run()
+    log, weights = (tmp_path / f"base.{end}" for end in ("jsonl", "safetensors"))
+    before = log.read_text(), weights.read_bytes()
+    trainer().run()  # it is done
+    assert (log.read_text(), weights.read_bytes()) == before
+    with pytest.raises(ValueError, match="of seed 0: give another folder to seed 1"):
+        trainer(seed=1)
+    with pytest.raises(ValueError, match="of 2 steps, more than 1"):
+        trainer(steps=1)
+
+
+def test_a_lora_of_other_names_is_refused(tmp_path):
+    for name in ("base", "lora"):
+        (tmp_path / f"{name}.safetensors").write_bytes((FROZEN.parent / f"{name}.safetensors").read_bytes())
+    load_organism("lora", tmp_path, "cpu")
+    other = {k.replace(".default", ""): v for k, v in load_file(tmp_path / "lora.safetensors").items()}
+    save_file(other, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="holds 0 of the"):
+        load_organism("lora", tmp_path, "cpu")
 
 
 def test_seeds_start_from_other_weights(frozen, feed, tmp_path):

@@ -87,4 +87,7 @@ def _fill(what: str, module: torch.nn.Module, path: Path, prefix: str) -> None:
             f"{path} does not fit {what}: {prefix}{wrong[0]} is {held.get(wrong[0], 'not there')} in the file and "
             f"{wanted.get(wrong[0], 'not there')} in the model; {len(wrong)} tensors differ in all."
         )
+    numbers = {k: v for k, v in state.items() if not (v.is_floating_point() and v.isfinite().all())}
+    if numbers:
+        raise ModelError(f"{path}: {prefix}{min(numbers)} holds something other than finite real numbers.")
     module.load_state_dict(state)

@@ -63,7 +63,7 @@ def load(
 def _refuse(name: str, one: Organism, weights: str, given: Mapping[str, Any], lora_alpha: float) -> None:
     """Refuse options that an organism does not take."""
     refused = [k for k in given if one.lora or k not in one.loras]
-    refused += ["lora_alpha"] * (lora_alpha != 1 and not one.loras)
+    refused += ["lora_alpha"] * (lora_alpha != 1 and not (one.lora or given.keys() & one.loras.keys()))
     if refused:
         why = "with random weights" if weights == "random" else "ships with the package and"
         raise PlanError(f"{name} {why} takes no {', '.join(refused)}.")

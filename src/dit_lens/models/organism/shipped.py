@@ -25,7 +25,7 @@ def checked(file: Path) -> Path:
 def identities(one: Organism, weights: str, folder: Path) -> dict[str, str]:
     """Return what the weights are: the hash of each file by its name; of DiTs that are drawn, by attribute, the seed.
 
-    A file that does not stand in the folder is named with the attribute that it goes into.
+    A file of the user's is called by the attribute that it goes into: it may be moved and called anything.
 
     Raises:
         ModelError: a file is missing or not whole.
@@ -34,6 +34,6 @@ def identities(one: Organism, weights: str, folder: Path) -> dict[str, str]:
     if weights == "random":
         return out | dict.fromkeys(one.dits, f"random, seed {SEED}")
     for attribute, file in one.dits.items():
-        label = f"{attribute} {Path(file).name}" if Path(file).is_absolute() else file
+        label = attribute if Path(file).is_absolute() else file
         out[label] = files.identity(checked(folder / file))
     return out
