@@ -58,6 +58,14 @@ class Draft:
         """Whether the body has set it, or written into it."""
         return self.writes is None or self.tensor._version != self.writes
 
+    def refuse_two_writers(self, carried: Any) -> None:
+        """Raise CaptureError where the model's own tensor was written to as well, through an envoy of nnsight's."""
+        if self.source is not None and _writes(self.part.pick(carried)) != self.source:
+            raise CaptureError(
+                f"{self.part.what} was written to through an envoy as well, which the body's copy does not have: write to one "
+                "of the two."
+            )
+
     def refuse_uncounted(self, carried: Any) -> None:
         """Raise CaptureError where the copy was written to, and torch has not counted it."""
         own = self.part.pick(carried)
@@ -102,11 +110,12 @@ class Drafts:
                 looked for.
 
         Raises:
-            CaptureError: There is some.
+            CaptureError: There is some, or the model's own was written to as well.
         """
         out = self.carried
         for draft in self._drafts.values():
             if draft.is_written:
+                draft.refuse_two_writers(self.carried)
                 out = draft.part.put(out, draft.tensor)
             elif first:
                 draft.refuse_uncounted(self.carried)

@@ -117,12 +117,11 @@ def _is_in_part(request: Request) -> bool:
     for path in (stage.path for stage in request.stages if len(request.stages) > 1):
         damage = ""
         try:
-            if path is not None and (stored := load_run(path)).is_complete:
+            if path is not None and (path / "zarr.json").exists() and (stored := load_run(path)).is_complete:
+                stored.refuse_rewritten()
                 complete, damage = True, stored.flaw()
         except DamageError as error:
             damage = str(error)
-        except (StoreError, OSError):
-            continue  # there is none, or the writer says why
         if damage:
             warnings.warn(f"a damaged run is made again: {path}: {damage}", stacklevel=2)
     return complete

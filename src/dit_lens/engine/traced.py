@@ -196,7 +196,7 @@ class TracedCall:
         modules = (submodule(self.module(layer), site.path) for layer in placed.layers(self._layout))
         return (
             site.end == end.site.end
-            and site.item == end.site.item
+            and _is_one_item(site.item, end.site.item)
             and placed.in_stage(self._layout)
             and self.step in placed.steps(self._layout)
             and place.holds_sigma(self.sigma)
@@ -312,7 +312,12 @@ class TracedSite:
         self._call.write(part, value)
 
     def _part(self, name: str) -> CallPart:
-        return CallPart(self._call, self._ends[name], f"{self._what}.{name}")
+        what = f"{self._what}.{name}"
+        if name not in self._ends:
+            raise PlanError(
+                f"{what}: this module carries several states, and which of them it is, is not known: use envoy.{name}."
+            )
+        return CallPart(self._call, self._ends[name], what)
 
     def __repr__(self) -> str:
         return f"{self._what} of {self._call!r}"
@@ -338,12 +343,26 @@ class TracedBlock(TracedSite):
         if name not in self._sites:
             raise PlanError(f"{self._label} has no site {name!r}, only {', '.join(self._sites)}.")
         site = self._sites[name]
-        other = "input" if site.end == "output" else "output"
-        ends = {site.end: self._end(site), other: self._end(Site(site.path, other))}
+        ends = {site.end: self._end(site)}
+        if (other := self._other(site)) is not None:
+            ends[other.end] = self._end(other)
         return TracedSite(self._call, f"{self._label}.site({name!r})", ends, site.end)
+
+    def _other(self, site: Site) -> Site | None:
+        """Return the other end of a site's module: as another site says it; None where the module carries more than one state."""
+        end = "input" if site.end == "output" else "output"
+        for one in self._sites.values():
+            if (one.path, one.end) == (site.path, end):
+                return one
+        return Site(site.path, end) if _is_one_item(site.item, None) else None
 
     def _end(self, site: Site) -> End:
         return End(submodule(self._block, site.path), site)
+
+
+def _is_one_item(one: Item | None, other: Item | None) -> bool:
+    """Say whether two items are the same state: by itself, or as the first of what a module carries."""
+    return one == other or {one, other} <= {None, (), (0,)}
 
 
 __all__ = ["TracedBlock", "TracedCall", "TracedSite"]

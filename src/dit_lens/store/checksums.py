@@ -49,5 +49,14 @@ def is_as_signed(group: Mapping[str, Any]) -> bool:
     return bool(sums[OWN] == _of_content(content))
 
 
+def rewritten(file: str) -> str:
+    """Say that a file of metadata is not what was written, and what to do."""
+    return (
+        f"{file} is not what was written: a bit flipped, or another program wrote into the run, so its labels or values may be "
+        "wrong. Save elsewhere what was added (plain xarray.open_zarr reads it, unchecked), then copy the run again, or remove "
+        "its folder and make it again; notes belong beside a run"
+    )
+
+
 def _of_content(content: Mapping[str, Any]) -> str:
     return crc32c(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())

@@ -94,8 +94,12 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         OSError: If it cannot be read.
     """
     fd = os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY)
-    with open(fd, "rb", buffering=0) as file:
+    try:
         check_regular(path, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    with open(fd, "rb", buffering=0) as file:
         return file.read()
 
 

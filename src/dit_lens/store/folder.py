@@ -92,6 +92,9 @@ class RunFolder:
         self.attrs = stored.attrs
         self.arrays = Arrays(self.path, stored.arrays)
         self._written = set(self.arrays)
+        self._files = [
+            self._array_file(name, array) for name, array in self.arrays.items()
+        ]  # one may be lost
         self._sums = stored.coordinate_checksums()
 
     def _check_taken(self, stored: Stored) -> None:
@@ -109,6 +112,7 @@ class RunFolder:
             )
 
     def _check_whole(self, stored: Stored) -> None:
+        stored.refuse_rewritten()
         if flaw := stored.flaw():
             raise DamageError(
                 f"{self.path} is damaged: {flaw}; copy the run again, or remove the folder and make it again"

@@ -139,7 +139,7 @@ class Run:
             return {}
         fresh, held = open_run(self.path, keep=self._scratch), self._dataset
         altered: dict[str, Any] = {}
-        for name in (now.keys() | self._as_opened.keys()) - {""}:
+        for name in sorted((now.keys() | self._as_opened.keys()) - {""}):
             one, other = held.variables.get(name), fresh.variables.get(name)
             if one is None or other is None or not one.identical(other):
                 altered[name] = None if one is None else held[name]

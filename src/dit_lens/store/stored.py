@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dit_lens.errors import StoreError
 from dit_lens.store import checksums, files, journal
 from dit_lens.store.coordinates import chunk_name
 from dit_lens.store.layout import Variable
 from dit_lens.store.metadata import FILE, units_asked, variable_of
+
+_REWRITTEN = f"is not what the run's {FILE} says of it"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Stored:
         """Say what first is not as it was written, the values in its units aside; "" where all is.
 
         Raises:
-            OSError: Something cannot be read.
+            StoreError: Something cannot be read.
         """
         return self.damage or self.label_flaw() or next(self._unit_flaws(), "")
 
@@ -70,7 +73,7 @@ class Stored:
         """Say the same of the files that xarray reads: those of the coordinates, and each array's own metadata."""
         for name in self.arrays.keys() - self.variables.keys():
             file = self.coordinate_file(name)
-            data = files.read_if_there(os.path.join(self.path, file))
+            data = self._read(file)
             if data is None:
                 return f"{file} is missing, so {name} has no labels"
             known = self.checksums.get(file)
@@ -79,18 +82,34 @@ class Stored:
                     f"{file} has crc32c {checksums.crc32c(data)}, its {FILE} says {' or '.join(known)}: the labels of {name} "
                     "were changed or cut"
                 )
-        # The end of a run writes them before the group says so, and never again after.
-        return next(self._metadata_flaws(), "") if self.is_complete and self.checksums else ""
+        return next((f"{file} {why}" for file, why in self._metadata_flaws()), "")
 
-    def _metadata_flaws(self) -> Iterator[str]:
+    def refuse_rewritten(self) -> None:
+        """Raise StoreError where another program wrote into an array's metadata: to make the run again would lose that."""
+        for file, why in self._metadata_flaws():
+            if why == _REWRITTEN:
+                raise StoreError(checksums.rewritten(os.path.join(self.path, file)))
+
+    def _metadata_flaws(self) -> Iterator[tuple[str, str]]:
+        """Go through the arrays whose own metadata is not what the group says of them, each with what is wrong."""
+        if not (
+            self.is_complete and self.checksums
+        ):  # the end of a run writes it before the group says so, and never after
+            return
         for name, array in self.arrays.items():
             file = f"{name}/{FILE}"
-            data = files.read_if_there(os.path.join(self.path, file))
+            data = self._read(file)
             try:
                 if data is None or json.loads(data) != array:
-                    yield f"{file} {'is missing' if data is None else f'is not what its {FILE} says of {name}'}"
+                    yield file, "is missing" if data is None else _REWRITTEN
             except (ValueError, RecursionError):
-                yield f"{file} is not JSON"
+                yield file, "is not JSON"
+
+    def _read(self, file: str) -> bytes | None:
+        try:
+            return files.read_if_there(os.path.join(self.path, file))
+        except OSError as error:
+            raise StoreError(f"{os.path.join(self.path, file)} cannot be read ({error.strerror})") from error
 
     def _unit_flaws(self) -> Iterator[str]:
         """Go through the committed units whose file is missing, or has another size."""
@@ -101,6 +120,9 @@ class Stored:
                 return
             if name not in sizes:
                 sizes[name] = files.sizes(os.path.join(self.path, name))
+            if len(key) != len(self.variables[name].unit_dims):
+                yield f"its {journal.NAME} has a unit {key} of {name}, which has the dimensions {self.variables[name].unit_dims}"
+                return
             chunk = self.variables[name].chunk_name(key)
             if (size := sizes[name].get(chunk)) is None:
                 yield f"{name}/{chunk} is committed in the journal but missing"
