@@ -407,3 +407,22 @@ def test_a_capture_is_entered_once():
             raise ZeroDivisionError
     with pytest.raises(dl.CaptureError, match=re.escape("call lens.capture again")), capture:
         pass
+
+
+def test_a_place_that_is_written_to_by_an_envoy_and_by_a_copy_is_an_error():
+    lens = toy_lens()
+    with lens.trace(TOY, **KEYWORDS) as tr:
+        for call in tr.calls(step=0):
+            call.block(0).envoy.output.mul_(2)
+            call.block(0).output.add_(1)  # the copy has what was written before
+    first = tr.run
+    with lens.trace(TOY, **KEYWORDS) as tr:
+        for call in tr.calls(step=0):
+            call.block(0).output = call.block(0).output * 2 + 1
+    assert same(first, tr.run)
+    with pytest.raises(dl.CaptureError, match="written to through an envoy as well"):
+        with lens.trace(TOY, steps=2) as tr:
+            for call in tr.calls(step=0):
+                own, h = call.block(0).envoy.output, call.block(0).output
+                own.mul_(2)
+                h.add_(1)
