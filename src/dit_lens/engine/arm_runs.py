@@ -23,7 +23,7 @@ from dit_lens.engine.request import Request, seeds_together
 from dit_lens.engine.runner import coordinates, finished, write_outputs
 from dit_lens.engine.verify import Comparison, is_due, passed
 from dit_lens.plan.plan import Plan
-from dit_lens.store.place import Place
+from dit_lens.store.place import RunPlace
 
 Key = tuple[int | None, int]
 """Arm and pair, by number; no arm is the clean run."""
@@ -67,7 +67,7 @@ class ArmRuns:
         self.records = [batch.binding(record, is_edit=False) for record in stage.plan.records]
         self._cleanup = ExitStack()
         self._paths: set[Path] = set()
-        self._places: dict[Key, Place] = {}
+        self._places: dict[Key, RunPlace] = {}
         self._compared: dict[Key, Comparison] = {}
         self._recorders: dict[Key, Recorder] = {}
 

@@ -24,7 +24,7 @@ from dit_lens.engine.runner import coordinates, finished, write_outputs
 from dit_lens.engine.verify import company, is_due, verify_batch
 from dit_lens.families.patching import one_interrupt
 from dit_lens.store import RunWriter
-from dit_lens.store.place import Place
+from dit_lens.store.place import RunPlace
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
 from dit_lens.tasks.pairs import counted_by_content
@@ -105,7 +105,7 @@ def _make(
     coords = coordinates(batch.layout, batch.schedule, batch.grids)
     beside = company(batch, part)
     with ExitStack() as opened:  # a run that was not finished when something fails stays incomplete
-        places: dict[int, Place] = {}
+        places: dict[int, RunPlace] = {}
         for n in missing:
             manifest = {
                 **batch.requests[n].stages[0].manifest,
@@ -132,10 +132,10 @@ def _make(
 
 def open_place(
     opened: ExitStack, path: Path, manifest: dict[str, Any], coords: dict[str, Any], durable: bool
-) -> Place:
+) -> RunPlace:
     """Open a run to write it from the start: what an interrupted batch left of it may have had other rows beside it."""
     place = opened.enter_context(
-        Place(path, partial(RunWriter, manifest=manifest, coords=coords, durable=durable))
+        RunPlace(path, partial(RunWriter, manifest=manifest, coords=coords, durable=durable))
     )
     place.open(anew=True)
     return place

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from greenlet import getcurrent
 from nnsight.intervention.interleaver import Event, Mediator, Pending
 
-from dit_lens.engine.drafts import Drafts, Part
+from dit_lens.engine.copies import BodyCopies, StatePart
 from dit_lens.engine.handover import Handover
 from dit_lens.errors import CaptureError
 
@@ -34,7 +34,7 @@ RESULT = "result"
 _ORDER = "Ask for values in the order in which the model makes them, lower layers first."
 
 
-class DraftRequest(Pending):
+class CopyRequest(Pending):
     """A request for a value that the body gets a copy of, or for the copy to take the value's place."""
 
 
@@ -59,7 +59,7 @@ class Body(Mediator):
         self.ended = False
         self._dits = tuple(dits)
         self._handover = Handover()
-        self._drafts: Drafts | None = None  # what it holds of the place where the model waits
+        self._copies: BodyCopies | None = None  # what it holds of the place where the model waits
         self._compared: set[str] = set()  # locations of which it has held something
         self._served = 0  # visits of LOCATION that the body has had
         self._before: dict[str, int] = {}  # nnsight's counts of visits, when the running call began
@@ -76,35 +76,35 @@ class Body(Mediator):
         call: Call | None = Mediator.value(LOCATION)
         return call
 
-    def read(self, location: str, part: Part) -> Tensor:
+    def read(self, location: str, part: StatePart) -> Tensor:
         """Return a copy of a value at a location that a call visits once; written to, it takes the value's place."""
-        tensor = self._drafts_at(location, part).read(part)
+        tensor = self._copies_at(location, part).read(part)
         self._handover.lend(tensor, f"{part.what} at {self.running}")
         return tensor
 
-    def write(self, location: str, part: Part, value: Tensor) -> None:
+    def write(self, location: str, part: StatePart, value: Tensor) -> None:
         """Let another tensor take the place of a value at a location that a call visits once."""
-        self._drafts_at(location, part).set(part, value)
+        self._copies_at(location, part).set(part, value)
         self._handover.lend(value, f"{part.what} at {self.running}")
 
-    def _drafts_at(self, location: str, part: Part) -> Drafts:
+    def _copies_at(self, location: str, part: StatePart) -> BodyCopies:
         self._ask_once(location, part.what)
         visit = location, self.wanted(location)
-        if self._drafts is None or self._drafts.visit != visit:
+        if self._copies is None or self._copies.visit != visit:
             self.flush()
-            self._drafts = Drafts(visit, getcurrent().parent.switch(DraftRequest(Event.VALUE, *visit)))
-        return self._drafts
+            self._copies = BodyCopies(visit, getcurrent().parent.switch(CopyRequest(Event.VALUE, *visit)))
+        return self._copies
 
     def flush(self) -> None:
         """Put what the body has written into the model; nnsight asks for it before every request, and when the body ends."""
         super().flush()
-        drafts, self._drafts = self._drafts, None
-        if drafts is None:
+        copies, self._copies = self._copies, None
+        if copies is None:
             return
-        new = drafts.outcome(first=drafts.visit[0] not in self._compared)
-        self._compared.add(drafts.visit[0])
-        if new is not drafts.carried:
-            getcurrent().parent.switch(DraftRequest(Event.SWAP, *drafts.visit, new))
+        new = copies.outcome(first=copies.visit[0] not in self._compared)
+        self._compared.add(copies.visit[0])
+        if new is not copies.carried:
+            getcurrent().parent.switch(CopyRequest(Event.SWAP, *copies.visit, new))
 
     def wanted(self, location: str) -> int:
         """Return which visit of a location a request made now is for; nnsight asks before every request.
@@ -165,7 +165,7 @@ class Body(Mediator):
         if pending is not None and pending.provider is not None:
             sets = pending.event is not Event.VALUE
             carried = pending.value if sets else args
-            if isinstance(pending, DraftRequest):
+            if isinstance(pending, CopyRequest):
                 carried = ()  # nothing of the model's own, nor for the body to hold
             what = self._named(pending.provider) + (f" at {self.running}" if self.running else "")
             self._handover.serve((pending.provider, pending.iteration), carried, what, instead=sets)

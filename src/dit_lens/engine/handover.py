@@ -1,7 +1,7 @@
 """What the body of a trace leaves alone: it runs on the model's thread, so what it leaves behind would act in the model.
 
 While the body runs, the model waits at one value, which may be written to. The model has gone on with all values before
-that one. A late write into a copy (`drafts.py`) would not act; one into a tensor of the model's own, as nnsight's envoys
+that one. A late write into a copy (`copies.py`) would not act; one into a tensor of the model's own, as nnsight's envoys
 give them, would reach what still holds it, and not what was made of it. Torch's modes (autocast, number type, device,
 attention kernels) are the thread's, so a mode that the body is still in would hold for the model.
 """

@@ -24,7 +24,7 @@ from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, open_run
 from dit_lens.store.draft import Draft
-from dit_lens.store.place import Place
+from dit_lens.store.place import RunPlace
 from dit_lens.store.reader import load_run
 from dit_lens.store.run import Run
 from dit_lens.store.scratch import Scratch
@@ -159,7 +159,7 @@ class Destination:
         self._writer: RunWriter | Draft | None = None
         self._state: list[str] = []  # of what may keep something, when the run begins
         self._hooked: list[nn.Module] = []  # modules that have a hook of the user's
-        self._place: Place | None = None
+        self._place: RunPlace | None = None
 
     @property
     def writer(self) -> RunWriter | Draft:
@@ -183,7 +183,7 @@ class Destination:
             return Opened(Recorder(stage.layout, samples, later, request.encoding))
         coords = coordinates(stage.layout, schedule, grids)
         make = partial(RunWriter, manifest=stage.manifest, coords=coords, lease=self._lease)
-        self._place = place = Place(path, make, self._beside)
+        self._place = place = RunPlace(path, make, self._beside)
         self._writer = writer = place.open()
         if any(words.get("state kept") for words in writer.words.values()):
             self._writer = writer = place.open(anew=True)

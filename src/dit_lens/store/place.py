@@ -13,7 +13,7 @@ from dit_lens.store.aside import Aside
 from dit_lens.store.writer import RunWriter
 
 
-class Place:
+class RunPlace:
     """Where a run is written. A damaged run stands until the new one is complete, which then takes its place.
 
     Args:

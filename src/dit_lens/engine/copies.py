@@ -17,7 +17,7 @@ from dit_lens.engine.recorder import same_bits
 from dit_lens.errors import CaptureError
 
 
-class Part(Protocol):
+class StatePart(Protocol):
     """A value in what a place of the model carries."""
 
     @property
@@ -38,7 +38,7 @@ class Part(Protocol):
 
 
 @dataclass
-class Draft:
+class BodyCopy:
     """What the body holds of one value.
 
     Attributes:
@@ -48,7 +48,7 @@ class Draft:
         source: Torch's count of writes into the model's own tensor then; None where it has none.
     """
 
-    part: Part
+    part: StatePart
     tensor: Tensor
     writes: int | None
     source: int | None
@@ -76,7 +76,7 @@ class Draft:
             )
 
 
-class Drafts:
+class BodyCopies:
     """What the body holds of a place where the model waits.
 
     Args:
@@ -86,21 +86,21 @@ class Drafts:
 
     def __init__(self, visit: tuple[str, int], carried: Any) -> None:
         self.visit, self.carried = visit, carried
-        self._drafts: dict[Hashable, Draft] = {}
+        self._copies: dict[Hashable, BodyCopy] = {}
 
-    def read(self, part: Part) -> Tensor:
+    def read(self, part: StatePart) -> Tensor:
         """Return the body's tensor of a value: the same one each time."""
         key = part.key(self.carried)
-        if key not in self._drafts:
+        if key not in self._copies:
             own = part.pick(self.carried)
             copy = _counted_copy(own)
-            self._drafts[key] = Draft(part, copy, copy._version, _writes(own))
-        return self._drafts[key].tensor
+            self._copies[key] = BodyCopy(part, copy, copy._version, _writes(own))
+        return self._copies[key].tensor
 
-    def set(self, part: Part, value: Tensor) -> None:
+    def set(self, part: StatePart, value: Tensor) -> None:
         """Let another tensor of the body's take the place of a value."""
         part.check(self.carried, value)
-        self._drafts[part.key(self.carried)] = Draft(part, value, None, None)
+        self._copies[part.key(self.carried)] = BodyCopy(part, value, None, None)
 
     def outcome(self, first: bool) -> Any:
         """Return what the model goes on with: the very same where nothing is written.
@@ -113,12 +113,12 @@ class Drafts:
             CaptureError: There is some, or the model's own was written to as well.
         """
         out = self.carried
-        for draft in self._drafts.values():
-            if draft.is_written:
-                draft.refuse_two_writers(self.carried)
-                out = draft.part.put(out, draft.tensor)
+        for copy in self._copies.values():
+            if copy.is_written:
+                copy.refuse_two_writers(self.carried)
+                out = copy.part.put(out, copy.tensor)
             elif first:
-                draft.refuse_uncounted(self.carried)
+                copy.refuse_uncounted(self.carried)
         return out
 
 
@@ -134,4 +134,4 @@ def _writes(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-__all__ = ["Draft", "Drafts", "Part"]
+__all__ = ["BodyCopies", "BodyCopy", "StatePart"]
