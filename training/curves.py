@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import tyro
+from matplotlib.figure import Figure
 
 
 @dataclass
@@ -25,14 +25,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Draw a panel for each organism, with a line for each group of boards."""
-    figure, axes = plt.subplots(
-        1,
-        len(args.logs),
-        figsize=(4.4 * len(args.logs), 3.2),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(4.4 * len(args.logs), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(args.logs), sharey=True, squeeze=False)
     for axis, path in zip(axes[0], args.logs, strict=True):
         log = pd.read_json(path, lines=True)
         held_out = pd.DataFrame([*log["held_out"]], index=log["step"] / 1000)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 import xarray as xr
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -114,9 +114,8 @@ def summary(settled: xr.DataArray) -> dict[str, Any]:
 def draw(lines: dict[tuple[str, str], xr.DataArray], out: Path) -> None:
     """Draw the mean step by frame, a panel for each task."""
     panels = list(dict.fromkeys(task for task, _ in lines))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.4 * len(panels), 3.2), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(4.4 * len(panels), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for (task, name), settled in lines.items():
             if task == panel:

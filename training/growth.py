@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 
 from dit_lens.experiments.summary import rate
 
@@ -50,15 +50,8 @@ def main(args: Args) -> None:
     names = list(next(iter(measured.values()))["sets"])
     columns = min(len(names), 3)
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(3.6 * columns, 2.7 * rows),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         _draw(axis, {step: one["sets"][name] for step, one in measured.items()})
         axis.set(title=name, xscale="log", ylim=(-0.03, 1.03))
