@@ -138,7 +138,7 @@ def test_labels_that_cannot_be_read_are_an_error_that_names_them(lens, sample, t
     assert len(shown.leaves) == sum(1 for _ in tmp_path.glob("*/*/zarr.json")) - 1
     assert other.complete
     if before:
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert len(os.listdir("/proc/self/fd")) <= before + 1  # three looks would leave three
 
 
 @pytest.mark.parametrize("make", [by_run, by_batch], ids=["run", "batch"])
