@@ -1,6 +1,7 @@
 """What a function holds says its name, however it holds it: odd tensors, a run, a lens, a forward below nnsight."""
 
 import builtins
+import subprocess
 import sys
 import types
 
@@ -112,6 +113,18 @@ def test_a_run_counts_by_what_its_dataset_holds_now():
     third = name(edit)
     run.dataset.attrs["note"] = "changed"
     assert len({first, second, third, name(edit)}) == 4
+
+
+def test_a_lens_of_a_class_of_the_users_has_one_name_from_the_first_look_on(tmp_path):
+    """In a process of its own: what this package remembers of earlier names is no part of one."""
+    script = (
+        "import dit_lens as dl\nfrom dit_lens.plan.content import content\n"
+        "class Study(dl.Lens):\n    def __init__(self): self.gain = 1.0\n    specimen = 'a specimen'\n"
+        "print(content(Study(), []) == content(Study(), []))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    out = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=True)
+    assert out.stdout == "True\n"
 
 
 # ---- forwards below nnsight

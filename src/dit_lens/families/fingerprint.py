@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.plan.arrays import is_freed
+from dit_lens.plan.arrays import is_freed, tensor_types
 
 ROW = 1 << 14
 """Bytes that are hashed together: 2^14 products of at most 2^14 do not overflow 32 bits."""
@@ -51,7 +51,7 @@ FEWEST = 32
 """Rows that a GPU's product of integers takes at least."""
 
 _PRECISION = attrgetter("fp32_precision", "mkldnn.matmul.fp32_precision")
-_TYPES = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_TYPES = tensor_types()
 
 
 class Gathering:

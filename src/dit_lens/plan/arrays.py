@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import sys
@@ -215,7 +214,7 @@ def _values(walk: Walk, value: Any) -> Any:
     """Return a tensor's values: by position where they are gathered, by the walk's own checksum where it has one."""
     if walk.gathering is not None and (position := walk.gathering.take([value])) is not None:
         return {"@tensor": position}
-    plain = type(value) in _plain_types() and not value.is_nested and str(value.layout) == "torch.strided"
+    plain = type(value) in tensor_types() and not value.is_nested and str(value.layout) == "torch.strided"
     if plain and is_freed(value):
         return walk.unnamed(value, "a tensor whose memory was freed")
     if value.is_meta and (walk.checksum is None or walk.called is not None):
@@ -236,12 +235,11 @@ def _values(walk: Walk, value: Any) -> Any:
     }
 
 
-@functools.cache
-def _plain_types() -> frozenset[type]:
+def tensor_types() -> tuple[type, ...]:
     """Return torch's own classes of tensors: by themselves, since a class of the user's may have the name of one."""
     import torch
 
-    return frozenset({torch.Tensor, torch.nn.Parameter, torch.nn.Buffer})
+    return torch.Tensor, torch.nn.Parameter, torch.nn.Buffer
 
 
 def is_freed(value: Any) -> bool:

@@ -34,6 +34,8 @@ UNSEEN = frozenset(
 )
 """Builtins that read what no name says."""
 
+_CONTAINERS = (dict, list, set, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
+
 _ALIASES = {"OSError": ("EnvironmentError", "IOError")}
 """Classes among the builtins that stand there under more names."""
 
@@ -279,6 +281,10 @@ def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> A
 def named(walk: Walk, name: str, names: Sequence[str], scope: Mapping[str, Any]) -> Any:
     """Return what code reads by a name of its module, or of Python itself."""
     if name in scope:
+        if walk.is_trusting and name.startswith("_") and isinstance(scope[name], _CONTAINERS):
+            return {
+                "@memory": type(scope[name]).__qualname__
+            }  # this package's own, of what was named and run before
         with walk.at(f"the global {name!r}"):
             return follow(walk, scope[name], names)
     known = scope.get("__builtins__", builtins)

@@ -291,8 +291,8 @@ def _sentencepiece(walk: Walk, value: Any) -> Any:
 
 
 def _weak_items(walk: Walk, value: Any) -> Any:
-    """Return what a weak set or mapping holds now; this package's own are registries, and no part of what it does."""
-    items = [] if walk.is_trusting else [*value.items()] if hasattr(value, "items") else [*value]
+    """Return what a weak set or mapping holds now."""
+    items = [*value.items()] if hasattr(value, "items") else [*value]
     return {"@weak": type(value).__name__, "items": walk.in_any_order(items)}
 
 
