@@ -1,6 +1,7 @@
 """What a function holds says its name, however it holds it: odd tensors, a run, a lens, a forward below nnsight."""
 
 import builtins
+import dataclasses
 import subprocess
 import sys
 import types
@@ -113,6 +114,21 @@ def test_a_run_counts_by_what_its_dataset_holds_now():
     third = name(edit)
     run.dataset.attrs["note"] = "changed"
     assert len({first, second, third, name(edit)}) == 4
+
+
+def test_another_lens_counts_by_how_it_reads_its_model():
+    lens = dl.load("organism-v1")
+
+    def with_codec(decode):
+        codec = dataclasses.replace(lens.family.codec, decode=decode)
+        return dl.Lens(lens.pipe, family=dataclasses.replace(lens.family, codec=codec))
+
+    ways = [lambda *args, k=k: k for k in (1, 2, 1)]
+    names = [name(holding(with_codec(way))) for way in ways]
+    assert names[0] == names[2] != names[1]
+    given = with_codec(ways[0])
+    given.specimen.gain = 3
+    assert name(holding(given)) not in names
 
 
 def test_a_lens_of_a_class_of_the_users_has_one_name_from_the_first_look_on(tmp_path):

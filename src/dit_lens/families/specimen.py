@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from dit_lens.families.fingerprint import tensor_data
 from dit_lens.families.identity import fingerprint, identity, marked, refuse_on_disk
 from dit_lens.families.patching import one_interrupt, traced, undisturbed
 from dit_lens.families.site import blocks_of, experts_of
+from dit_lens.plan import objects
 from dit_lens.plan.attributes import is_part
 
 if TYPE_CHECKING:
@@ -182,7 +183,10 @@ class Specimen:
             try:
                 with walk.reading_pipeline(is_part(self.pipe)):
                     pipe = walk.visit(self.pipe, "its pipeline")
-                return [self.family.name, pipe, walk.visit(dict(self.info))]
+                with walk.counting_whole("dit_lens"):
+                    family = walk.visit(self.family, "its family")
+                more = objects.beyond(walk, self, Specimen, [one.name for one in fields(Specimen)])
+                return [family, pipe, walk.visit(dict(self.info)), more]
             finally:
                 walk.checksum = before
 
