@@ -191,10 +191,10 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the time is spent, or the steps are taken."""
+        if self.done >= 1:
+            return
         saved = begun = time.perf_counter()
         with tqdm(total=100, initial=round(100 * self.done), desc=self.name, unit="%", mininterval=5) as bar:
-            if self.done >= 1:
-                return
             while self.done < 1:
                 self.train_step()
                 if self.step % 20 == 0:  # reading a loss waits for the device, so that the clock is right

@@ -23,6 +23,10 @@ class StoreError(DitLensError):
     """A store that cannot be read, written or resumed."""
 
 
+REMEDY = "copy the run again, or remove its folder and make it again"
+"""What to do with a run that is damaged, in words."""
+
+
 class DamageError(StoreError):
     """A run whose files are not what was written: copied again or made again, it is right again."""
 

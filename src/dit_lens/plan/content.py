@@ -94,7 +94,8 @@ def unnamed_by(
     """
     again: list[str] = []
     look(Walk(again, checksum=lambda tensor: None, repeatable=True))
-    return [sentence for sentence in seen if sentence not in again] + _unnamed_of_called(look, names)
+    unread = [sentence for sentence in seen if sentence not in again]
+    return [*dict.fromkeys(unread + _unnamed_of_called(look, names))]
 
 
 def _unnamed_of_called(look: Callable[[Walk], Any], names: frozenset[str]) -> list[str]:

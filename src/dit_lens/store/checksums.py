@@ -13,6 +13,8 @@ from typing import Any
 
 import google_crc32c
 
+from dit_lens.errors import REMEDY
+
 ATTR = "checksums"
 OWN = "zarr.json"
 
@@ -53,8 +55,8 @@ def rewritten(file: str) -> str:
     """Say that a file of metadata is not what was written, and what to do."""
     return (
         f"{file} is not what was written: a bit flipped, or another program wrote into the run, so its labels or values may be "
-        "wrong. Save elsewhere what was added (plain xarray.open_zarr reads it, unchecked), then copy the run again, or remove "
-        "its folder and make it again; notes belong beside a run"
+        "wrong. Save elsewhere what was added (plain xarray.open_zarr reads it, unchecked), then "
+        f"{REMEDY}; notes belong beside a run"
     )
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from dit_lens.errors import DamageError, StoreError
+from dit_lens.errors import REMEDY, DamageError, StoreError
 from dit_lens.store import checksums, files, metadata
 from dit_lens.store.arrays import Arrays
 from dit_lens.store.coordinates import Coordinate
@@ -75,8 +75,7 @@ class RunFolder:
         if group is None:
             if committed:
                 raise DamageError(
-                    f"{self.path} has lost its {metadata.FILE}, which says what its arrays are; copy the run again, or remove "
-                    "the folder and make it again"
+                    f"{self.path} has lost its {metadata.FILE}, which says what its arrays are; {REMEDY}"
                 )
             return
         stored = Stored.of(self.path, group)
@@ -92,9 +91,8 @@ class RunFolder:
         self.attrs = stored.attrs
         self.arrays = Arrays(self.path, stored.arrays)
         self._written = set(self.arrays)
-        self._files = [
-            self._array_file(name, array) for name, array in self.arrays.items()
-        ]  # one may be lost
+        # All of them once more: one may be lost.
+        self._files = [self._array_file(name, array) for name, array in self.arrays.items()]
         self._sums = stored.coordinate_checksums()
 
     def _check_taken(self, stored: Stored) -> None:
@@ -114,9 +112,7 @@ class RunFolder:
     def _check_whole(self, stored: Stored) -> None:
         stored.refuse_rewritten()
         if flaw := stored.flaw():
-            raise DamageError(
-                f"{self.path} is damaged: {flaw}; copy the run again, or remove the folder and make it again"
-            )
+            raise DamageError(f"{self.path} is damaged: {flaw}; {REMEDY}")
 
     def _clear(self) -> None:
         """Remove the arrays of a run of which nothing is committed."""

@@ -195,9 +195,8 @@ def load_any(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         raise DamageError(f"{path}: its attributes are no JSON object; the run's metadata is damaged")
     is_ours = node["attributes"].get(LAYOUT_ATTR, LAYOUT_VERSION) == LAYOUT_VERSION
     if is_ours and not checksums.is_as_signed(node) and not is_copy(node, folder):
-        raise StoreError(
-            checksums.rewritten(path)
-        )  # and no damage that is mended: somebody may have put something there
+        # And no damage that is mended: somebody may have put something there.
+        raise StoreError(checksums.rewritten(path))
     return node
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from dit_lens.errors import DamageError
 from dit_lens.store.aside import Aside
+from dit_lens.store.closing import Closing
 from dit_lens.store.writer import RunWriter
 
 
-class RunPlace:
+class RunPlace(Closing):
     """Where a run is written. A damaged run stands until the new one is complete, which then takes its place.
 
     Args:
@@ -70,14 +69,3 @@ class RunPlace:
             self._writer.abort()
         if self._aside is not None:
             self._aside.give_up()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from xarray.core import indexing
 
-from dit_lens.errors import DamageError, StoreError
+from dit_lens.errors import REMEDY, DamageError, StoreError
 from dit_lens.store import journal
 from dit_lens.store.bfloat16 import narrow
 from dit_lens.store.layout import Variable
@@ -60,8 +60,7 @@ def _load_with_labels(path: Path) -> Stored:
         if stored.checksums == before.checksums and stored.damage == before.damage:
             said = "says that it is complete, but" if stored.damage else "cannot be opened:"
             raise DamageError(
-                f"{path} {said} {flaw}. Copy the run again, whole, or remove its folder and make it again (plain "
-                "xarray.open_zarr shows what lies there, unchecked)"
+                f"{path} {said} {flaw}; {REMEDY} (plain xarray.open_zarr shows what lies there, unchecked)"
             )
     return stored
 
@@ -119,10 +118,7 @@ def _opened(path: Path, stored: Stored) -> xr.Dataset:
         for name in stored.variables:
             dataset[name].attrs = dict(stored.arrays[name]["attributes"])
     except Exception as error:  # whatever zarr says of files that are cut, changed, or gone meanwhile
-        raise StoreError(
-            f"{path} cannot be opened ({type(error).__name__}: {error}): copy the run again, whole, or remove its folder and "
-            "make it again"
-        ) from error
+        raise StoreError(f"{path} cannot be opened ({type(error).__name__}: {error}): {REMEDY}") from error
     return dataset
 
 
@@ -266,8 +262,8 @@ def _lost(folder: str) -> str:
     if not (ledger.steps or ledger.units):
         return ""
     return (
-        f"{folder} has the {journal.NAME} of a run, and its zarr.json is gone or says nothing of a run: copy the run again, or "
-        "remove the folder and make it again"
+        f"{folder} has the {journal.NAME} of a run, and its zarr.json is gone or says nothing of a run: "
+        f"{REMEDY}"
     )
 
 

@@ -25,12 +25,6 @@ JSON_ATTRS = ("manifest", "nan", "inf", "journal")
 """Attributes of a run that are more than a string or a number."""
 
 
-def _parts(dataset: xr.Dataset) -> dict[str, tuple[Any, str]]:
-    """Return what a dataset holds, by name: which array, by itself, and the attributes; under "" those of all of it."""
-    parts = {str(name): (id(v._data), repr(v.attrs)) for name, v in dataset.variables.items()}
-    return {**parts, "": (0, repr(dataset.attrs))}
-
-
 class Run:
     """One traced trajectory.
 
@@ -44,7 +38,7 @@ class Run:
         self._path = absolute(path)
         self._scratch = scratch
         self._dataset: xr.Dataset | None = None
-        self._as_opened: dict[str, tuple[Any, str]] = {}
+        self._lazy: dict[str, Any] = {}  # what `dataset` read its variables by when it was opened
 
     @property
     def path(self) -> Path:
@@ -62,7 +56,7 @@ class Run:
         """All that was recorded, as a lazy `xarray.Dataset` on the run's full coordinates."""
         if self._dataset is None:
             self._dataset = open_run(self.path, keep=self._scratch)
-            self._as_opened = _parts(self._dataset)
+            self._lazy = {str(name): array.variable._data for name, array in self._dataset.data_vars.items()}
         return self._dataset
 
     @property
@@ -129,20 +123,24 @@ class Run:
         units = {
             f"{name} {key}": entry.crc32c for (name, key), entry in journal.read(self.path).units.items()
         }
-        own = ("_path", "_scratch", "_dataset", "_as_opened")
+        own = ("_path", "_scratch", "_dataset", "_lazy")
         more = walk.node(self, lambda *_: [objects.beyond(walk, self, Run, own), walk.visit(self._altered())])
         return {"@run": group["attributes"]["identity_sha256"], "units": sorted(units.items()), "more": more}
 
     def _altered(self) -> dict[str, Any]:
         """Return by name what the user has put into `dataset`, or written into what is loaded there."""
-        if self._dataset is None or (now := _parts(self._dataset)) == self._as_opened:
+        if self._dataset is None:
             return {}
         fresh, held = open_run(self.path, keep=self._scratch), self._dataset
         altered: dict[str, Any] = {}
-        for name in sorted((now.keys() | self._as_opened.keys()) - {""}):
+        for name in sorted(map(str, held.variables.keys() | fresh.variables.keys())):
             one, other = held.variables.get(name), fresh.variables.get(name)
-            if one is None or other is None or not one.identical(other):
+            if one is None or other is None:
                 altered[name] = None if one is None else held[name]
+            elif not (
+                (one._data is self._lazy.get(name) and one.attrs == other.attrs) or one.identical(other)
+            ):
+                altered[name] = held[name]
         return altered if held.attrs == fresh.attrs else {**altered, "attributes": dict(held.attrs)}
 
     def __repr__(self) -> str:

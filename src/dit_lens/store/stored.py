@@ -92,9 +92,8 @@ class Stored:
 
     def _metadata_flaws(self) -> Iterator[tuple[str, str]]:
         """Go through the arrays whose own metadata is not what the group says of them, each with what is wrong."""
-        if not (
-            self.is_complete and self.checksums
-        ):  # the end of a run writes it before the group says so, and never after
+        # The end of a run writes them before the group says that it is over, and never after.
+        if not (self.is_complete and self.checksums):
             return
         for name, array in self.arrays.items():
             file = f"{name}/{FILE}"

@@ -13,7 +13,7 @@ import numpy as np
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from dit_lens.errors import StoreError
+from dit_lens.errors import REMEDY, StoreError
 from dit_lens.store import journal
 from dit_lens.store.bfloat16 import checksum, narrow, widen_into
 from dit_lens.store.files import check_regular
@@ -24,7 +24,6 @@ from dit_lens.store.shard import check_contiguous, decompress, read_compressed
 
 Key = tuple[int | slice | np.ndarray, ...]
 _ALL = slice(None)
-_REMEDY = "copy the run again, or remove its folder and make it again"
 
 
 class UnitArray(BackendArray):
@@ -181,10 +180,10 @@ def load_unit(
     try:
         info = os.stat(path)
     except FileNotFoundError as error:
-        raise StoreError(f"{path} is committed in the journal but missing; {_REMEDY}") from error
+        raise StoreError(f"{path} is committed in the journal but missing; {REMEDY}") from error
     check_regular(path, info)
     if (size := info.st_size) != entry.bytes:
-        raise StoreError(f"{path} has {size} bytes, the journal says {entry.bytes}; {_REMEDY}")
+        raise StoreError(f"{path} has {size} bytes, the journal says {entry.bytes}; {REMEDY}")
     whole = all(isinstance(k, slice) and k == _ALL for k in inside)
     if variable.compressed:
         data = _outer(_load_compressed(path, variable, inside), inside)
@@ -214,14 +213,14 @@ def load_unit(
 def _check_values(values: np.ndarray, entry: Entry, path: str) -> None:
     """Raise StoreError unless all values of a unit are those that were written."""
     if (crc := checksum(values)) != entry.crc32c:
-        raise StoreError(f"{path} has crc32c {crc:08x}, the journal says {entry.crc32c:08x}; {_REMEDY}")
+        raise StoreError(f"{path} has crc32c {crc:08x}, the journal says {entry.crc32c:08x}; {REMEDY}")
 
 
 def _read_into(file: FileIO, out: np.ndarray, path: str) -> None:
     view = out.reshape(-1).view(np.uint8).data
     while view:
         if not (count := file.readinto(view)):
-            raise StoreError(f"{path} ends {len(view)} bytes early; {_REMEDY}")
+            raise StoreError(f"{path} ends {len(view)} bytes early; {REMEDY}")
         view = view[count:]
 
 

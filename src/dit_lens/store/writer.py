@@ -9,12 +9,12 @@ import weakref
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from dit_lens.errors import StoreError
+from dit_lens.store.closing import Closing
 from dit_lens.store.committer import Committer
 from dit_lens.store.coordinates import Coordinate, CoordLike
 from dit_lens.store.folder import RunFolder
@@ -29,7 +29,7 @@ from dit_lens.store.worker import Worker
 _QUEUE_BYTES = 256 << 20
 
 
-class RunWriter:
+class RunWriter(Closing):
     """Writes one run of a store, or goes on with one that was interrupted.
 
     `write` and `commit_step` check their arguments and return; one background thread writes, in that order,
@@ -317,17 +317,6 @@ class RunWriter:
         self._tenure.changing = True
         self._worker.stop()
         self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     def _check_open(self) -> None:
         if self._closed:

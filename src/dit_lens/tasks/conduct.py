@@ -112,7 +112,17 @@ def see(frame: NDArray[np.uint8], board: Canvas, colour: Colour = cv.AGENT) -> S
 
     Its colour is counted from what the board is: a green goal is farther from red than grey is, a red one nearer.
     """
-    red = colouring(frame, colour, _tint(board, colour) + np.minimum(_hue(board, colour), 0))
+    return _sighting(frame, colour, _under(board, colour))
+
+
+def _under(board: Canvas, colour: Colour) -> NDArray[np.float32]:
+    """Return the hue from which on an agent's colour is counted on a board."""
+    under: NDArray[np.float32] = _tint(board, colour) + np.minimum(_hue(board, colour), 0)
+    return under
+
+
+def _sighting(frame: NDArray[np.uint8], colour: Colour, under: NDArray[np.float32]) -> Sighting:
+    red = colouring(frame, colour, under)
     red[red < FAINT] = 0
     total = float(red.sum())
     if total < 1:
@@ -166,6 +176,7 @@ class _Watched:
         points: centres of its cells, (x, y).
         board: that it walks on.
         tint: hue of its colour that the board has.
+        under: hue from which on its colour is counted.
         spread: of its colour, at most.
         come: how far it has come, in pixels along its path.
     """
@@ -174,13 +185,13 @@ class _Watched:
         self.walker, self.board, self.spread = walker, board, spread
         self.steps = len(walker.path) - 1
         self.points = np.array([cv.centre(cell) for cell in walker.path])
-        self.tint = _tint(board, walker.colour)
+        self.tint, self.under = _tint(board, walker.colour), _under(board, walker.colour)
         self.come = 0.0
 
     def moves(self, frame: NDArray[np.uint8], t: int, last: int) -> float | None:
         """Return how many moves it has made in frame t; None unless it is one agent, on its path and in its time."""
         due, slack = self.steps * CELL * t / last, STILL if t in (0, last) else LATE
-        seen = see(frame, self.board, self.walker.colour)
+        seen = _sighting(frame, self.walker.colour, self.under)
         if not seen.within(self.spread):
             return None
         off, along = _on_path(np.array(seen.at), self.points, due)

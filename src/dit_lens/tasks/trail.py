@@ -120,10 +120,17 @@ def walk_masks(
         agents.append(agent[..., 0] > 0.5)
         trails.append((trail[..., 0] > 0.5) & ~agents[-1])
     masks = {"agent": np.stack(agents), "trail": np.stack(trails)}
-    covered = masks["agent"] | masks["trail"]
+    return masks | still_masks(size, things, masks["agent"] | masks["trail"])
+
+
+def still_masks(
+    size: int, things: Mapping[str, Callable[..., None]], covered: NDArray[np.bool_]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return where things that stand still are seen, by name, [time, height, width]: where nothing covers them."""
+    masks = {}
     for name, paint in things.items():
-        drawn = nothing.copy()
-        paint(drawn, colour=white)
+        drawn = np.zeros((size * CELL, size * CELL, 3), np.float32)
+        paint(drawn, colour=(1.0, 1.0, 1.0))
         masks[name] = (drawn[..., 0] > 0.5)[None] & ~covered
     return masks
 

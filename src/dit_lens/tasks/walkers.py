@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
-from dit_lens.tasks.trail import RADIUS, walked
+from dit_lens.tasks.trail import RADIUS, still_masks, walked
 
 Colour = tuple[float, ...]
 Heads = list[NDArray[np.float64]]
@@ -76,12 +76,7 @@ def masks_together(
         alone = [_seen(size, walker, moves[n]) for moves in times]
         masks[f"{name} agent"] = np.stack([agent for agent, _ in alone])
         masks[f"{name} trail"] = np.stack([trail for _, trail in alone])
-    covered = np.any(list(masks.values()), 0)
-    for name, paint in things.items():
-        drawn = _nothing(size)
-        paint(drawn, colour=(1.0, 1.0, 1.0))
-        masks[name] = (drawn[..., 0] > 0.5)[None] & ~covered
-    return masks
+    return masks | still_masks(size, things, np.any(list(masks.values()), 0))
 
 
 def _times(walkers: Sequence[Walker], num_frames: int) -> Iterator[list[float]]:
