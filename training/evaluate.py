@@ -4,6 +4,7 @@ Usage:
     python training/evaluate.py --names full two-expert few4 --n 128    # on a CPU; --device cuda on a GPU
     python training/evaluate.py --names full --sets arrows2 arrows8 arrows20 --layers 4 8 12 16 --steps 4 20 --out runs/depth
     python training/evaluate.py --names full --sets latin choose --guidance 1 2 4 --steps 20 --out runs/guidance
+    python training/evaluate.py --names full --videos runs/videos                 # again: judges those videos, makes none
     python training/card.py runs/evaluation/*.json --card docs/organism.md        # tables of what was measured
 
 The networks of `network.py` run here, in float32, from the noise that the pipeline draws for seed i in scene i; a test holds
@@ -13,12 +14,13 @@ the two against each other. A run of one step ends with what x0 of step 0 is in 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import multiprocessing
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -47,13 +49,13 @@ class Pending(NamedTuple):
         out: file of the results.
         about: what is said beside them.
         verdicts: by set and label, one for each scene, when they are there.
-        videos: folder of what is judged.
+        scratch: folder that is removed when all is judged.
     """
 
     out: Path
     about: dict[str, Any]
     verdicts: dict[tuple[str, str], list[Any]]
-    videos: TemporaryDirectory[str]
+    scratch: TemporaryDirectory[str]
 
 
 class Evaluation:
@@ -65,12 +67,19 @@ class Evaluation:
         workers: processes that judge.
         sets: names of the sets. Default: all.
         nice: how far the processes stand back behind others.
+        videos: folder in which videos stay, and those that are there are not made again. Default: none stay.
     """
 
     def __init__(
-        self, frozen: Any, n: int, workers: int, sets: tuple[str, ...] = tuple(SETS), nice: int = 0
+        self,
+        frozen: Any,
+        n: int,
+        workers: int,
+        sets: tuple[str, ...] = tuple(SETS),
+        nice: int = 0,
+        videos: Path | None = None,
     ) -> None:
-        self.frozen, self.n, self.sets = frozen, n, sets
+        self.frozen, self.n, self.sets, self.videos = frozen, n, sets, videos
         self.pool = multiprocessing.get_context("spawn").Pool(workers, os.nice, (nice,))
         self.rows: list[Row] = [(name, number) for name in sets for number in range(n)]
         self.questions = self.pool.starmap_async(question, self.rows)
@@ -117,26 +126,28 @@ class Evaluation:
         import torch
 
         self.write()
-        begun, count, folder = time.perf_counter(), 0, TemporaryDirectory()
+        begun, scratch = time.perf_counter(), TemporaryDirectory()
+        maker, folder = f"{name} {_state(network, self.frozen)}", self.videos or Path(scratch.name)
         verdicts: dict[tuple[str, str], list[Any]] = defaultdict(list)
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         ways = [*product(guidance, layers or (None,), steps)]
         for (scale, depth, many), rows in tqdm([*product(ways, self._batches())], desc=name, unit="batch"):
-            for label, videos in self._answers(cut(network, depth), rows, many, scale).items():
+            files = self._files(folder, rows, many, [maker, depth or 0, scale])
+            if not all(file.exists() for file in files.values()):
+                for label, videos in self._answers(cut(network, depth), rows, many, scale).items():
+                    _save(files[label], videos)
+            for label, file in files.items():
                 if label == ONE and many != steps[-1]:
                     continue  # it is the same in every run
-                count += 1
-                file = f"{folder.name}/{count}.npy"
-                np.save(file, videos)
                 label = label if depth is None else f"{label}, {depth} layers"
                 label = label if scale == 1 else f"{label}, guidance {scale:g}"
                 for row, (each, number) in enumerate(rows):
-                    verdict = self.pool.apply_async(judge, (each, number, file, row))
+                    verdict = self.pool.apply_async(judge, (each, number, str(file), row))
                     verdicts[each, label].append(verdict)
         torch.set_float32_matmul_precision(precision)
         about = {"organism": name, "n": self.n, "seconds": round(time.perf_counter() - begun, 1)}
-        self.pending.append(Pending(out, about, verdicts, folder))
+        self.pending.append(Pending(out, about, verdicts, scratch))
 
     def _batches(self, size: int = 128) -> Iterator[list[Row]]:
         """Go through the scenes of all sets in batches of one shape."""
@@ -151,6 +162,14 @@ class Evaluation:
     def _asked(self) -> dict[Row, tuple[Any, str, int]]:
         """Return first frame, prompt and number of frames of every scene."""
         return dict(zip(self.rows, self.questions.get(), strict=True))
+
+    def _files(self, folder: Path, rows: list[Row], steps: int, made: Sequence[Any]) -> dict[str, Path]:
+        """Return by label the file of the videos of scenes, named by all that makes them: what is asked, noise, and `made`."""
+        name = hashlib.sha256(repr([*made, steps]).encode())
+        for row in rows:
+            image, *asked = self._asked[row]
+            name.update(repr([row[1], *asked, image.shape]).encode() + image.tobytes())
+        return {label: folder / f"{name.hexdigest()[:32]} {label}.npy" for label in (ONE, f"{steps} steps")}
 
     def _answers(self, network: Any, rows: list[Row], steps: int, guidance: float = 1.0) -> dict[str, Any]:
         """Return the videos of scenes, [scene, time, height, width, rgb]: at the end, and after one step."""
@@ -183,7 +202,7 @@ class Evaluation:
                 "answered": [int(v.answered) for v in judged],
                 "score": [round(float(v.score), 4) for v in judged],
             }
-        pending.videos.cleanup()
+        pending.scratch.cleanup()
         pending.out.parent.mkdir(parents=True, exist_ok=True)
         part = pending.out.with_suffix(".part")
         part.write_text(json.dumps({**pending.about, "sets": results}) + "\n")
@@ -197,6 +216,24 @@ def cut(network: Any, layers: int | None) -> Any:
     short = copy.copy(network)
     short._modules = {**network._modules, "blocks": network.blocks[:layers]}
     return short
+
+
+def _state(network: Any, frozen: Any) -> str:
+    """Return a checksum of the weights of a network, codec and words."""
+    out = hashlib.sha256()
+    for module in (network, frozen.codec, frozen.text):
+        for name, value in sorted(module.state_dict().items()):
+            out.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return out.hexdigest()
+
+
+def _save(file: Path, videos: Any) -> None:
+    """Write videos; the file is there when it is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    with part.open("wb") as stream:
+        np.save(stream, videos)
+    os.replace(part, file)
 
 
 def _noise(grid: tuple[int, ...], seed: int) -> Any:
@@ -237,6 +274,8 @@ class Args:
     """Where the weights are."""
     frozen: Path = Path("src/dit_lens/models/organism/frozen.safetensors")
     """Codec and words."""
+    videos: Path | None = None
+    """Folder in which the videos stay, so that they can be judged again when a scorer changes. Default: none stay."""
     out: Path = Path("runs/evaluation")
     """Folder of the results, a file for each organism."""
 
@@ -269,7 +308,9 @@ def main(args: Args) -> None:
     check(args)
     from trainer import Frozen, load_organism
 
-    with Evaluation(Frozen(args.frozen, args.device), args.n, args.workers, args.sets) as evaluation:
+    with Evaluation(
+        Frozen(args.frozen, args.device), args.n, args.workers, args.sets, videos=args.videos
+    ) as evaluation:
         for name in args.names:
             network = load_organism(name, args.folder, args.device)
             evaluation.start(name, network, args.out / f"{name}.json", args.steps, args.layers, args.guidance)
