@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.errors import TaskError
+from dit_lens.plan.places import whole_number
 
 CELL = 16
 NUM_FRAMES = 13
@@ -41,11 +42,11 @@ def rng_for(task: str, seed: int) -> np.random.Generator:
     """Return the random generator of one task's seed: the same everywhere, apart for every task.
 
     Raises:
-        TaskError: the seed is negative.
+        TaskError: the seed is negative, or no whole number.
     """
-    if seed < 0:
+    if whole_number(seed) is None or seed < 0:
         raise TaskError(
-            f"{task}(seed={seed}): seeds are 0 or more; from {EVAL_SEED:,} on they are for evaluation."
+            f"{task}(seed={seed!r}): seeds are whole numbers, 0 or more; from {EVAL_SEED:,} on they are for evaluation."
         )
     return np.random.default_rng([seed, *task.encode()])
 

@@ -28,12 +28,12 @@ FAINT = 0.45
 """Share of the agent's colour below which a pixel has none: a codec colours thin lines."""
 TINTED = 0.1
 """The same from which on the board itself has some, as a goal in the agent's colour; the agent is what is more than that."""
-MASS = (0.3, 1.3)
+MASS = (0.25, 1.3)
 """Agents' worth of colour that are one agent."""
 SPREAD = 5.0
 """Root mean squared distance of an agent's colour from its middle, at most, in pixels; a disc has 3.5."""
-STRAY = 8.0
-"""The same where several agents walk: behind a red one the codec draws a few pixels of blue, the trail that it knows best."""
+CORE = 0.5
+"""Mean share of the agent's colour around its middle, at least: between two halves of an agent there is less."""
 OFF_PATH = 5.0
 """Pixels between the agent's middle and the path, at most."""
 LATE = 10.0
@@ -52,7 +52,16 @@ CHANGED = 0.25
 BLURRED = 0.65
 """The same around the agent."""
 GHOST = 0.25
-"""Mean share of the agent's colour in such a square, away from it, from which on something else has it."""
+"""Mean share of the agent's colour in such a square from which on something has it; behind a red agent the codec draws a few
+pixels of blue."""
+STRIP = (2, 10)
+"""Pixels along the sides of the strips, upright and across, that are looked at for things that should not be there."""
+STRANGE = 0.5
+"""How much nearer to a thing's colour a strip is than it should be, from which on there is one."""
+LIKE = 0.3
+"""Distance between two colours (RGB in [0, 1]) up to which a blur of one may be taken for the other."""
+THINGS = (cv.WALL, cv.GOAL, cv.SIGN)
+"""Colours of what may stand on a board."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +72,18 @@ class Sighting:
         mass: agents' worth of its colour.
         at: its middle, (x, y) in pixels.
         spread: root mean squared distance of its colour from there, in pixels.
+        core: mean share of its colour around its middle.
     """
 
     mass: float
     at: tuple[float, float]
     spread: float
+    core: float
 
     @property
     def is_one(self) -> bool:
         """Whether it is one agent: none, several and a smear are not."""
-        return self.within(SPREAD)
-
-    def within(self, spread: float) -> bool:
-        """Say whether it is one agent whose colour is no farther spread than this."""
-        return MASS[0] <= self.mass <= MASS[1] and self.spread <= spread
+        return MASS[0] <= self.mass <= MASS[1] and self.spread <= SPREAD and self.core >= CORE
 
 
 def colouring(frame: NDArray[np.uint8], colour: Colour, under: NDArray[Any]) -> NDArray[np.float32]:
@@ -124,13 +131,16 @@ def _under(board: Canvas, colour: Colour) -> NDArray[np.float32]:
 def _sighting(frame: NDArray[np.uint8], colour: Colour, under: NDArray[np.float32]) -> Sighting:
     red = colouring(frame, colour, under)
     red[red < FAINT] = 0
+    around = _smooth(red[..., None])[..., 0]
+    red[around < GHOST] = 0
     total = float(red.sum())
     if total < 1:
-        return Sighting(0.0, (float("nan"), float("nan")), float("nan"))
+        return Sighting(0.0, (float("nan"), float("nan")), float("nan"), 0.0)
     y, x = (np.arange(n) + 0.5 for n in red.shape)
     at = float(red.sum(0) @ x) / total, float(red.sum(1) @ y) / total
     spread = (red.sum(0) @ (x - at[0]) ** 2 + red.sum(1) @ (y - at[1]) ** 2) / total
-    return Sighting(total / (np.pi * RADIUS**2), at, float(np.sqrt(spread)))
+    core = float(around[int(at[1]), int(at[0])])
+    return Sighting(total / (np.pi * RADIUS**2), at, float(np.sqrt(spread)), core)
 
 
 def judge(
@@ -159,8 +169,8 @@ def legal_frames(video: NDArray[np.uint8], board: Canvas, walkers: Sequence[Walk
     Returns:
         [time].
     """
-    spread, last = SPREAD if len(walkers) == 1 else STRAY, max(len(video) - 1, 1)
-    watched, legal = [_Watched(walker, board, spread) for walker in walkers], []
+    last = max(len(video) - 1, 1)
+    watched, legal = [_Watched(walker, board) for walker in walkers], []
     for t, frame in enumerate(video):
         moves = [made for each in watched if (made := each.moves(frame, t, last)) is not None]
         legal.append(len(moves) == len(watched) and _is_walk(frame, board, watched, moves, last))
@@ -177,12 +187,11 @@ class _Watched:
         board: that it walks on.
         tint: hue of its colour that the board has.
         under: hue from which on its colour is counted.
-        spread: of its colour, at most.
         come: how far it has come, in pixels along its path.
     """
 
-    def __init__(self, walker: Walker, board: Canvas, spread: float) -> None:
-        self.walker, self.board, self.spread = walker, board, spread
+    def __init__(self, walker: Walker, board: Canvas) -> None:
+        self.walker, self.board = walker, board
         self.steps = len(walker.path) - 1
         self.points = np.array([cv.centre(cell) for cell in walker.path])
         self.tint, self.under = _tint(board, walker.colour), _under(board, walker.colour)
@@ -192,7 +201,7 @@ class _Watched:
         """Return how many moves it has made in frame t; None unless it is one agent, on its path and in its time."""
         due, slack = self.steps * CELL * t / last, STILL if t in (0, last) else LATE
         seen = _sighting(frame, self.walker.colour, self.under)
-        if not seen.within(self.spread):
+        if not seen.is_one:
             return None
         off, along = _on_path(np.array(seen.at), self.points, due)
         if off > OFF_PATH or abs(along - due) > slack or along < self.come - STILL:
@@ -226,6 +235,7 @@ def _is_walk(
         and changed[near].max(initial=0) <= BLURRED
         and all(_is_alone(frame, each, near) for each in watched)
         and _change_of_walls(frame, shown, board) <= CHANGED
+        and _strangeness(frame, shown, board, [each.walker for each in watched]) <= STRANGE
     )
 
 
@@ -245,6 +255,32 @@ def _change_of_walls(frame: NDArray[np.uint8], picture: Canvas, board: Canvas) -
     there = share > FEW
     off = _smooth((frame / np.float32(255) - picture) * wall[..., None])
     return float((largest(off)[there] / share[there]).max(initial=0))
+
+
+def _strangeness(
+    frame: NDArray[np.uint8], picture: Canvas, board: Canvas, walkers: Sequence[Walker]
+) -> float:
+    """Return how much nearer to the colour of a thing some strip of a frame is than both picture and board are there.
+
+    Beside the agent, too: a blur of it and its trail has no such colour all along a strip. Where a trail has one, as the grey
+    trails of `apart` have nearly a sign's, it tells nothing.
+    """
+    from scipy.ndimage import uniform_filter  # slow to import, and needed by who judges alone
+
+    seen, out = frame / np.float32(255), 0.0
+    for colour in THINGS:
+        if min(float(np.linalg.norm(np.subtract(colour, walker.trail))) for walker in walkers) < LIKE:
+            continue
+        new = _nearness(seen, colour) - np.maximum(_nearness(picture, colour), _nearness(board, colour))
+        out = max(out, *(float(uniform_filter(new, sides).max()) for sides in (STRIP, STRIP[::-1])))
+    return out
+
+
+def _nearness(rgb: Canvas, colour: Colour) -> NDArray[np.float32]:
+    """Return how near each pixel is to a colour, [height, width]: 1 at the colour, 0 as far from it as the floor is."""
+    off = np.linalg.norm(rgb - np.asarray(colour, np.float32), axis=-1)
+    nearness: NDArray[np.float32] = np.clip(1 - off / np.linalg.norm(np.subtract(cv.FLOOR, colour)), 0, 1)
+    return nearness
 
 
 def largest(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,10 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks.canvas import Canvas
+from dit_lens.tasks.canvas import CELL, Canvas
 from dit_lens.tasks.conduct import CHANGED, difference
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
+
+FADED = 0.25
+"""How much of what fades into a cell there is in any cell more than at its time, or less, at most; 1 is all of it."""
+PIXELS = 6.0
+"""Pixels' worth of a wrong colour in a cell, at most, where that is more: the codec colours a large disc by 5."""
+BACK = 0.1
+"""How much of it may go again where it should come."""
 
 
 def fade_sample(
@@ -99,6 +106,27 @@ def score_fade(
 
 
 def legal_frames(video: NDArray[np.uint8], asked: Canvas, answered: Canvas) -> NDArray[np.bool_]:
-    """Say of every frame whether it shows the fading from one picture to another as it is at that time, [time]."""
+    """Say of every frame whether it shows the fading from one picture to another as it is at that time, [time].
+
+    It does where no small square has changed otherwise (`conduct.difference`), each cell has in sum over its pixels as much of
+    what fades in as it should then and no other colour, and nothing that came goes again. (A codec blurs thin lines, and
+    keeps their colour in sum.)
+    """
     right = cv.fade(asked, answered, len(video)).astype(np.float32) / 255
-    return np.array([difference(f, r).max() <= CHANGED for f, r in zip(video, right, strict=True)])
+    alike = np.array([difference(f, r).max() <= CHANGED for f, r in zip(video, right, strict=True)])
+    things = _sums(answered - asked)
+    size = np.linalg.norm(things, axis=-1)
+    new = size > 0.3 * size.max()
+    seen, due = (_sums(frames - asked) for frames in (video / np.float32(255), right))
+    clean = np.linalg.norm(seen - due, axis=-1).max(-1) <= max(FADED * float(size[new].min()), PIXELS)
+    shares, shares_due = (sums @ (things[new] / size[new, None] ** 2).T for sums in (seen, due))
+    before = np.maximum.accumulate(np.concatenate([shares[:1], shares[:-1]]))
+    timely = (np.abs(shares - shares_due) <= FADED) & ((shares >= before - BACK) | (shares_due[-1] < 0.5))
+    return alike & clean & timely.all((1, 2))
+
+
+def _sums(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the colours of pictures [..., height, width, rgb] in sum over each cell, [..., cell, rgb]."""
+    height, width = (n // CELL for n in pictures.shape[-3:-1])
+    cells = pictures.reshape(*pictures.shape[:-3], height, CELL, width, CELL, 3).sum((-4, -2))
+    return cells.reshape(*pictures.shape[:-3], height * width, 3)

@@ -23,7 +23,7 @@ def draw(name: str, seed: int, make: Callable[[np.random.Generator], L], key: Ca
         key: a layout to all that makes it; two scenes that look alike have one.
 
     Raises:
-        TaskError: the seed is negative.
+        TaskError: the seed is negative, or no whole number.
     """
     rng = cv.rng_for(name, seed)
     while True:

@@ -35,6 +35,8 @@ REACH = 4
 """Pixels around the ball, from where it is seen `BLENDED` frames before to as many after, within which a codec blurs it."""
 MASS = 0.25
 """Balls' worth of colour that may be missing there, or too much; a pixel more or less of radius is 0.27 or more."""
+TINT = 0.28
+"""The same of any colour: a green ball that turns grey is off by 0.34 or more, the others by 0.5."""
 OFF_LANE = 2.0
 """Pixels between the ball and its lane, at most."""
 CLEAR = 0.65
@@ -162,7 +164,10 @@ def _is_roll(frame: NDArray[np.uint8], roll: Roll, time: float, step: float) -> 
     if changed[~near].max() > CHANGED or changed.max() > 2 * CHANGED:
         return False
     towards = np.subtract(cv.BALLS[roll.colour], cv.FLOOR)
-    more = near * ((frame / 255 - picture) @ towards) / (towards @ towards) / (np.pi * roll.radius**2)
+    off_colour = near[..., None] * (frame / 255 - picture) / (np.pi * roll.radius**2)
+    if np.linalg.norm(off_colour.sum((0, 1))) > TINT * np.linalg.norm(towards):
+        return False
+    more = off_colour @ towards / (towards @ towards)
     middles = np.arange(SIDE * CELL) + 0.5
     x, y = roll.way(time)
     off = more.sum(0) @ (middles - x) if roll.upright else more.sum(1) @ (middles - y)

@@ -238,7 +238,14 @@ def of_truth(
         truth: the right video, [time, height, width, rgb].
         scorer: judges a video.
         scene: how it was made.
+
+    Raises:
+        TaskError: the video has one frame, which would be question and answer at once.
     """
+    if len(truth) < 2:
+        raise TaskError(
+            f"{task}: num_frames is 1, and the first frame asks what the last one answers: give 2 or more."
+        )
     image = Image.fromarray(truth[0])
     return Sample(prompt, image, len(truth), task=task, id=name, truth=truth, scorer=scorer, scene=scene)
 

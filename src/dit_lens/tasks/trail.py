@@ -238,7 +238,8 @@ def spell(edges: frozenset[Edge], start: Cell) -> str:
     """Write a trail as an answer: moves such as 'RRDL' for a path from the start, else all its edges."""
     path = follow(edges, start)
     if path is None:
-        return "edges " + " ".join(f"{r}{c}{'R' if b == (r, c + 1) else 'D'}" for (r, c), b in sorted(edges))
+        between = "," if any(n > 9 for e in edges for cell in e for n in cell) else ""
+        return "edges " + " ".join(f"{r}{between}{c}{move((r, c), b)}" for (r, c), b in sorted(edges))
     return "".join(move(a, b) for a, b in pairwise(path))
 
 

@@ -131,7 +131,7 @@ def test_tasks_and_seeds_have_random_numbers_of_their_own():
 
 
 def test_a_negative_seed_and_a_video_of_no_frames_are_refused():
-    with pytest.raises(TaskError, match=r"maze\(seed=-1\): seeds are 0 or more"):
+    with pytest.raises(TaskError, match=r"maze\(seed=-1\): seeds are whole numbers, 0 or more"):
         cv.rng_for("maze", -1)
     with pytest.raises(TaskError, match="num_frames is 0"):
         cv.to_frames([])

@@ -7,6 +7,7 @@ from dit_lens import tasks
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import trail, walks
 from dit_lens.tasks.canvas import CELL, EVAL_SEED
+from dit_lens.tasks.walkers import Walker, picture, trails
 
 WALKS = {
     "arrows": {"depth": 10},
@@ -156,6 +157,42 @@ def test_a_wall_that_is_gone_for_a_while_is_wrong(task, seed):
         assert not sample.score(video).solved, wall
 
 
+@pytest.mark.parametrize("seed", [EVAL_SEED + n for n in range(4)])
+@pytest.mark.parametrize("task", [task for task in WALKS if task != "choose"])
+def test_a_new_wall_on_the_path_is_wrong_beside_the_agent_too(task, seed, through_codec):
+    """It stands for five frames, while the agent walks through it; drawn on all that is there, and below trail and agent."""
+    sample = tasks.make(task, seed, **WALKS[task])
+    path, last = walked_path(sample), len(sample.truth) - 1
+    size = sample.size[0] // CELL
+    for k in range(2, len(path) - 2, 3):
+        wall = trail.edge(path[k], path[k + 1])
+        middle = round((k + 0.5) / (len(path) - 1) * last)
+        above, below = (sample.truth.copy() for _ in range(2))
+        for t in range(middle - 2, min(middle + 3, last)):
+            canvas = above[t].astype(np.float32) / 255
+            trail.paint_walls(canvas, size, [wall])
+            (above[t],) = cv.to_frames([canvas])
+            bare = board_of(sample)
+            trail.paint_walls(bare, size, [wall])
+            (below[t],) = cv.to_frames([picture(bare, [Walker(path)], [(len(path) - 1) * t / last])])
+        for name, video in {"above": above, "below": below, "codec": through_codec(above)}.items():
+            assert not sample.score(video).solved, (name, wall)
+
+
+@pytest.mark.parametrize("task", WALKS)
+def test_two_halves_of_an_agent_are_not_one(task):
+    sample = tasks.make(task, EVAL_SEED, **WALKS[task])
+    path, last, board = walked_path(sample), len(sample.truth) - 1, board_of(sample)
+    for apart in (10, 14):
+        video = sample.truth.copy()
+        for t in range(3, last - 2):
+            shown, (head,) = trails(board, [Walker(path)], [(len(path) - 1) * t / last])
+            for side in (-1, 1):
+                _faint(shown, head[0] + side * apart / 2, head[1], 0.5)
+            (video[t],) = cv.to_frames([shown])
+        assert not sample.score(video).solved, apart
+
+
 def test_an_answer_that_is_walked_and_ends_in_another_is_wrong():
     for seed in range(EVAL_SEED, EVAL_SEED + 8):
         sample = tasks.loop(seed)
@@ -169,10 +206,19 @@ def spoil_fade(sample):
     truth, order = sample.truth, np.random.default_rng(0).permutation(24)
     rows, columns = np.nonzero(sample.masks["given"][0])
     x, y = cv.centre((rows[0] // CELL, columns[0] // CELL))
-    late, early, shuffled = truth.copy(), truth.copy(), truth.copy()
+    late, early, shuffled, swapped = (truth.copy() for _ in range(4))
     late[:-1], early[1:] = truth[0], truth[-1]
     shuffled[:-1] = truth[order]
+    swapped[[10, 13]] = truth[[13, 10]]
+    half = np.linspace(0, 0.5, len(truth)), np.linspace(0, 1, len(truth)) ** 3, np.full(len(truth), 0.5)
+    faint, slow, level = (faded(truth, shares) for shares in half)
+    slow[-1] = level[-1] = truth[-1]
+    level[0] = truth[0]
     spoiled = {
+        "half of the answer at the end": faint,
+        "an answer that is faint in between": slow,
+        "half of the answer all the time": level,
+        "two frames in each other's place": swapped,
         "the answer at the end alone": late,
         "the answer at once": early,
         "frames in another order": shuffled,
@@ -187,6 +233,12 @@ def spoil_fade(sample):
         rival[-1] = truth[-1]
         spoiled["another answer before"] = rival
     return spoiled
+
+
+def faded(truth, shares):
+    """Return the right video with other shares of the answer in its frames."""
+    first, last = truth[0].astype(np.float32), truth[-1].astype(np.float32)
+    return np.stack([(first + (last - first) * share).round().astype(np.uint8) for share in shares])
 
 
 @pytest.mark.parametrize("seed", [EVAL_SEED + n for n in range(8)])
@@ -220,13 +272,20 @@ def test_a_wrong_disc_of_any_colour_is_wrong(colour):
     assert not sample.score(video).solved
 
 
-def test_rings_around_other_objects_are_wrong():
-    sample = tasks.odd(EVAL_SEED)
-    looks = sample.scorer.keywords["draw"].keywords["looks"]
-    wrong = next(cell for cell in looks if cell not in sample.scorer.keywords["answers"][0])
-    for frames in (slice(1, -1), slice(None)):
-        video = painted(sample.truth, lambda c: cv.ring(c, *cv.centre(wrong), 6.5, 2, 1.0), frames)
+@pytest.mark.parametrize("opacity", [1.0, 0.4])
+@pytest.mark.parametrize("colour", [cv.RING, cv.OBJECT, cv.BALLS["green"], cv.BALLS["blue"]])
+@pytest.mark.parametrize("task", ["odd", "pick", "circle"])
+def test_rings_around_other_objects_are_wrong(task, colour, opacity, monkeypatch):
+    sample = tasks.make(task, EVAL_SEED)
+    known = sample.scorer.keywords
+    right = known["answers"][0] if "answers" in known else known["read"].keywords["wanted"]
+    wrong = next(cell for cell in np.ndindex(4, 4) if cell not in right)
+    monkeypatch.setattr(cv, "RING", colour)
+    for frames in (slice(1, -1), slice(4, 7), slice(None)):
+        video = painted(sample.truth, lambda c: cv.ring(c, *cv.centre(wrong), 6.5, 2, opacity), frames)
+        monkeypatch.undo()
         assert not sample.score(video).solved
+        monkeypatch.setattr(cv, "RING", colour)
 
 
 def test_the_depth_of_arrows_is_what_is_walked():

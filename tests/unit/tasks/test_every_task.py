@@ -123,11 +123,13 @@ def test_the_number_of_frames_changes_the_video_and_not_the_question(task, num_f
     np.testing.assert_array_equal(np.asarray(sample.image), np.asarray(usual.image))
 
 
-def test_a_video_needs_a_frame_and_a_seed_is_not_negative(task):
-    with pytest.raises(TaskError, match="num_frames is 0"):
-        TASKS[task](1, num_frames=0)
-    with pytest.raises(TaskError, match=r"seed=-1\): seeds are 0 or more"):
-        TASKS[task](-1)
+def test_a_video_needs_two_frames_and_a_seed_is_a_whole_number(task):
+    for few in (0, 1):
+        with pytest.raises(TaskError, match=f"num_frames is {few}"):
+            TASKS[task](1, num_frames=few)
+    for seed in (-1, "7", 1.5, 7.0, None, True):
+        with pytest.raises(TaskError, match=rf"seed={seed!r}\): seeds are whole numbers"):
+            TASKS[task](seed)
 
 
 def test_tasks_are_made_by_name():

@@ -105,7 +105,7 @@ def test_no_layout_is_on_both_sides_of_the_split(make, size, train, held_out):
     """So few mazes have 3 x 3 cells that without the split many would be."""
 
     def pictures(seeds):
-        return [make(seed, size=size, num_frames=1).truth.tobytes() for seed in seeds]
+        return [make(seed, size=size, num_frames=2).truth.tobytes() for seed in seeds]
 
     seen = set(pictures(range(train)))
     held = pictures(range(cv.EVAL_SEED, cv.EVAL_SEED + held_out))

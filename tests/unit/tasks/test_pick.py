@@ -100,7 +100,7 @@ def test_wrong_rings_and_changed_boards_are_not_solved(seed):
 
 
 def test_a_board_is_on_one_side_of_the_split_whatever_is_asked():
-    train = {repr(tasks.pick(seed, num_frames=1).scene.layout) for seed in range(200)}
-    train |= {repr(tasks.pick(seed, held_out=True, num_frames=1).scene.layout) for seed in range(200)}
-    held = {repr(tasks.pick(EVAL_SEED + seed, num_frames=1).scene.layout) for seed in range(200)}
+    train = {repr(tasks.pick(seed, num_frames=2).scene.layout) for seed in range(200)}
+    train |= {repr(tasks.pick(seed, held_out=True, num_frames=2).scene.layout) for seed in range(200)}
+    held = {repr(tasks.pick(EVAL_SEED + seed, num_frames=2).scene.layout) for seed in range(200)}
     assert not train & held

@@ -63,6 +63,12 @@ def spoil(sample):
     }
     spoiled |= {f"{name} in the end": between(film(sample, colour=name), slice(13, None)) for name in others}
     spoiled |= {f"{name} for a while": between(film(sample, colour=name)) for name in others}
+    whole = sample.masks["ball"].sum((1, 2)) >= 0.95 * np.pi * roll.radius**2
+    whole[:-3] &= whole[3:]  # as late as it may be, too
+    whole[[0, -3, -2, -1]] = False
+    if whole.any():
+        greys = (0.2, 0.32, 0.45)
+        spoiled |= {f"grey of {grey}": between(turned_grey(sample, grey), whole) for grey in greys}
     if roll.other is not None:
         colour, x, y = roll.other
         recoloured = next(name for name in others if name != colour)
@@ -79,6 +85,17 @@ def spoil(sample):
             "a bar that moves": between(film(sample, bar=(left + 4, right + 4)), middle),
         }
     return spoiled
+
+
+def turned_grey(sample, grey):
+    """Return the right video with a grey ball."""
+    scene, count = sample.scorer.keywords["roll"], len(sample.truth)
+    frames = []
+    for t in range(count):
+        layers = scene.layers(t / (count - 1))
+        layers["ball"] = layers["ball"][0], (grey,) * 3
+        frames.append(rolls._draw(layers))
+    return cv.to_frames(frames)
 
 
 def _in_front(sample):
@@ -129,8 +146,8 @@ def test_masks_are_the_pixels_of_which_an_object_covers_half(task, seed):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_scenes_are_without_number_and_on_one_side_of_the_split(task):
-    train = [tasks.make(task, seed, num_frames=1).scene.layout for seed in range(400)]
-    held = [tasks.make(task, EVAL_SEED + seed, num_frames=1).scene.layout for seed in range(400)]
+    train = [tasks.make(task, seed, num_frames=2).scene.layout for seed in range(400)]
+    held = [tasks.make(task, EVAL_SEED + seed, num_frames=2).scene.layout for seed in range(400)]
     assert len({*train}) >= 395  # of 10,000 scenes, 400 draws would give 392
     assert len({*held}) >= 380
     assert not {*train} & {*held}

@@ -72,6 +72,11 @@ def test_what_is_not_one_path_from_the_start_is_not_followed_and_spelled_edge_by
     assert len(spelled.split()) == 1 + len(NOT_PATHS[name])
 
 
+def test_cells_of_large_boards_are_told_apart():
+    one, other = (edges((cell, (cell[0], cell[1] + 1))) for cell in ((1, 11), (11, 1)))
+    assert spell(one, (0, 0)) == "edges 1,11R" and spell(other, (0, 0)) == "edges 11,1R"
+
+
 @given(st.sets(st.sampled_from(trail.grid_edges(SIZE))), st.sets(st.sampled_from(trail.grid_edges(SIZE))))
 def test_two_trails_have_the_same_spelling_exactly_where_they_are_the_same(a, b):
     a, b = frozenset(a), frozenset(b)
