@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import card
 import evaluate
@@ -45,8 +46,8 @@ def frozen():
     return Frozen(FROZEN, "cpu")
 
 
-def measured(frozen, network, out):
-    with Evaluation(frozen, n=3, workers=1, sets=("tictac",)) as evaluation:
+def measured(frozen, network, out, videos=None):
+    with Evaluation(frozen, n=3, workers=1, sets=("tictac",), videos=videos) as evaluation:
         evaluation.start("few4", network, out, steps=(4,))
     return json.loads(out.read_text())
 
@@ -61,6 +62,25 @@ def test_a_network_that_knows_solves_all_and_one_that_does_not_solves_none(froze
         assert right["sets"]["tictac"][label] == all_right
         assert wrong["sets"]["tictac"][label]["solved"] == [0, 0, 0]
     assert right["n"] == 3
+
+
+@pytest.mark.slow
+def test_videos_that_are_kept_are_judged_again_and_only_those_of_the_same_weights(
+    frozen, tmp_path, monkeypatch
+):
+    network, videos = Knowing(frozen, [("tictac", number) for number in range(3)]), tmp_path / "videos"
+    first = measured(frozen, network, tmp_path / "first.json", videos)
+    kept = {file.name: file.read_bytes() for file in videos.iterdir()}
+    made = []
+    answers = Evaluation._answers
+    monkeypatch.setattr(Evaluation, "_answers", lambda *args: made.append(args) or answers(*args))
+    again = measured(frozen, network, tmp_path / "again.json", videos)
+    assert not made and again["sets"] == first["sets"]
+    assert {file.name: file.read_bytes() for file in videos.iterdir()} == kept
+    with torch.no_grad():
+        next(network.parameters()).mul_(1.5)
+    measured(frozen, network, tmp_path / "other.json", videos)
+    assert len(made) == 1 and len([*videos.iterdir()]) == 2 * len(kept)
 
 
 def test_questions_are_the_scenes_first_frames():
