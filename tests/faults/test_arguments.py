@@ -39,6 +39,17 @@ def test_a_seed_is_one_whole_number(value):
     assert ("lens.batch" in str(raised.value)) == any(value is several for several in SEVERAL)
 
 
+SAMPLE = dl.Sample(prompt="a cat", size=(8, 8), num_frames=1)
+
+
+@pytest.mark.parametrize("value", ["a cat", None, (SAMPLE, 0), [SAMPLE, SAMPLE], np.zeros((1, 2))], ids=type)
+def test_a_sample_is_one_sample(value, lens):
+    for ask in (lens.run, lens.trace):
+        with pytest.raises(dl.PlanError, match=r"sample is a .*give one dl\.Sample") as raised:
+            ask(value, 0)
+        assert ("lens.batch" in str(raised.value)) == (not isinstance(value, str) and value is not None)
+
+
 @pytest.mark.parametrize("value", NOT_WHOLE + SEVERAL + [0, -3, object()], ids=shown)
 def test_steps_are_a_whole_number(value):
     with pytest.raises(dl.PlanError, match=r"steps=.*a run has at least one step"):

@@ -74,7 +74,7 @@ class Request:
         together: Sequence[int] = (),
     ) -> None:
         calling = specimen.family.call
-        self.specimen, self.sample, self.seed = specimen, sample, seed_of(seed)
+        self.specimen, self.sample, self.seed = specimen, sample_of(sample), seed_of(seed)
         self.encoding = encoding_of(encoding, str(specimen.dtype).removeprefix("torch."))
         self.loop, self.body, self._unnamed = loop, body, unnamed
         self.together = [seed_of(s) for s in together]
@@ -261,6 +261,20 @@ def seeds_together(plan: Plan, pairs: Sequence[tuple[Sample, int]]) -> list[list
         if seed not in seeds.setdefault(sample, []):
             seeds[sample].append(seed)
     return [seeds[sample] for sample in samples]
+
+
+def sample_of(sample: Any) -> Sample:
+    """Return a sample.
+
+    Raises:
+        PlanError: it is none.
+    """
+    if isinstance(sample, Sample):
+        return sample
+    several = " For several, call lens.run once for each, or lens.batch." if is_several(sample) else ""
+    raise PlanError(
+        f"sample is a {type(sample).__name__}: give one dl.Sample, such as dl.tasks.maze(7).{several}"
+    )
 
 
 def seed_of(seed: Any) -> int:

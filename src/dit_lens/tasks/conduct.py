@@ -267,7 +267,7 @@ def _strangeness(
     """
     from scipy.ndimage import uniform_filter  # slow to import, and needed by who judges alone
 
-    seen, out = frame / np.float32(255), 0.0
+    seen, out = frame.astype(np.float32) / 255, 0.0
     for colour in THINGS:
         if min(float(np.linalg.norm(np.subtract(colour, walker.trail))) for walker in walkers) < LIKE:
             continue

@@ -117,7 +117,7 @@ def legal_frames(video: NDArray[np.uint8], asked: Canvas, answered: Canvas) -> N
     things = _sums(answered - asked)
     size = np.linalg.norm(things, axis=-1)
     new = size > 0.3 * size.max()
-    seen, due = (_sums(frames - asked) for frames in (video / np.float32(255), right))
+    seen, due = (_sums(frames - asked) for frames in (video.astype(np.float32) / 255, right))
     clean = np.linalg.norm(seen - due, axis=-1).max(-1) <= max(FADED * float(size[new].min()), PIXELS)
     shares, shares_due = (sums @ (things[new] / size[new, None] ** 2).T for sums in (seen, due))
     before = np.maximum.accumulate(np.concatenate([shares[:1], shares[:-1]]))
