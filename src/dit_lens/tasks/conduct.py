@@ -276,7 +276,7 @@ def _strangeness(
     return out
 
 
-def _nearness(rgb: Canvas, colour: Colour) -> NDArray[np.float32]:
+def _nearness(rgb: NDArray[Any], colour: Colour) -> NDArray[np.float32]:
     """Return how near each pixel is to a colour, [height, width]: 1 at the colour, 0 as far from it as the floor is."""
     off = np.linalg.norm(rgb - np.asarray(colour, np.float32), axis=-1)
     nearness: NDArray[np.float32] = np.clip(1 - off / np.linalg.norm(np.subtract(cv.FLOOR, colour)), 0, 1)

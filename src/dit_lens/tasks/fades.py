@@ -125,7 +125,7 @@ def legal_frames(video: NDArray[np.uint8], asked: Canvas, answered: Canvas) -> N
     return alike & clean & timely.all((1, 2))
 
 
-def _sums(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sums(pictures: NDArray[Any]) -> NDArray[np.float32]:
     """Return the colours of pictures [..., height, width, rgb] in sum over each cell, [..., cell, rgb]."""
     height, width = (n // CELL for n in pictures.shape[-3:-1])
     cells = pictures.reshape(*pictures.shape[:-3], height, CELL, width, CELL, 3).sum((-4, -2))
