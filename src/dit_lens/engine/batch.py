@@ -27,11 +27,11 @@ from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.inputs import ModelInputs
 from dit_lens.engine.pipeline_check import check_against_pipeline, value_of
 from dit_lens.engine.request import Request, name_anew, seeds_together, verify_of
-from dit_lens.engine.rows import Moment, Row
+from dit_lens.engine.rows import Moment, Row, Shared
 from dit_lens.engine.stages import check_schedule, grids_of
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.stepper import Stepper
-from dit_lens.engine.visitor import Place, Visitor, apply_edit, spot_of
+from dit_lens.engine.visitor import Place, Visitor, apply_edit, placed_on, spot_of
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.family import Batching
@@ -211,6 +211,7 @@ class Batch:
         pairs: Sequence[int],
         rows: Sequence[Row],
         watch: Sequence[Place] = (),
+        shared: Shared | None = None,
     ) -> Stepped:
         """Take one denoising step of rows, a forward's worth at a time, and commit it in their runs.
 
@@ -220,15 +221,16 @@ class Batch:
             pairs: which of the batch's pairs each row is.
             rows: the trajectories.
             watch: states to return, by (site, branch, layer).
+            shared: functions that rows go through in turn. Default: those that several of these rows do.
         """
         self._check_watched(watch)
-        done = []
+        done, shared = [], shared or Shared.of(map(placed_on, rows))
         for part in parts([row.group for row in rows], self.at_once):
             x, numbers, members = latents[part], pairs[part], rows[part]
             if len(members) > self.at_once:
                 done += self._one_by_one(step, x, numbers, members, watch)
             else:
-                done.append(self._forward(step, x, numbers, members, watch))
+                done.append(self._forward(step, x, numbers, members, watch, shared))
         return Stepped.cat(done)
 
     def _forward(
@@ -238,6 +240,7 @@ class Batch:
         pairs: Sequence[int],
         rows: Sequence[Row],
         watch: Sequence[Place],
+        shared: Shared,
         exchange: Exchange | None = None,
         records: bool = True,
     ) -> Stepped:
@@ -245,7 +248,7 @@ class Batch:
         pipe, flow, batching = self.specimen.pipe, self.specimen.family.flow, self.batching
         expert, timestep = self.expert(step), self.scheduler.timesteps[step]
         dit = self.specimen.dits[expert]
-        visitor = Visitor(self.specimen, rows, watch, exchange)
+        visitor = Visitor(self.specimen, rows, watch, exchange, shared)
         stepper = Stepper(flow, self.scheduler, self.layout, self.sigmas, self.timesteps, visitor)
         begun = stepper.begin(step, expert, self._by_stream(latents), records=records)
         start = {stream: x.clone() for stream, x in begun.items()}  # a model may write into what it is given
@@ -305,11 +308,13 @@ class Batch:
         self, step: int, latents: Tensor, pairs: Sequence[int], rows: Sequence[Row], watch: Sequence[Place]
     ) -> list[Stepped]:
         """Run the rows of a group one after another, until what they hand over at every meeting stands."""
-        exchange = Exchange(len(rows))
+        exchange, shared = Exchange(len(rows)), Shared.of(map(placed_on, rows), least=1)
 
         def forward(last: bool) -> Stepped:
             one = slice(exchange.row, exchange.row + 1)
-            return self._forward(step, latents[one], pairs[one], rows[one], watch, exchange, records=last)
+            return self._forward(
+                step, latents[one], pairs[one], rows[one], watch, shared, exchange, records=last
+            )
 
         def edit(meeting: Meeting, members: list[int], values: Tensor) -> Tensor:
             placed, where, branch, _ = meeting

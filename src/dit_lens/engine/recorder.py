@@ -388,6 +388,18 @@ def to_codes(values: Tensor) -> np.ndarray:
     return values.numpy()
 
 
+def is_left_alone(new: Tensor, value: Tensor) -> bool:
+    """Say whether an edit changed nothing: no bit, and no gradient that goes through it."""
+    if new is value:
+        return True
+    return not has_gradient(new, value) and same_bits(new, value)
+
+
+def has_gradient(*tensors: Tensor) -> bool:
+    """Say whether a gradient goes through some tensors here."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Say whether two tensors have the same shape, type and bits."""
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.engine.recorder import bits
+from dit_lens.engine.recorder import bits, has_gradient
 from dit_lens.engine.rows import Moment
 from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError
@@ -113,7 +113,8 @@ class Stepper:
                 )
             # Where x0 was left alone the velocity stays as it was: the way back rounds.
             back = self.flow.velocity(self.scheduler, latents, new, step).to(velocity.dtype)
-            velocity = torch.where(bits(new) == bits(x0), velocity, back)
+            moved = has_gradient(new, x0) | (bits(new.detach()) != bits(x0.detach()))
+            velocity = torch.where(moved, back, velocity)
             new = _as_taken(new, self.flow.x0(self.scheduler, latents, velocity, step), latents)
         visitor.on_latents("velocity", stream, velocity, edits=False)
         visitor.on_latents("x0", stream, new, edits=False)

@@ -25,7 +25,7 @@ from dit_lens.engine.arm_runs import ArmRuns
 from dit_lens.engine.batch import Batch, parts
 from dit_lens.engine.outcomes import by_sample, in_order, outcomes
 from dit_lens.engine.request import seed_of, verify_of
-from dit_lens.engine.rows import Row
+from dit_lens.engine.rows import Row, Shared
 from dit_lens.errors import PlanError
 from dit_lens.families.latents import apart
 from dit_lens.plan.plan import Entry, Placed, Plan
@@ -215,6 +215,9 @@ def run_arms(
     edits = [[list(arm(pair) if callable(arm) else arm) for pair in pairs] for arm in arms]
     meets = any(_meets(batch, row) for arm in edits for row in arm)
     sample_of = numbers(batch.pairs) if meets else []
+    recorded = [] if runs is None else [record.placed for record in runs.records]
+    placed = [recorded for _ in pairs] + [[*row, *recorded] for arm in edits for row in arm if row]
+    shared = Shared.of(placed)
     clean, edited = batch.noise, batch.noise[:0]
     rows: list[tuple[int, int]] = []
     for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
@@ -232,11 +235,11 @@ def run_arms(
             )
             for p in pairs
         ]
-        now = batch.advance(step, clean, pairs, members, watch)
+        now = batch.advance(step, clean, pairs, members, watch, shared)
         if clean_first is not None:
             clean_first(step, now)
         edited = torch.cat(
-            [edited[:0], *_step(batch, step, now, edited, rows, edits, sample_of, watch, look, runs)]
+            [edited[:0], *_step(batch, step, now, edited, rows, edits, sample_of, watch, look, runs, shared)]
         )
         clean = now.latents
     if check is not None:
@@ -268,6 +271,7 @@ def _step(
     watch: Sequence[Place],
     look: Callable[[Now], None] | None,
     runs: ArmRuns | None,
+    shared: Shared,
 ) -> Iterator[Tensor]:
     """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
     groups = [a * len(batch.pairs) + sample_of[p] if _meets(batch, edits[a][p]) else None for a, p in rows]
@@ -283,7 +287,7 @@ def _step(
             for (a, p), group in zip(rows[part], groups[part], strict=True)
         ]
         pairs = [p for _, p in rows[part]]
-        out = batch.advance(step, edited[part], pairs, members, watch if look is not None else ())
+        out = batch.advance(step, edited[part], pairs, members, watch if look is not None else (), shared)
         if look is not None:
             look(Now(step, clean, rows[part], out))
         yield out.latents

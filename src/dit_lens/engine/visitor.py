@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dit_lens.engine.exchange import Exchange, Meeting
-from dit_lens.engine.recorder import same_bits
-from dit_lens.engine.rows import Moment, Row, Where
+from dit_lens.engine.recorder import is_left_alone, same_bits
+from dit_lens.engine.rows import Moment, Row, Shared, Where
 from dit_lens.errors import CaptureError, DitLensError, PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.functions import KEEPS, is_packages_own, kept_by
+from dit_lens.plan.functions import KEEPS, kept_by
 from dit_lens.plan.places import Spot
 from dit_lens.plan.plan import Placed
 from dit_lens.records import PURE
@@ -50,6 +50,7 @@ class Visitor:
         rows: the trajectories, in the order of the model's rows.
         watch: states to keep of every row, by (site, branch, layer).
         exchange: where the one row is of a group that runs row by row.
+        shared: functions that other rows go through, too. Default: those that several of these rows do.
         all_told: whether every call of the model by this thread is told (`calling`), and another one is an error.
 
     Attributes:
@@ -63,6 +64,7 @@ class Visitor:
         rows: Sequence[Row],
         watch: Iterable[Place] = (),
         exchange: Exchange | None = None,
+        shared: Shared | None = None,
         all_told: bool = False,
     ) -> None:
         self.specimen, self.rows, self.exchange = specimen, rows, exchange
@@ -76,9 +78,7 @@ class Visitor:
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
         self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
         self._seen: set[tuple[int, Binding]] = set()  # records that are known to leave their value alone
-        # Functions of the user's that several rows go through, by id; and where those are known to keep nothing.
-        self._shared: set[int] = set()
-        self._keeps_nothing: set[tuple[int, Where, str | None]] = set()
+        self._shared = Shared.of(map(placed_on, rows)) if shared is None else shared
 
     # ---- hooks
 
@@ -179,7 +179,6 @@ class Visitor:
         ]
         if active != self._active:
             self._active, self._selected = active, _select(active)
-            self._shared = _shared(active) if len(self.rows) > 1 else set()
 
     def on_latents(
         self, site: str, stream: str, latents: Tensor, edits: bool = True, records: bool = True
@@ -200,7 +199,7 @@ class Visitor:
         rows = latents.expand(max(len(self.rows), len(latents)), *latents.shape[1:])
         values = rows.permute(0, 2, 3, 4, 1)
         new = self.apply(where, None, values, edits, records)
-        if new is values or same_bits(new, values):
+        if is_left_alone(new, values):
             return latents
         return new.permute(0, 4, 1, 2, 3)
 
@@ -218,7 +217,7 @@ class Visitor:
             new = self.apply(where, branch, values)
             if self._watches(where, branch):
                 self._keep_state(where, branch, new)
-            if new is not values and not same_bits(new, values):  # the model may rely on its own memory
+            if not is_left_alone(new, values):  # the model may rely on its own memory
                 out = h.clone() if out is None else out
                 out[rows, part] = new.flatten(1, 3)
         return out
@@ -329,13 +328,13 @@ class Visitor:
     def _call(self, placed: Placed, spot: Spot, function: Callable[[], T]) -> T:
         """Call a function of the plan: its error says where it was raised, and what it keeps of a row is seen.
 
-        What several rows share is watched the first time at a place, while the other rows wait to go through it.
+        What several rows share is watched in every step, the first time at a place.
 
         Raises:
             PlanError: its state is another after the row.
         """
-        key = id(placed.function), (spot.site, spot.stream, spot.layer), spot.branch
-        watched = key[0] in self._shared and key not in self._keeps_nothing
+        key = id(placed.function), (spot.site, spot.stream, spot.layer), spot.branch, spot.step
+        watched = key[0] in self._shared.functions and key not in self._shared.keeps_nothing
         before = kept_by(placed.function) if watched else ""
         try:
             result = function()
@@ -346,7 +345,7 @@ class Visitor:
         if watched:
             if kept_by(placed.function) != before:
                 raise PlanError(KEEPS)
-            self._keeps_nothing.add(key)
+            self._shared.keeps_nothing.add(key)
         return result
 
     def _group(self, number: int, edit: Binding) -> int:
@@ -462,14 +461,9 @@ def _select(
     return dict(selected)
 
 
-def _shared(active: Sequence[Sequence[Binding]]) -> set[int]:
-    """Return the functions of the user's, by id, that are placed on more than one row."""
-    rows: dict[int, set[int]] = defaultdict(set)
-    for number, bindings in enumerate(active):
-        for binding in bindings:
-            if not is_packages_own(binding.placed.function):
-                rows[id(binding.placed.function)].add(number)
-    return {function for function, numbers in rows.items() if len(numbers) > 1}
+def placed_on(row: Row) -> list[Placed]:
+    """Return what is placed on a row."""
+    return [binding.placed for binding in (*row.edits, *row.records)]
 
 
 def spot_of(row: Row, moment: Moment, where: Where, branch: str | None) -> Spot:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import conduct, detours, layouts, trail
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
 from dit_lens.tasks.detours import Pair
 from dit_lens.tasks.sample import Sample, Score, of_truth
@@ -46,6 +47,7 @@ Layout = tuple[Ends, Ends]
 """Of red and of blue."""
 
 
+@whole_numbers
 def apart(seed: int, size: int = 4, num_frames: int = conduct.NUM_FRAMES) -> Sample:
     """Make an open board with a red and a blue agent, each with a goal; the answer is a way for each, and the two share no cell.
 

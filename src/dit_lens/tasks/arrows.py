@@ -10,6 +10,7 @@ import numpy as np
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts, trail
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Canvas, Cell
 from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.sample import Sample
@@ -24,6 +25,7 @@ Arrows = dict[Cell, str]
 """Cell to the name of the move that its arrow tells, as in `trail.MOVES`."""
 
 
+@whole_numbers
 def arrows(seed: int, depth: int = 8, size: int | None = None, num_frames: int = NUM_FRAMES) -> Sample:
     """Make a board with an arrow in most cells; the answer is the walk that they tell, to the first cell without one.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import CELL
 from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.rolls import RADII, SIDE, SMALL, Roll, Spot, other_spot, roll_sample
@@ -34,6 +35,7 @@ class BackLayout(NamedTuple):
     other: Spot | None
 
 
+@whole_numbers
 def back(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
     """Make a ball that rolls out of the frame, and comes back along its lane to where it was: same colour, same size.
 

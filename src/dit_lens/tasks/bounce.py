@@ -9,6 +9,7 @@ import numpy as np
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts, trail
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.arrows import paint_arrows
 from dit_lens.tasks.canvas import Canvas, Cell
 from dit_lens.tasks.conduct import NUM_FRAMES
@@ -26,6 +27,7 @@ TURNS = {"/": {"R": "U", "U": "R", "L": "D", "D": "L"}, "\\": {"R": "D", "D": "R
 Mirrors = dict[Cell, str]
 
 
+@whole_numbers
 def bounce(seed: int, depth: int = 4, size: int | None = None, num_frames: int = NUM_FRAMES) -> Sample:
     """Make a board of mirrors, a ball and the way that it sets out; the answer is its path to the edge.
 

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import conduct, layouts, trail
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
 
+@whole_numbers
 def choose(seed: int, goals: int | None = None, size: int = 4, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """Make an open board with an agent and identical goals; the answer is a trail to exactly one.
 
@@ -92,5 +94,6 @@ def score_choice(
     if path is not None:
         conducted, legal = conduct.judge(video, trail.board(size, [], goals), path, num_frames)
     answer = f"goal {touched[0]}" if answered else f"goals {touched} by {trail.spell(edges, start)}"
-    graded = (int(path is not None) + int(one) + int(on_goal)) / 3.01 * legal
-    return Score(answered and conducted, 1.0 if answered and conducted else graded, answer)
+    graded = (int(path is not None) + int(one) + int(on_goal)) / 3 * legal
+    solved = answered and conducted
+    return Score(solved, 1.0 if solved else min(graded, 0.99), answer)

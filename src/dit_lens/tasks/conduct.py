@@ -45,18 +45,22 @@ AROUND = 11.0
 BLENDED = 3
 WINDOW = 5
 """Pixels along the sides of the square over which a difference is averaged: it sees a wall two pixels wide."""
-FEW = 0.3
-"""Share of such a square that walls fill at least, where they are looked at by themselves."""
-CHANGED = 0.25
-"""Difference (`difference`) from which on a picture has changed, as by a wall or a sign that is gone."""
+FEW = 0.18
+"""Share of such a square that walls fill at least, where they are looked at by themselves: the outer one is a pixel wide."""
+GONE = 0.25
+"""Difference from which on a wall has changed where it is looked at by itself."""
+CHANGED = 0.14
+"""Difference (`difference`) from which on a picture has changed away from the agent, as by a line of one pixel."""
 BLURRED = 0.65
 """The same around the agent."""
+OTHER_COLOUR = 0.37
+"""Distance (RGB in [0, 1]) of the colour around an agent's middle from its own, from which on it is none."""
 GHOST = 0.25
 """Mean share of the agent's colour in such a square from which on something has it; behind a red agent the codec draws a few
 pixels of blue."""
-STRIP = (2, 10)
+STRIP = (1, 10)
 """Pixels along the sides of the strips, upright and across, that are looked at for things that should not be there."""
-STRANGE = 0.5
+STRANGE = 0.6
 """How much nearer to a thing's colour a strip is than it should be, from which on there is one."""
 LIKE = 0.3
 """Distance between two colours (RGB in [0, 1]) up to which a blur of one may be taken for the other."""
@@ -73,17 +77,20 @@ class Sighting:
         at: its middle, (x, y) in pixels.
         spread: root mean squared distance of its colour from there, in pixels.
         core: mean share of its colour around its middle.
+        off_colour: distance of the mean colour there from its own.
     """
 
     mass: float
     at: tuple[float, float]
     spread: float
     core: float
+    off_colour: float
 
     @property
     def is_one(self) -> bool:
         """Whether it is one agent: none, several and a smear are not."""
-        return MASS[0] <= self.mass <= MASS[1] and self.spread <= SPREAD and self.core >= CORE
+        whole = MASS[0] <= self.mass <= MASS[1] and self.spread <= SPREAD
+        return whole and self.core >= CORE and self.off_colour <= OTHER_COLOUR
 
 
 def colouring(frame: NDArray[np.uint8], colour: Colour, under: NDArray[Any]) -> NDArray[np.float32]:
@@ -135,12 +142,15 @@ def _sighting(frame: NDArray[np.uint8], colour: Colour, under: NDArray[np.float3
     red[around < GHOST] = 0
     total = float(red.sum())
     if total < 1:
-        return Sighting(0.0, (float("nan"), float("nan")), float("nan"), 0.0)
+        return Sighting(0.0, (float("nan"), float("nan")), float("nan"), 0.0, float("nan"))
     y, x = (np.arange(n) + 0.5 for n in red.shape)
     at = float(red.sum(0) @ x) / total, float(red.sum(1) @ y) / total
     spread = (red.sum(0) @ (x - at[0]) ** 2 + red.sum(1) @ (y - at[1]) ** 2) / total
-    core = float(around[int(at[1]), int(at[0])])
-    return Sighting(total / (np.pi * RADIUS**2), at, float(np.sqrt(spread)), core)
+    column, row = int(at[0]), int(at[1])
+    middle = frame[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3] / 255
+    off_colour = float(np.linalg.norm(middle.mean((0, 1)) - colour))
+    core = float(around[row, column])
+    return Sighting(total / (np.pi * RADIUS**2), at, float(np.sqrt(spread)), core, off_colour)
 
 
 def judge(
@@ -234,7 +244,7 @@ def _is_walk(
         changed[~near].max(initial=0) <= CHANGED
         and changed[near].max(initial=0) <= BLURRED
         and all(_is_alone(frame, each, near) for each in watched)
-        and _change_of_walls(frame, shown, board) <= CHANGED
+        and _change_of_walls(frame, shown, board) <= GONE
         and _strangeness(frame, shown, board, [each.walker for each in watched]) <= STRANGE
     )
 

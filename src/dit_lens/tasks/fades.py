@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas
-from dit_lens.tasks.conduct import CHANGED, difference
+from dit_lens.tasks.conduct import difference
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
+CHANGED = 0.25
+"""Difference (`conduct.difference`) from which on a picture has changed, as by a sign that is gone."""
 FADED = 0.25
 """How much of what fades into a cell there is in any cell more than at its time, or less, at most; 1 is all of it."""
 PIXELS = 6.0
@@ -94,35 +96,47 @@ def score_fade(
 ) -> Score:
     """Judge all frames: the last one shows a right answer, and every frame is what the fading of that answer is then.
 
-    Graded: how near the last frame is to a right answer, times the share of frames that are as they should be. A video of
-    another number of frames is not solved.
+    Graded: how near the last frame is to a right answer, times the share of frames that show the fading to it; where it is
+    wrong, to what it shows. A video of another number of frames is not solved.
     """
     text, near = read(video[-1])
-    if text not in texts:
-        return Score(False, min(near, 0.99), text)
-    legal = legal_frames(video, draw(None), draw(answers[texts.index(text)]))
-    solved = len(video) == num_frames and bool(legal.all())
+    right = draw(answers[texts.index(text)]) if text in texts else None
+    legal = legal_frames(video, draw(None), right)
+    solved = right is not None and len(video) == num_frames and bool(legal.all())
     return Score(solved, 1.0 if solved else min(near * float(legal.mean()), 0.99), text)
 
 
-def legal_frames(video: NDArray[np.uint8], asked: Canvas, answered: Canvas) -> NDArray[np.bool_]:
+def legal_frames(
+    video: NDArray[np.uint8], asked: Canvas, answered: Canvas | None = None
+) -> NDArray[np.bool_]:
     """Say of every frame whether it shows the fading from one picture to another as it is at that time, [time].
 
     It does where no small square has changed otherwise (`conduct.difference`), each cell has in sum over its pixels as much of
-    what fades in as it should then and no other colour, and nothing that came goes again. (A codec blurs thin lines, and
-    keeps their colour in sum.)
+    what fades in as it should then and no other colour, and nothing that came in a legal frame goes again. (A codec blurs
+    thin lines, and keeps their colour in sum.)
+
+    Args:
+        video: [time, height, width, rgb].
+        asked: the picture that it begins with.
+        answered: that it ends with. Default: what its last frame shows.
     """
+    frames = video.astype(np.float32) / 255
+    answered = frames[-1] if answered is None else answered
     right = cv.fade(asked, answered, len(video)).astype(np.float32) / 255
     alike = np.array([difference(f, r).max() <= CHANGED for f, r in zip(video, right, strict=True)])
     things = _sums(answered - asked)
     size = np.linalg.norm(things, axis=-1)
-    new = size > 0.3 * size.max()
-    seen, due = (_sums(frames - asked) for frames in (video.astype(np.float32) / 255, right))
-    clean = np.linalg.norm(seen - due, axis=-1).max(-1) <= max(FADED * float(size[new].min()), PIXELS)
+    new = size > max(0.3 * size.max(), 1e-6)
+    seen, due = _sums(frames - asked), _sums(right - asked)
+    room = max(FADED * float(size[new].min(initial=np.inf)), PIXELS) if new.any() else PIXELS
+    clean = np.linalg.norm(seen - due, axis=-1).max(-1) <= room
     shares, shares_due = (sums @ (things[new] / size[new, None] ** 2).T for sums in (seen, due))
-    before = np.maximum.accumulate(np.concatenate([shares[:1], shares[:-1]]))
-    timely = (np.abs(shares - shares_due) <= FADED) & ((shares >= before - BACK) | (shares_due[-1] < 0.5))
-    return alike & clean & timely.all((1, 2))
+    legal = alike & clean & (np.abs(shares - shares_due) <= FADED).all((1, 2))
+    most = np.full_like(shares_due[-1], -np.inf)
+    for t, share in enumerate(shares):
+        legal[t] &= bool(((share >= most - BACK) | (shares_due[-1] < 0.5)).all())
+        most = np.maximum(most, share) if legal[t] else most
+    return legal
 
 
 def _sums(pictures: NDArray[Any]) -> NDArray[np.float32]:

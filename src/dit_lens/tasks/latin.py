@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Canvas, Cell
 from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.fades import fade_sample
@@ -28,6 +29,7 @@ Square = dict[Cell, str]
 """Cell to the letter of its colour."""
 
 
+@whole_numbers
 def latin(seed: int, open_cells: int = 8, num_frames: int = NUM_FRAMES) -> Sample:
     """Make a square with some cells filled, which 2 to 8 fillings complete.
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import conduct, layouts, trail
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
@@ -20,6 +21,7 @@ LONGEST = 20
 """Cells on a path, at most: more would not be walked in the frames there are."""
 
 
+@whole_numbers
 def maze(seed: int, size: int = 6, least: int | None = None, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """Make a perfect maze, an agent and a goal; the answer is the only path.
 
@@ -45,6 +47,7 @@ def maze(seed: int, size: int = 6, least: int | None = None, num_frames: int = c
     return _sample("maze" if size == 6 else f"maze{size}", seed, size, walls, [path], num_frames)
 
 
+@whole_numbers
 def loop(seed: int, size: int = 4, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """Make a maze with two routes of equal length from agent to goal; the answer is one of them, entire.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import fades, layouts, rolls
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
 from dit_lens.tasks.rolls import Roll
 from dit_lens.tasks.sample import Sample, Score, of_truth
@@ -31,8 +32,8 @@ BOARD = 4
 BALL = 6
 """Radius of the ball of `occlude`, in pixels."""
 
-Legal = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
-"""A video to which of its frames are as they should be, [time]."""
+Legal = Callable[[NDArray[np.uint8], bool], NDArray[np.bool_]]
+"""A video, and whether its last frame is right, to which of its frames are as they should be, [time]."""
 
 
 def _finish(
@@ -55,21 +56,27 @@ def score_frames(
 ) -> Score:
     """Judge all frames: the last one shows the right answer, and each is what the right video is then.
 
-    Graded: what the last frame is worth, times the share of frames that are as they should be where its answer is right. A
-    video of another number of frames is not solved.
+    Graded: what the last frame is worth, times the share of frames that are as they should be; where the last one is wrong,
+    as they should be on the way there. A video of another number of frames is not solved.
 
     Args:
         video: [time, height, width, rgb].
         read: judges the last frame.
-        legal: says of every frame whether it is as it should be, [time].
+        legal: says of every frame whether it is as it should be, [time], given whether the last one is right.
         num_frames: that the video should have.
     """
     last = read(video)
-    if not last.solved:
-        return last
-    right = legal(video)
-    solved = len(video) == num_frames and bool(right.all())
-    return Score(solved, 1.0 if solved else min(float(right.mean()), 0.99), last.answer)
+    frames = legal(video, last.solved)
+    solved = last.solved and len(video) == num_frames and bool(frames.all())
+    return Score(solved, 1.0 if solved else min(last.score * float(frames.mean()), 0.99), last.answer)
+
+
+def _legal_fade(video: NDArray[np.uint8], right: bool, asked: Canvas, answered: Canvas) -> NDArray[np.bool_]:
+    return fades.legal_frames(video, asked, answered if right else None)
+
+
+def _legal_roll(video: NDArray[np.uint8], right: bool, roll: Roll) -> NDArray[np.bool_]:
+    return rolls.legal_frames(video, roll)
 
 
 def _answer(scorer: partial[Score], truth: NDArray[np.uint8]) -> list[Answer]:
@@ -82,6 +89,7 @@ def _colour_masks(truth: NDArray[np.uint8], **colours: tuple[float, ...]) -> dic
     return {name: np.stack([cv.likeness(f, colour) > 0.5 for f in truth]) for name, colour in colours.items()}
 
 
+@whole_numbers
 def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """Make 2 to 4 objects, discs and squares, at least one of each; all of the named kind get a ring.
 
@@ -110,7 +118,7 @@ def circle(seed: int, kind: str | None = None, num_frames: int = cv.NUM_FRAMES) 
         f"circle the {kind}",
         truth,
         partial(score_rings, wanted=wanted),
-        partial(fades.legal_frames, asked=scene, answered=ringed),
+        partial(_legal_fade, asked=scene, answered=ringed),
         partial(_circle_masks, truth, scene, wanted),
         sorted(shapes.items()),
     )
@@ -149,6 +157,7 @@ def score_rings(video: NDArray[np.uint8], wanted: frozenset[Cell]) -> Score:
     return Score(ringed == wanted, len(ringed & wanted) / len(ringed | wanted), f"rings {answer}".strip())
 
 
+@whole_numbers
 def pattern(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """Make two rows of discs whose sizes repeat in a cycle of three, with one place empty; fill it.
 
@@ -173,7 +182,7 @@ def pattern(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
         "complete the pattern",
         truth,
         partial(score_size, cell=places[gap], right=right),
-        partial(fades.legal_frames, asked=scene, answered=disc),
+        partial(_legal_fade, asked=scene, answered=disc),
         partial(_colour_masks, truth, discs=cv.OBJECT),
     )
 
@@ -204,6 +213,7 @@ def _disc_alone(radius: float) -> NDArray[np.float32]:
     return cv.likeness(cv.to_frames([canvas])[0], cv.OBJECT)
 
 
+@whole_numbers
 def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """Make a ball that rolls along its lane, behind a bar, and comes out: same colour, same lane.
 
@@ -221,7 +231,7 @@ def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
         "roll the ball behind the bar",
         truth,
         partial(score_ball, end=(lane, 0 if leftward else BOARD - 1), colour=colour),
-        partial(rolls.legal_frames, roll=roll),
+        partial(_legal_roll, roll=roll),
         partial(_ball_masks, truth, cv.BALLS[colour]),
     )
 

@@ -9,12 +9,14 @@ import numpy as np
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.rings import COLOURS, SHAPES, SIDE, SIZES, Look, ring_sample
 from dit_lens.tasks.sample import Sample
 
 
+@whole_numbers
 def odd(seed: int, count: int | None = None, num_frames: int = NUM_FRAMES) -> Sample:
     """Make objects that are alike but for one, in its shape, its size or its colour; the answer is a ring around it.
 

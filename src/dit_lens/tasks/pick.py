@@ -9,6 +9,7 @@ import numpy as np
 from dit_lens.errors import TaskError
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.rings import COLOURS, SHAPES, SIDE, Look, ring_sample
@@ -26,6 +27,7 @@ MOST = 3
 """Objects of the pair that is asked for, at most; at least 1."""
 
 
+@whole_numbers
 def pick(
     seed: int,
     shape: str | None = None,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Canvas, Cell
 from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.fades import fade_sample
@@ -47,6 +48,7 @@ class QueensLayout(NamedTuple):
     shown: int
 
 
+@whole_numbers
 def queens(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
     """Make a board with a queen or two and some blocked cells, which 2 to 8 placings of the other queens complete.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import CELL
 from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.rolls import RADII, SIDE, SMALL, Roll, Spot, other_spot, roll_sample
@@ -32,6 +33,7 @@ class RollLayout(NamedTuple):
     other: Spot | None
 
 
+@whole_numbers
 def roll(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
     """Make a ball that rolls along its lane, behind a bar, and comes out: same colour, same lane, same size.
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.canvas import CELL, Canvas
-from dit_lens.tasks.conduct import BLENDED, CHANGED, difference, largest
+from dit_lens.tasks.conduct import BLENDED, difference, largest
+from dit_lens.tasks.fades import CHANGED
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
@@ -37,6 +38,8 @@ MASS = 0.25
 """Balls' worth of colour that may be missing there, or too much; a pixel more or less of radius is 0.27 or more."""
 TINT = 0.28
 """The same of any colour: a green ball that turns grey is off by 0.34 or more, the others by 0.5."""
+HIDDEN = 0.03
+"""Balls' worth of any colour, of the whole range, in sum where a ball is hidden for `BLENDED` frames before and after."""
 OFF_LANE = 2.0
 """Pixels between the ball and its lane, at most."""
 CLEAR = 0.65
@@ -163,6 +166,8 @@ def _is_roll(frame: NDArray[np.uint8], roll: Roll, time: float, step: float) -> 
     changed, near = difference(frame, picture), _near_ball(roll, time, step)
     if changed[~near].max() > CHANGED or changed.max() > 2 * CHANGED:
         return False
+    if _is_seen_through(frame, picture, roll, time, near):
+        return False
     towards = np.subtract(cv.BALLS[roll.colour], cv.FLOOR)
     off_colour = near[..., None] * (frame / 255 - picture) / (np.pi * roll.radius**2)
     if np.linalg.norm(off_colour.sum((0, 1))) > TINT * np.linalg.norm(towards):
@@ -172,6 +177,18 @@ def _is_roll(frame: NDArray[np.uint8], roll: Roll, time: float, step: float) -> 
     x, y = roll.way(time)
     off = more.sum(0) @ (middles - x) if roll.upright else more.sum(1) @ (middles - y)
     return bool(abs(more.sum()) <= MASS and abs(off) <= OFF_LANE)
+
+
+def _is_seen_through(
+    frame: NDArray[np.uint8], picture: Canvas, roll: Roll, time: float, near: NDArray[np.bool_]
+) -> bool:
+    """Say whether a frame shows something where the ball is behind what hides it."""
+    x, y = roll.way(time)
+    ball = np.zeros_like(picture)
+    _disc(ball, (1.0, 1.0, 1.0), x, y, roll.radius)
+    hidden = (ball[..., 0] > 0.5) & ~near
+    more = (frame / 255 - picture)[hidden].sum(0) / (np.pi * roll.radius**2)
+    return bool(np.linalg.norm(more) > HIDDEN)
 
 
 def _near_ball(roll: Roll, time: float, step: float) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import layouts
+from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Canvas, Cell
 from dit_lens.tasks.conduct import NUM_FRAMES
 from dit_lens.tasks.fades import fade_sample
@@ -30,6 +31,7 @@ LINES = [
 Discs = dict[Cell, str]
 
 
+@whole_numbers
 def tictac(seed: int, num_frames: int = NUM_FRAMES) -> Sample:
     """Make a 4 x 4 board of red and blue discs on which exactly one cell completes three red ones in a row.
 

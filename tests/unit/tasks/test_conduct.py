@@ -180,6 +180,37 @@ def test_a_new_wall_on_the_path_is_wrong_beside_the_agent_too(task, seed, throug
 
 
 @pytest.mark.parametrize("task", WALKS)
+def test_thin_walls_outer_walls_and_other_colours_of_the_agent_are_seen(task):
+    sample = tasks.make(task, EVAL_SEED, **WALKS[task])
+    side, path, last = sample.size[0], walked_path(sample), len(sample.truth) - 1
+    (x, y), (x1, y1) = (cv.centre(cell) for cell in path[1:3])
+    across = (x + x1) // 2, (y + y1) // 2
+
+    def line(canvas):
+        (cx, cy), upright = across, y == y1
+        half = (0.5, 8) if upright else (8, 0.5)
+        cv.rectangle(
+            canvas, cx - half[0] + 0.5, cy - half[1], cx + half[0] + 0.5, cy + half[1], (0.0, 0.0, 0.0)
+        )
+
+    def gate(canvas):
+        cv.rectangle(canvas, 20, 0, side - 20, 1, cv.FLOOR)
+
+    spoiled = {
+        "a line of a pixel across the way": painted(sample.truth, line, slice(1, -1)),
+        "a gate in the outer wall": painted(sample.truth, gate),
+    }
+    for name, colour in {"magenta": (1.0, 0.0, 0.65), "orange": (1.0, 0.6, 0.0)}.items():
+        video = sample.truth.copy()
+        for t in range(1, last):
+            shown = picture(board_of(sample), [Walker(path, colour)], [(len(path) - 1) * t / last])
+            (video[t],) = cv.to_frames([shown])
+        spoiled[f"an agent of {name}"] = video
+    for name, video in spoiled.items():
+        assert not sample.score(video).solved, name
+
+
+@pytest.mark.parametrize("task", WALKS)
 def test_two_halves_of_an_agent_are_not_one(task):
     sample = tasks.make(task, EVAL_SEED, **WALKS[task])
     path, last, board = walked_path(sample), len(sample.truth) - 1, board_of(sample)
@@ -233,6 +264,22 @@ def spoil_fade(sample):
         rival[-1] = truth[-1]
         spoiled["another answer before"] = rival
     return spoiled
+
+
+@pytest.mark.parametrize("task", [*FADES, "circle", "pattern"])
+def test_the_graded_score_of_a_fade_falls_with_every_frame_that_is_wrong(task):
+    sample, count = tasks.make(task, EVAL_SEED), 0
+    noise = np.random.default_rng(0).integers(0, 256, sample.truth.shape, np.uint8)
+    scores = []
+    for count in (0, 1, len(noise) // 2, len(noise) - 1):
+        video = sample.truth.copy()
+        video[1 : 1 + count] = noise[1 : 1 + count]
+        video[-1] = sample.truth[-1]
+        scores.append(sample.score(video).score)
+    assert scores == sorted(scores, reverse=True) and len({*scores}) == 4
+    assert scores[1] > 0.75  # of `odd` and `pick` the last frame is worth 0.8, however sharp its ring
+    wrong = np.concatenate([sample.truth[:1], noise[1:-1], sample.truth[:1]])
+    assert sample.score(wrong).score <= 0.2
 
 
 def faded(truth, shares):

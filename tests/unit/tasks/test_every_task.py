@@ -132,6 +132,46 @@ def test_a_video_needs_two_frames_and_a_seed_is_a_whole_number(task):
             TASKS[task](seed)
 
 
+def test_numbers_of_any_library_make_the_same_sample(task):
+    one = TASKS[task](5, num_frames=5)
+    for other in (
+        TASKS[task](np.int64(5), num_frames=np.int32(5)),
+        TASKS[task](np.uint8(5), num_frames=np.array(5)),
+    ):
+        np.testing.assert_array_equal(one.truth, other.truth)
+        assert (one.id, repr(one.scene.layout)) == (other.id, repr(other.scene.layout))
+    for frames in (2.5, 13.0, "13", None, True):
+        with pytest.raises(TaskError, match=r"num_frames=.*give a whole number"):
+            TASKS[task](5, num_frames=frames)
+
+
+@pytest.mark.parametrize(
+    "name, option",
+    [
+        ("maze", "size"),
+        ("loop", "size"),
+        ("choose", "size"),
+        ("apart", "size"),
+        ("choose", "goals"),
+        ("maze", "least"),
+        ("odd", "count"),
+        ("latin", "open_cells"),
+        ("arrows", "depth"),
+        ("bounce", "depth"),
+        ("arrows", "size"),
+    ],
+)
+def test_options_of_any_library_make_the_same_sample_on_the_same_side(name, option):
+    value = {"size": 6, "goals": 2, "least": 9, "count": 5, "open_cells": 7, "depth": 3}[option]
+    for seed in (3, cv.EVAL_SEED + 3):
+        one, other = (tasks.make(name, seed, **{option: number}) for number in (value, np.int64(value)))
+        np.testing.assert_array_equal(one.truth, other.truth)
+        assert repr(one.scene.layout) == repr(other.scene.layout) and one.split == other.split
+    for wrong in (float(value), str(value), True):
+        with pytest.raises(TaskError, match=f"{option}={wrong!r}.*give a whole number|size is 4 to 6"):
+            tasks.make(name, 3, **{option: wrong})
+
+
 def test_tasks_are_made_by_name():
     for name, task in tasks.TASKS.items():
         assert tasks.make(name, 3) == task(3)

@@ -82,6 +82,8 @@ def spoil(sample):
         spoiled |= {
             "seen through the bar": between(film(sample, bar=None), middle),
             "a ball before the bar": between(_in_front(sample), middle),
+            "half seen through the bar": _in_front(sample, 0.5),
+            "a small ball over the bar": _in_front(sample, 1.0, 2),
             "a bar that moves": between(film(sample, bar=(left + 4, right + 4)), middle),
         }
     return spoiled
@@ -98,12 +100,14 @@ def turned_grey(sample, grey):
     return cv.to_frames(frames)
 
 
-def _in_front(sample):
+def _in_front(sample, opacity=1.0, radius=None):
+    """Return the right video with the ball on top of all."""
     out, roll = sample.truth.copy(), sample.scorer.keywords["roll"]
     for t in range(len(out)):
-        canvas = roll.picture(t / (len(out) - 1))
-        cv.disc(canvas, *roll.way(t / (len(out) - 1)), roll.radius, cv.BALLS[roll.colour])
-        out[t] = cv.to_frames([canvas])[0]
+        share = t / (len(out) - 1)
+        canvas, bare = (roll.picture(share) for _ in range(2))
+        cv.disc(canvas, *roll.way(share), radius or roll.radius, cv.BALLS[roll.colour])
+        out[t] = cv.to_frames([bare + np.float32(opacity) * (canvas - bare)])[0]
     return out
 
 
