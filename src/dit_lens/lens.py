@@ -94,7 +94,8 @@ class Lens:
             encoding: how bfloat16 states are stored: "float32", "codes" or "float16" (see
                 docs/store-layout.md).
             verify: which runs of the store are begun again for one step, and compared bit for bit, before they are
-                returned: the "first" one that this lens takes from the store, "always" or "never".
+                returned: the "first" one that this lens takes from the store, "always" or "never". Of a run that was
+                interrupted the last two steps are, unless "never".
             progress: show the pipeline's progress bar.
             **arguments: any other keyword of the pipeline's own call.
 
@@ -117,8 +118,8 @@ class Lens:
         )
         stored = runner.finished(request)
         if stored is None:
-            return runner.run(request, progress)
-        if is_due(verify, request.store, self.specimen):
+            return runner.run(request, progress, check=verify != "never")
+        if not runner.warn_of_what_was_kept(stored) and is_due(verify, request.store, self.specimen):
             verify_run(request, stored)
         return stored
 

@@ -1,5 +1,7 @@
 """A loop of one's own, told step by step, gives what the library's own loop gives."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -536,3 +538,41 @@ def test_latents_that_are_no_numbers_or_of_another_grid_are_held_against_no_edit
                         v = lens.pipe.dit(step.latents, torch.tensor([step.timestep]), 0.0)
                     step.velocity(v)
         assert loop.run.complete
+
+
+# ---- gradients
+
+
+@pytest.mark.parametrize("start", [0.0, 0.1])
+@pytest.mark.parametrize("site", ["block", "latents", "velocity", "x0"])
+def test_gradients_pass_an_edit_also_where_it_moves_nothing_yet(site, start):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])})
+    lens = dl.blocks(model, "layers", latent=lambda s: (4, 2, 3, 3), grid=lambda size: size[1:])
+    sigmas, x = [1.0, 0.5, 0.0], torch.randn(1, 4, 2, 3, 3)
+    vector = torch.full((4,), start, requires_grad=True)
+
+    def velocity(x, steer=None):
+        h = x.flatten(2).mT
+        for n, layer in enumerate(model["layers"]):
+            h = torch.tanh(layer(h)) if steer is None or n != 1 else torch.tanh(layer(h) + steer)
+        return h.mT.reshape(x.shape)
+
+    place = dl.at(layer=1) if site == "block" else dl.at(site=site)
+    shown, by_hand = x.clone(), x.clone()
+    with lens.capture(sigmas[:2], edit=[(lambda h, at: h + vector, place)]) as loop:
+        for now, after in itertools.pairwise(sigmas):
+            with loop.step(shown) as step:
+                with step.call("cond"):
+                    v = velocity(step.latents)
+                shown = step.latents + (after - now) * step.velocity(v)
+    moved = vector.view(1, 4, 1, 1, 1)
+    for now, after in itertools.pairwise(sigmas):
+        by_hand = by_hand + moved if site == "latents" else by_hand
+        v = velocity(by_hand, vector if site == "block" else None)
+        v = v + moved if site == "velocity" else v - moved / now if site == "x0" else v
+        by_hand = by_hand + (after - now) * v
+    torch.testing.assert_close(shown, by_hand)
+    (one,) = torch.autograd.grad(shown.square().sum(), vector)
+    (other,) = torch.autograd.grad(by_hand.square().sum(), vector)
+    torch.testing.assert_close(one, other)

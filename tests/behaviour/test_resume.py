@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 import dit_lens as dl
 
@@ -73,7 +74,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(lens, pipe, sample, tmp_path,
         assert np.isnan(open_run(path)["energy"].isel(step=slice(step, None)).values).all()
     os.environ["CALLS_LEFT"] = str(-1)
     again, calls = count_calls(pipe, lambda: lens.run(sample, **options))
-    assert calls == 2 * (5 - max(step - 1, 0))  # the last committed step runs once more, to go on from it
+    assert calls == 2 * (
+        5 - max(step - 2, 0)
+    )  # the last two steps run once more: to go on from them, and to compare
     os.environ["CALLS_LEFT"] = str(-1)
     whole = lens.run(sample, **{**options, "store": tmp_path / "other.zarr"})
     assert again.complete and again.path.name == whole.path.name
@@ -193,3 +196,62 @@ def test_a_run_whose_edit_keeps_state_begins_anew(lens, sample, tmp_path, monkey
     again = run("interrupted")
     assert again.path.name == whole.path.name
     same(again, whole)
+
+
+# ---- what the name does not see
+
+
+@pytest.mark.parametrize("record", [[dl.energy], []], ids=["energy", "nothing"])
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_run_does_not_go_on_with_another_model(lens, sample, tmp_path, monkeypatch, step, record):
+    guarded = interruptible()
+    monkeypatch.setenv("CALLS_LEFT", str(step * 2 * 3))
+    options = {"record": [*record, guarded], "steps": 5, "store": tmp_path / "store.zarr"}
+    with pytest.raises(Interrupted):
+        lens.run(sample, **options)
+    monkeypatch.setenv("CALLS_LEFT", "-1")
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda *args, **more: 1.5 * attention(*args, **more),
+        )
+        for _ in range(2):
+            with pytest.raises(dl.StoreError, match="is not what this model makes now"):
+                lens.run(sample, **options)
+    whole = lens.run(sample, **{**options, "store": tmp_path / "other.zarr"})
+    same(lens.run(sample, **options), whole)
+
+
+def test_a_run_whose_edit_draws_without_a_seed_does_not_go_on(lens, sample, tmp_path, monkeypatch):
+    guarded = interruptible()
+
+    def noisy(h, at):
+        return h + 0.1 * torch.randn_like(h)
+
+    options = {"record": [guarded], "edit": [(noisy, dl.at(layer=1))], "steps": 5, "store": tmp_path}
+    monkeypatch.setenv("CALLS_LEFT", str(3 * 2 * 3))
+    torch.manual_seed(0)
+    with pytest.raises(Interrupted):
+        lens.run(sample, **options)
+    monkeypatch.setenv("CALLS_LEFT", "-1")
+    torch.manual_seed(0)
+    with pytest.raises(dl.StoreError, match="draws without a seed"):
+        lens.run(sample, **options)
+
+
+def test_a_run_whose_edit_kept_something_is_handed_out_with_a_warning(lens, sample, tmp_path, recwarn):
+    log = []
+
+    def logging(h, at):
+        log.append(float(h.norm()))
+        return h
+
+    options = {"edit": [(logging, dl.at(layer=1))], "steps": 3, "store": tmp_path}
+    made = lens.run(sample, **options)
+    count = len(log)
+    log.clear()
+    with pytest.warns(UserWarning, match="kept something on the way"):
+        again = dl.Lens(lens.specimen.pipe).run(sample, **options)
+    assert again.path == made.path and count == 6 and log == []

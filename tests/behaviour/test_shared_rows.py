@@ -47,6 +47,67 @@ def test_what_moves_on_as_it_is_used_is_not_shared_by_rows(lens, sample, kind):
         lens.sweep([(sample, 0), (sample, 1)], {"arm": [(MOVING[kind](), placed)]}, **options)
 
 
+def mixing(last, by_seed=False):
+    """An edit that mixes in what the step before left, and leaves nothing at the last step."""
+    kept = {}
+
+    def edit(h, at):
+        key = at.seed if by_seed else None
+        before = kept.get(key)
+        kept[key] = h.clone()
+        if at.step == last:
+            kept.clear()
+        return h if before is None else 0.5 * h + 0.5 * before
+
+    return edit
+
+
+def differing(last):
+    """A record of the difference to the step before, which leaves nothing at the last step."""
+    kept = []
+
+    @dl.keeps("frame", "y", "x")
+    def delta(h):
+        now = h.float().mean(-1)
+        out = now - kept[-1] if kept else now * 0
+        kept.append(now)
+        if len(kept) == last + 1:
+            kept.clear()
+        return out
+
+    return delta
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 64])
+def test_what_is_kept_for_a_moment_is_not_shared_by_rows_that_take_turns(lens, sample, tmp_path, at_once):
+    options = {"steps": 3, "cfg_scale": 1.0, "at_once": at_once}
+    placed = dl.at(layer=1)
+    pairs, refused = [(sample, 0), (sample, 1)], pytest.raises(PlanError, match="keeps something")
+    with refused:
+        lens.sweep(pairs, {"arm": [(mixing(2), placed)]}, **options)
+    both = mixing(2)
+    with refused:
+        lens.sweep(pairs[:1], {"one": [(both, placed)], "two": [(both, placed)]}, **options)
+    with refused:
+        record = [(differing(2), placed)]
+        lens.sweep(
+            pairs[:1], {"arm": [(dl.zero(), dl.at(layer=0))]}, record=record, store=tmp_path, **options
+        )
+    with refused:
+        edits = [(mixing(2, by_seed=True), dl.at(layer=0)), (dl.mean_over_seeds(), placed)]
+        lens.batch(pairs, edit=edits, **options).run()
+
+
+def test_what_one_row_alone_keeps_is_its_own(lens, sample):
+    options = {"steps": 3, "cfg_scale": 1.0}
+    placed = dl.at(layer=1)
+    run = lens.run(sample, 0, edit=[(mixing(2), placed)], record=[dl.x0], **options)
+    clean = lens.run(sample, 0, record=[dl.x0], **options)
+    apart = ((run["x0"] - clean["x0"])[-1] ** 2).mean().item() ** 0.5
+    table = lens.sweep([(sample, 0)], {"arm": [(mixing(2), placed)]}, at_once=1, **options)
+    assert table.distance.sel(arm="arm").item() == pytest.approx(apart, rel=1e-3)
+
+
 class MixesManyFrames(nn.Module):
     """Its rows read one another where there are many frames."""
 

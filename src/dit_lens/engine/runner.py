@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch, samples_of
+from dit_lens.engine.verify import Comparison
 from dit_lens.errors import DamageError, StoreError
 from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.identity import hooked, state_of_hooks
 from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
-from dit_lens.store import RunWriter, Variable, open_run
+from dit_lens.store import RunWriter, Variable, journal, open_run
 from dit_lens.store.draft import Draft
 from dit_lens.store.place import RunPlace
 from dit_lens.store.reader import load_run
@@ -63,11 +64,29 @@ def finished(request: Request) -> Run | None:
     return None if path is None else Run(path)
 
 
+def warn_of_what_was_kept(run: Run) -> bool:
+    """Warn where a record or an edit kept something while a run was made: a run that is handed out does not bring it there.
+
+    Returns:
+        Whether one did.
+    """
+    kept = any(words.get("state kept") for words in journal.read(run.path).steps.values())
+    if kept:
+        warnings.warn(
+            f"{run.path} is handed out as it was made. A record, an edit or a hook kept something on the way then (a list, a "
+            "counter, the step before), which is not there now, and the run is not checked: give every run an object of its own, "
+            "and read what you need from the run's records.",
+            stacklevel=3,
+        )
+    return kept
+
+
 def run(
     request: Request,
     progress: bool = False,
     watch: Watch | None = None,
     plan: Callable[[], Plan] | None = None,
+    check: bool = True,
 ) -> Run:
     """Run the pipeline, writing as it goes.
 
@@ -76,6 +95,10 @@ def run(
         progress: whether the pipeline's progress bar is shown.
         watch: told of every call before it runs, and of the end.
         plan: gives the plan when the first call comes, where the body of a trace declares it.
+        check: whether the last committed steps of a run that was interrupted are compared with what is made now.
+
+    Raises:
+        StoreError: the store cannot be written, or what it holds of the run is not what is made now.
     """
     specimen, keywords = request.specimen, request.fresh_keywords()
     if request.store is not None:
@@ -86,7 +109,7 @@ def run(
     # A body sees all steps, so its run begins anew, whatever stands in the store. So does a stage that is complete where
     # another one is not.
     beside = request.body is not None or _is_in_part(request)
-    destinations = [Destination(stage, scratch, lease, beside) for stage in request.stages]
+    destinations = [Destination(stage, scratch, lease, beside, check) for stage in request.stages]
 
     def settle() -> None:
         if plan is not None:
@@ -146,6 +169,7 @@ class Destination:
         scratch: gives the folder to write into where there is no store.
         lease: a lock that is held while the run is made.
         beside: whether the run is made again, whatever the store holds.
+        check: whether what the store holds of it is compared with what is made now.
     """
 
     def __init__(
@@ -154,8 +178,15 @@ class Destination:
         scratch: Callable[[], Scratch] | None,
         lease: threading.Lock,
         beside: bool = False,
+        check: bool = True,
     ) -> None:
-        self.stage, self.scratch, self._lease, self._beside = stage, scratch, lease, beside
+        self.stage, self.scratch, self._lease, self._beside, self._check = (
+            stage,
+            scratch,
+            lease,
+            beside,
+            check,
+        )
         self._writer: RunWriter | Draft | None = None
         self._state: list[str] = []  # of what may keep something, when the run begins
         self._hooked: list[nn.Module] = []  # modules that have a hook of the user's
@@ -207,6 +238,7 @@ class Destination:
                 step: {stream: to_latents(values, step) for stream, values in stored.items()}
                 for step in sorted(committed)
             },
+            Comparison(Run(writer.path), stage.layout).recorder(samples) if self._check else None,
         )
 
     def _words(self) -> dict[str, bool]:

@@ -67,15 +67,23 @@ class Opened:
     Attributes:
         recorder: takes them.
         stored: the latents of the committed steps of a run that was interrupted, by step.
+        compare: takes the records of committed steps that are run again, and compares them with what is stored; and refuses other
+            latents than those stored. None where nothing is compared.
     """
 
     recorder: Recorder
     stored: Mapping[int, Latents] = field(default_factory=dict)
+    compare: Recorder | None = None
 
     @property
     def resume(self) -> int:
         """The first step that is not committed yet."""
         return next(step for step in range(len(self.stored) + 1) if step not in self.stored)
+
+    @property
+    def replay(self) -> int:
+        """The first step that is run: the last that is committed, to go on from it, and the one before, which leads there."""
+        return max(self.resume - 2, 0)
 
 
 Open = Callable[[Schedule, Forward], Opened]
@@ -132,15 +140,19 @@ class StageLoop:
             self._open(forward, latents)
         stepper, resume = self.stepper, self.opened.resume
         self._check_order(forward)
-        self._skipping = self.step < resume - 1  # the step stands in the store: nothing to compute
+        self._skipping = self.step < self.opened.replay  # the step stands in the store: nothing to compute
         if self._skipping:
             return skip()
         if not self._latents:
             present = {stream: latents[stream] for stream in self._streams}
             replayed = self.step < resume
-            from_store = replayed and self.step > 0
+            from_store = replayed and self.step == self.opened.replay > 0
+            compare = self.opened.compare
+            for row in stepper.visitor.rows:
+                row.recorders = [self.opened.recorder if compare is None or not replayed else compare]
+            records = not replayed or compare is not None
             self._latents = stepper.begin(
-                self.step, forward.expert, present, edits=not from_store, records=not replayed
+                self.step, forward.expert, present, edits=not from_store, records=records
             )
             if self._started is not None:
                 self._started(self.step, self._latents)
@@ -205,8 +217,9 @@ class StageLoop:
         return self._latents.get(stream, latents)
 
     def _end_step(self) -> None:
-        if self.step >= self.opened.resume:
-            self.stepper.end()
+        replayed = self.step < self.opened.resume
+        if not replayed or (self.opened.compare is not None and not self._skipping):
+            self.stepper.end(replayed)
         self._latents, self._stepped = {}, set()
         self.step += 1
 
