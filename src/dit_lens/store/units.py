@@ -24,6 +24,11 @@ from dit_lens.store.shard import check_contiguous, decompress, read_compressed
 
 Key = tuple[int | slice | np.ndarray, ...]
 _ALL = slice(None)
+COMPARED = 64 << 20
+"""Bytes up to which a unit is read whole, and compared with its checksum, before a part of it is read for the first time."""
+
+Compared = dict[tuple[int, ...], tuple[int, int]]
+"""Units that were compared with their checksums: their file then, by inode and time of its last change."""
 
 
 class UnitArray(BackendArray):
@@ -50,6 +55,7 @@ class UnitArray(BackendArray):
     ) -> None:
         self.folder, self.variable, self.committed, self._keep = folder, variable, committed, keep
         self.recorded, self._stamp = recorded, stamp
+        self._compared: Compared = {}
         self.shape = variable.shape
         self.codes = variable.encoding == "codes"
         self.dtype = np.dtype("float32") if self.codes else variable.stored_dtype
@@ -123,7 +129,7 @@ class UnitArray(BackendArray):
         if entry is not None:
             if not has_nan:
                 self._require_recorded(unit, inside)
-            load_unit(self.folder, self.variable, unit, entry, inside, out)
+            load_unit(self.folder, self.variable, unit, entry, inside, out, self._compared)
         elif has_nan:
             out[...] = np.nan
         else:
@@ -160,9 +166,15 @@ class UnitArray(BackendArray):
 
 
 def load_unit(
-    folder: str, variable: Variable, unit: tuple[int, ...], entry: Entry, inside: Key, out: np.ndarray
+    folder: str,
+    variable: Variable,
+    unit: tuple[int, ...],
+    entry: Entry,
+    inside: Key,
+    out: np.ndarray,
+    compared: Compared | None = None,
 ) -> None:
-    """Read part of one committed unit into `out`.
+    """Read part of one committed unit into `out`, once all of it is seen to be what was written.
 
     Args:
         folder: The variable's folder.
@@ -171,11 +183,13 @@ def load_unit(
         entry: The unit's line in the journal.
         inside: Outer indices on all dimensions, of a unit with size 1 along `unit_dims`.
         out: Array of the resulting shape; codes are decoded if it is a float array.
+        compared: Units that were seen to be what was written, to which this one is added.
 
     Raises:
-        StoreError: If the file is missing, or has not the size that the journal says; or, where all of the unit is read, not
-            the values that were written.
+        StoreError: If the file is missing, or has not the size that the journal says, or not the values that were written. (A
+            part of a unit of more than `COMPARED` bytes is not compared.)
     """
+    compared = {} if compared is None else compared
     path = os.path.join(folder, variable.chunk_name(unit))
     try:
         info = os.stat(path)
@@ -184,30 +198,38 @@ def load_unit(
     check_regular(path, info)
     if (size := info.st_size) != entry.bytes:
         raise StoreError(f"{path} has {size} bytes, the journal says {entry.bytes}; {REMEDY}")
+    stamp = info.st_ino, info.st_mtime_ns
+    decode = variable.encoding == "codes" and out.dtype.kind == "f" and not variable.compressed
     whole = all(isinstance(k, slice) and k == _ALL for k in inside)
+    check = whole or (size <= COMPARED and compared.get(unit) != stamp)
     if variable.compressed:
-        data = _outer(_load_compressed(path, variable, inside), inside)
-        if whole:
-            _check_values(narrow(data), entry, path)
+        data = _load_compressed(path, variable, (_ALL,) * len(inside) if check else inside)
+    else:
+        data = _load_raw(path, variable, check, out if whole and not decode else None)
+    if check:
+        _check_values(narrow(data) if variable.compressed else data, entry, path)
+        compared[unit] = stamp
+    data = data if whole else _outer(data, inside)
+    if decode:
+        widen_into(data, out)
+    elif data is not out:
         out[...] = data
-        return
-    decode = variable.encoding == "codes" and out.dtype.kind == "f"
+
+
+def _load_raw(path: str, variable: Variable, check: bool, out: np.ndarray | None) -> np.ndarray:
+    """Return a unit's values: read, into `out` where that may be, if they are to be checked; else mapped."""
     with open(path, "rb", buffering=0) as file:
         if variable.sharded:
             inner = math.prod(variable.inner_shape)
             count = math.prod(variable.chunk_shape) // inner
             check_contiguous(file, count, inner * variable.stored_dtype.itemsize, path)
-        if whole and out.flags.c_contiguous:
-            data = np.empty(variable.chunk_shape, variable.stored_dtype) if decode else out
-            _read_into(file, data, path)
-        else:
-            data = _outer(np.memmap(file, variable.stored_dtype, "r", shape=variable.chunk_shape), inside)
-    if whole:
-        _check_values(data, entry, path)
-    if decode:
-        widen_into(data, out)
-    elif data is not out:
-        out[...] = data
+        if not check:
+            return np.memmap(file, variable.stored_dtype, "r", shape=variable.chunk_shape)
+        own = out is None or not out.flags.c_contiguous
+        data = np.empty(variable.chunk_shape, variable.stored_dtype) if own else out
+        assert data is not None
+        _read_into(file, data, path)
+    return data
 
 
 def _check_values(values: np.ndarray, entry: Entry, path: str) -> None:

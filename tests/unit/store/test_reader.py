@@ -215,6 +215,26 @@ def test_status_of_a_whole_and_of_a_partial_run(kit):
     assert xr.open_zarr(writer.path).a.attrs["recorded"] == {"step": [0, 1], "layer": [2]}
 
 
+@pytest.mark.parametrize("part", [{"y": 0}, {"x": [1, 0]}, {"y": slice(0, 1)}])
+def test_a_part_of_a_unit_is_read_once_all_of_it_is_what_was_written(run, part):
+    file = run / "hidden" / "c.1.0.0.0.0.0.0"
+    data = bytearray(file.read_bytes())
+    array = open_run(run)["hidden"].isel(step=1, branch=0, layer=0)
+    before = array.isel(part).values
+    np.testing.assert_array_equal(
+        open_run(run)["hidden"].isel(step=1, branch=0, layer=0).values.shape, array.shape
+    )
+    data[0] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StoreError, match="crc32c"):
+        array.isel(part).values  # noqa: B018  (the array that was right has a new file)
+    with pytest.raises(StoreError, match="crc32c"):
+        open_run(run)["hidden"].isel(step=1, branch=0, layer=0, **part).load()
+    data[0] ^= 1
+    file.write_bytes(data)
+    np.testing.assert_array_equal(array.isel(part).values, before)
+
+
 def test_verify_finds_a_flipped_bit_and_a_short_file(run):
     assert list(verify(run)) == []
     flipped, short = run / "hidden" / "c.1.0.0.0.0.0.0", run / "energy" / "c.0.0.0.0.0.0"
