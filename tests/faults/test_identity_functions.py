@@ -931,3 +931,46 @@ def test_only_the_pipeline_that_runs_sets_its_scheduler_anew(tiny_pipe, sample, 
     lens.run(sample, steps=3)
     after = names()
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, False]
+
+
+AROUND = {
+    "locals()": ("def f(h, at):\n    gain = 2.0\n    return h * locals()['gain']\n", True),
+    "vars()": ("def f(h, at):\n    gain = 2.0\n    return h * vars()['gain']\n", True),
+    "dir()": ("def f(h, at): return h * len(dir())\n", True),
+    "vars of an object": ("class A: gain = 2.0\ndef f(h, at): return h * vars(A)['gain']\n", False),
+    "a query of a variable": (
+        "import pandas as pd\nT = pd.DataFrame({'layer': [0, 1]})\nFIRST = 1\n"
+        "def f(h, at): return h * len(T.query('layer >= @FIRST'))\n",
+        True,
+    ),
+    "an evaluation of a variable": (
+        "import pandas as pd\nT = pd.DataFrame({'x': [0.0, 1]})\nA = 1\n"
+        "def f(h, at): return h * float(T.eval('x * @A').sum())\n",
+        True,
+    ),
+    "a query of numbers": (
+        "import pandas as pd\nT = pd.DataFrame({'layer': [0, 1]})\n"
+        "def f(h, at): return h * len(T.query('layer >= 1'))\n",
+        False,
+    ),
+    "a module's eval": ("import torch\nM = torch.nn.Linear(2, 2)\ndef f(h, at): return M.eval()(h)\n", False),
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_what_reads_the_variables_around_it_has_no_name(kind):
+    source, is_unseen = AROUND[kind]
+    unnamed = []
+    content(module_of(source).f, unnamed)
+    assert bool(unnamed) == is_unseen, unnamed
+
+
+def test_the_order_of_a_dataset_counts_unless_files_gave_it(tmp_path):
+    one = xr.Dataset({"a": ("x", [2.0]), "b": ("x", [3.0])}, {"x": [0]})
+    other = one[["b", "a"]]
+    assert digest(content(one, [])) != digest(content(other, []))
+    assert digest(content(one, [])) == digest(content(one.copy(), []))
+    for n, dataset in enumerate((one, other)):
+        dataset.to_zarr(tmp_path / f"{n}.zarr")
+    opened = [xr.open_zarr(tmp_path / f"{n}.zarr") for n in range(2)]
+    assert digest(content(opened[0], [])) == digest(content(opened[1], []))

@@ -108,9 +108,15 @@ def labelled(walk: Walk, value: Any) -> Any:
 
 
 def dataset(walk: Walk, value: Any) -> Any:
-    """Return an xarray Dataset as data; a store lists its variables in any order, which does not count."""
+    """Return an xarray Dataset as data; of one that was opened, the order of variables does not count: files come in any."""
     variables = {str(name): labelled(walk, variable) for name, variable in _sorted(value.variables)}
-    return {"@dataset": variables, "coords": sorted(map(str, value.coords)), "attrs": walk.visit(value.attrs)}
+    data = {
+        "@dataset": variables,
+        "coords": sorted(map(str, value.coords)),
+        "attrs": walk.visit(value.attrs),
+    }
+    opened = "source" in value.encoding or any("source" in v.encoding for v in value.variables.values())
+    return data if opened else data | {"order": list(map(str, value.data_vars))}
 
 
 def tree(walk: Walk, value: Any) -> Any:

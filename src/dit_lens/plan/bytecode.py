@@ -148,7 +148,7 @@ def _readings(
             yield from (Reading("import", module.name, (), module.level) for module in bound)
     for n, instruction in enumerate(instructions):
         name, opname = instruction.argval, instruction.opname
-        if opname in ATTRIBUTES and name == "__subclasses__":
+        if _is_unseen(instructions, n):
             yield Reading("unseen", name)
         if opname in LOCALS and name in modules:
             chain = _chain(instructions, n + 1)
@@ -159,6 +159,20 @@ def _readings(
             yield Reading("cell", name, _chain(instructions, n + 1))
         elif isinstance(name, types.CodeType):
             yield from _readings(name, outer, modules)
+
+
+def _is_unseen(instructions: list[dis.Instruction], n: int) -> bool:
+    """Say whether an instruction begins a call that reads what no name says: of subclasses, or of the variables around it."""
+    name, opname = instructions[n].argval, instructions[n].opname
+    if opname in ATTRIBUTES and name in ("query", "eval"):  # pandas reads what stands in the text as "@name"
+        texts = [i.argval for i in instructions if i.opcode in dis.hasconst and isinstance(i.argval, str)]
+        return any("@" in text for text in texts)
+    if opname in GLOBALS and name in ("vars", "dir"):
+        call = next(
+            (i for i in instructions[n + 1 :] if i.opname not in ("PRECALL", "PUSH_NULL", "CACHE")), None
+        )
+        return call is not None and call.opname == "CALL" and call.arg == 0
+    return opname in ATTRIBUTES and name == "__subclasses__"
 
 
 def _chain(instructions: list[dis.Instruction], start: int) -> tuple[str, ...]:

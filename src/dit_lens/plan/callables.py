@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
 
 UNSEEN = frozenset(
-    {"eval", "exec", "compile", "open", "globals", "input", "__import__", "breakpoint", "id", "hash"}
+    {
+        *("eval", "exec", "compile", "open", "globals", "locals", "input", "__import__", "breakpoint"),
+        *("id", "hash"),
+    }
 )
 """Builtins that read what no name says."""
 
