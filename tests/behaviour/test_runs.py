@@ -478,3 +478,8 @@ def test_a_region_is_held_against_the_frames_that_an_argument_asks_for(lens, sam
     assert (hidden.sel(frame=3) == 0).all() and (hidden.sel(frame=2) != 0).any()
     with pytest.raises(dl.PlanError, match=r"edit zero.*at\(.*frame=2.*frame=2 is out of range"):
         edited(frame=2, step=2, frames=5)
+
+
+def test_a_run_says_what_it_holds(lens, sample):
+    run = lens.run(sample, steps=2, record=[dl.energy])
+    assert list(run) == run.names and "energy" in run and "x0" not in run and 0 not in run

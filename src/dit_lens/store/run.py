@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,12 @@ class Run:
     def names(self) -> list[str]:
         """Names of what was recorded."""
         return [str(name) for name in self.dataset.data_vars]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
 
     def __getitem__(self, name: str) -> xr.DataArray:
         """Return what was recorded under a name, on the steps, branches and layers that the plan records.
