@@ -56,12 +56,14 @@ def count_calls(pipe, work):
 
 
 @pytest.mark.parametrize("noisy", [False, True], ids=["clean", "noise on latents"])
+@pytest.mark.parametrize("verify", ["first", "never"])
 @pytest.mark.parametrize("step", [0, 1, 3])
-def test_a_resumed_run_equals_an_uninterrupted_one(lens, pipe, sample, tmp_path, step, noisy):
+def test_a_resumed_run_equals_an_uninterrupted_one(lens, pipe, sample, tmp_path, step, verify, noisy):
     edits = [(dl.add_noise(scale=0.3), dl.at(site="latents"))] if noisy else []
     guarded = interruptible()
     os.environ["CALLS_LEFT"] = str(step * 2 * 3)
     options = {**PLAN, "record": [*PLAN["record"], guarded], "edit": edits, "store": tmp_path / "store.zarr"}
+    options["verify"] = verify
     with pytest.raises(Interrupted):
         lens.run(sample, **options)
     path = next(iter((tmp_path / "store.zarr").glob("custom-*")))
@@ -74,9 +76,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(lens, pipe, sample, tmp_path,
         assert np.isnan(open_run(path)["energy"].isel(step=slice(step, None)).values).all()
     os.environ["CALLS_LEFT"] = str(-1)
     again, calls = count_calls(pipe, lambda: lens.run(sample, **options))
-    assert calls == 2 * (
-        5 - max(step - 2, 0)
-    )  # the last two steps run once more: to go on from them, and to compare
+    again_run = (
+        1 if verify == "never" else 2
+    )  # the last step, to go on from it; to compare, also the one before
+    assert calls == 2 * (5 - max(step - again_run, 0))
     os.environ["CALLS_LEFT"] = str(-1)
     whole = lens.run(sample, **{**options, "store": tmp_path / "other.zarr"})
     assert again.complete and again.path.name == whole.path.name

@@ -180,13 +180,8 @@ class Destination:
         beside: bool = False,
         check: bool = True,
     ) -> None:
-        self.stage, self.scratch, self._lease, self._beside, self._check = (
-            stage,
-            scratch,
-            lease,
-            beside,
-            check,
-        )
+        self.stage, self.scratch, self._lease = stage, scratch, lease
+        self._beside, self._check = beside, check
         self._writer: RunWriter | Draft | None = None
         self._state: list[str] = []  # of what may keep something, when the run begins
         self._hooked: list[nn.Module] = []  # modules that have a hook of the user's

@@ -82,8 +82,8 @@ class Opened:
 
     @property
     def replay(self) -> int:
-        """The first step that is run: the last that is committed, to go on from it, and the one before, which leads there."""
-        return max(self.resume - 2, 0)
+        """The first step that is run: the last committed, to go on from it; to compare, also the one that leads there."""
+        return max(self.resume - (1 if self.compare is None else 2), 0)
 
 
 Open = Callable[[Schedule, Forward], Opened]
