@@ -576,3 +576,27 @@ def test_gradients_pass_an_edit_also_where_it_moves_nothing_yet(site, start):
     (one,) = torch.autograd.grad(shown.square().sum(), vector)
     (other,) = torch.autograd.grad(by_hand.square().sum(), vector)
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("site", ["block", "latents", "velocity", "x0"])
+def test_identity_edits_leave_a_loop_with_gradients_bit_identical(site, dtype):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])}).to(dtype)
+    lens = dl.blocks(model, "layers", latent=lambda s: (4, 2, 3, 3), grid=lambda size: size[1:])
+    sigmas, start = [1.0, 0.5, 0.05, 0.0], torch.randn(1, 4, 2, 3, 3, dtype=dtype)
+
+    def loop(edit):
+        x = start.clone()
+        with lens.capture(sigmas[:3], edit=edit, record=[dl.latents]) as told:
+            for now, after in itertools.pairwise(sigmas):
+                with told.step(x) as step:
+                    with step.call("cond"):
+                        h = step.latents.flatten(2).mT
+                        for layer in model["layers"]:
+                            h = torch.tanh(layer(h))
+                    x = step.latents + (after - now) * step.velocity(h.mT.reshape(x.shape))
+        return x
+
+    place = dl.at(layer=1) if site == "block" else dl.at(site=site)
+    assert torch.equal(loop([(lambda h, at: h * 1, place)]), loop([]))

@@ -98,6 +98,70 @@ def test_what_is_kept_for_a_moment_is_not_shared_by_rows_that_take_turns(lens, s
         lens.batch(pairs, edit=edits, **options).run()
 
 
+class Mixing:
+    """Its edits mix in what the step before left in it."""
+
+    def __init__(self, last=2):
+        self.kept, self.last = {}, last
+
+    def edit(self, h, at):
+        before = self.kept.get("h")
+        self.kept["h"] = h.clone()
+        if at.step == self.last:
+            self.kept.clear()
+        return h if before is None else 0.5 * h + 0.5 * before
+
+    def half(self, h, at):
+        return 0.5 * self.edit(h, at)
+
+
+def together(kind):
+    """Return the edits of two arms that have one state behind them."""
+    one, edit = Mixing(), mixing(2)
+    return {
+        "a bound method": (one.edit, one.edit),
+        "two methods": (one.edit, one.half),
+        "partials": (functools.partial(one.edit), functools.partial(one.half)),
+        "lambdas": (lambda h, at: edit(h, at), lambda h, at: 2 * edit(h, at)),
+    }[kind]
+
+
+@pytest.mark.parametrize("at_once", [1, 64])
+@pytest.mark.parametrize("kind", ["a bound method", "two methods", "partials", "lambdas"])
+def test_arms_with_one_state_behind_them_are_refused(lens, sample, kind, at_once):
+    first, second = together(kind)
+    arms = {"one": [(first, dl.at(layer=1))], "two": [(second, dl.at(layer=0))]}
+    with pytest.raises(PlanError, match="keeps something"):
+        lens.sweep([(sample, 0)], arms, steps=3, cfg_scale=1.0, at_once=at_once)
+
+
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_arms_with_objects_of_their_own_are_what_each_is_alone(lens, sample, at_once):
+    options = {"steps": 3, "cfg_scale": 1.0, "at_once": at_once}
+    places = {"one": dl.at(layer=1), "two": dl.at(layer=0)}
+    both = lens.sweep([(sample, 0)], {n: [(Mixing().edit, p)] for n, p in places.items()}, **options)
+    for name, place in places.items():
+        alone = lens.sweep([(sample, 0)], {name: [(Mixing().edit, place)]}, **options)
+        assert both.distance.sel(arm=name).item() == pytest.approx(
+            alone.distance.sel(arm=name).item(), rel=1e-3
+        )
+
+
+def test_what_a_later_row_alone_keeps_is_seen(lens, sample):
+    donor = {}
+
+    def edit(h, at):
+        if at.seed == 1:
+            donor["h"] = h.clone()
+        out = donor.get("h", h) if at.seed == 0 else h
+        if at.step == 2:
+            donor.clear()
+        return out
+
+    with pytest.raises(PlanError, match="keeps something"):
+        lens.batch([(sample, 0), (sample, 1)], edit=[(edit, dl.at(layer=1))], steps=3, cfg_scale=1.0).run()
+
+
 def test_what_one_row_alone_keeps_is_its_own(lens, sample):
     options = {"steps": 3, "cfg_scale": 1.0}
     placed = dl.at(layer=1)

@@ -948,6 +948,21 @@ AROUND = {
         "def f(h, at): return h * float(T.eval('x * @A').sum())\n",
         True,
     ),
+    "pandas' own evaluation": (
+        "import pandas as pd\nT = pd.DataFrame({'x': [0.0, 1]})\nA = 1\n"
+        "def f(h, at): return h * float(pd.eval('T.x * A').sum())\n",
+        True,
+    ),
+    "a text made at run time": (
+        "import pandas as pd\nT = pd.DataFrame({'x': [0.0, 1]})\nA = 1\n"
+        "def f(h, at): return h * float(T.eval(chr(64) + 'A * x').sum())\n",
+        True,
+    ),
+    "a frame": ("import sys\nA = 1\ndef f(h, at): return h * sys._getframe().f_globals['A']\n", True),
+    "the current frame": (
+        "import inspect\nA = 1\ndef f(h, at): return h * inspect.currentframe().f_globals['A']\n",
+        True,
+    ),
     "a query of numbers": (
         "import pandas as pd\nT = pd.DataFrame({'layer': [0, 1]})\n"
         "def f(h, at): return h * len(T.query('layer >= 1'))\n",

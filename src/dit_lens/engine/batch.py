@@ -224,7 +224,7 @@ class Batch:
             shared: functions that rows go through in turn. Default: those that several of these rows do.
         """
         self._check_watched(watch)
-        done, shared = [], shared or Shared.of(map(placed_on, rows))
+        done, shared = [], shared or Shared(map(placed_on, rows))
         for part in parts([row.group for row in rows], self.at_once):
             x, numbers, members = latents[part], pairs[part], rows[part]
             if len(members) > self.at_once:
@@ -308,7 +308,7 @@ class Batch:
         self, step: int, latents: Tensor, pairs: Sequence[int], rows: Sequence[Row], watch: Sequence[Place]
     ) -> list[Stepped]:
         """Run the rows of a group one after another, until what they hand over at every meeting stands."""
-        exchange, shared = Exchange(len(rows)), Shared.of(map(placed_on, rows), least=1)
+        exchange, shared = Exchange(len(rows)), Shared(map(placed_on, rows), least=1)
 
         def forward(last: bool) -> Stepped:
             one = slice(exchange.row, exchange.row + 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dit_lens.errors import PlanError
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.functions import is_packages_own
+from dit_lens.plan.functions import KEEPS, is_packages_own, kept_by
 from dit_lens.plan.plan import Placed
 
 if TYPE_CHECKING:
@@ -58,31 +59,51 @@ class Row:
     group: int | None = None
 
 
-@dataclass
 class Shared:
-    """Functions of the user's that several rows go through, a step of one before the next step of another.
+    """What of the user's is placed on rows that take turns: what one keeps between two calls may come into another row.
 
-    What such a function keeps between two calls, be it for a moment, comes from one row into another.
+    Args:
+        placed: on each row.
+        least: rows of one function that are several: 1 where each row is called several times a step.
 
     Attributes:
-        functions: by id.
-        keeps_nothing: (function, where, branch, step) at which one is known to keep nothing.
+        functions: of the user's, by id.
+        several: ids of those that several rows go through.
+        watched: whether there is anything to watch.
     """
 
-    functions: set[int]
-    keeps_nothing: set[tuple[int, Where, str | None, int]] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, placed: Iterable[Iterable[Placed]], least: int = 2) -> Shared:
-        """Return the functions that are placed on several rows.
-
-        Args:
-            placed: on each row.
-            least: rows that are several: 1 where each row is called several times a step.
-        """
+    def __init__(self, placed: Iterable[Iterable[Placed]], least: int = 2) -> None:
         rows: dict[int, set[int]] = defaultdict(set)
+        self.functions: dict[int, Callable[..., Any]] = {}
         for number, items in enumerate(placed):
             for item in items:
                 if not is_packages_own(item.function):
                     rows[id(item.function)].add(number)
-        return cls({function for function, numbers in rows.items() if len(numbers) >= least})
+                    self.functions[id(item.function)] = item.function
+        self.several = {function for function, numbers in rows.items() if len(numbers) >= least}
+        self.watched = bool(self.several) or len(set().union(*rows.values())) > 1
+        self._states: dict[int, str] = {}
+
+    def look(self) -> None:
+        """Take note of what every function keeps now."""
+        if self.watched:
+            self._states = {key: kept_by(function) for key, function in self.functions.items()}
+
+    def refuse_kept(self, function: Callable[..., Any], before: str) -> None:
+        """Refuse a function that has kept something since, where another row may read it.
+
+        Args:
+            function: that was called.
+            before: `kept_by` of it, before it was.
+
+        Raises:
+            PlanError: several rows go through it, or what it kept is seen by a function of another row.
+        """
+        if kept_by(function) == before:
+            return
+        if id(function) in self.several:
+            raise PlanError(KEEPS)
+        states = {key: kept_by(other) for key, other in self.functions.items()}
+        if any(state != self._states.get(key, state) for key, state in states.items() if key != id(function)):
+            raise PlanError(KEEPS)
+        self._states = states

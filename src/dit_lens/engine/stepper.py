@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dit_lens.engine.recorder import bits, has_gradient
+from dit_lens.engine.recorder import bits, has_gradient, same_bits
 from dit_lens.engine.rows import Moment
 from dit_lens.engine.visitor import Visitor
 from dit_lens.errors import CaptureError
@@ -106,15 +106,16 @@ class Stepper:
         velocity = visitor.on_latents("velocity", stream, velocity, records=False)
         x0 = self.flow.x0(self.scheduler, latents, velocity, step)
         new = visitor.on_latents("x0", stream, x0, records=False)
-        if new is not x0:
+        if new is not x0 and not (self.sigmas[step] == 0 and same_bits(new, x0)):
             if self.sigmas[step] == 0:
                 raise CaptureError(
                     f"step {step}: x0 is edited where the noise level is 0, and no velocity leads there: place the edit before."
                 )
             # Where x0 was left alone the velocity stays as it was: the way back rounds.
             back = self.flow.velocity(self.scheduler, latents, new, step).to(velocity.dtype)
-            moved = has_gradient(new, x0) | (bits(new.detach()) != bits(x0.detach()))
-            velocity = torch.where(moved, back, velocity)
+            moved = bits(new.detach()) != bits(x0.detach())
+            alone = velocity.detach() + (back - back.detach()) if has_gradient(new, x0) else velocity
+            velocity = torch.where(moved, back, alone)
             new = _as_taken(new, self.flow.x0(self.scheduler, latents, velocity, step), latents)
         visitor.on_latents("velocity", stream, velocity, edits=False)
         visitor.on_latents("x0", stream, new, edits=False)

@@ -217,7 +217,7 @@ def run_arms(
     sample_of = numbers(batch.pairs) if meets else []
     recorded = [] if runs is None else [record.placed for record in runs.records]
     placed = [recorded for _ in pairs] + [[*row, *recorded] for arm in edits for row in arm if row]
-    shared = Shared.of(placed)
+    shared = Shared(placed)
     clean, edited = batch.noise, batch.noise[:0]
     rows: list[tuple[int, int]] = []
     for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):

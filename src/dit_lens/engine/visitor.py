@@ -19,7 +19,7 @@ from dit_lens.errors import CaptureError, DitLensError, PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.functions import KEEPS, kept_by
+from dit_lens.plan.functions import kept_by
 from dit_lens.plan.places import Spot
 from dit_lens.plan.plan import Placed
 from dit_lens.records import PURE
@@ -78,7 +78,10 @@ class Visitor:
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
         self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
         self._seen: set[tuple[int, Binding]] = set()  # records that are known to leave their value alone
-        self._shared = Shared.of(map(placed_on, rows)) if shared is None else shared
+        self._shared = Shared(map(placed_on, rows)) if shared is None else shared
+        self._before: dict[
+            int, tuple[Callable[..., Any], str]
+        ] = {}  # what a function kept before its first call at a place
 
     # ---- hooks
 
@@ -169,6 +172,7 @@ class Visitor:
         """
         self._moment = moment
         self._fired.clear()
+        self._shared.look()
         active = [
             [
                 b
@@ -293,6 +297,8 @@ class Visitor:
         for number, selection in selected.items():
             for record in selection.records if records else ():
                 self._read(number, record, where, branch, out[number])
+        while self._before:  # after the last row, as after the first
+            self._shared.refuse_kept(*self._before.popitem()[1])
         return out
 
     def _edited(
@@ -328,24 +334,25 @@ class Visitor:
     def _call(self, placed: Placed, spot: Spot, function: Callable[[], T]) -> T:
         """Call a function of the plan: its error says where it was raised, and what it keeps of a row is seen.
 
-        What several rows share is watched in every step, the first time at a place.
+        Where rows take turns, a function is watched at every place: after the first row and after the last.
 
         Raises:
-            PlanError: its state is another after the row.
+            PlanError: it has kept something that may come into another row.
         """
-        key = id(placed.function), (spot.site, spot.stream, spot.layer), spot.branch, spot.step
-        watched = key[0] in self._shared.functions and key not in self._shared.keeps_nothing
-        before = kept_by(placed.function) if watched else ""
+        function_of = placed.function
+        watched = id(function_of) in self._shared.functions and self._shared.watched
+        first = watched and id(function_of) not in self._before
+        if first:
+            self._before[id(function_of)] = function_of, kept_by(function_of)
         try:
             result = function()
         except Exception as error:
+            self._before.clear()
             if not isinstance(error, DitLensError):
                 error.add_note(f"in {placed} at {spot}")
             raise
-        if watched:
-            if kept_by(placed.function) != before:
-                raise PlanError(KEEPS)
-            self._shared.keeps_nothing.add(key)
+        if first:
+            self._shared.refuse_kept(*self._before[id(function_of)])
         return result
 
     def _group(self, number: int, edit: Binding) -> int:
