@@ -78,7 +78,7 @@ class Visitor:
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
         self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
         self._seen: set[tuple[int, Binding]] = set()  # records that are known to leave their value alone
-        self._shared = Shared(map(placed_on, rows)) if shared is None else shared
+        self._shared = Shared(map(placed_on, rows)) if shared is None and len(rows) > 1 else shared
         self._before: dict[
             int, tuple[Callable[..., Any], str]
         ] = {}  # what a function kept before its first call at a place
@@ -172,7 +172,8 @@ class Visitor:
         """
         self._moment = moment
         self._fired.clear()
-        self._shared.look()
+        if self._shared is not None:
+            self._shared.look()
         active = [
             [
                 b
@@ -297,7 +298,7 @@ class Visitor:
         for number, selection in selected.items():
             for record in selection.records if records else ():
                 self._read(number, record, where, branch, out[number])
-        while self._before:  # after the last row, as after the first
+        while self._shared is not None and self._before:  # after the last row, as after the first
             self._shared.refuse_kept(*self._before.popitem()[1])
         return out
 
@@ -339,11 +340,11 @@ class Visitor:
         Raises:
             PlanError: it has kept something that may come into another row.
         """
-        function_of = placed.function
-        watched = id(function_of) in self._shared.functions and self._shared.watched
-        first = watched and id(function_of) not in self._before
+        of_user, shared = placed.function, self._shared
+        watched = shared is not None and shared.watched and id(of_user) in shared.functions
+        first = watched and id(of_user) not in self._before
         if first:
-            self._before[id(function_of)] = function_of, kept_by(function_of)
+            self._before[id(of_user)] = of_user, kept_by(of_user)
         try:
             result = function()
         except Exception as error:
@@ -351,8 +352,8 @@ class Visitor:
             if not isinstance(error, DitLensError):
                 error.add_note(f"in {placed} at {spot}")
             raise
-        if first:
-            self._shared.refuse_kept(*self._before[id(function_of)])
+        if first and shared is not None:
+            shared.refuse_kept(*self._before[id(of_user)])
         return result
 
     def _group(self, number: int, edit: Binding) -> int:
