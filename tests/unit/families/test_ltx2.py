@@ -305,8 +305,8 @@ class Interrupted(Exception):
     pass
 
 
-# Calls of the model before the interruption, and after it: the last step that stands in the store runs once more.
-INTERRUPTED = [("guided", 4, 4), ("later", 5, 4), ("stages", 5, 3 + 1 + 3), ("stages", 8 + 2, 1 + 1 + 1)]
+# Calls of the model before the interruption, and after it: the last two steps that stand in the store run once more.
+INTERRUPTED = [("guided", 4, 6), ("later", 5, 6), ("stages", 5, 3 + 2 + 3), ("stages", 8 + 2, 2 + 2 + 1)]
 
 
 @pytest.mark.parametrize("case, before, after", INTERRUPTED)
