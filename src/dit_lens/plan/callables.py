@@ -283,6 +283,8 @@ def _read(walk: Walk, value: types.FunctionType, reading: bytecode.Reading) -> A
 
 def named(walk: Walk, name: str, names: Sequence[str], scope: Mapping[str, Any]) -> Any:
     """Return what code reads by a name of its module, or of Python itself."""
+    if name == "@py_builtins":  # which pytest writes into assertions: no user can
+        return {"@builtin": name}
     if name in scope:
         if walk.is_trusting and name.startswith("_") and isinstance(scope[name], _CONTAINERS):
             return {
