@@ -31,7 +31,7 @@ from dit_lens.engine.rows import Moment, Row, Shared
 from dit_lens.engine.stages import check_schedule, grids_of
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.stepper import Stepper
-from dit_lens.engine.visitor import Place, Visitor, apply_edit, placed_on, spot_of
+from dit_lens.engine.visitor import Place, Visitor, apply_edit, spot_of
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.family import Batching
@@ -224,7 +224,7 @@ class Batch:
             shared: functions that rows go through in turn. Default: those that several of these rows do.
         """
         self._check_watched(watch)
-        done, shared = [], shared or Shared(map(placed_on, rows))
+        done, shared = [], shared or Shared(row.placed for row in rows)
         for part in parts([row.group for row in rows], self.at_once):
             x, numbers, members = latents[part], pairs[part], rows[part]
             if len(members) > self.at_once:
@@ -308,7 +308,7 @@ class Batch:
         self, step: int, latents: Tensor, pairs: Sequence[int], rows: Sequence[Row], watch: Sequence[Place]
     ) -> list[Stepped]:
         """Run the rows of a group one after another, until what they hand over at every meeting stands."""
-        exchange, shared = Exchange(len(rows)), Shared(map(placed_on, rows), least=1)
+        exchange, shared = Exchange(len(rows)), Shared((row.placed for row in rows), least=1)
 
         def forward(last: bool) -> Stepped:
             one = slice(exchange.row, exchange.row + 1)

@@ -58,6 +58,11 @@ class Row:
     sample: int = 0
     group: int | None = None
 
+    @property
+    def placed(self) -> list[Placed]:
+        """What is placed on it."""
+        return [binding.placed for binding in (*self.edits, *self.records)]
+
 
 class Shared:
     """What of the user's is placed on rows that take turns: what one keeps between two calls may come into another row.

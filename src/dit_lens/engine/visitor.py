@@ -78,10 +78,10 @@ class Visitor:
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
         self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
         self._seen: set[tuple[int, Binding]] = set()  # records that are known to leave their value alone
-        self._shared = Shared(map(placed_on, rows)) if shared is None and len(rows) > 1 else shared
-        self._before: dict[
-            int, tuple[Callable[..., Any], str]
-        ] = {}  # what a function kept before its first call at a place
+        self._shared = Shared(row.placed for row in rows) if shared is None and len(rows) > 1 else shared
+        # Functions of the user's that were called at the running place, each with what it kept before; and those called again.
+        self._before: dict[int, tuple[Callable[..., Any], str]] = {}
+        self._again: set[int] = set()
 
     # ---- hooks
 
@@ -172,6 +172,8 @@ class Visitor:
         """
         self._moment = moment
         self._fired.clear()
+        self._before.clear()
+        self._again.clear()
         if self._shared is not None:
             self._shared.look()
         active = [
@@ -298,8 +300,9 @@ class Visitor:
         for number, selection in selected.items():
             for record in selection.records if records else ():
                 self._read(number, record, where, branch, out[number])
-        while self._shared is not None and self._before:  # after the last row, as after the first
-            self._shared.refuse_kept(*self._before.popitem()[1])
+        while self._shared is not None and self._again:  # after the last row, as after the first
+            self._shared.refuse_kept(*self._before[self._again.pop()])
+        self._before.clear()
         return out
 
     def _edited(
@@ -345,10 +348,11 @@ class Visitor:
         first = watched and id(of_user) not in self._before
         if first:
             self._before[id(of_user)] = of_user, kept_by(of_user)
+        elif watched:
+            self._again.add(id(of_user))
         try:
             result = function()
         except Exception as error:
-            self._before.clear()
             if not isinstance(error, DitLensError):
                 error.add_note(f"in {placed} at {spot}")
             raise
@@ -467,11 +471,6 @@ def _select(
                 selection = selected[where, branch].setdefault(number, Selection())
                 (selection.edits if binding.is_edit else selection.records).append(binding)
     return dict(selected)
-
-
-def placed_on(row: Row) -> list[Placed]:
-    """Return what is placed on a row."""
-    return [binding.placed for binding in (*row.edits, *row.records)]
 
 
 def spot_of(row: Row, moment: Moment, where: Where, branch: str | None) -> Spot:

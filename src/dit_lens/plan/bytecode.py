@@ -168,30 +168,20 @@ FRAMES = frozenset({"currentframe", "_getframe", "f_globals", "f_locals", "f_bac
 def _is_unseen(instructions: list[dis.Instruction], n: int) -> bool:
     """Say whether an instruction begins a call that reads what no name says: of subclasses, or of the variables around it."""
     name, opname = instructions[n].argval, instructions[n].opname
-    if opname in GLOBALS and name in ("vars", "dir"):
-        return _arguments(instructions, n) == 0
+    after = next(
+        (i for i in instructions[n + 1 :] if i.opname not in ("PRECALL", "PUSH_NULL", "CACHE")), None
+    )
+    is_bare_call = after is not None and after.opname == "CALL" and after.arg == 0
+    if opname in GLOBALS:
+        return name in ("vars", "dir") and is_bare_call
     if opname not in ATTRIBUTES:
         return False
     if name == "eval":  # a torch module's takes nothing; pandas' reads variables
-        return _arguments(instructions, n) != 0
-    if name == "query":
-        text = next((i for i in instructions[n + 1 :] if i.opname not in _ASIDE), None)
-        plain = (
-            text is not None
-            and text.opname in ("LOAD_CONST", "RETURN_CONST")
-            and isinstance(text.argval, str)
-        )
-        return not plain or "@" in str(text.argval if text else "")
+        return not is_bare_call
+    if name == "query":  # pandas reads what stands in the text as "@name"
+        text = after.argval if after is not None and after.opcode in dis.hasconst else None
+        return not isinstance(text, str) or "@" in text
     return name == "__subclasses__" or name in FRAMES
-
-
-_ASIDE = ("PRECALL", "PUSH_NULL", "CACHE")
-
-
-def _arguments(instructions: list[dis.Instruction], n: int) -> int | None:
-    """Return 0 where what an instruction loads is called without arguments; None where it has some, or is not called."""
-    call = next((i for i in instructions[n + 1 :] if i.opname not in _ASIDE), None)
-    return 0 if call is not None and call.opname == "CALL" and call.arg == 0 else None
 
 
 def _chain(instructions: list[dis.Instruction], start: int) -> tuple[str, ...]:

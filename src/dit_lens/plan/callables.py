@@ -287,9 +287,8 @@ def named(walk: Walk, name: str, names: Sequence[str], scope: Mapping[str, Any])
         return {"@builtin": name}
     if name in scope:
         if walk.is_trusting and name.startswith("_") and isinstance(scope[name], _CONTAINERS):
-            return {
-                "@memory": type(scope[name]).__qualname__
-            }  # this package's own, of what was named and run before
+            # This package's own, of what was named and run before.
+            return {"@memory": type(scope[name]).__qualname__}
         with walk.at(f"the global {name!r}"):
             return follow(walk, scope[name], names)
     known = scope.get("__builtins__", builtins)
