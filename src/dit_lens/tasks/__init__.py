@@ -48,7 +48,7 @@ def make(task: str, seed: int, **options: object) -> Sample:
     Raises:
         TaskError: there is no such task.
     """
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise TaskError(f"No task is called {task!r}; there are: {', '.join(TASKS)}.")
     return TASKS[task](seed, **options)
 

@@ -22,6 +22,7 @@ def whole_numbers(task: F) -> F:
     Raises:
         TaskError: when the task is called with another value for a parameter that is an `int`. (The seed is refused where random
             numbers are made of it.)
+        TypeError: it has no such parameter, or one is missing.
     """
     asked = signature(task)
     optional = {
@@ -32,7 +33,10 @@ def whole_numbers(task: F) -> F:
 
     @wraps(task)
     def checked(*args: Any, **options: Any) -> Sample:
-        bound = asked.bind(*args, **options)
+        try:
+            bound = asked.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{task.__name__}({', '.join(asked.parameters)}): {error}.") from None
         for name, value in bound.arguments.items():
             if name not in optional or (value is None and optional[name]):
                 continue

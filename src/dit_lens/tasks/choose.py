@@ -81,7 +81,7 @@ def score_choice(
     """Judge all frames: the agent walks one path along cells to one goal and touches no other, in its time (`conduct`).
 
     The graded score is a third each for: the trail is one path from the start; it touches exactly one goal; the agent ends
-    there; all times the share of frames that are legal on a walk along that path, where it is one.
+    there; all times the share of frames that are legal on a walk along that path, or where it is none, along the right one.
     The answer is the goal ('goal 0', ...), or what the trail looks like where it is not one path to one goal.
     """
     edges = trail.read_trail(video[-1], size)
@@ -90,9 +90,9 @@ def score_choice(
     one = len(touched) == 1
     on_goal = one and trail.read_agent(video[-1], size) == goals[touched[0]]
     answered = on_goal and path is not None and path[-1] == goals[touched[0]]
-    conducted, legal = False, 1.0
-    if path is not None:
-        conducted, legal = conduct.judge(video, trail.board(size, [], goals), path, num_frames)
+    conducted, legal = False, 0.0
+    if walked := path or (_corner(start, goals[touched[0]]) if one else None):
+        conducted, legal = conduct.judge(video, trail.board(size, [], goals), walked, num_frames)
     answer = f"goal {touched[0]}" if answered else f"goals {touched} by {trail.spell(edges, start)}"
     graded = (int(path is not None) + int(one) + int(on_goal)) / 3 * legal
     solved = answered and conducted

@@ -4,7 +4,7 @@ A frame of a walk is legal where it looks as the right video does, but for how f
 no more than `LATE` pixels before or after its time, and not behind where it was; the trail lies behind it and nowhere else;
 the rest is as the board is. Of several agents this holds for each, by its own colour.
 
-The bounds leave room for what a codec blurs (`tests/unit/tasks/test_every_task.py`: right videos come through it), and a little
+A codec's blur takes no room: a frame is compared with what the organism's codec makes of the walk, too (`blur`). The bounds are
 for a model's own hand.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
+from dit_lens.tasks.blur import CHANGED, blur, difference, largest, smooth
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
 from dit_lens.tasks.trail import RADIUS
 from dit_lens.tasks.walkers import Colour, Walker, picture
@@ -36,23 +37,23 @@ CORE = 0.5
 """Mean share of the agent's colour around its middle, at least: between two halves of an agent there is less."""
 OFF_PATH = 5.0
 """Pixels between the agent's middle and the path, at most."""
+SAME = 1.0
+"""Pixels by which two parts of the path may differ in how far the agent is from them, where it may be on either."""
 LATE = 10.0
 """Pixels along the path that the agent may be from where the right video has it."""
 STILL = 4.0
 """The same in the first frame and in the last; and how many the agent may seem to go back."""
 AROUND = 11.0
-"""Pixels within which a codec blurs the agent, around where it is from `BLENDED` frames before to as many after."""
+"""Pixels around the agent, from where it is `BLENDED` frames before to as many after, within which a model may draw it otherwise:
+a codec makes one latent of four frames."""
 BLENDED = 3
-WINDOW = 5
-"""Pixels along the sides of the square over which a difference is averaged: it sees a wall two pixels wide."""
 FEW = 0.18
 """Share of such a square that walls fill at least, where they are looked at by themselves: the outer one is a pixel wide."""
 GONE = 0.25
 """Difference from which on a wall has changed where it is looked at by itself."""
-CHANGED = 0.14
-"""Difference (`difference`) from which on a picture has changed away from the agent, as by a line of one pixel."""
-BLURRED = 0.65
-"""The same around the agent."""
+DRAWN = 0.5
+"""How different a frame may be around the agents, which a model may draw a little otherwise, as a share of how far the palest
+trail is from the floor; so a trail that is missing there, or new, is seen."""
 OTHER_COLOUR = 0.37
 """Distance (RGB in [0, 1]) of the colour around an agent's middle from its own, from which on it is none."""
 GHOST = 0.25
@@ -60,10 +61,8 @@ GHOST = 0.25
 pixels of blue."""
 STRIP = (1, 10)
 """Pixels along the sides of the strips, upright and across, that are looked at for things that should not be there."""
-STRANGE = 0.6
+STRANGE = 0.5
 """How much nearer to a thing's colour a strip is than it should be, from which on there is one."""
-LIKE = 0.3
-"""Distance between two colours (RGB in [0, 1]) up to which a blur of one may be taken for the other."""
 THINGS = (cv.WALL, cv.GOAL, cv.SIGN)
 """Colours of what may stand on a board."""
 
@@ -138,7 +137,7 @@ def _under(board: Canvas, colour: Colour) -> NDArray[np.float32]:
 def _sighting(frame: NDArray[np.uint8], colour: Colour, under: NDArray[np.float32]) -> Sighting:
     red = colouring(frame, colour, under)
     red[red < FAINT] = 0
-    around = _smooth(red[..., None])[..., 0]
+    around = smooth(red[..., None])[..., 0]
     red[around < GHOST] = 0
     total = float(red.sum())
     if total < 1:
@@ -180,11 +179,27 @@ def legal_frames(video: NDArray[np.uint8], board: Canvas, walkers: Sequence[Walk
         [time].
     """
     last = max(len(video) - 1, 1)
-    watched, legal = [_Watched(walker, board) for walker in walkers], []
-    for t, frame in enumerate(video):
-        moves = [made for each in watched if (made := each.moves(frame, t, last)) is not None]
-        legal.append(len(moves) == len(watched) and _is_walk(frame, board, watched, moves, last))
-    return np.array(legal)
+    watched = [_Watched(walker, board) for walker in walkers]
+    due = [[each.due(t, last) for each in watched] for t in range(len(video))]
+    seen = [[each.moves(frame, t, last) for each in watched] for t, frame in enumerate(video)]
+    made = [
+        [b if a is None else a for a, b in zip(*both, strict=True)] for both in zip(seen, due, strict=True)
+    ]
+    in_time, drawn = blur(_pictures(board, walkers, due)), _pictures(board, walkers, made)
+    return np.array(
+        [
+            difference(frame, pictures[0]).max() <= CHANGED
+            or (None not in moves and _is_walk(frame, pictures, board, watched, made_then, last))
+            for frame, moves, made_then, *pictures in zip(
+                video, seen, made, in_time, blur(drawn), drawn, strict=True
+            )
+        ]
+    )
+
+
+def _pictures(board: Canvas, walkers: Sequence[Walker], times: Sequence[Sequence[float]]) -> Canvas:
+    """Draw a frame for so many moves of each walker, at every time, [time, height, width, rgb]."""
+    return np.stack([picture(board, walkers, moves) for moves in times])
 
 
 class _Watched:
@@ -207,9 +222,13 @@ class _Watched:
         self.tint, self.under = _tint(board, walker.colour), _under(board, walker.colour)
         self.come = 0.0
 
+    def due(self, t: int, last: int) -> float:
+        """Return how many moves it should have made in frame t."""
+        return self.steps * t / last
+
     def moves(self, frame: NDArray[np.uint8], t: int, last: int) -> float | None:
         """Return how many moves it has made in frame t; None unless it is one agent, on its path and in its time."""
-        due, slack = self.steps * CELL * t / last, STILL if t in (0, last) else LATE
+        due, slack = self.due(t, last) * CELL, STILL if t in (0, last) else LATE
         seen = _sighting(frame, self.walker.colour, self.under)
         if not seen.is_one:
             return None
@@ -220,7 +239,7 @@ class _Watched:
         return along / CELL
 
     def near(self, moves: float, last: int) -> NDArray[np.bool_]:
-        """Return which pixels a codec may blur it into, `BLENDED` frames before and after so many moves, [height, width]."""
+        """Return which pixels are near where it is, `BLENDED` frames before and after so many moves, [height, width]."""
         times = moves + self.steps / last * np.linspace(-BLENDED, BLENDED, 4 * BLENDED + 1)
         cells = np.arange(self.steps + 1)
         x, y = (np.interp(np.clip(times, 0, self.steps), cells, axis) for axis in self.points.T)
@@ -231,56 +250,57 @@ class _Watched:
 
 def _is_walk(
     frame: NDArray[np.uint8],
+    pictures: Sequence[Canvas],
     board: Canvas,
     watched: Sequence[_Watched],
     moves: Sequence[float],
     last: int,
 ) -> bool:
-    """Say whether a frame shows the walk after so many moves of each walker, and nothing else."""
-    shown = picture(board, [each.walker for each in watched], moves)
-    changed = difference(frame, shown)
+    """Say whether a frame shows a walk after so many moves of each walker, as one of some pictures does, and nothing else.
+
+    The last of the pictures is as it is drawn, and the others as a codec blurs it.
+    """
     near = np.any([each.near(made, last) for each, made in zip(watched, moves, strict=True)], 0)
-    return bool(
-        changed[~near].max(initial=0) <= CHANGED
-        and changed[near].max(initial=0) <= BLURRED
-        and all(_is_alone(frame, each, near) for each in watched)
-        and _change_of_walls(frame, shown, board) <= GONE
-        and _strangeness(frame, shown, board, [each.walker for each in watched]) <= STRANGE
+    bare = largest(pictures[-1] - board) == 0
+    room = DRAWN * min(float(np.abs(np.subtract(each.walker.trail, cv.FLOOR)).max()) for each in watched)
+    return any(
+        _shows(frame, picture, near, room)
+        and _change_of_walls(frame, picture, board, bare) <= GONE
+        and _strangeness(frame, picture, board) <= STRANGE
+        for picture in pictures
     )
 
 
-def _is_alone(frame: NDArray[np.uint8], watched: _Watched, near: NDArray[np.bool_]) -> bool:
-    """Say whether nothing has an agent's colour away from the agents, but for what of it the board has."""
-    red = _smooth(colouring(frame, watched.walker.colour, watched.tint)[..., None])[..., 0]
-    return bool(red[~near].max(initial=0) <= GHOST)
+def _shows(frame: NDArray[np.uint8], picture: Canvas, near: NDArray[np.bool_], room: float) -> bool:
+    """Say whether a frame is like a picture: as near as `room` around what moves, and nearer away from it."""
+    changed = difference(frame, picture)
+    return bool(changed[~near].max(initial=0) <= CHANGED and changed.max() <= room)
 
 
-def _change_of_walls(frame: NDArray[np.uint8], picture: Canvas, board: Canvas) -> float:
-    """Return how far a frame is from a picture in the walls of a board alone, where it is farthest.
+def _change_of_walls(
+    frame: NDArray[np.uint8], picture: Canvas, board: Canvas, bare: NDArray[np.bool_]
+) -> float:
+    """Return how far a frame is from a picture in the walls of a board alone, where it is farthest and they are bare.
 
     Beside the agent, too, where a blur hides two pixels of a wall from `difference`.
     """
-    wall = (largest(board - np.asarray(cv.WALL, np.float32)) < 0.1) & (largest(picture - board) == 0)
-    share = _smooth(wall[..., None])[..., 0]
+    wall = (largest(board - np.asarray(cv.WALL, np.float32)) < 0.1) & bare
+    share = smooth(wall[..., None])[..., 0]
     there = share > FEW
-    off = _smooth((frame / np.float32(255) - picture) * wall[..., None])
+    off = smooth((frame / np.float32(255) - picture) * wall[..., None])
     return float((largest(off)[there] / share[there]).max(initial=0))
 
 
-def _strangeness(
-    frame: NDArray[np.uint8], picture: Canvas, board: Canvas, walkers: Sequence[Walker]
-) -> float:
+def _strangeness(frame: NDArray[np.uint8], picture: Canvas, board: Canvas) -> float:
     """Return how much nearer to the colour of a thing some strip of a frame is than both picture and board are there.
 
-    Beside the agent, too: a blur of it and its trail has no such colour all along a strip. Where a trail has one, as the grey
-    trails of `apart` have nearly a sign's, it tells nothing.
+    Beside the agent, too, where `difference` does not see a new wall: a model's blur of it and its trail has no such colour all
+    along a strip.
     """
     from scipy.ndimage import uniform_filter  # slow to import, and needed by who judges alone
 
     seen, out = frame.astype(np.float32) / 255, 0.0
     for colour in THINGS:
-        if min(float(np.linalg.norm(np.subtract(colour, walker.trail))) for walker in walkers) < LIKE:
-            continue
         new = _nearness(seen, colour) - np.maximum(_nearness(picture, colour), _nearness(board, colour))
         out = max(out, *(float(uniform_filter(new, sides).max()) for sides in (STRIP, STRIP[::-1])))
     return out
@@ -293,37 +313,12 @@ def _nearness(rgb: NDArray[Any], colour: Colour) -> NDArray[np.float32]:
     return nearness
 
 
-def largest(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the largest absolute value of three colours, [height, width]; a reduction over an axis of 3 is slow."""
-    red, green, blue = (np.abs(values[..., i]) for i in range(3))
-    return np.maximum(np.maximum(red, green), blue)
-
-
-def difference(frame: NDArray[np.uint8], picture: Canvas) -> NDArray[np.float32]:
-    """Return how far a frame is from a picture around each pixel, [height, width].
-
-    Over a small square the difference is averaged with its sign, which evens out the ripples of a codec; then the largest
-    of the three colours counts.
-    """
-    return largest(_smooth(frame / np.float32(255) - picture))
-
-
-def _smooth(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return means over small squares, [height, width, channel]."""
-    from scipy.ndimage import uniform_filter  # slow to import, and needed by who judges alone
-
-    means: NDArray[np.float32] = uniform_filter(
-        values.astype(np.float32), (WINDOW, WINDOW, 0), mode="constant"
-    )
-    return means
-
-
 def _on_path(at: NDArray[np.float64], points: NDArray[np.float64], due: float) -> tuple[float, float]:
     """Return how far a point is from a path, and how far along it; where it passes twice, what is nearer to `due`."""
     a, b = points[:-1], points[1:]
     share = np.clip(((at - a) * (b - a)).sum(1) / CELL**2, 0, 1)
     off = np.linalg.norm(a + share[:, None] * (b - a) - at, axis=1)
     along = (np.arange(len(a)) + share) * CELL
-    near = np.flatnonzero(off <= max(OFF_PATH, float(off.min())))
+    near = np.flatnonzero(off <= float(off.min()) + SAME)
     best = near[np.abs(along[near] - due).argmin()]
     return float(off[best]), float(along[best])

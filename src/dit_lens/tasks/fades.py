@@ -10,17 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
+from dit_lens.tasks.blur import CHANGED, blur, difference
 from dit_lens.tasks.canvas import CELL, Canvas
-from dit_lens.tasks.conduct import difference
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
-CHANGED = 0.25
-"""Difference (`conduct.difference`) from which on a picture has changed, as by a sign that is gone."""
-FADED = 0.25
+FADED = 0.2
 """How much of what fades into a cell there is in any cell more than at its time, or less, at most; 1 is all of it."""
 PIXELS = 6.0
-"""Pixels' worth of a wrong colour in a cell, at most, where that is more: the codec colours a large disc by 5."""
+"""Pixels' worth of a wrong colour in a cell, at most, where that is more: the grain of a model's picture has as much."""
 BACK = 0.1
 """How much of it may go again where it should come."""
 
@@ -111,9 +109,9 @@ def legal_frames(
 ) -> NDArray[np.bool_]:
     """Say of every frame whether it shows the fading from one picture to another as it is at that time, [time].
 
-    It does where no small square has changed otherwise (`conduct.difference`), each cell has in sum over its pixels as much of
-    what fades in as it should then and no other colour, and nothing that came in a legal frame goes again. (A codec blurs
-    thin lines, and keeps their colour in sum.)
+    It does where, beside the right picture or what a codec makes of it, no small square has changed (`blur.difference`), and each
+    cell has in sum over its pixels as much of what fades in and no other colour; and nothing that came in a legal frame goes
+    again.
 
     Args:
         video: [time, height, width, rgb].
@@ -121,22 +119,36 @@ def legal_frames(
         answered: that it ends with. Default: what its last frame shows.
     """
     frames = video.astype(np.float32) / 255
-    answered = frames[-1] if answered is None else answered
-    right = cv.fade(asked, answered, len(video)).astype(np.float32) / 255
-    alike = np.array([difference(f, r).max() <= CHANGED for f, r in zip(video, right, strict=True)])
-    things = _sums(answered - asked)
+    right = cv.fade(asked, frames[-1] if answered is None else answered, len(video)).astype(np.float32) / 255
+    things = _sums(right[-1] - asked)
     size = np.linalg.norm(things, axis=-1)
     new = size > max(0.3 * size.max(), 1e-6)
-    seen, due = _sums(frames - asked), _sums(right - asked)
+    towards = (things[new] / size[new, None] ** 2).T
     room = max(FADED * float(size[new].min(initial=np.inf)), PIXELS) if new.any() else PIXELS
-    clean = np.linalg.norm(seen - due, axis=-1).max(-1) <= room
-    shares, shares_due = (sums @ (things[new] / size[new, None] ** 2).T for sums in (seen, due))
-    legal = alike & clean & (np.abs(shares - shares_due) <= FADED).all((1, 2))
-    most = np.full_like(shares_due[-1], -np.inf)
+    seen, legal = _sums(frames - asked), np.zeros(len(video), bool)
+    for pictures in (blur(right), right):
+        off = seen - _sums(pictures - asked)
+        alike = [difference(f, p).max() <= CHANGED for f, p in zip(video, pictures, strict=True)]
+        clean = np.linalg.norm(off, axis=-1).max(-1) <= room
+        legal |= alike & clean & (np.abs(off @ towards) <= FADED).all((1, 2))
+    return legal & _never_goes(seen @ towards, legal, things @ towards)
+
+
+def _never_goes(
+    shares: NDArray[np.float32], legal: NDArray[np.bool_], due: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Say of every frame whether all that came in legal frames before it is still there.
+
+    Args:
+        shares: how much there is of each thing, [time, cell, thing].
+        legal: which frames are so otherwise, [time].
+        due: how much should come, [cell, thing].
+    """
+    out, most = legal.copy(), np.full_like(due, -np.inf)
     for t, share in enumerate(shares):
-        legal[t] &= bool(((share >= most - BACK) | (shares_due[-1] < 0.5)).all())
-        most = np.maximum(most, share) if legal[t] else most
-    return legal
+        out[t] = ((share >= most - BACK) | (due < 0.5)).all()
+        most = np.maximum(most, share) if legal[t] and out[t] else most
+    return out
 
 
 def _sums(pictures: NDArray[Any]) -> NDArray[np.float32]:

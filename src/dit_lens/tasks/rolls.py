@@ -1,7 +1,8 @@
 """Samples in which one ball rolls along its lane, in its time, and every frame of it is judged; all else stands still.
 
 A frame is legal where it looks as the right video does at that time, or a little before or after: the same ball in its colour, on
-its lane, of its size, and hidden where it is hidden there. The bounds are those of `conduct`, with room for what a codec blurs.
+its lane, of its size, and hidden where it is hidden there; or as what a codec makes of that (`blur`). The bounds are for a
+model's own hand.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
+from dit_lens.tasks.blur import CHANGED, blur, difference, largest
 from dit_lens.tasks.canvas import CELL, Canvas
-from dit_lens.tasks.conduct import BLENDED, difference, largest
-from dit_lens.tasks.fades import CHANGED
+from dit_lens.tasks.conduct import BLENDED
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
@@ -33,14 +34,17 @@ STILL = 1 / 24
 SHIFTS = tuple(sorted(np.linspace(-LATE, LATE, 7).tolist(), key=abs))
 """Shares of the video before and after a frame's time that are tried, the nearest first."""
 REACH = 4
-"""Pixels around the ball, from where it is seen `BLENDED` frames before to as many after, within which a codec blurs it."""
-MASS = 0.25
+"""Pixels around the ball, from where it is seen `BLENDED` frames before to as many after, within which a model may draw it
+otherwise."""
+DRAWN = 0.35
+"""How different a frame may be there; away from there, `CHANGED`."""
+MASS = 0.2
 """Balls' worth of colour that may be missing there, or too much; a pixel more or less of radius is 0.27 or more."""
-TINT = 0.28
+TINT = 0.2
 """The same of any colour: a green ball that turns grey is off by 0.34 or more, the others by 0.5."""
 HIDDEN = 0.03
 """Balls' worth of any colour, of the whole range, in sum where a ball is hidden for `BLENDED` frames before and after."""
-OFF_LANE = 2.0
+OFF_LANE = 1.0
 """Pixels between the ball and its lane, at most."""
 CLEAR = 0.65
 """How near the colour of the ball's middle is to a ball's, at least, so that there is one; plain grey comes to 0.57."""
@@ -148,23 +152,30 @@ def legal_frames(video: NDArray[np.uint8], roll: Roll) -> NDArray[np.bool_]:
 
     The ball may stay behind its time and make up for it, but it does not go back.
     """
+    shares, step = np.array(_shares(len(video))), 1 / max(len(video) - 1, 1)
+    late = [np.clip(shares + shift, 0, 1) for shift in SHIFTS]
+    drawn = [np.stack([roll.picture(float(time)) for time in times]) for times in late]
+    looks = [*zip(SHIFTS, late, map(blur, drawn), drawn, strict=True)]
     legal, before = [], 0.0
-    for t, (frame, due) in enumerate(zip(video, _shares(len(video)), strict=True)):
+    for t, frame in enumerate(video):
         slack = STILL if t in (0, len(video) - 1) else LATE
-        times = [float(np.clip(due + shift, 0, 1)) for shift in SHIFTS if abs(shift) <= slack + 1e-6]
-        step = 1 / max(len(video) - 1, 1)
-        found = (time for time in times if time >= before - 1e-6 and _is_roll(frame, roll, time, step))
+        found = (
+            float(times[t])
+            for shift, times, *pictures in looks
+            if abs(shift) <= slack + 1e-6
+            and times[t] >= before - 1e-6
+            and any(_is_roll(frame, each[t], roll, float(times[t]), step) for each in pictures)
+        )
         time = next(found, None)
         legal.append(time is not None)
         before = before if time is None else max(before, time)
     return np.array(legal)
 
 
-def _is_roll(frame: NDArray[np.uint8], roll: Roll, time: float, step: float) -> bool:
-    """Say whether a frame shows the scene at a share of the video; `step` is that of one frame."""
-    picture = roll.picture(time)
+def _is_roll(frame: NDArray[np.uint8], picture: Canvas, roll: Roll, time: float, step: float) -> bool:
+    """Say whether a frame is like a picture of the scene at a share of the video; `step` is that of one frame."""
     changed, near = difference(frame, picture), _near_ball(roll, time, step)
-    if changed[~near].max() > CHANGED or changed.max() > 2 * CHANGED:
+    if changed[~near].max() > CHANGED or changed.max() > DRAWN:
         return False
     if _is_seen_through(frame, picture, roll, time, near):
         return False
@@ -192,7 +203,7 @@ def _is_seen_through(
 
 
 def _near_ball(roll: Roll, time: float, step: float) -> NDArray[np.bool_]:
-    """Return where a codec may blur the ball at a share of the video, [height, width]: nowhere while it is hidden for long."""
+    """Return what is near the ball at a share of the video, [height, width]: nothing while it is hidden for long."""
     from scipy.ndimage import maximum_filter  # slow to import, and needed by who judges alone
 
     bare = _draw(roll.standing())

@@ -5,9 +5,10 @@ import pytest
 
 from dit_lens import tasks
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks import trail, walks
+from dit_lens.tasks import trail
 from dit_lens.tasks.canvas import CELL, EVAL_SEED
 from dit_lens.tasks.walkers import Walker, picture, trails
+from spoiling import board_of, painted, walked_path
 
 WALKS = {
     "arrows": {"depth": 10},
@@ -21,16 +22,6 @@ SIGNS = {"maze": "walls", "loop": "walls", "choose": "goals"}
 FADES = ("latin", "tictac", "odd", "pick", "queens")
 
 
-def painted(video, draw, frames=slice(None)):
-    """Return a video with something drawn on some of its frames."""
-    out = video.copy()
-    for t in range(len(video))[frames]:
-        canvas = out[t].astype(np.float32) / 255
-        draw(canvas)
-        out[t] = cv.to_frames([canvas])[0]
-    return out
-
-
 def free_cell(sample):
     """Return a cell that neither agent nor trail comes near."""
     busy = (sample.masks["agent"] | sample.masks["trail"]).any(0)
@@ -38,20 +29,6 @@ def free_cell(sample):
     tiles = busy.reshape(size, CELL, size, CELL).any((1, 3))
     cells = [cell for cell in np.ndindex(size, size) if not tiles[cell]]
     return max(cells, key=lambda cell: min(np.hypot(cell[0] - r, cell[1] - c) for r, c in np.argwhere(tiles)))
-
-
-def walked_path(sample):
-    """Return the cells that the right video walks."""
-    edges = trail.read_trail(sample.truth[-1], sample.size[0] // CELL)
-    return trail.follow(edges, trail.read_agent(sample.truth[0], sample.size[0] // CELL))
-
-
-def board_of(sample):
-    """Return the board without agent and trail."""
-    known, size = sample.scorer.keywords, sample.size[0] // CELL
-    if "things" in known:
-        return walks.board(size, known["things"])
-    return trail.board(size, known.get("walls", []), known.get("goals") or [known["goal"]])
 
 
 def spoil_walk(sample):

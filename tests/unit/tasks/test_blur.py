@@ -1,0 +1,191 @@
+"""What a codec blurs takes no room from a scorer: right videos that move fast pass, and what hides beside them does not."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from dit_lens import tasks
+from dit_lens.models.organism import DEFAULT, FOLDER, ORGANISMS
+from dit_lens.tasks import blur, trail
+from dit_lens.tasks import canvas as cv
+from dit_lens.tasks.apart import _board, walkers
+from dit_lens.tasks.canvas import EVAL_SEED
+from dit_lens.tasks.walkers import Walker, picture, trails
+from spoiling import board_of, painted, walked_path
+
+FAST = {"maze": {}, "loop": {}, "choose": {"size": 6}, "arrows": {"depth": 20}}
+"""Walks of many pixels in a frame."""
+
+
+@pytest.mark.parametrize("frames", [1, 5, 13])
+def test_a_blur_is_what_the_codec_that_ships_makes_of_a_video(frames, through_codec):
+    truth = tasks.pick(EVAL_SEED, num_frames=13).truth[:frames]
+    back = blur.blur(truth / 255)
+    np.testing.assert_allclose(back * 255, through_codec(truth), atol=1.01)  # which is rounded down
+    assert blur.FROZEN.samefile(FOLDER / ORGANISMS[DEFAULT].frozen)
+
+
+def test_a_video_of_other_lengths_is_blurred_as_one_that_stays_as_it_ends():
+    truth = tasks.maze(EVAL_SEED).truth / 255
+    longer = np.concatenate([truth[:7], truth[6:7], truth[6:7]])
+    np.testing.assert_array_equal(blur.blur(truth[:7]), blur.blur(longer)[:7])
+
+
+@pytest.mark.parametrize("frames", [13, 25])
+@pytest.mark.parametrize("task", [*tasks.TASKS, "arrows of 32"])
+def test_right_videos_of_any_speed_pass_after_the_codec(task, frames, through_codec):
+    make = partial(tasks.arrows, depth=32) if task == "arrows of 32" else tasks.TASKS[task]
+    samples = [make(EVAL_SEED + n, num_frames=frames) for n in range(6)]
+    assert all(sample.score(through_codec(sample.truth)).solved for sample in samples)
+
+
+def walk(sample, draw, frames=slice(1, -1)):
+    """Return the right video with some of its frames drawn by `draw(walker, moves, frames a move)`."""
+    out, last, walker = sample.truth.copy(), len(sample.truth) - 1, Walker(walked_path(sample))
+    steps = len(walker.path) - 1
+    for t in range(last + 1)[frames]:
+        out[t] = cv.to_frames([draw(walker, steps * t / last, steps / last)])[0]
+    return out
+
+
+def with_disc(board, walker, moves, a_frame, ahead, colour):
+    """Draw a second disc on the path, so many frames ahead."""
+    out, _ = trails(board, [walker], [moves])
+    _, (there,) = trails(board, [walker], [np.clip(moves + ahead * a_frame, 0, len(walker.path) - 1)])
+    _, (here,) = trails(board, [walker], [moves])
+    cv.disc(out, *there, 5, colour)
+    cv.disc(out, *here, 5, walker.colour)
+    return out
+
+
+def with_other_trail(board, walker, moves, _, pixels):
+    """Draw a trail that ends so many pixels before its agent, or behind it."""
+    out, _ = trails(board, [walker], [np.clip(moves + pixels / 16, 0, len(walker.path) - 1)])
+    _, (here,) = trails(board, [walker], [moves])
+    cv.disc(out, *here, 5, walker.colour)
+    return out
+
+
+@pytest.mark.parametrize("seed", [EVAL_SEED, EVAL_SEED + 1])
+@pytest.mark.parametrize("task", FAST)
+def test_on_a_fast_walk_nothing_hides_where_the_agent_will_be(task, seed, through_codec):
+    sample = tasks.make(task, seed, **{"num_frames": 13, **FAST[task]})
+    board = board_of(sample)
+    colours = {"trail": cv.TRAIL, "near a trail": (0.3, 0.4, 0.8), "goal": cv.GOAL, "agent": cv.AGENT}
+    spoiled = {
+        f"a disc {ahead} frames ahead, colour of {name}": walk(
+            sample, partial(with_disc, board, ahead=ahead, colour=colour)
+        )
+        for ahead in (2, 3)
+        for name, colour in colours.items()
+    }
+    spoiled |= {
+        f"a trail that is off by {pixels}": walk(sample, partial(with_other_trail, board, pixels=pixels))
+        for pixels in (12, 24, -16)
+    }
+    for name, video in spoiled.items():
+        for shown in (video, through_codec(video)):
+            assert not sample.score(shown).solved, name
+
+
+@pytest.mark.parametrize("task", ["maze", "loop", "choose", "arrows", "bounce"])
+def test_a_board_that_is_two_pixels_off_is_another(task, through_codec):
+    sample = tasks.make(task, EVAL_SEED)
+    board = board_of(sample)
+    moved = np.roll(board, 2, 1)
+    moved[:, [0, 1, -1]] = board[:, [0, 1, -1]]
+    video = walk(sample, lambda walker, moves, _: picture(moved, [walker], [moves]))
+    for shown in (video, through_codec(video)):
+        assert not sample.score(shown).solved
+
+
+def test_two_agents_need_their_pale_goals_and_trails_to_the_end(through_codec):
+    for seed in range(EVAL_SEED, EVAL_SEED + 4):
+        sample = tasks.apart(seed)
+        known = sample.scorer.keywords
+        edges = {answer.text: pair for answer, pair in zip(sample.answers, known["pairs"], strict=True)}
+        both, board = walkers(edges[sample.score(sample.truth).answer]), _board(4, known["layout"])
+        steps = [len(each.path) - 1 for each in both]
+
+        def drawn(t, background, late, both=both, steps=steps):
+            moves = [many * t / 24 for many in steps]
+            out, _ = trails(background, both, [max(made - late / 16, 0) for made in moves])
+            for each, head in zip(both, trails(background, both, moves)[1], strict=True):
+                cv.disc(out, *head, 5, each.colour)
+            return out
+
+        bare = trail.board(4, [], [])
+        for name, frames, background, late in (
+            ("no goals at the end", range(20, 24), bare, 0),
+            ("short trails", range(4, 24), board, 16),
+        ):
+            video = sample.truth.copy()
+            video[list(frames)] = cv.to_frames([drawn(t, background, late) for t in frames])
+            for shown in (video, through_codec(video)):
+                assert not sample.score(shown).solved, (seed, name)
+
+
+@pytest.mark.parametrize("task", ["circle", "odd", "pick", "tictac", "latin", "queens"])
+def test_a_thing_that_is_two_pixels_off_is_wrong(task, through_codec):
+    """All that is given moves, in some frames."""
+    sample = tasks.make(task, EVAL_SEED)
+    given = (
+        sample.masks["given"][0]
+        if "given" in sample.masks
+        else sample.masks["named"][0] | sample.masks["others"][0]
+    )
+    video, (floor,) = sample.truth.copy(), cv.to_frames([cv.blank(sample.size[0] // 16)])
+    rows, columns = np.nonzero(given)
+    kept = columns < given.shape[1] - 2
+    for t in range(3, 8):
+        frame = video[t].copy()
+        frame[given] = floor[given]
+        frame[rows[kept], columns[kept] + 2] = video[t][rows[kept], columns[kept]]
+        video[t] = frame
+    for shown in (video, through_codec(video)):
+        assert not sample.score(shown).solved
+
+
+@pytest.mark.parametrize("task", ["latin", "queens"])
+def test_a_quarter_of_another_answer_is_wrong(task):
+    sample = tasks.make(task, EVAL_SEED)
+    rival = next(a.video for a in sample.answers if not np.array_equal(a.video, sample.truth))
+    video = sample.truth.copy()
+    video[1:7] = rival[1:7]
+    assert not sample.score(video).solved
+
+
+@pytest.mark.parametrize("task", ["roll", "back"])
+def test_a_ball_two_pixels_off_its_lane_is_wrong(task, through_codec):
+    for seed in range(EVAL_SEED, EVAL_SEED + 4):
+        sample = tasks.make(task, seed)
+        roll, moved = sample.scorer.keywords["roll"], sample.truth.copy()
+        way = roll.way
+
+        def beside(share, way=way, upright=roll.upright):
+            x, y = way(share)
+            return (x + 2, y) if upright else (x, y + 2)
+
+        other = replace(roll, way=beside)
+        moved[1:-1] = cv.to_frames([other.picture(t / 24) for t in range(1, 24)])
+        for shown in (moved, through_codec(moved)):
+            assert not sample.score(shown).solved
+
+
+def test_a_trail_that_is_no_path_has_a_graded_score_by_its_frames():
+    """`choose`: a goal is touched, but a second piece of trail lies elsewhere; where frames are wrong too, it is worth less."""
+    sample = tasks.choose(EVAL_SEED + 1)
+    size = sample.size[0] // 16
+    path = walked_path(sample)
+    taken = {*path, *sample.scorer.keywords["goals"]}
+    a, b = next((a, b) for a, b in trail.grid_edges(size) if not taken & {a, b})
+
+    def piece(canvas):
+        trail._line(canvas, np.array(cv.centre(a)), np.array(cv.centre(b)), cv.TRAIL)
+
+    one = sample.score(painted(sample.truth, piece, slice(-1, None)))
+    more = sample.score(painted(sample.truth, piece, slice(5, None)))
+    assert one.answer.startswith("goals ") and not one.solved
+    assert 0 < more.score < one.score < 2 / 3
