@@ -102,3 +102,62 @@ def test_the_expert_that_runs_is_the_one_that_was_told(tiny_pipe, sample):
             run(("high", "low"), **entries)
     with pytest.raises(CaptureError, match=r"expert 'low' runs in step 1, .* loop.step\(x, expert='low'\)"):
         run((None, None))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_an_edit_that_the_backward_pass_would_not_make_again_is_refused(reentrant):
+    """Gradient checkpointing runs a block again when the capture has ended; without gradients it does no harm."""
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+
+        def forward(self, x, t):
+            h = x.flatten(2).mT
+            for layer in self.layers:
+                h = checkpoint(layer, h, use_reentrant=reentrant)
+            return h.mT.reshape(x.shape)
+
+    net = Net()
+    toy = dl.blocks(net, "layers", latent=lambda s: (4, 2, 3, 3), grid=lambda latents: latents[1:])
+    x = torch.randn(1, 4, 2, 3, 3)
+
+    def captured(start, **asked):
+        with toy.capture([1.0], **asked) as loop:
+            with loop.step(start) as step:
+                with step.call():
+                    velocity = net(step.latents, 0)
+                return step.velocity(velocity)
+
+    edit = [(dl.scale(factor=3.0), dl.at(layer=1))]
+    with pytest.raises(CaptureError, match="gradient checkpointing"):
+        captured(x.clone().requires_grad_(), edit=edit)
+    captured(x.clone().requires_grad_(), record=[dl.energy])
+    with torch.no_grad():
+        captured(x, edit=edit)
+
+
+def test_a_step_inside_of_a_step_is_refused_and_the_outer_one_goes_on(bare, layers):
+    x = torch.randn(1, 4, 2, 3, 3)
+    with bare.capture([1.0], record=[dl.x0]) as loop:
+        with loop.step(x) as step:
+            with pytest.raises(CaptureError, match="step 0 has begun already"), loop.step(x):
+                pass
+            with step.call():
+                step.velocity(velocity_of(layers, step.latents))
+    assert loop.run["x0"].sizes["step"] == 1
+
+
+def test_x0_of_the_last_step_is_where_a_loop_in_double_precision_ends(bare, layers):
+    layers.double()
+    x = torch.randn(1, 4, 2, 3, 3, dtype=torch.float64)
+    with bare.capture(SIGMAS, record=[dl.x0]) as loop:
+        for after in [*SIGMAS[1:], 0.0]:
+            with loop.step(x) as step:
+                with step.call():
+                    v = velocity_of(layers, step.latents)
+                x = right(step, x, v, after - step.sigma)
+    last = torch.tensor(loop.run["x0"].isel(step=-1).values).permute(3, 0, 1, 2)
+    assert (last - x[0]).abs().max() < 1e-15

@@ -676,6 +676,14 @@ PAIRS = {
 }
 
 
+def test_how_far_apart_the_times_of_an_index_are_counts_where_code_reads_them():
+    def factor(times):
+        return lambda h, at: h * float(times.freq.n)
+
+    days, hours = (factor(pd.date_range("2020-01-01", periods=2, freq=freq)) for freq in ("2D", "48h"))
+    assert describe(days) != describe(hours)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_other_content_is_other_data(name):
     first, second = PAIRS[name]

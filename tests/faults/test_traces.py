@@ -275,6 +275,29 @@ def test_a_loop_over_steps_that_are_past_is_an_error(lens, sample):
                 call.block(0).output.sum()
 
 
+def test_a_loop_whose_calls_another_loop_has_taken_is_an_error(lens, sample):
+    for first in (True, False):
+        with pytest.raises(dl.CaptureError, match=r"past it.*two at once take each other's calls"):
+            with lens.trace(sample, steps=3) as tr:
+                later = tr.calls(step="1-")
+                for call in tr.calls():
+                    call.block(0).output.sum()
+                    for other in tr.calls(step=2, branch="cond") if first else ():
+                        other.block(0).output.sum()
+                        break
+                    next(later)
+
+
+def test_a_loop_inside_of_a_loop_takes_the_calls_that_the_outer_one_leaves(lens, sample):
+    with lens.trace(sample, steps=3) as tr:
+        seen = [].save()
+        for call in tr.calls(branch="cond"):
+            seen.append((call.step, float(call.block(0).output.sum())))
+            other = next(tr.calls(step=call.step, branch="uncond"))
+            seen.append((other.step, float(other.block(0).output.sum())))
+    assert [step for step, _ in seen] == [0, 0, 1, 1, 2, 2]
+
+
 def test_break_is_the_users_right(lens, sample):
     with lens.trace(sample, steps=3) as tr:
         steps = [].save()

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.inputs import ModelInputs
-from dit_lens.engine.pipeline_check import check_against_pipeline, value_of
+from dit_lens.engine.pipeline_check import check_against_pipeline, refuse_left_over, value_of, warn_of_keeping
 from dit_lens.engine.request import Request, name_anew, seeds_together, verify_of
 from dit_lens.engine.rows import Moment, Row, Shared
 from dit_lens.engine.stages import check_schedule, grids_of
@@ -138,8 +138,11 @@ class Batch:
         for is_edit, items in ((True, plan.edits), (False, plan.records)):
             for placed in items:
                 self.binding(placed, is_edit)  # what cannot be carried out is refused before anything runs
-        if check_against_pipeline(self):  # a hook of the user's may have counted its calls
+        before = self.model
+        if check_against_pipeline(self):
             self.model = specimen.identity(repeatable=True)
+        if self.model != before:
+            warn_of_keeping()
 
     @property
     def noise(self) -> Tensor:
@@ -344,6 +347,7 @@ class Batch:
             plan.check_grids(grids_of(self.inputs.streams, apart(self.inputs.noise)))
             plan.check_sources(self.specimen.fingerprint)
             binding = placed.bind(is_edit, self.layout, self.sigmas)
+            refuse_left_over(self.specimen.pipe, placed)
             if problem := binding.never_fired([self.expert(step) for step in range(self.steps)]):
                 raise PlanError(problem)
             # What is placed is held too, so that its id is not given to another.

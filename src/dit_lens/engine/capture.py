@@ -120,7 +120,7 @@ class Capture:
         self._writer: RunWriter | None = None
         self._run: Run | None = None
         self._last: CapturedStep | None = None  # the step before the next one
-        self._next, self._is_entered = 0, False
+        self._next, self._is_entered, self._is_stepping = 0, False, False
         # Streams, and what of each (latents, velocity) the loop was seen to go on with as edited.
         self.heeded: set[tuple[str, str]] = set()
 
@@ -183,10 +183,12 @@ class Capture:
             The step: what it starts from, edits included, and how its calls and its velocity are told.
 
         Raises:
-            CaptureError: a branch, or something placed, never ran; or there are more steps than noise levels.
+            CaptureError: a branch, or something placed, never ran; there are more steps than noise levels; or a step is open.
             PlanError: the latents are of another form, or there is no such expert or branch.
         """
         number = self._next
+        if self._is_stepping:
+            raise CaptureError(f"capture: step {number} has begun already: end one step before the next.")
         if number >= self.layout.steps:
             raise CaptureError(f"capture: step {number}, and there are {self.layout.steps} noise levels.")
         streams = _by_stream(number, latents)
@@ -206,8 +208,11 @@ class Capture:
         self._drop(number)
         start = self.stepper.begin(number, expert, streams, branches=branches)
         unedited = {s: x.clone() for s, x in streams.items() if start[s] is not x}
-        step = CapturedStep(self, number, expert, start, unedited)
-        yield step
+        step, self._is_stepping = CapturedStep(self, number, expert, start, unedited), True
+        try:
+            yield step
+        finally:
+            self._is_stepping = False
         if missing := sorted(set(start) - step.solved):
             raise CaptureError(
                 f"capture: step {number} ended without its velocity ({', '.join(missing)}): call step.velocity(...)."
@@ -286,7 +291,11 @@ class Capture:
             [Row(self.seed, edits, records, [recorder], row) for row in range(rows)],
             all_told=True,
         )
-        levels, told = torch.tensor(self.schedule.sigmas), torch.tensor(self.schedule.timesteps)
+        # Of the latents' type or wider: x0 is made of them.
+        levels, told = (
+            torch.tensor(values, dtype=torch.float64)
+            for values in (self.schedule.sigmas, self.schedule.timesteps)
+        )
         scheduler = SimpleNamespace(sigmas=levels, timesteps=told)
         flow = Flow(schedule=lambda scheduler: self.schedule)
         self._stepper = Stepper(

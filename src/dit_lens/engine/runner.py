@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_lens.engine.recorder import Recorder
 from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch, samples_of
 from dit_lens.engine.verify import Comparison
 from dit_lens.errors import DamageError, StoreError
 from dit_lens.families.call import Forward, Schedule
-from dit_lens.families.identity import hooked, state_of_hooks
+from dit_lens.families.identity import keepers, state_kept
 from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
@@ -73,9 +73,9 @@ def warn_of_what_was_kept(run: Run) -> bool:
     kept = any(words.get("state kept") for words in journal.read(run.path).steps.values())
     if kept:
         warnings.warn(
-            f"{run.path} is handed out as it was made. A record, an edit or a hook kept something on the way then (a list, a "
-            "counter, the step before), which is not there now, and the run is not checked: give every run an object of its own, "
-            "and read what you need from the run's records.",
+            f"{run.path} is handed out as it was made. A record, an edit, a hook or a module of yours kept something on the way "
+            "then (a list, a counter, the step before), which is not there now, and the run is not checked: give every run an "
+            "object of its own, and read what you need from the run's records.",
             stacklevel=3,
         )
     return kept
@@ -184,7 +184,8 @@ class Destination:
         self._beside, self._check = beside, check
         self._writer: RunWriter | Draft | None = None
         self._state: list[str] = []  # of what may keep something, when the run begins
-        self._hooked: list[nn.Module] = []  # modules that have a hook of the user's
+        specimen = stage.request.specimen
+        self._keepers = keepers(specimen.pipe, specimen.dits.values())  # before anything is wrapped
         self._place: RunPlace | None = None
 
     @property
@@ -213,7 +214,6 @@ class Destination:
         self._writer = writer = place.open()
         if any(words.get("state kept") for words in writer.words.values()):
             self._writer = writer = place.open(anew=True)
-        self._hooked = hooked(part for dit in request.specimen.dits.values() for part in dit.modules())
         self._state = self._kept()
         recorder = Recorder(stage.layout, samples, writer, request.encoding, self._words)
         committed = writer.committed_steps
@@ -241,8 +241,8 @@ class Destination:
         return {} if self._kept() == self._state else {"state kept": True}
 
     def _kept(self) -> list[str]:
-        """Return hashes that change when an edit, a record, or a hook of the user's in the model keeps something."""
-        return [self.stage.request.plan.state(), state_of_hooks(self._hooked)]
+        """Return hashes that change when an edit, a record, or what of the model is the user's keeps something."""
+        return [self.stage.request.plan.state(), state_kept(self._keepers)]
 
     def _open_draft(self, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]) -> Draft:
         """Begin a run in no store, now that there is something to write. Nobody asks for its name before it ends."""

@@ -151,7 +151,9 @@ class Trace(InterleavingTracer):
             if is_selected(call):
                 body.call = call
                 layout = self._need_request().stages[call.stage].layout
+                begun = len(self._calls)
                 yield TracedCall(self.specimen, call, branch, self._envoy_of, (self._plan, layout))
+                self._refuse_past(is_selected, begun)
         body.call = None
 
     @property
@@ -171,16 +173,18 @@ class Trace(InterleavingTracer):
             return dict(walk.unnamed(self, "a trace that is not over"))
         return {"@trace": walk.visit(self._run)}
 
-    def _refuse_past(self, is_selected: Callable[[Call], bool]) -> None:
-        """Raise CaptureError where the model is past a call that a loop selects."""
+    def _refuse_past(self, is_selected: Callable[[Call], bool], begun: int = 0) -> None:
+        """Raise CaptureError where the model is past a call that a loop selects, but for the first `begun`."""
         body = self._need_body()
         if self._peeked is not body.running:
             self._peeked = None  # the body has waited for something else meanwhile
-        past = next((call for call in self._calls if call is not self._peeked and is_selected(call)), None)
+        past = next(
+            (call for call in self._calls[begun:] if call is not self._peeked and is_selected(call)), None
+        )
         if past is not None:
             raise CaptureError(
                 f"tr.calls selects {past}, and the model is past it: the body has been through it, or was busy elsewhere. "
-                "Name the steps that are still to come, or do it all in one loop."
+                "Name the steps that are still to come, or do it all in one loop: two at once take each other's calls."
             )
 
     def _next(self, body: Body) -> Call | None:

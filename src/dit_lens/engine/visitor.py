@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dit_lens.engine.checkpoints import is_checkpointed
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.recorder import is_left_alone, same_bits
 from dit_lens.engine.rows import Moment, Row, Shared, Where
@@ -72,6 +73,7 @@ class Visitor:
         self.watch = frozenset(watch)
         self.states: dict[Place, Tensor] = {}
         self.forward: Forward | None = None
+        self._with_gradients = False  # in the running call
         self._moment: Moment | None = None
         self._hooked: list[tuple[nn.Module, Any]] = []  # modules, and what their hooks call
         self._active: Sequence[Sequence[Binding]] = ()
@@ -145,7 +147,7 @@ class Visitor:
     @contextmanager
     def calling(self, forward: Forward) -> Iterator[None]:
         """Label what the hooks see while one forward of a DiT runs."""
-        self.forward = forward
+        self.forward, self._with_gradients = forward, torch.is_grad_enabled()
         try:
             yield
         finally:
@@ -227,6 +229,11 @@ class Visitor:
             if not is_left_alone(new, values):  # the model may rely on its own memory
                 out = h.clone() if out is None else out
                 out[rows, part] = new.flatten(1, 3)
+        if out is not None and self._with_gradients and is_checkpointed():
+            raise CaptureError(
+                f"{where[0]} at layer {where[2]} is edited inside of torch's gradient checkpointing, which runs the module again "
+                "in the backward pass, without the edit: turn checkpointing off."
+            )
         return out
 
     def _keep_state(self, where: Where, branch: str, state: Tensor) -> None:

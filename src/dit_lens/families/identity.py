@@ -136,15 +136,42 @@ class _Look:
         ]
 
 
-def hooked(parts: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return the modules that have a hook of the user's."""
-    return [part for part in parts if modules.has_hooks(part.__dict__)]
+def keepers(pipe: Any, dits: Iterable[nn.Module]) -> list[Any]:
+    """Return what of a pipeline is the user's, and may keep something from call to call.
+
+    Modules of a class of theirs, with a hook of theirs, or with a method that they have replaced; and functions and objects of
+    theirs that the pipeline itself holds.
+    """
+    parts = [part for dit in dits for part in dit.modules() if _is_touched(part)]
+    return parts + [
+        v for v in held_by(pipe).values() if not isinstance(v, nn.Module) and attributes.is_users(v)
+    ]
 
 
-def state_of_hooks(parts: Iterable[nn.Module]) -> str:
-    """Return a hash that changes when a hook of the user's on some modules keeps something from call to call."""
+def _is_touched(part: nn.Module) -> bool:
+    held = part.__dict__
+    replaced = any(name in held and not attributes.is_guest(held[name]) for name in attributes.REPLACED)
+    return replaced or attributes.is_users(part) or modules.has_hooks(held)
+
+
+def state_kept(parts: Iterable[Any]) -> str:
+    """Return a hash that changes when some of these parts, or a hook that torch calls at every module, keeps something."""
     walk = Walk([], checksum=tensor_data, repeatable=True, watching=True)
-    return digest([modules.hooks(walk, part.__dict__) for part in parts])
+    return digest([[_state(walk, part) for part in parts], walk.whole([_hooks_of_all_modules(), _modes()])])
+
+
+def _state(walk: Walk, part: Any) -> Any:
+    if not isinstance(part, nn.Module):
+        return walk.visit(part)
+    with walk.reading_pipeline():  # what a library's method writes anew in every run is nothing that is kept
+        own = attributes.plain(walk, part)
+        own = (
+            own | part._buffers
+            if attributes.is_users(part)
+            else {n: own[n] for n in attributes.REPLACED if n in own}
+        )
+        held = {name: walk.visit(value, name) for name, value in own.items()}
+    return [held, modules.hooks(walk, part.__dict__)]
 
 
 def numerics() -> dict[str, Any]:

@@ -148,6 +148,8 @@ def table(walk: Walk, value: Any) -> Any:
         "categories": walk.visit([*getattr(value.dtype, "categories", [])]),
         "values": array(walk, value.to_numpy()),
     }
+    if walk.exact and (spacing := getattr(value, "freqstr", None)):  # of an index of times: code may read it
+        data["freq"] = str(spacing)
     return data | ({"index": table(walk, value.index)} if hasattr(value, "index") else {})
 
 

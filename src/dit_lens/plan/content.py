@@ -137,7 +137,9 @@ class Walk:
         in_order: whether the order of a dict's items counts, as it does where code goes through them.
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
-        names: in all code of the user's that was visited.
+        names: in all code that was visited, but a library's.
+        users_names: in that of the user's.
+        parts: parts of a pipeline that code reads.
         recipes: how modules are read, by class and names of attributes; see `modules`.
     """
 
@@ -157,6 +159,8 @@ class Walk:
     ) -> None:
         self.watching, self.called = watching, called
         self.names: set[str] = set()
+        self.users_names: set[str] = set()
+        self.parts: list[Any] = []
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
         self.of_pipeline = of_pipeline
@@ -302,6 +306,7 @@ class Walk:
         walk.in_order, walk.repeatable, walk.of_pipeline = self.in_order, self.repeatable, self.of_pipeline
         walk.watching = self.watching
         walk.called, walk.names = self.called, self.names
+        walk.users_names, walk.parts = self.users_names, self.parts
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
@@ -341,6 +346,7 @@ class Walk:
         if kind is float:
             return self._number(value)
         if not self.of_pipeline and attributes.is_part(value):
+            self.parts.append(value)
             with self.reading_pipeline():
                 return self._dispatch(value, kind)
         if self.is_module(value):

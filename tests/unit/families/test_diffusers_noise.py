@@ -144,6 +144,28 @@ def test_the_record_of_an_edited_x0_is_what_the_scheduler_makes_of_it(made, opti
     assert float(run["x0"].sel(step=0).max()) < 3
 
 
+@pytest.mark.parametrize("value", [1.2, 0.01])
+def test_the_record_of_an_edited_x0_is_what_the_scheduler_takes_in_few_bits_too(made, value):
+    """In bfloat16 the way to the velocity and back rounds by as much as a scheduler clips."""
+    case = made("dit")
+    case.pipe.to(torch.bfloat16)
+    try:
+        with scheduled(case, diffusers.DDIMScheduler(clip_sample=True)):
+            edit = (dl.replace(value=value), dl.at(site="x0", step=[0, 2]))
+            run = case.run(dl.Lens(case.pipe), steps=3, record=[dl.x0, dl.latents, dl.velocity], edit=[edit])
+            scheduler = case.pipe.scheduler
+            scheduler.set_timesteps(3)
+            for step in (0, 2):
+                given = [
+                    torch.tensor(run[name].sel(step=step).values).bfloat16()
+                    for name in ("velocity", "latents")
+                ]
+                stepped = scheduler.step(given[0], scheduler.timesteps[step], given[1])
+                np.testing.assert_array_equal(run["x0"].sel(step=step), stepped.pred_original_sample.float())
+    finally:
+        case.pipe.to(torch.float32)
+
+
 def test_dpm_solver_runs(made):
     """Wan with DPM++, PixArt as published."""
     for name, options in (

@@ -1,0 +1,197 @@
+"""What the user's modules and functions in a model keep from call to call, and a pipeline of its run."""
+
+import os
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dit_lens as dl
+
+SAMPLE = dl.tasks.maze(1_000_007)
+ASKED = {"steps": 8, "cfg_scale": 1.0}
+
+
+class Counter:
+    """Counts calls: another value from the seventh on."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, value):
+        if str(self.calls) == os.environ.get("FAIL_AT"):  # no value that a name sees
+            raise OSError("the power went")
+        self.calls += 1
+        return value * (0.5 if self.calls > 6 else 1)
+
+
+class Counting(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.counter = inner, Counter()
+
+    def forward(self, x):
+        return self.counter(self.inner(x))
+
+
+class CountingLinear(nn.Linear):
+    def forward(self, x):
+        return self.counter(super().forward(x))
+
+
+def projection(lens):
+    return lens.pipe.dit.blocks[4].self_attn.o
+
+
+@contextmanager
+def in_a_module(lens):
+    lens.pipe.dit.blocks[4].self_attn.o = Counting(projection(lens))
+    yield
+
+
+@contextmanager
+def in_a_forward(lens):
+    plain, counter = projection(lens).forward, Counter()
+    projection(lens).forward = lambda x: counter(plain(x))
+    yield
+
+
+@contextmanager
+def in_a_class(lens):
+    projection(lens).__class__, projection(lens).counter = CountingLinear, Counter()
+    yield
+
+
+@contextmanager
+def in_the_function_of_the_model(lens):
+    plain, counter = lens.pipe.model_fn, Counter()
+    lens.pipe.model_fn = lambda *args, **keywords: counter(plain(*args, **keywords))
+    yield
+
+
+@contextmanager
+def in_a_hook(lens):
+    counter = Counter()
+    projection(lens).register_forward_hook(lambda module, inputs, output: counter(output))
+    yield
+
+
+@contextmanager
+def in_a_hook_of_all_modules(lens):
+    counter, projection(lens).is_counted = Counter(), True
+
+    def hook(module, inputs, output):
+        return counter(output) if hasattr(module, "is_counted") else None
+
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+KINDS = [
+    *(in_a_module, in_a_forward, in_a_class, in_the_function_of_the_model, in_a_hook),
+    in_a_hook_of_all_modules,
+]
+
+
+@pytest.mark.parametrize("counting", KINDS)
+def test_an_interrupted_run_whose_model_counts_is_begun_anew(counting, tmp_path, monkeypatch):
+    def run(store):
+        lens = dl.load("organism")
+        with counting(lens):
+            return lens.run(SAMPLE, store=store, **ASKED)
+
+    whole = run(tmp_path / "whole")
+    monkeypatch.setenv("FAIL_AT", "5")
+    with pytest.raises(OSError, match="the power went"):
+        run(tmp_path / "interrupted")
+    monkeypatch.delenv("FAIL_AT")
+    again = run(tmp_path / "interrupted")
+    assert again.path.name == whole.path.name  # it was the same run
+    np.testing.assert_array_equal(again["latents"].values, whole["latents"].values)
+    with pytest.warns(UserWarning, match="a module of yours kept something"):
+        run(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("counting", KINDS)
+def test_a_batch_whose_model_counts_is_warned_of(counting):
+    lens = dl.load("organism")
+    with counting(lens), pytest.warns(UserWarning, match="keeps something from call to call"):
+        lens.batch([(SAMPLE, 0)], **ASKED)
+
+
+class Half(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 0.5 * self.inner(x)
+
+
+def stopping(h, at):
+    if str(at.step) == os.environ.get("FAIL_AT"):
+        raise OSError("the power went")
+    return h
+
+
+def test_a_module_that_keeps_nothing_is_resumed_and_not_warned_of(tmp_path, monkeypatch):
+    def run():
+        lens = dl.load("organism")
+        lens.pipe.dit.blocks[4].self_attn.o = Half(projection(lens))
+        return lens.run(SAMPLE, store=tmp_path, edit=[(stopping, dl.at(layer=2))], **ASKED)
+
+    monkeypatch.setenv("FAIL_AT", "5")
+    with pytest.raises(OSError, match="the power went"):
+        run()
+    monkeypatch.delenv("FAIL_AT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        first = run()
+        again = run()
+        dl.load("organism").batch([(SAMPLE, 0)], **ASKED)
+    assert first.path == again.path
+
+
+def test_what_the_pipeline_keeps_of_its_run_is_refused_in_a_batch():
+    """It would be left over from whatever run came before; a run of the pipeline sets it."""
+    lens = dl.load("organism")
+    pipe = lens.pipe
+
+    def early(h, at):
+        return h * 0 if float(pipe.scheduler.sigmas[at.step]) > 0.9 else h
+
+    def early_by_its_scheduler(h, at):
+        scheduler = pipe.scheduler
+        return h * 0 if float(scheduler.timesteps[at.step]) > 900 else h
+
+    class Early:
+        def __init__(self, pipe):
+            self.held = {"pipe": pipe}
+
+        def __call__(self, h, at):
+            return h * 0 if float(self.held["pipe"].scheduler.sigmas[at.step]) > 0.9 else h
+
+    for edit in (early, early_by_its_scheduler, Early(pipe)):
+        placed = [(edit, dl.at(layer=3))]
+        lens.run(SAMPLE, edit=placed, **ASKED)
+        with pytest.raises(dl.PlanError, match=r"reads .*Scheduler\.\w+, which the pipeline sets as it runs"):
+            lens.batch([(SAMPLE, 0)], edit=placed, **ASKED)
+        with pytest.raises(dl.PlanError, match="which the pipeline sets as it runs"):
+            lens.sweep([(SAMPLE, 0)], arms={"early": placed}, **ASKED)
+
+
+def test_other_things_of_the_pipeline_are_read_in_a_batch():
+    lens = dl.load("organism")
+    pipe = lens.pipe
+
+    def scaled(h, at):
+        width = pipe.dit.blocks[0].self_attn.o.weight.shape[0]
+        return h * (at.sigma + at.timestep / 1000) / width * pipe.vae.upsampling_factor
+
+    lens.batch([(SAMPLE, 0)], edit=[(scaled, dl.at(layer=1, step=0))], **ASKED).run()
