@@ -142,16 +142,17 @@ def keepers(pipe: Any, dits: Iterable[nn.Module]) -> list[Any]:
     Modules of a class of theirs, with a hook of theirs, or with a method that they have replaced; and functions and objects of
     theirs that the pipeline itself holds.
     """
-    parts = [part for dit in dits for part in dit.modules() if _is_touched(part)]
-    return parts + [
-        v for v in held_by(pipe).values() if not isinstance(v, nn.Module) and attributes.is_users(v)
-    ]
+    every = [part for dit in dits for part in dit.modules()]
+    users = {kind for kind in {type(part) for part in every} if not classes.is_no_users(kind)}
+    parts: list[Any] = [part for part in every if type(part) in users or _is_touched(part.__dict__)]
+    own = [held for held in held_by(pipe).values() if not isinstance(held, nn.Module)]
+    return parts + [held for held in own if attributes.is_users(held)]
 
 
-def _is_touched(part: nn.Module) -> bool:
-    held = part.__dict__
-    replaced = any(name in held and not attributes.is_guest(held[name]) for name in attributes.REPLACED)
-    return replaced or attributes.is_users(part) or modules.has_hooks(held)
+def _is_touched(held: Mapping[str, Any]) -> bool:
+    """Say whether a module, by its attributes, has a hook of the user's, or a method that they have replaced."""
+    replaced = [name for name in attributes.REPLACED if name in held and not attributes.is_guest(held[name])]
+    return bool(replaced) or modules.has_hooks(held)
 
 
 def state_kept(parts: Iterable[Any]) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_hooks_of = itemgetter(*HOOKS)
 
 PLAIN = frozenset({type(None), bool, int, float, str})
 """Types whose text says all that a value is, its type and the sign of a zero among it."""
@@ -187,4 +188,5 @@ def hooks(walk: Walk, held: Mapping[str, Any]) -> list[Any]:
 
 def has_hooks(held: Mapping[str, Any]) -> bool:
     """Say whether a module has a hook that is not there to watch it."""
-    return any(not attributes.is_guest(hook) for name in HOOKS for hook in held[name].values())
+    hooks = _hooks_of(held)
+    return any(hooks) and any(not attributes.is_guest(hook) for each in hooks for hook in each.values())
