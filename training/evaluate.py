@@ -20,13 +20,13 @@ import multiprocessing
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tyro
@@ -136,7 +136,7 @@ class Evaluation:
             files = self._files(folder, rows, many, [maker, depth or 0, scale])
             if not all(file.exists() for file in files.values()):
                 for label, videos in self._answers(cut(network, depth), rows, many, scale).items():
-                    _save(files[label], videos)
+                    _write_whole(files[label], partial(np.save, arr=videos))
             for label, file in files.items():
                 if label == ONE and many != steps[-1]:
                     continue  # it is the same in every run
@@ -203,10 +203,8 @@ class Evaluation:
                 "score": [round(float(v.score), 4) for v in judged],
             }
         pending.scratch.cleanup()
-        pending.out.parent.mkdir(parents=True, exist_ok=True)
-        part = pending.out.with_suffix(".part")
-        part.write_text(json.dumps({**pending.about, "sets": results}) + "\n")
-        os.replace(part, pending.out)
+        text = json.dumps({**pending.about, "sets": results}) + "\n"
+        _write_whole(pending.out, lambda stream: stream.write(text.encode()))
 
 
 def cut(network: Any, layers: int | None) -> Any:
@@ -227,12 +225,12 @@ def _state(network: Any, frozen: Any) -> str:
     return out.hexdigest()
 
 
-def _save(file: Path, videos: Any) -> None:
-    """Write videos; the file is there when it is whole."""
+def _write_whole(file: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file, which is there when it is whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     with part.open("wb") as stream:
-        np.save(stream, videos)
+        write(stream)
     os.replace(part, file)
 
 

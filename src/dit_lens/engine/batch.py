@@ -15,7 +15,7 @@ Equal to single runs within float tolerance, not bit for bit: a larger product s
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_lens.engine.batch_rows import batching_of, parts
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.inputs import ModelInputs
 from dit_lens.engine.pipeline_check import check_against_pipeline, refuse_left_over, value_of, warn_of_keeping
@@ -34,15 +35,13 @@ from dit_lens.engine.stepper import Stepper
 from dit_lens.engine.visitor import Place, Visitor, apply_edit, spot_of
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
-from dit_lens.families.family import Batching
 from dit_lens.families.latents import apart, together
 from dit_lens.families.patching import traced, undisturbed
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.content import Walk
-from dit_lens.plan.places import positions, whole_number
+from dit_lens.plan.places import positions
 from dit_lens.plan.plan import Entry, Placed, Plan
-from dit_lens.tasks.pairs import check_pair
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class Batch:
     ) -> None:
         self.specimen, self.pairs, self.verify = specimen, list(pairs), verify_of(verify)
         self.arguments = arguments
-        self.batching = _batching(specimen, self.pairs, at_once)
+        self.batching = batching_of(specimen, self.pairs, at_once)
         plan = Plan.of(record, edit)
         self.requests = [
             Request(
@@ -492,43 +491,3 @@ def _copied(scheduler: Any) -> Any:
             "the change as a class of its own, or use lens.run."
         )
     return copy.deepcopy(scheduler)
-
-
-def _batching(specimen: Specimen, pairs: Sequence[tuple[Sample, int]], at_once: int) -> Batching:
-    """Return the family's way to batch, once the samples are seen to fit together."""
-    batching = specimen.family.batching
-    if batching is None:
-        raise PlanError(
-            f"Family {specimen.family.name} does not say how to batch: use lens.run, a run at a time."
-        )
-    for pair in pairs:
-        check_pair(pair)
-    if not pairs or whole_number(at_once) is None or at_once < 1:
-        raise PlanError(
-            f"{len(pairs)} pairs, at_once={at_once}: a batch takes at least one pair, and one row at a time."
-        )
-    sizes = sorted({(*(s.size or ()), s.num_frames) for s, _ in pairs})
-    if len(sizes) > 1:
-        raise PlanError(f"The samples of a batch have one (height, width, num_frames); these have {sizes}.")
-    for sample, _ in pairs:
-        if not isinstance(sample.prompt, str):
-            raise PlanError(f"{sample.task}/{sample.id} is a prompt batch: give each prompt as a sample.")
-    return batching
-
-
-def parts(groups: Sequence[int | None], at_once: int) -> Iterator[slice]:
-    """Cut rows into parts of at most `at_once`; those of one group stay together, also if they are more.
-
-    Args:
-        groups: number of each row's group; None where it has none.
-        at_once: rows in one forward.
-    """
-    start, count = 0, len(groups)
-    while start < count:
-        stop = min(start + at_once, count)
-        while start < stop < count and groups[stop] is not None and groups[stop] == groups[stop - 1]:
-            stop -= 1
-        if stop == start:
-            stop = start + sum(group == groups[start] for group in groups)
-        yield slice(start, stop)
-        start = stop

@@ -184,8 +184,9 @@ class Destination:
         self._beside, self._check = beside, check
         self._writer: RunWriter | Draft | None = None
         self._state: list[str] = []  # of what may keep something, when the run begins
-        specimen = stage.request.specimen
-        self._keepers = keepers(specimen.pipe, specimen.dits.values())  # before anything is wrapped
+        specimen, is_stored = stage.request.specimen, stage.request.store is not None
+        # Before anything is wrapped.
+        self._keepers = keepers(specimen.pipe, specimen.dits.values()) if is_stored else []
         self._place: RunPlace | None = None
 
     @property

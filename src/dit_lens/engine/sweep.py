@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dit_lens.engine.arm_runs import ArmRuns
-from dit_lens.engine.batch import Batch, parts
+from dit_lens.engine.batch import Batch
+from dit_lens.engine.batch_rows import parts
 from dit_lens.engine.outcomes import by_sample, in_order, outcomes
 from dit_lens.engine.request import seed_of, verify_of
 from dit_lens.engine.rows import Row, Shared
