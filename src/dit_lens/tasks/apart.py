@@ -145,11 +145,11 @@ def score_apart(
     board = _board(size, layout)
     edges = trail.read_trail(video[-1], size, (TRAIL, *AGENTS.values()))
     near = max(pairs, key=lambda pair: trail.overlap(edges, _edges(pair)))
-    stand = [_cell(conduct.see(video[-1], board, colour)) for colour in AGENTS.values()]
-    arrived = stand == [ends.goal for ends in layout]
-    conducted, legal = conduct.judge_together(video, board, walkers(near), num_frames)
-    solved = conducted and arrived and edges == _edges(near)
-    graded = trail.overlap(edges, _edges(near)) * (1.0 if arrived else 0.5) * legal
+    frames = conduct.judge_together(video, board, walkers(near), num_frames)
+    goals: list[Cell | None] = [ends.goal for ends in layout]
+    stand = goals if frames.last else [_cell(conduct.see(video[-1], board, c)) for c in AGENTS.values()]
+    solved = frames.whole and edges == _edges(near)
+    graded = trail.overlap(edges, _edges(near)) * (1.0 if stand == goals else 0.5) * frames.share
     return Score(solved, 1.0 if solved else min(graded, 0.99), _read(edges, layout, stand))
 
 

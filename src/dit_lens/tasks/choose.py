@@ -12,6 +12,7 @@ from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import conduct, layouts, trail
 from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import Cell
+from dit_lens.tasks.judged import Judged
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
@@ -90,10 +91,10 @@ def score_choice(
     one = len(touched) == 1
     on_goal = one and trail.read_agent(video[-1], size) == goals[touched[0]]
     answered = on_goal and path is not None and path[-1] == goals[touched[0]]
-    conducted, legal = False, 0.0
+    frames = Judged(False, 0.0, False)
     if walked := path or (_corner(start, goals[touched[0]]) if one else None):
-        conducted, legal = conduct.judge(video, trail.board(size, [], goals), walked, num_frames)
+        frames = conduct.judge(video, trail.board(size, [], goals), walked, num_frames)
     answer = f"goal {touched[0]}" if answered else f"goals {touched} by {trail.spell(edges, start)}"
-    graded = (int(path is not None) + int(one) + int(on_goal)) / 3 * legal
-    solved = answered and conducted
+    graded = (int(path is not None) + int(one) + int(on_goal)) / 3 * frames.share
+    solved = answered and frames.whole
     return Score(solved, 1.0 if solved else min(graded, 0.99), answer)

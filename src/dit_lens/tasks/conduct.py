@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.blur import CHANGED, blur, difference, largest, smooth
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
+from dit_lens.tasks.judged import Judged
 from dit_lens.tasks.trail import RADIUS
 from dit_lens.tasks.walkers import Colour, Walker, picture
 
@@ -48,9 +49,9 @@ AROUND = 11.0
 a codec makes one latent of four frames."""
 BLENDED = 3
 FEW = 0.18
-"""Share of such a square that walls fill at least, where they are looked at by themselves: the outer one is a pixel wide."""
-GONE = 0.25
-"""Difference from which on a wall has changed where it is looked at by itself."""
+"""Share of a square that things fill at least, where they are looked at by themselves: the outer wall is a pixel wide."""
+GONE = 0.3
+"""Difference from which on a thing has changed where it is looked at by itself."""
 DRAWN = 0.5
 """How different a frame may be around the agents, which a model may draw a little otherwise, as a share of how far the palest
 trail is from the floor; so a trail that is missing there, or new, is seen."""
@@ -59,9 +60,9 @@ OTHER_COLOUR = 0.37
 GHOST = 0.25
 """Mean share of the agent's colour in such a square from which on something has it; behind a red agent the codec draws a few
 pixels of blue."""
-STRIP = (1, 10)
+STRIP = (1, 5)
 """Pixels along the sides of the strips, upright and across, that are looked at for things that should not be there."""
-STRANGE = 0.5
+STRANGE = 0.55
 """How much nearer to a thing's colour a strip is than it should be, from which on there is one."""
 THINGS = (cv.WALL, cv.GOAL, cv.SIGN)
 """Colours of what may stand on a board."""
@@ -152,19 +153,16 @@ def _sighting(frame: NDArray[np.uint8], colour: Colour, under: NDArray[np.float3
     return Sighting(total / (np.pi * RADIUS**2), at, float(np.sqrt(spread)), core, off_colour)
 
 
-def judge(
-    video: NDArray[np.uint8], board: Canvas, path: Sequence[Cell], num_frames: int
-) -> tuple[bool, float]:
-    """Judge the walk of the usual agent alone; see `judge_together`."""
+def judge(video: NDArray[np.uint8], board: Canvas, path: Sequence[Cell], num_frames: int) -> Judged:
+    """Judge every frame of the walk of the usual agent alone, as `legal_frames` does."""
     return judge_together(video, board, [Walker(path)], num_frames)
 
 
 def judge_together(
     video: NDArray[np.uint8], board: Canvas, walkers: Sequence[Walker], num_frames: int
-) -> tuple[bool, float]:
-    """Return whether a video has so many frames, all of them legal (`legal_frames`), and the share of its frames that are."""
-    legal = legal_frames(video, board, walkers)
-    return len(video) == num_frames and bool(legal.all()), float(legal.mean())
+) -> Judged:
+    """Judge every frame of the walks of several agents, as `legal_frames` does."""
+    return Judged.of(legal_frames(video, board, walkers), num_frames)
 
 
 def legal_frames(video: NDArray[np.uint8], board: Canvas, walkers: Sequence[Walker]) -> NDArray[np.bool_]:
@@ -178,23 +176,22 @@ def legal_frames(video: NDArray[np.uint8], board: Canvas, walkers: Sequence[Walk
     Returns:
         [time].
     """
-    last = max(len(video) - 1, 1)
+    last, times = max(len(video) - 1, 1), range(len(video))
     watched = [_Watched(walker, board) for walker in walkers]
-    due = [[each.due(t, last) for each in watched] for t in range(len(video))]
+    due = [[each.due(t, last) for each in watched] for t in times]
     seen = [[each.moves(frame, t, last) for each in watched] for t, frame in enumerate(video)]
     made = [
         [b if a is None else a for a, b in zip(*both, strict=True)] for both in zip(seen, due, strict=True)
     ]
     in_time, drawn = blur(_pictures(board, walkers, due)), _pictures(board, walkers, made)
-    return np.array(
-        [
-            difference(frame, pictures[0]).max() <= CHANGED
-            or (None not in moves and _is_walk(frame, pictures, board, watched, made_then, last))
-            for frame, moves, made_then, *pictures in zip(
-                video, seen, made, in_time, blur(drawn), drawn, strict=True
-            )
-        ]
-    )
+    legal, come = np.zeros(len(video), bool), np.zeros(len(watched))
+    for t, (frame, *pictures) in enumerate(zip(video, in_time, blur(drawn), drawn, strict=True)):
+        now, legal[t] = due[t], difference(frame, in_time[t]).max() <= CHANGED
+        if not legal[t] and None not in seen[t]:
+            now, legal[t] = made[t], _is_walk(frame, pictures, board, watched, made[t], last)
+        legal[t] &= bool((np.array(now) >= come - STILL / CELL).all())
+        come = np.maximum(come, now) if legal[t] else come
+    return legal
 
 
 def _pictures(board: Canvas, walkers: Sequence[Walker], times: Sequence[Sequence[float]]) -> Canvas:
@@ -212,7 +209,6 @@ class _Watched:
         board: that it walks on.
         tint: hue of its colour that the board has.
         under: hue from which on its colour is counted.
-        come: how far it has come, in pixels along its path.
     """
 
     def __init__(self, walker: Walker, board: Canvas) -> None:
@@ -220,7 +216,6 @@ class _Watched:
         self.steps = len(walker.path) - 1
         self.points = np.array([cv.centre(cell) for cell in walker.path])
         self.tint, self.under = _tint(board, walker.colour), _under(board, walker.colour)
-        self.come = 0.0
 
     def due(self, t: int, last: int) -> float:
         """Return how many moves it should have made in frame t."""
@@ -233,10 +228,7 @@ class _Watched:
         if not seen.is_one:
             return None
         off, along = _on_path(np.array(seen.at), self.points, due)
-        if off > OFF_PATH or abs(along - due) > slack or along < self.come - STILL:
-            return None
-        self.come = max(self.come, along)
-        return along / CELL
+        return None if off > OFF_PATH or abs(along - due) > slack else along / CELL
 
     def near(self, moves: float, last: int) -> NDArray[np.bool_]:
         """Return which pixels are near where it is, `BLENDED` frames before and after so many moves, [height, width]."""
@@ -265,7 +257,7 @@ def _is_walk(
     room = DRAWN * min(float(np.abs(np.subtract(each.walker.trail, cv.FLOOR)).max()) for each in watched)
     return any(
         _shows(frame, picture, near, room)
-        and _change_of_walls(frame, picture, board, bare) <= GONE
+        and _change_of_things(frame, picture, board, bare) <= GONE
         and _strangeness(frame, picture, board) <= STRANGE
         for picture in pictures
     )
@@ -277,17 +269,17 @@ def _shows(frame: NDArray[np.uint8], picture: Canvas, near: NDArray[np.bool_], r
     return bool(changed[~near].max(initial=0) <= CHANGED and changed.max() <= room)
 
 
-def _change_of_walls(
+def _change_of_things(
     frame: NDArray[np.uint8], picture: Canvas, board: Canvas, bare: NDArray[np.bool_]
 ) -> float:
-    """Return how far a frame is from a picture in the walls of a board alone, where it is farthest and they are bare.
+    """Return how far a frame is from a picture in what stands on a board alone, where it is farthest and nothing covers it.
 
-    Beside the agent, too, where a blur hides two pixels of a wall from `difference`.
+    Beside the agent, too, where the floor around two pixels of a wall, or around a sign, hides it from `difference`.
     """
-    wall = (largest(board - np.asarray(cv.WALL, np.float32)) < 0.1) & bare
-    share = smooth(wall[..., None])[..., 0]
+    thing = (largest(board - np.asarray(cv.FLOOR, np.float32)) > 0.1) & bare
+    share = smooth(thing[..., None])[..., 0]
     there = share > FEW
-    off = smooth((frame / np.float32(255) - picture) * wall[..., None])
+    off = smooth((frame / np.float32(255) - picture) * thing[..., None])
     return float((largest(off)[there] / share[there]).max(initial=0))
 
 

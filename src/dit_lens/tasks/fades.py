@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.blur import CHANGED, blur, difference
 from dit_lens.tasks.canvas import CELL, Canvas
+from dit_lens.tasks.judged import Judged
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
@@ -99,9 +100,9 @@ def score_fade(
     """
     text, near = read(video[-1])
     right = draw(answers[texts.index(text)]) if text in texts else None
-    legal = legal_frames(video, draw(None), right)
-    solved = right is not None and len(video) == num_frames and bool(legal.all())
-    return Score(solved, 1.0 if solved else min(near * float(legal.mean()), 0.99), text)
+    frames = Judged.of(legal_frames(video, draw(None), right), num_frames)
+    solved = right is not None and frames.whole
+    return Score(solved, 1.0 if solved else min(near * frames.share, 0.99), text)
 
 
 def legal_frames(

@@ -182,11 +182,11 @@ def score_routes(
     goal, times the share of frames that are legal on a walk along that route.
     """
     edges = trail.read_trail(video[-1], size)
-    arrived = trail.read_agent(video[-1], size) == goal
     route = max(routes, key=lambda route: trail.overlap(edges, route))
     path = trail.follow(route, start)
     assert path is not None
-    conducted, legal = conduct.judge(video, trail.board(size, walls, [goal]), path, num_frames)
-    solved = conducted and arrived and edges == route
-    graded = trail.overlap(edges, route) * (1.0 if arrived else 0.5) * legal
+    frames = conduct.judge(video, trail.board(size, walls, [goal]), path, num_frames)
+    arrived = frames.last or trail.read_agent(video[-1], size) == goal
+    solved = frames.whole and edges == route
+    graded = trail.overlap(edges, route) * (1.0 if arrived else 0.5) * frames.share
     return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, start))

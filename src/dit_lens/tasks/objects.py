@@ -14,6 +14,7 @@ from dit_lens.tasks import canvas as cv
 from dit_lens.tasks import fades, layouts, rolls
 from dit_lens.tasks.arguments import whole_numbers
 from dit_lens.tasks.canvas import CELL, Canvas, Cell
+from dit_lens.tasks.judged import Judged
 from dit_lens.tasks.rolls import Roll
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
@@ -66,9 +67,9 @@ def score_frames(
         num_frames: that the video should have.
     """
     last = read(video)
-    frames = legal(video, last.solved)
-    solved = last.solved and len(video) == num_frames and bool(frames.all())
-    return Score(solved, 1.0 if solved else min(last.score * float(frames.mean()), 0.99), last.answer)
+    frames = Judged.of(legal(video, last.solved), num_frames)
+    solved = last.solved and frames.whole
+    return Score(solved, 1.0 if solved else min(last.score * frames.share, 0.99), last.answer)
 
 
 def _legal_fade(video: NDArray[np.uint8], right: bool, asked: Canvas, answered: Canvas) -> NDArray[np.bool_]:

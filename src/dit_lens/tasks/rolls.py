@@ -19,6 +19,7 @@ from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.blur import CHANGED, blur, difference, largest
 from dit_lens.tasks.canvas import CELL, Canvas
 from dit_lens.tasks.conduct import BLENDED
+from dit_lens.tasks.judged import Judged
 from dit_lens.tasks.sample import Sample, Score, of_truth
 from dit_lens.tasks.scene import Answer, Scene
 
@@ -31,8 +32,12 @@ LATE = 3 / 24
 """Share of the video that the ball may be before or after its time."""
 STILL = 1 / 24
 """The same in the first frame and in the last."""
-SHIFTS = tuple(sorted(np.linspace(-LATE, LATE, 7).tolist(), key=abs))
-"""Shares of the video before and after a frame's time that are tried, the nearest first."""
+SHIFTS = np.arange(-4, 5) / 24
+"""Shares of the video before and after a frame's time at which the scene is compared with it; beyond `LATE`, so that what is
+later than it may be is seen to be."""
+ALIKE = 0.05
+"""How much less like a frame than the most like time another one may be, in `difference`, and be taken for its time."""
+TINY = 1e-6
 REACH = 4
 """Pixels around the ball, from where it is seen `BLENDED` frames before to as many after, within which a model may draw it
 otherwise."""
@@ -138,42 +143,39 @@ def score_roll(video: NDArray[np.uint8], roll: Roll, num_frames: int) -> Score:
     Graded: whether the last frame shows the ball where it should be (half for one of another colour), times the share of
     frames that are as they should be. A video of another number of frames is not solved.
     """
-    seen, strength = cv.nearest(video[-1], roll.way(1.0), 2, cv.BALLS)
+    frames = Judged.of(legal_frames(video, roll), num_frames)
+    seen, strength = (roll.colour, 1.0) if frames.last else cv.nearest(video[-1], roll.way(1.0), 2, cv.BALLS)
     there = strength > CLEAR
-    legal = legal_frames(video, roll)
-    solved = len(video) == num_frames and bool(legal.all()) and there and seen == roll.colour
     near = there * (1.0 if seen == roll.colour else 0.5)
     text = _spell(seen) if there else "no ball at the end"
-    return Score(solved, 1.0 if solved else min(near * float(legal.mean()), 0.99), text)
+    return Score(frames.whole, 1.0 if frames.whole else min(near * frames.share, 0.99), text)
 
 
 def legal_frames(video: NDArray[np.uint8], roll: Roll) -> NDArray[np.bool_]:
     """Say of every frame whether it shows the scene at its time, or a little before or after, [time].
 
-    The ball may stay behind its time and make up for it, but it does not go back.
+    Its time is the one at which the scene is most like it. The ball may stay behind and make up for it, but it does not go back.
     """
     shares, step = np.array(_shares(len(video))), 1 / max(len(video) - 1, 1)
-    late = [np.clip(shares + shift, 0, 1) for shift in SHIFTS]
-    drawn = [np.stack([roll.picture(float(time)) for time in times]) for times in late]
-    looks = [*zip(SHIFTS, late, map(blur, drawn), drawn, strict=True)]
-    legal, before = [], 0.0
+    times = np.clip(shares + SHIFTS[:, None], 0, 1)  # [shift, time]
+    drawn = [np.stack([roll.picture(float(time)) for time in each]) for each in times]
+    looks = [np.stack([blur(pictures), pictures]) for pictures in drawn]
+    legal, before = np.zeros(len(video), bool), 0.0
     for t, frame in enumerate(video):
+        off = np.array([[difference(frame, picture).max() for picture in look[:, t]] for look in looks])
         slack = STILL if t in (0, len(video) - 1) else LATE
-        found = (
-            float(times[t])
-            for shift, times, *pictures in looks
-            if abs(shift) <= slack + 1e-6
-            and times[t] >= before - 1e-6
-            and any(_is_roll(frame, each[t], roll, float(times[t]), step) for each in pictures)
+        like = (
+            (off.min(1) <= off.min() + ALIKE) & (abs(SHIFTS) <= slack + TINY) & (times[:, t] >= before - TINY)
         )
-        time = next(found, None)
-        legal.append(time is not None)
-        before = before if time is None else max(before, time)
-    return np.array(legal)
+        for n in np.flatnonzero(like):
+            if any(_is_roll(frame, picture, roll, float(times[n, t]), step) for picture in looks[n][:, t]):
+                legal[t], before = True, float(times[n, t])
+                break
+    return legal
 
 
 def _is_roll(frame: NDArray[np.uint8], picture: Canvas, roll: Roll, time: float, step: float) -> bool:
-    """Say whether a frame is like a picture of the scene at a share of the video; `step` is that of one frame."""
+    """Say whether a frame shows the scene as a picture of it at a share of the video does; `step` is that of one frame."""
     changed, near = difference(frame, picture), _near_ball(roll, time, step)
     if changed[~near].max() > CHANGED or changed.max() > DRAWN:
         return False

@@ -89,8 +89,7 @@ def score_walk(
     right = 0
     while right < len(path) - 1 and trail.edge(path[right], path[right + 1]) in edges:
         right += 1
-    conducted, legal = conduct.judge(video, board(size, things), path, num_frames)
-    arrived = trail.read_agent(video[-1], size) == path[-1]
-    solved = conducted and arrived and edges == trail.path_edges(path)
-    graded = right / (len(path) - 1) * legal
+    frames = conduct.judge(video, board(size, things), path, num_frames)
+    solved = frames.whole and edges == trail.path_edges(path)
+    graded = right / (len(path) - 1) * frames.share
     return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, path[0]))
