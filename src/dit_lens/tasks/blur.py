@@ -79,10 +79,9 @@ def largest(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def smooth(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return means over small squares, [height, width, channel]."""
+    """Return means over small squares, [..., height, width, channel]."""
     from scipy.ndimage import uniform_filter  # slow to import, and needed by who judges alone
 
-    means: NDArray[np.float32] = uniform_filter(
-        values.astype(np.float32), (WINDOW, WINDOW, 0), mode="constant"
-    )
+    sizes = [1] * (values.ndim - 3) + [WINDOW, WINDOW, 1]
+    means: NDArray[np.float32] = uniform_filter(values.astype(np.float32), sizes, mode="constant")
     return means

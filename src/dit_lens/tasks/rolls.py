@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks.blur import CHANGED, blur, difference, largest
+from dit_lens.tasks.blur import CHANGED, blur, difference, largest, smooth
 from dit_lens.tasks.canvas import CELL, Canvas
 from dit_lens.tasks.conduct import BLENDED
 from dit_lens.tasks.judged import Judged
@@ -157,12 +157,13 @@ def legal_frames(video: NDArray[np.uint8], roll: Roll) -> NDArray[np.bool_]:
     Its time is the one at which the scene is most like it. The ball may stay behind and make up for it, but it does not go back.
     """
     shares, step = np.array(_shares(len(video))), 1 / max(len(video) - 1, 1)
-    times = np.clip(shares + SHIFTS[:, None], 0, 1)  # [shift, time]
-    drawn = [np.stack([roll.picture(float(time)) for time in each]) for each in times]
+    times = np.clip(shares + SHIFTS[:, None], 0, 1).round(9)  # [shift, time]
+    drawn = [np.stack([_picture(roll, float(time)) for time in each]) for each in times]
     looks = [np.stack([blur(pictures), pictures]) for pictures in drawn]
+    seen, expected = smooth(video / np.float32(255)), [smooth(look) for look in looks]
     legal, before = np.zeros(len(video), bool), 0.0
     for t, frame in enumerate(video):
-        off = np.array([[difference(frame, picture).max() for picture in look[:, t]] for look in looks])
+        off = np.array([[largest(seen[t] - picture).max() for picture in look[:, t]] for look in expected])
         slack = STILL if t in (0, len(video) - 1) else LATE
         like = (
             (off.min(1) <= off.min() + ALIKE) & (abs(SHIFTS) <= slack + TINY) & (times[:, t] >= before - TINY)
@@ -209,10 +210,18 @@ def _near_ball(roll: Roll, time: float, step: float) -> NDArray[np.bool_]:
     from scipy.ndimage import maximum_filter  # slow to import, and needed by who judges alone
 
     bare = _draw(roll.standing())
-    times = np.clip(time + step * np.arange(-BLENDED, BLENDED + 1), 0, 1)
-    seen = np.any([largest(roll.picture(float(t)) - bare) > 0.05 for t in times], axis=0)
+    times = np.clip(time + step * np.arange(-BLENDED, BLENDED + 1), 0, 1).round(9)
+    seen = np.any([largest(_picture(roll, float(t)) - bare) > 0.05 for t in times], axis=0)
     near: NDArray[np.bool_] = maximum_filter(seen, 2 * REACH + 1)
     return near
+
+
+@lru_cache(maxsize=256)
+def _picture(roll: Roll, time: float) -> Canvas:
+    """Draw a scene at a share of the video; the same times come again and again as a video is judged."""
+    picture = roll.picture(time)
+    picture.flags.writeable = False
+    return picture
 
 
 def _shares(num_frames: int) -> list[float]:

@@ -12,6 +12,7 @@ from dit_lens.tasks import blur, trail
 from dit_lens.tasks import canvas as cv
 from dit_lens.tasks.apart import _board, walkers
 from dit_lens.tasks.canvas import EVAL_SEED
+from dit_lens.tasks.rolls import _draw
 from dit_lens.tasks.walkers import Walker, picture, trails
 from spoiling import board_of, painted, walked_path
 
@@ -37,7 +38,9 @@ def test_a_video_of_other_lengths_is_blurred_as_one_that_stays_as_it_ends():
 @pytest.mark.parametrize("task", [*tasks.TASKS, "arrows of 32"])
 def test_right_videos_of_any_speed_pass_after_the_codec(task, frames, through_codec):
     make = partial(tasks.arrows, depth=32) if task == "arrows of 32" else tasks.TASKS[task]
-    samples = [make(EVAL_SEED + n, num_frames=frames) for n in range(6)]
+    samples = [
+        make(EVAL_SEED + n, num_frames=frames) for n in (*range(4), 12, 21, 23, 39)
+    ]  # green balls among them
     assert all(sample.score(through_codec(sample.truth)).solved for sample in samples)
 
 
@@ -189,3 +192,73 @@ def test_a_trail_that_is_no_path_has_a_graded_score_by_its_frames():
     more = sample.score(painted(sample.truth, piece, slice(5, None)))
     assert one.answer.startswith("goals ") and not one.solved
     assert 0 < more.score < one.score < 2 / 3
+
+
+@pytest.mark.parametrize("task", ["arrows", "bounce", "loop"])
+def test_an_agent_does_not_go_to_and_fro_between_what_a_codec_draws_and_what_is_seen(task, through_codec):
+    sample = tasks.make(task, EVAL_SEED, num_frames=25, **({} if task == "loop" else {"depth": 2}))
+    video = through_codec(sample.truth)
+    ahead = walk(
+        sample,
+        lambda walker, moves, _: picture(
+            board_of(sample), [walker], [min(moves + 9 / 16, len(walker.path) - 1)]
+        ),
+    )
+    video[2:23:2] = ahead[2:23:2]
+    assert not sample.score(video).solved
+
+
+def test_a_new_wall_that_the_trail_hides_in_part_is_seen(through_codec):
+    sample = tasks.maze(EVAL_SEED + 1)
+    path, walls = walked_path(sample), sample.scorer.keywords["walls"]
+    size, steps = sample.size[0] // 16, len(path) - 1
+    for t in range(5, 12):
+        behind = int(steps * t / 12) - 1
+        board = trail.board(size, {*walls, trail.edge(path[behind], path[behind + 1])}, [path[-1]])
+        video = sample.truth.copy()
+        (video[t],) = cv.to_frames([picture(board, [Walker(path)], [steps * t / 12])])
+        assert not sample.score(video).solved, t
+
+
+@pytest.mark.parametrize("task", ["arrows", "bounce"])
+def test_signs_do_not_go_where_the_agent_will_be(task, through_codec):
+    sample = tasks.make(task, EVAL_SEED, num_frames=25)
+    things = next(iter(sample.scorer.keywords["things"].values()))
+    path, told = walked_path(sample), next(iter(things.keywords.values()))
+    for ahead in (1, 2, 3):
+        video = sample.truth.copy()
+        for t in range(1, 24):
+            made = (len(path) - 1) * t / 24
+            gone = path[min(int(made) + ahead, len(path) - 1)]
+            board = trail.board(sample.size[0] // 16, [], [])
+            things.func(board, {cell: sign for cell, sign in told.items() if cell != gone})
+            (video[t],) = cv.to_frames([picture(board, [Walker(path)], [made])])
+        assert not sample.score(video).solved
+
+
+@pytest.mark.parametrize("task", ["roll", "occlude"])
+def test_a_ball_is_not_gone_for_a_frame_and_does_not_go_back(task):
+    for seed in range(EVAL_SEED, EVAL_SEED + 4):
+        sample = tasks.make(task, seed, num_frames=25)
+        known = sample.scorer.keywords
+        roll = known["roll"] if "roll" in known else known["legal"].keywords["roll"]
+        seen = [int(mask.sum()) for mask in sample.masks["ball"]]
+        gone = max(t for t in range(1, 12) if seen[t] > 0.5 * max(seen))
+        spoiled = {name: sample.truth.copy() for name in ("gone", "to and fro", "late", "swapped")}
+        spoiled["gone"][gone] = cv.to_frames([_draw(roll.standing())])[0]
+        for t in range(1, 24):
+            spoiled["late"][t] = cv.to_frames([roll.picture(max(t - 4, 0) / 24)])[0]
+        for t in range(1, 24, 2):
+            spoiled["to and fro"][t] = cv.to_frames([roll.picture(min(t + 3, 24) / 24)])[0]
+        for t in range(1, 23, 2):
+            spoiled["swapped"][[t, t + 1]] = spoiled["swapped"][[t + 1, t]]
+        for name, video in spoiled.items():
+            assert not sample.score(video).solved, (seed, name)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_another_number_of_frames_is_a_share_of_the_score(task):
+    sample = tasks.make(task, EVAL_SEED)
+    few, twice = sample.score(sample.truth[[0, -1]]), sample.score(np.repeat(sample.truth, 2, 0))
+    assert few.score <= 2 / len(sample.truth) and not few.solved
+    assert twice.score <= 0.5 and not twice.solved

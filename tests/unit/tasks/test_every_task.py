@@ -22,7 +22,7 @@ TASKS = {
     "latin10": partial(tasks.latin, open_cells=10),
     "pick-new": partial(tasks.pick, held_out=True),
 }
-SEEDS = [*range(30), *range(cv.EVAL_SEED, cv.EVAL_SEED + 30)]
+SEEDS = [*range(20), *range(cv.EVAL_SEED, cv.EVAL_SEED + 20)]
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -36,25 +36,27 @@ def samples(task):
 
 
 @pytest.fixture(scope="module")
-def decoded(samples, through_codec):
-    """What comes back of each truth: the best that a model can do."""
-    return [through_codec(sample.truth) for sample in samples]
+def scores(samples):
+    """Of each truth."""
+    return [sample.score(sample.truth) for sample in samples]
 
 
-def test_the_truth_is_solved_and_scores_1(samples):
-    for sample in samples:
-        score = sample.score(sample.truth)
-        assert (score.solved, score.score) == (True, 1.0), sample.id
+@pytest.fixture(scope="module")
+def scores_of_decoded(samples, through_codec):
+    """Of what comes back of each truth: the best that a model can do."""
+    return [sample.score(through_codec(sample.truth)) for sample in samples]
 
 
-def test_the_truth_is_solved_after_the_codec(samples, decoded):
-    solved = [sample.score(video).solved for sample, video in zip(samples, decoded, strict=True)]
-    assert np.mean(solved) >= 0.98
+def test_the_truth_is_solved_and_scores_1(scores):
+    assert all((score.solved, score.score) == (True, 1.0) for score in scores)
 
 
-def test_the_codec_does_not_change_the_answer_that_is_read(samples, decoded):
-    same = [s.score(v).answer == s.score(s.truth).answer for s, v in zip(samples, decoded, strict=True)]
-    assert np.mean(same) >= 0.98
+def test_the_truth_is_solved_after_the_codec(scores_of_decoded):
+    assert np.mean([score.solved for score in scores_of_decoded]) == 1
+
+
+def test_the_codec_does_not_change_the_answer_that_is_read(scores, scores_of_decoded):
+    assert [score.answer for score in scores] == [score.answer for score in scores_of_decoded]
 
 
 def test_spoiled_videos_are_not_solved(task, samples, noise):
