@@ -276,7 +276,8 @@ def test_an_edit_of_x0_is_the_velocity_that_gives_it(case):
     run = case.run(lens, record=[dl.x0], edit=[(ramp, dl.at(site="x0"))])
     x0 = run["x0"].isel(step=-1)
     expected = ramp(torch.zeros(x0.shape), None)[case.held :]
-    assert torch.equal(torch.from_numpy(x0.values)[case.held :], expected)
+    got = torch.from_numpy(x0.values)[case.held :]
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)  # the way to the velocity and back rounds
     assert np.abs(lens.decode(x0).astype(int) - run.video.astype(int)).max() <= 1
 
 
