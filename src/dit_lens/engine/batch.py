@@ -137,11 +137,10 @@ class Batch:
         for is_edit, items in ((True, plan.edits), (False, plan.records)):
             for placed in items:
                 self.binding(placed, is_edit)  # what cannot be carried out is refused before anything runs
-        before = self.model
         if check_against_pipeline(self):
-            self.model = specimen.identity(repeatable=True)
-        if self.model != before:
-            warn_of_keeping()
+            before, self.model = self.model, specimen.identity(repeatable=True)
+            if self.model != before:
+                warn_of_keeping()
 
     @property
     def noise(self) -> Tensor:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
+
+from torch.utils import checkpoint
 
 
 def is_checkpointed() -> bool:
     """Say whether what runs now runs again in the backward pass: torch's own code of checkpoints has called it."""
-    from torch.utils import checkpoint
-
-    frame = sys._getframe()
-    while (before := frame.f_back) is not None:
-        frame = before
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
         if frame.f_code.co_filename == checkpoint.__file__:
             return True
+        frame = frame.f_back
     return False

@@ -58,8 +58,8 @@ trail is from the floor; so a trail that is missing there, or new, is seen."""
 OTHER_COLOUR = 0.37
 """Distance (RGB in [0, 1]) of the colour around an agent's middle from its own, from which on it is none."""
 GHOST = 0.25
-"""Mean share of the agent's colour in such a square from which on something has it; behind a red agent the codec draws a few
-pixels of blue."""
+"""Mean share of the agent's colour over a small square from which on something has it; behind a red agent the codec draws a
+few pixels of blue."""
 STRIP = (1, 5)
 """Pixels along the sides of the strips, upright and across, that are looked at for things that should not be there."""
 STRANGE = 0.55

@@ -145,7 +145,7 @@ def _never_goes(
         legal: which frames are so otherwise, [time].
         due: how much should come, [cell, thing].
     """
-    out, most = legal.copy(), np.full_like(due, -np.inf)
+    out, most = np.zeros_like(legal), np.full_like(due, -np.inf)
     for t, share in enumerate(shares):
         out[t] = ((share >= most - BACK) | (due < 0.5)).all()
         most = np.maximum(most, share) if legal[t] and out[t] else most

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks.blur import CHANGED, blur, difference, largest, smooth
+from dit_lens.tasks.blur import CHANGED, blur, largest, smooth
 from dit_lens.tasks.canvas import CELL, Canvas
 from dit_lens.tasks.conduct import BLENDED
 from dit_lens.tasks.judged import Judged
@@ -38,6 +38,7 @@ later than it may be is seen to be."""
 ALIKE = 0.05
 """How much less like a frame than the most like time another one may be, in `difference`, and be taken for its time."""
 TINY = 1e-6
+"""Share of the video by which two times that are equal may differ by rounding."""
 REACH = 4
 """Pixels around the ball, from where it is seen `BLENDED` frames before to as many after, within which a model may draw it
 otherwise."""
@@ -163,21 +164,43 @@ def legal_frames(video: NDArray[np.uint8], roll: Roll) -> NDArray[np.bool_]:
     seen, expected = smooth(video / np.float32(255)), [smooth(look) for look in looks]
     legal, before = np.zeros(len(video), bool), 0.0
     for t, frame in enumerate(video):
-        off = np.array([[largest(seen[t] - picture).max() for picture in look[:, t]] for look in expected])
+        changes = [
+            [largest(seen[t] - picture) for picture in look[:, t]] for look in expected
+        ]  # `blur.difference`
+        off = np.array([[changed.max() for changed in each] for each in changes])
         slack = STILL if t in (0, len(video) - 1) else LATE
         like = (
             (off.min(1) <= off.min() + ALIKE) & (abs(SHIFTS) <= slack + TINY) & (times[:, t] >= before - TINY)
         )
         for n in np.flatnonzero(like):
-            if any(_is_roll(frame, picture, roll, float(times[n, t]), step) for picture in looks[n][:, t]):
+            both = zip(looks[n][:, t], changes[n], strict=True)
+            if any(
+                _is_roll(frame, picture, changed, roll, float(times[n, t]), step) for picture, changed in both
+            ):
                 legal[t], before = True, float(times[n, t])
                 break
     return legal
 
 
-def _is_roll(frame: NDArray[np.uint8], picture: Canvas, roll: Roll, time: float, step: float) -> bool:
-    """Say whether a frame shows the scene as a picture of it at a share of the video does; `step` is that of one frame."""
-    changed, near = difference(frame, picture), _near_ball(roll, time, step)
+def _is_roll(
+    frame: NDArray[np.uint8],
+    picture: Canvas,
+    changed: NDArray[np.float32],
+    roll: Roll,
+    time: float,
+    step: float,
+) -> bool:
+    """Say whether a frame shows the scene as a picture of it does.
+
+    Args:
+        frame: [height, width, rgb].
+        picture: of the scene at a share of the video.
+        changed: `blur.difference` of the two.
+        roll: the scene.
+        time: that share.
+        step: share of one frame.
+    """
+    near = _near_ball(roll, time, step)
     if changed[~near].max() > CHANGED or changed.max() > DRAWN:
         return False
     if _is_seen_through(frame, picture, roll, time, near):
