@@ -31,7 +31,9 @@ _FROM = {
         "ablate",
         "add_noise",
         "mean_over_seeds",
+        "noise",
         "patch",
+        "renoise",
         "replace",
         "scale",
         "steer",
@@ -54,7 +56,18 @@ __all__ = sorted([*_HOME, *_ROOMS])
 if TYPE_CHECKING:
     from dit_lens import analysis, plot, store, tasks
     from dit_lens.analysis import cka, commitment, effect, pca_maps, trajectory_distance
-    from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, steer, zero
+    from dit_lens.edits import (
+        ablate,
+        add_noise,
+        mean_over_seeds,
+        noise,
+        patch,
+        renoise,
+        replace,
+        scale,
+        steer,
+        zero,
+    )
     from dit_lens.errors import CaptureError, DitLensError, ModelError, PlanError, StoreError, TaskError
     from dit_lens.lens import Lens, blocks
     from dit_lens.models import load

@@ -3,6 +3,10 @@
 An edit is any function `f(h, at) -> h` of a value `h[frame, y, x, channel]`; `at` (a `Spot`) says where it
 is. It returns the same shape and type. `@options` lets it take options and stay data, so that a plan prints
 and hashes.
+
+A function may declare of itself, by an attribute: `f.over_seeds = True`, and h is [seed, frame, y, x, channel], all
+seeds of a sample together; `f.reads_x0 = True`, and it is called on the latents as f(h, at, x0), with x0 of the step before
+on the grid of h.
 """
 
 from __future__ import annotations
@@ -44,6 +48,40 @@ def add_noise(h: Tensor, at: Spot, *, scale: float = 1.0, seed: int = 0) -> Tens
         return h
     noise = torch.randn(h.shape, generator=_generator(at, "noise", seed))
     return h + scale * noise.to(h)
+
+
+@options
+def noise(h: Tensor, at: Spot, *, scale: float = 1.0, seed: int = 0) -> Tensor:
+    """Replace by Gaussian noise of standard deviation `scale`: as latents, what a run starts from at sigma = 1.
+
+    The noise is that of `add_noise` at the same place.
+    """
+    drawn = torch.randn(h.shape, generator=_generator(at, "noise", seed))
+    return scale * drawn.to(h)
+
+
+@options
+def renoise(h: Tensor, at: Spot, x0: Tensor, *, seed: int = 0) -> Tensor:
+    """Draw the noise in the latents anew, and keep what the step before made of the answer.
+
+    x_s becomes (1 - sigma_s) x0_{s-1} + sigma_s eps, a point of the same noise level on the straight path of flow matching
+    from x0_{s-1} to other noise eps (that of `add_noise` at the same place).
+
+    Args:
+        h: latents x_s, [frame, y, x, channel].
+        at: the place, from step 1 on.
+        x0: of the step before, edits included, on the same grid.
+        seed: of the noise, beside that of the run.
+    """
+    drawn = torch.randn(h.shape, generator=_generator(at, "noise", seed))
+    mixed = (1 - at.sigma) * x0.to(torch.promote_types(h.dtype, torch.float32)) + at.sigma * drawn.to(
+        h.device
+    )
+    return mixed.to(h.dtype)
+
+
+renoise.function.reads_x0 = True  # type: ignore[attr-defined]
+renoise.function.site = "latents"  # type: ignore[attr-defined]
 
 
 @options
@@ -317,7 +355,9 @@ __all__ = [
     "ablate",
     "add_noise",
     "mean_over_seeds",
+    "noise",
     "patch",
+    "renoise",
     "replace",
     "scale",
     "steer",

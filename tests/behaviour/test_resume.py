@@ -12,32 +12,9 @@ import pytest
 import torch
 
 import dit_lens as dl
+from loops import Interrupted, interruptible, same
 
 PLAN = {"record": [dl.energy, dl.hidden, dl.x0], "steps": 5}
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interruptible():
-    """Return a record that raises after some calls. Nothing that names it counts them: the environment does."""
-
-    @dl.keeps("frame", "y", "x")
-    def guarded(h):
-        left = int(os.environ["CALLS_LEFT"])
-        if left == 0:
-            raise Interrupted
-        os.environ["CALLS_LEFT"] = str(left - 1)
-        return h[..., 0]
-
-    return guarded
-
-
-def same(a, b):
-    assert set(a.names) == set(b.names)
-    for name in a.names:
-        assert np.array_equal(a[name].values, b[name].values, equal_nan=a[name].dtype.kind == "f"), name
 
 
 def count_calls(pipe, work):

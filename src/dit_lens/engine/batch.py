@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dit_lens.engine.applied import apply_edit
 from dit_lens.engine.batch_rows import batching_of, parts
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.inputs import ModelInputs
@@ -32,7 +33,7 @@ from dit_lens.engine.rows import Moment, Row, Shared
 from dit_lens.engine.stages import check_schedule, grids_of
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.stepper import Stepper
-from dit_lens.engine.visitor import Place, Visitor, apply_edit, spot_of
+from dit_lens.engine.visitor import Place, Visitor, spot_of
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart, together
@@ -167,6 +168,7 @@ class Batch:
         edits: Sequence[Iterable[Entry] | Entry] | None = None,
         watch: Sequence[Place] = (),
         groups: Sequence[int] | None = None,
+        x0: Tensor | None = None,
     ) -> Stepped:
         """Take one denoising step from given latents.
 
@@ -180,6 +182,7 @@ class Batch:
             groups: for edits over seeds: rows of one number are seen together. They stand side by side. Where
                 a group has more rows than go at once, its rows run one after another, as often as there are
                 places to wait for one another.
+            x0: of the step before, for edits that take it, as its `Stepped` has it: [row, channel, frame, y, x].
 
         Raises:
             PlanError: an edit cannot be carried out, or an edit over seeds has no groups.
@@ -190,7 +193,7 @@ class Batch:
         declared = self.requests[0].plan.edits
         placed = [declared for _ in pairs] if edits is None else [Plan.of((), e).edits for e in edits]
         numbers = [None] * len(pairs) if groups is None else list(groups)
-        sizes = {len(latents), len(pairs), len(placed), len(numbers)}
+        sizes = {len(latents), len(pairs), len(placed), len(numbers), len(latents if x0 is None else x0)}
         if len(sizes) > 1 or not all(0 <= pair < len(self.pairs) for pair in pairs):
             raise PlanError(
                 f"{len(latents)} latents, {len(pairs)} rows out of {len(self.pairs)} pairs, {len(placed)} lists of edits: give "
@@ -202,7 +205,7 @@ class Batch:
             Row(self.pairs[pair][1], [self.binding(edit) for edit in row_edits], group=number)
             for pair, row_edits, number in zip(pairs, placed, numbers, strict=True)
         ]
-        return self.advance(step, latents, pairs, traced_rows, watch)
+        return self.advance(step, latents, pairs, traced_rows, watch, x0=x0)
 
     @torch.no_grad()
     def advance(
@@ -213,6 +216,7 @@ class Batch:
         rows: Sequence[Row],
         watch: Sequence[Place] = (),
         shared: Shared | None = None,
+        x0: Tensor | None = None,
     ) -> Stepped:
         """Take one denoising step of rows, a forward's worth at a time, and commit it in their runs.
 
@@ -223,15 +227,17 @@ class Batch:
             rows: the trajectories.
             watch: states to return, by (site, branch, layer).
             shared: functions that rows go through in turn. Default: those that several of these rows do.
+            x0: of the step before, [row, channel, frame, y, x], for edits that take it.
         """
         self._check_watched(watch)
         done, shared = [], shared or Shared(row.placed for row in rows)
         for part in parts([row.group for row in rows], self.at_once):
             x, numbers, members = latents[part], pairs[part], rows[part]
+            before = None if x0 is None else x0[part]
             if len(members) > self.at_once:
-                done += self._one_by_one(step, x, numbers, members, watch)
+                done += self._one_by_one(step, x, numbers, members, watch, before)
             else:
-                done.append(self._forward(step, x, numbers, members, watch, shared))
+                done.append(self._forward(step, x, numbers, members, watch, shared, before))
         return Stepped.cat(done)
 
     def _forward(
@@ -242,6 +248,7 @@ class Batch:
         rows: Sequence[Row],
         watch: Sequence[Place],
         shared: Shared,
+        x0_before: Tensor | None = None,
         exchange: Exchange | None = None,
         records: bool = True,
     ) -> Stepped:
@@ -251,6 +258,7 @@ class Batch:
         dit = self.specimen.dits[expert]
         visitor = Visitor(self.specimen, rows, watch, exchange, shared)
         stepper = Stepper(flow, self.scheduler, self.layout, self.sigmas, self.timesteps, visitor)
+        stepper.x0 = {} if x0_before is None else self._by_stream(x0_before)
         begun = stepper.begin(step, expert, self._by_stream(latents), records=records)
         start = {stream: x.clone() for stream, x in begun.items()}  # a model may write into what it is given
         batching.load(pipe, expert)
@@ -306,15 +314,22 @@ class Batch:
         return self.batching.settle(self.batching.advance(self.scheduler, velocity, step, x), first)
 
     def _one_by_one(
-        self, step: int, latents: Tensor, pairs: Sequence[int], rows: Sequence[Row], watch: Sequence[Place]
+        self,
+        step: int,
+        latents: Tensor,
+        pairs: Sequence[int],
+        rows: Sequence[Row],
+        watch: Sequence[Place],
+        x0: Tensor | None,
     ) -> list[Stepped]:
         """Run the rows of a group one after another, until what they hand over at every meeting stands."""
         exchange, shared = Exchange(len(rows)), Shared((row.placed for row in rows), least=1)
 
         def forward(last: bool) -> Stepped:
             one = slice(exchange.row, exchange.row + 1)
+            before = None if x0 is None else x0[one]
             return self._forward(
-                step, latents[one], pairs[one], rows[one], watch, shared, exchange, records=last
+                step, latents[one], pairs[one], rows[one], watch, shared, before, exchange, records=last
             )
 
         def edit(meeting: Meeting, members: list[int], values: Tensor) -> Tensor:

@@ -117,9 +117,10 @@ def _make(
             for n, place in places.items()
         }
         rows = rows_of(batch, part, recorders)
-        x = batch.noise[list(part)]
+        x, x0 = batch.noise[list(part)], None
         for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
-            x = batch.advance(step, x, list(part), rows).latents
+            now = batch.advance(step, x, list(part), rows, x0=x0)
+            x, x0 = now.latents, now.x0
         if memory is not None and (len(part) > 1 or part[0] != 0):
             batch.requests[0].plan.refuse_kept(memory)
         for row, n in enumerate(part):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Stepper:
         timesteps: what the model is told at each step.
         visitor: applies what is placed on the rows.
         expected: guidance branches that run in the running step.
+        x0: of the step before, by stream, [row, channel, frame, y, x]; empty where that is not known.
     """
 
     flow: Flow
@@ -46,6 +47,7 @@ class Stepper:
     timesteps: Sequence[float]
     visitor: Visitor
     expected: tuple[str, ...] = ()
+    x0: Latents = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._branches: set[str] = set()  # that ran in this step
@@ -71,7 +73,8 @@ class Stepper:
         """
         self._branches, self.expected = set(), self.layout.branches if branches is None else tuple(branches)
         moment = Moment(step, self.sigmas[step], self.timesteps[step], expert, self.layout.stage)
-        self.visitor.begin(moment, records=records)
+        self.visitor.begin(moment, records=records, x0=self.x0)
+        self.x0 = {}
         return {s: self.visitor.on_latents("latents", s, x, edits) for s, x in latents.items()}
 
     @contextmanager
@@ -120,6 +123,8 @@ class Stepper:
             new = torch.where(moved, self.flow.x0(self.scheduler, latents, velocity, step), new)
         visitor.on_latents("velocity", stream, velocity, edits=False)
         visitor.on_latents("x0", stream, new, edits=False)
+        if visitor.reads_x0:  # with gradients, it holds all that they need of this step
+            self.x0 = {**self.x0, stream: new}
         return velocity, new
 
     def end(self, replayed: bool = False) -> None:

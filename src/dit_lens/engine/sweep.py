@@ -10,7 +10,7 @@ stand on: latents of every arm, and a look at the states on the way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,13 +219,16 @@ def run_arms(
     recorded = [] if runs is None else [record.placed for record in runs.records]
     placed = [recorded for _ in pairs] + [[*row, *recorded] for arm in edits for row in arm if row]
     shared = Shared(placed)
-    clean, edited = batch.noise, batch.noise[:0]
+    clean = clean_x0 = batch.noise  # no edit takes x0 at step 0
+    edited = edited_x0 = clean[:0]
     rows: list[tuple[int, int]] = []
     for step in tqdm(range(batch.steps), desc=progress, disable=progress is None, leave=False):
         new = [(a, p) for a in range(len(arms)) for p in pairs if _begin(batch, edits[a][p]) == step]
-        rows, edited = rows + new, torch.cat([edited, clean[[p for _, p in new]]])
+        rows, joined = rows + new, [p for _, p in new]
         order = sorted(range(len(rows)), key=rows.__getitem__)  # the pairs of a sample side by side
-        rows, edited = [rows[i] for i in order], edited[order]
+        rows = [rows[i] for i in order]
+        edited = torch.cat([edited, clean[joined]])[order]
+        edited_x0 = torch.cat([edited_x0, clean_x0[joined]])[order]
         left = set(rows)
         following = [[a for a in range(len(arms)) if (a, p) not in left] for p in pairs]
         members = [
@@ -239,10 +242,14 @@ def run_arms(
         now = batch.advance(step, clean, pairs, members, watch, shared)
         if clean_first is not None:
             clean_first(step, now)
-        edited = torch.cat(
-            [edited[:0], *_step(batch, step, now, edited, rows, edits, sample_of, watch, look, runs, shared)]
+        taken = list(
+            _step(batch, step, now, edited, edited_x0, rows, edits, sample_of, watch, look, runs, shared)
         )
-        clean = now.latents
+        edited, edited_x0 = (
+            torch.cat([before[:0], *(getattr(part, name) for part in taken)])
+            for name, before in (("latents", edited), ("x0", edited_x0))
+        )
+        clean, clean_x0 = now.latents, now.x0
     if check is not None:
         check(len(rows))
     left_clean = {key: n for n, key in enumerate(rows)}
@@ -266,6 +273,7 @@ def _step(
     step: int,
     clean: Stepped,
     edited: Tensor,
+    x0: Tensor,
     rows: list[tuple[int, int]],
     edits: Sequence[Sequence[Sequence[Placed]]],
     sample_of: Sequence[int],
@@ -273,8 +281,8 @@ def _step(
     look: Callable[[Now], None] | None,
     runs: ArmRuns | None,
     shared: Shared,
-) -> Iterator[Tensor]:
-    """Take a step with the edited rows, a forward's worth at a time; yield what comes after."""
+) -> Iterator[Stepped]:
+    """Take a step with the edited rows, a forward's worth at a time; yield the latents and x0 that it gives."""
     groups = [a * len(batch.pairs) + sample_of[p] if _meets(batch, edits[a][p]) else None for a, p in rows]
     for part in parts(groups, batch.at_once):
         members = [
@@ -288,10 +296,11 @@ def _step(
             for (a, p), group in zip(rows[part], groups[part], strict=True)
         ]
         pairs = [p for _, p in rows[part]]
-        out = batch.advance(step, edited[part], pairs, members, watch if look is not None else (), shared)
+        watched = watch if look is not None else ()
+        out = batch.advance(step, edited[part], pairs, members, watched, shared, x0[part])
         if look is not None:
             look(Now(step, clean, rows[part], out))
-        yield out.latents
+        yield replace(out, states={})  # those of all rows would not fit
 
 
 def _meets(batch: Batch, edits: Sequence[Placed]) -> bool:

@@ -217,11 +217,12 @@ def verify_batch(batch: Batch, part: Sequence[int], runs: Mapping[int, Run]) -> 
         for n, run in runs.items()
     }
     rows = rows_of(batch, part, {n: comparison.recorder() for n, comparison in comparisons.items()})
-    x = batch.noise[list(part)]
+    x, x0 = batch.noise[list(part)], None
     for step in range(
         min(2, batch.steps)
     ):  # what the second starts from shows what the model gave in the first
-        x = batch.advance(step, x, list(part), rows).latents
+        stepped = batch.advance(step, x, list(part), rows, x0=x0)
+        x, x0 = stepped.latents, stepped.x0
     for row, n in enumerate(part):
         if n in comparisons and batch.steps == 1:
             comparisons[n].end(batch.outputs(x[row : row + 1]))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dit_lens.engine.applied import apply_edit
 from dit_lens.engine.checkpoints import is_checkpointed
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.recorder import is_left_alone, same_bits
@@ -57,6 +58,7 @@ class Visitor:
     Attributes:
         states: watched states by (site, branch, layer), [row, frame, y, x, channel].
         forward: what the running call says of itself; None between calls.
+        reads_x0: whether an edit takes x0 of the step before.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class Visitor:
         self.forward: Forward | None = None
         self._with_gradients = False  # in the running call
         self._moment: Moment | None = None
+        self._x0: Mapping[str, Tensor] = {}  # of the step before
+        self.reads_x0 = any(edit.reads_x0 for row in rows for edit in row.edits)
         self._hooked: list[tuple[nn.Module, Any]] = []  # modules, and what their hooks call
         self._active: Sequence[Sequence[Binding]] = ()
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
@@ -164,15 +168,22 @@ class Visitor:
 
     # ---- steps
 
-    def begin(self, moment: Moment, edits: bool = True, records: bool = True) -> None:
+    def begin(
+        self,
+        moment: Moment,
+        edits: bool = True,
+        records: bool = True,
+        x0: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Select what is placed at a step.
 
         Args:
             moment: the step.
             edits: whether edits are applied.
             records: whether records are taken.
+            x0: of the step before, by stream, [row, channel, frame, y, x], for edits that take it.
         """
-        self._moment = moment
+        self._moment, self._x0 = moment, x0 or {}
         self._fired.clear()
         self._before.clear()
         self._again.clear()
@@ -340,7 +351,28 @@ class Visitor:
     def _edit(self, number: int, edit: Binding, where: Where, branch: str | None, value: Tensor) -> Tensor:
         self._mark(number, edit, where, branch)
         spot = spot_of(self.rows[number], self.moment, where, branch)
-        return self._call(edit.placed, spot, lambda: apply_edit(edit.placed, spot, value))
+        more = [self._x0_before(number, edit, spot)] if edit.reads_x0 else []
+        return self._call(edit.placed, spot, lambda: apply_edit(edit.placed, spot, value, *more))
+
+    def _x0_before(self, number: int, edit: Binding, spot: Spot) -> Tensor:
+        """Return a row's x0 of the step before, [frame, y, x, channel].
+
+        Raises:
+            PlanError: it is not known, or is none of flow matching.
+        """
+        family = self.specimen.family
+        if not family.flow.is_flow(self.specimen.pipe):
+            raise PlanError(
+                f"{edit.placed} takes x0 of the step before, which is for models of flow matching: the scheduler of this "
+                "pipeline is not of that kind."
+            )
+        if spot.stream not in self._x0:
+            raise PlanError(
+                f"{edit.placed} at {spot}: x0 of the step before is not known here. Give batch.step the x0 that its last step "
+                "gave, as x0=stepped.x0; in a captured loop, tell the velocity of every step."
+            )
+        x0 = self._x0[spot.stream]
+        return (x0[number] if len(x0) > 1 else x0[0]).permute(1, 2, 3, 0)
 
     def _call(self, placed: Placed, spot: Spot, function: Callable[[], T]) -> T:
         """Call a function of the plan: its error says where it was raised, and what it keeps of a row is seen.
@@ -485,29 +517,3 @@ def spot_of(row: Row, moment: Moment, where: Where, branch: str | None) -> Spot:
     site, stream, layer = where
     times = moment.step, moment.sigma, moment.timestep
     return Spot(site, *times, row.seed, moment.expert, branch, layer, row.sample, stream, moment.stage)
-
-
-def apply_edit(edit: Placed, spot: Spot, value: Tensor) -> Tensor:
-    """Apply an edit in its region of the grid alone, and check what it returns.
-
-    The function is handed a copy, which it may write into; what counts is what it returns.
-
-    Raises:
-        PlanError: it returned another shape, type or device.
-    """
-    new = edit.function(value.clone(), spot)
-    same = isinstance(new, Tensor) and new.shape == value.shape and new.dtype == value.dtype
-    if not same or new.device != value.device:
-        got = (
-            f"{new.dtype} {tuple(new.shape)} on {new.device}"
-            if isinstance(new, Tensor)
-            else type(new).__name__
-        )
-        raise PlanError(
-            f"edit {edit.name} at {spot} returned {got}; the value is {value.dtype} {tuple(value.shape)} "
-            f"[frame, y, x, channel] on {value.device}: return the same shape and type, on the same device."
-        )
-    if not edit.place.region:
-        return new
-    mask = torch.from_numpy(edit.inside(tuple(value.shape[-4:-1])))  # type: ignore[arg-type]
-    return torch.where(mask.to(value.device)[..., None], new, value)

@@ -24,6 +24,7 @@ class Binding:
         served: (step, expert) at which the function fires, where that expert serves that step.
         places: (branch, layer) at which it fires in such a step; (None, None) outside the blocks.
         over_seeds: whether it is an edit that sees the rows of several seeds together.
+        reads_x0: whether it is an edit that takes x0 of the step before.
     """
 
     placed: Placed
@@ -35,6 +36,7 @@ class Binding:
     served: frozenset[tuple[int, str]]
     places: tuple[tuple[str | None, int | None], ...]
     over_seeds: bool
+    reads_x0: bool
 
     def never_fired(self, experts: Sequence[str], branches: Sequence[Collection[str]] | None = None) -> str:
         """Say in a sentence that the function fires in no step of a run; "" where it does.

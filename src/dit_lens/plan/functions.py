@@ -18,6 +18,10 @@ from dit_lens.plan.content import Walk, unnamed_by
 from dit_lens.plan.digests import digest
 from dit_lens.plan.origin import FRAMEWORKS, is_own_code
 
+DECLARED = ("over_seeds", "reads_x0")
+"""What an edit may declare of itself by an attribute that is true: that it sees the values of all seeds of a sample together
+(h is [seed, frame, y, x, channel]), or that it takes x0 of the step before as a third argument."""
+
 
 @dataclass(frozen=True, eq=False)
 class Configured:
@@ -31,7 +35,7 @@ class Configured:
         return self.function(*args, **self.options)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("dims", "site", "units", "long_name", "over_seeds"):  # what is declared of the function
+        if name in ("dims", "site", "units", "long_name", *DECLARED):  # what is declared of the function
             return getattr(self.function, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
@@ -81,8 +85,9 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
         chosen = {p.name: values.get(p.name, p.default) for p in named}
         if check := getattr(function, "check_options", None):
             check(**chosen)
-        if sees_seeds(make):
-            function.over_seeds = True  # type: ignore[attr-defined]  # it was declared of the maker
+        for name in DECLARED:
+            if declares(make, name):
+                setattr(function, name, True)  # it was declared of the maker
         return Configured(function, chosen)
 
     make.function = function  # type: ignore[attr-defined]
@@ -126,12 +131,12 @@ def describe(
     return data
 
 
-def sees_seeds(function: Any) -> bool:
-    """Say whether a function is declared to see the rows of several seeds, by `over_seeds`: itself, or what it calls.
+def declares(function: Any, name: str) -> bool:
+    """Say whether a function declares one of `DECLARED`: itself, or what it calls.
 
     That is looked for in what partials, options, decorators, methods and callable objects are made of.
     """
-    while not getattr(function, "over_seeds", False):
+    while not getattr(function, name, False):
         inner = getattr(function, "__wrapped__", None)
         if isinstance(function, functools.partial):
             inner = function.func

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dit_lens.errors import PlanError
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.digests import digest
-from dit_lens.plan.functions import KEEPS, Configured, describe, is_packages_own, restore, sees_seeds
+from dit_lens.plan.functions import KEEPS, Configured, declares, describe, is_packages_own, restore
 from dit_lens.plan.names import record_problem
 from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, grid_dim, positions
 
@@ -79,7 +79,12 @@ class Placed:
     @property
     def over_seeds(self) -> bool:
         """Whether it is an edit that sees the rows of several seeds together."""
-        return sees_seeds(self.function)
+        return declares(self.function, "over_seeds")
+
+    @property
+    def reads_x0(self) -> bool:
+        """Whether it is an edit that takes x0 of the step before."""
+        return declares(self.function, "reads_x0")
 
     @property
     def on_latents(self) -> bool:
@@ -111,11 +116,16 @@ class Placed:
             sigmas: noise level of each step.
 
         Raises:
-            PlanError: no step that the place selects has a noise level in its range.
+            PlanError: no step that the place selects has a noise level in its range, or the function takes x0 of the step
+                before and the place selects step 0.
         """
         steps = frozenset(step for step in self.steps(layout) if self.place.holds_sigma(sigmas[step]))
         if not steps:
             raise PlanError(f"{self}: no selected step has its sigma there; they are {list(sigmas)}.")
+        if is_edit and self.reads_x0 and 0 in steps:
+            raise PlanError(
+                f"edit {self}: it takes x0 of the step before, and step 0 has none: select steps from 1 on, as step='1-'."
+            )
         outside: tuple[tuple[str | None, int | None], ...] = ((None, None),)
         branches = () if self.on_latents else self.branches(layout)
         layers = () if self.on_latents else self.layers(layout)
@@ -130,6 +140,7 @@ class Placed:
             served=frozenset((step, expert) for step in steps for expert in experts),
             places=outside if self.on_latents else tuple((b, n) for b in branches for n in layers),
             over_seeds=is_edit and self.over_seeds,
+            reads_x0=is_edit and self.reads_x0,
         )
 
     def steps(self, layout: Layout) -> tuple[int, ...]:
@@ -203,6 +214,19 @@ class Placed:
                     )
         if kind == "record":
             self._check_record(what, layout)
+        elif self.reads_x0:
+            self._check_reading(what)
+
+    def _check_reading(self, what: str) -> None:
+        """Refuse an edit that takes x0 of the step before where that is not on its grid, or not of one row."""
+        if self.site != "latents":
+            raise PlanError(
+                f"{what}: it takes x0 of the step before, which stands on the latents' grid: place it at site='latents'."
+            )
+        if self.over_seeds:
+            raise PlanError(
+                f"{what}: it takes x0 of the step before, so it cannot see several seeds together."
+            )
 
     def _check_record(self, what: str, layout: Layout) -> None:
         dims = getattr(self.function, "dims", None)

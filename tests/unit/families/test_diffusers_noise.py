@@ -199,3 +199,9 @@ def test_sigmas_beyond_one_are_refused_whatever_the_class_is_called(made):
     case = made("sd3")
     with scheduled(case, Karras()), pytest.raises(dl.PlanError, match=r"Set a scheduler whose sigmas"):
         case.run(dl.Lens(case.pipe), record=[dl.x0])
+
+
+def test_x0_of_the_step_before_is_no_part_of_schedulers_that_are_no_flow(made):
+    case = made("pixart")
+    with pytest.raises(dl.PlanError, match="models of flow matching"):
+        case.run(dl.Lens(case.pipe), edit=[(dl.renoise(), dl.at(step=1))])

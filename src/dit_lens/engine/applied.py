@@ -1,0 +1,36 @@
+"""How an edit is applied to one value at one place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dit_lens.errors import PlanError
+from dit_lens.plan.places import Spot
+from dit_lens.plan.plan import Placed
+
+
+def apply_edit(edit: Placed, spot: Spot, value: Tensor, *more: Tensor) -> Tensor:
+    """Apply an edit in its region of the grid alone, and check what it returns.
+
+    The function is handed a copy, which it may write into; what counts is what it returns.
+
+    Raises:
+        PlanError: it returned another shape, type or device.
+    """
+    new = edit.function(value.clone(), spot, *(other.clone() for other in more))
+    same = isinstance(new, Tensor) and new.shape == value.shape and new.dtype == value.dtype
+    if not same or new.device != value.device:
+        got = (
+            f"{new.dtype} {tuple(new.shape)} on {new.device}"
+            if isinstance(new, Tensor)
+            else type(new).__name__
+        )
+        raise PlanError(
+            f"edit {edit.name} at {spot} returned {got}; the value is {value.dtype} {tuple(value.shape)} "
+            f"[frame, y, x, channel] on {value.device}: return the same shape and type, on the same device."
+        )
+    if not edit.place.region:
+        return new
+    mask = torch.from_numpy(edit.inside(tuple(value.shape[-4:-1])))  # type: ignore[arg-type]
+    return torch.where(mask.to(value.device)[..., None], new, value)
