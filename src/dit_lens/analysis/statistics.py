@@ -5,7 +5,8 @@ few samples make few samples.
 
 Where all samples agree, the bootstrap has nothing to draw from: its interval would have no width. For outcomes
 with known bounds (rates, scores, their differences) such an interval is had from Wilson's for "another value
-never came in n samples"; for right-or-wrong outcomes of one seed Wilson's is taken throughout (`bounded`).
+never came in n samples"; for right-or-wrong outcomes Wilson's is taken throughout, for their paired differences Tango's
+(`bounded`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from dit_lens.errors import DitLensError
 
 NO_BOUNDS: Bounds = (-np.inf, np.inf)
 METHODS = {
+    "tango": "tango: Tango's score interval of a paired difference of rates, n what the outcomes are worth",
     "bootstrap": "bootstrap: over samples, each with all its seeds; expanded percentiles",
     "unanimous": "unanimous: all samples agree; Wilson's bound on how often another value comes, n the samples",
-    "wilson": "wilson: Wilson's interval of a rate, n the samples",
+    "wilson": "wilson: Wilson's interval of a rate, n what the outcomes are worth",
 }
 """How an interval was made, by its name in `method`."""
 
@@ -56,8 +58,8 @@ def mean(
         Dataset on [...], float64, in the unit of the values: `mean`, and `low`, `high`, which hold one
         position at a time. With `along` also `band_low`, `band_high`, which hold all positions of a family
         at once: read these to say *where* along a curve something happens. `method` names how each position
-        got its interval: "bootstrap" (see `dit_lens.analysis.bootstrap`), "wilson" (right or wrong, one
-        seed a sample) or "unanimous" (all samples agree, within bounds; see `dit_lens.analysis.bounded`).
+        got its interval: "bootstrap" (see `dit_lens.analysis.bootstrap`), "wilson" (right or wrong),
+        "tango" (a difference of such) or "unanimous" (all samples agree, within bounds; see `dit_lens.analysis.bounded`).
         Attributes: `n_samples`, `n_seeds`, `level`, `draws`, `draws_seed`, `methods` (what the names mean,
         of those that were used), and `along`.
 
@@ -169,7 +171,7 @@ def _summarise(
         "draws": draws,
         "draws_seed": seed,
         "methods": "; ".join(METHODS[m] for m in sorted(set(method.ravel().tolist())))
-        + "; max-t band" * bool(family),
+        + "; band: max-t; of right-or-wrong outcomes, and where all agree, Bonferroni" * bool(family),
     }
     out = xr.Dataset(variables, coords, attrs | ({"along": family} if family else {}))
     units = {"units": values.attrs["units"]} if "units" in values.attrs else {}
