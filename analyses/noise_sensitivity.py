@@ -1,18 +1,25 @@
 """Where does noise hurt: at a denoising step, or in a frame?
 
-The paper's experiment (arXiv 2603.16870): the same Gaussian noise is added (a) to all latent frames after one
-step, (b) to one latent frame after every step. Score against step and against frame, and how far the states of
-every layer move from the clean run's at every later step (1 - CKA).
+The paper's experiment (arXiv 2603.16870): Gaussian noise in all latent frames after one step (a), or in one latent frame
+after every step (b). Score against step and against frame, and how far the states of every layer move from the clean
+run's at every later step (1 - CKA).
+
+`--noise` says what it does to the latents:
+
+- replace, the paper's: x_s <- eps. What the run has come to is lost, and the noise level is that of step 0.
+- add: x_s <- x_s + eps. What the run has come to stays, under more noise than the model is told.
+- renoise: x_s <- (1 - sigma_s) x0 + sigma_s eps, with x0 of the step before. What the run believes stays, the noise
+  level is right, and all else is drawn anew: the clean intervention.
 
 (a) and (b) differ in three things: how much noise there is, where it is, and when it last comes. Each arm with noise
-in a frame holds one more of them equal to (a):
+in a frame holds one more of them equal to (a); only noise that is added has an amount:
 
 - "same scale": after every step, as strong as (a). It is the paper's arm, and isolates nothing.
-- "same energy": after every step, with the energy of (a) in all. Its last part comes where no step is left to
+- "same energy" (add): after every step, with the energy of (a) in all. Its last part comes where no step is left to
   remove it, while the noise of (a) comes after step s.
-- "up to step": after each of the steps 0 to s, with the energy of (a) in all; the last part comes when (a) comes, at
-  the same noise level. It differs from (a) in place, and in being spread over steps.
-- "at step": after step s alone, with the energy of (a). It differs from (a) in place alone.
+- "up to step": after each of the steps 0 to s, added with the energy of (a) in all; the last part comes when (a) comes,
+  at the same noise level. It differs from (a) in place, and in being spread over steps.
+- "at step": after step s alone, added with the energy of (a). It differs from (a) in place alone.
 
 A frame with noise looks bad itself; that is no propagation. So every frame arm is also judged elsewhere: distance
 over the other frames, and score of the video in which the hit frame's latents are the clean run's.
@@ -20,23 +27,26 @@ over the other frames, and score of the video in which the hit frame's latents a
 The noise comes after steps 0 to S-2: after the last one nothing is left to run, so noise there says nothing of
 the model.
 
-    python analyses/noise_sensitivity.py --task maze --samples 64 --out runs/noise_sensitivity
+    python analyses/noise_sensitivity.py --task maze --noise replace --samples 64 --out runs/noise_sensitivity
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import dit_lens as dl
 from dit_lens import analysis, plot
+from dit_lens.analysis.cka_sampled import kernel_cka, sample_tokens, unit_kernel
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.sweep import Now, run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
@@ -47,9 +57,10 @@ from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
+from dit_lens.tasks.pairs import numbers
 
 BUDGETS = ("same scale", "same energy")
-"""Of the noise in a frame after every step: as strong as that at a step, or as much in all."""
+"""Of noise in a frame after every step: as strong as that at a step, or as much in all, which only added noise can be."""
 STOPPED = ("up to step", "at step")
 """Of the noise in a frame that comes last when that at a step does: spread over the steps before, or at once."""
 
@@ -58,17 +69,33 @@ STOPPED = ("up to step", "at step")
 class Options(StudyOptions):
     """Noise at a step, and noise in a frame."""
 
+    noise: Literal["replace", "add", "renoise"] = "replace"
+    """What noise does to latents: replace (the paper's), add, or renoise (keep x0 and the noise level)."""
     scale: float = 1.0
-    """Standard deviation of the noise, in units of the clean latents' (which are scaled to about 1)."""
+    """Standard deviation of the noise, in units of the clean latents' (which are scaled to about 1). With renoise 1."""
     cka_layers: str = "auto"
     """Layers whose states are compared: all, auto (5 of them), none, or a list such as 0,4,9."""
+    cka_tokens: int = 2048
+    """Tokens of a state that are compared, at most: drawn by --draw, the same ones everywhere."""
     stops: str = "auto"
     """Steps after which noise in a frame stops: all, auto (5 of them), none, or a list such as 0,4,9."""
     out: Path = Path("runs/noise_sensitivity")
 
+    PAPER: ClassVar[dict[str, Any]] = {"noise": "replace", "steps": 50}
+
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """How much noise a frame gets after every step."""
+        return BUDGETS if self.noise == "add" else BUDGETS[:1]
+
 
 def main(options: Options) -> int:
     """Run all arms on every sample, compare, draw, save."""
+    options = options.with_preset()
+    if options.noise == "renoise" and options.scale != 1:
+        raise TaskError(
+            f"--noise renoise --scale {options.scale}: it keeps the noise level, so its scale is 1."
+        )
     lens = options.load()
     measured = study(options, "noise_sensitivity", lens, lambda part: measure(lens, part, options))
     conclude(measured, options)
@@ -87,48 +114,122 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         )
     stops = [] if options.stops == "none" else choose(options.stops, after, "stops")
     layers = [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
-    arms = [noise(options.scale, step=s + 1) for s in range(after)]
+    arms = arms_of(options, frames, after, stops)
+    states = Moved(batch, layers, after, options)
+    clean, ended = run_arms(batch, arms, states.watch, states.look, "noise", states.compare_clean)
+    data = gather(batch, clean, ended, after, stops, options.budgets).merge(states.dataset())
+    data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
+    if options.noise == "add":
+        # Variances that each arm adds to a row of latents, summed over frames and steps.
+        energy = options.scale**2 * np.array([frames, after, frames, frames, frames])
+        data["noise_energy"] = ("kind", energy)
+        data = data.assign_coords(kind=np.array(["step", *BUDGETS, *STOPPED], np.dtypes.StringDType()))
+    return by_sample(data.assign_coords(sigma=("step", batch.sigmas)), pairs)
+
+
+def arms_of(options: Options, frames: int, after: int, stops: list[int]) -> list[list[Placed]]:
+    """Return the arms: all frames after each step; each frame by budget; each frame by kind and stop."""
+    is_added = options.noise == "add"
+    arms = [noise(options, step=s + 1) for s in range(after)]
     # (a) gives every element noise once; (b) gives the elements of one frame noise after each step but the last.
-    for scale in (options.scale, options.scale * (frames / after) ** 0.5):
-        arms += [noise(scale, step="1-", frame=f) for f in range(frames)]
+    for share in (1.0, frames / after)[: len(options.budgets)]:
+        arms += [noise(options, share, step="1-", frame=f) for f in range(frames)]
     for kind in STOPPED:
         for stop in stops:
             times, when = (stop + 1, f"1-{stop + 1}") if kind == "up to step" else (1, str(stop + 1))
-            scale = options.scale * (frames / times) ** 0.5
-            arms += [noise(scale, step=when, frame=f) for f in range(frames)]
-    moved = np.full((len(pairs), after, batch.steps, len(layers)), np.nan, np.float32)
-
-    def look(now: Now) -> None:
-        rows = [(i, arm, pair) for i, (arm, pair) in enumerate(now.rows) if arm < after]
-        for j, layer in enumerate(layers if rows else []):
-            clean, edited = (x.states["block", "cond", layer].flatten(1, 3) for x in (now.clean, now.edited))
-            for i, arm, pair in rows:  # one at a time: a state of a large model fills a gigabyte
-                values = [x.float().cpu().numpy()[None] for x in (clean[pair], edited[i])]
-                moved[pair, arm, now.step, j] = 1 - analysis.cka_pairs(*values)[0]
-
-    watch = [("block", "cond", layer) for layer in layers]
-    clean, ended = run_arms(batch, arms, watch, look, "noise")
-    data = gather(batch, clean, ended, after, stops)
-    data["dissimilarity"] = (("pair", "after_step", "step", "layer"), moved)
-    data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
-    # Variances that each arm adds to a row of latents, summed over frames and steps.
-    energy = options.scale**2 * np.array([frames, after, frames, frames, frames])
-    data["noise_energy"] = ("kind", energy)
-    data = data.assign_coords(
-        kind=np.array(["step", *BUDGETS, *STOPPED], np.dtypes.StringDType()),
-        step=np.arange(batch.steps),
-        layer=np.array(layers, int),
-        sigma=("step", batch.sigmas),
-    )
-    return by_sample(data, pairs)
+            share = frames / times if is_added else 1.0
+            arms += [noise(options, share, step=when, frame=f) for f in range(frames)]
+    return arms
 
 
-def noise(scale: float, **where: Any) -> list[Placed]:
-    """Return an arm: noise in the latents, at a place."""
-    return [Placed(dl.add_noise(scale=scale), dl.at(site="latents", **where))]
+def noise(options: Options, share: float = 1.0, **where: Any) -> list[Placed]:
+    """Return an arm: noise in the latents, at a place, of a share of the variance."""
+    kinds = {
+        "add": lambda: dl.add_noise(scale=options.scale * share**0.5),
+        "replace": lambda: dl.noise(scale=options.scale),
+        "renoise": dl.renoise,
+    }
+    return [Placed(kinds[options.noise](), dl.at(site="latents", **where))]
 
 
-def gather(batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[int]) -> xr.Dataset:
+class Moved:
+    """How far noise after a step moves latents and states, beside how far runs are apart by themselves.
+
+    Args:
+        batch: the pairs.
+        layers: whose states are compared.
+        after: number of arms with noise after a step, which come first.
+        options: of the script.
+    """
+
+    def __init__(self, batch: Batch, layers: list[int], after: int, options: Options) -> None:
+        self.batch, self.layers, self.arms = batch, layers, after
+        self.watch = [("block", batch.layout.branches[0], layer) for layer in layers]
+        count = int(np.prod(batch.grid))
+        self.tokens = sample_tokens(count, options.cka_tokens, options.draw) if layers else []
+        self.others = sample_tokens(count, options.cka_tokens, options.draw + 1) if layers else []
+        pairs, shape = len(batch.pairs), (batch.steps, len(layers))
+        self.latents = np.zeros((pairs, after), np.float32)
+        self.states = np.full((pairs, after, *shape), np.nan, np.float32)
+        self.again = np.full((pairs, after, *shape), np.nan, np.float32)
+        self.apart = {name: np.full((pairs, *shape), np.nan, np.float32) for name in ("seed", "sample")}
+
+    def look(self, now: Now) -> None:
+        """Compare the edited rows of a forward with their clean ones."""
+        rows = [(i, arm, pair) for i, (arm, pair) in enumerate(now.rows) if arm < self.arms]
+        sigma = self.batch.sigmas[now.step]
+        for i, arm, pair in rows:
+            if arm + 1 == now.step:  # what the step starts from is x0 + sigma v
+                starts = [x.x0[n] + sigma * x.velocity[n] for x, n in ((now.clean, pair), (now.edited, i))]
+                self.latents[pair, arm] = float((starts[1] - starts[0]).float().square().mean().sqrt())
+        for j, place in enumerate(self.watch):
+            for pair in {pair for _, _, pair in rows}:
+                known = now.clean.states[place][pair]
+                clean = unit_kernel(known, self.tokens)
+                for i, arm, _ in (row for row in rows if row[2] == pair):
+                    state = now.edited.states[place][i]
+                    edited = unit_kernel(state, self.tokens)
+                    self.states[pair, arm, now.step, j] = 1 - kernel_cka(clean, edited)
+                    if pair == 0 and self.tokens != self.others:
+                        kernels = (unit_kernel(x, self.others) for x in (known, state))
+                        self.again[pair, arm, now.step, j] = 1 - kernel_cka(*kernels)
+
+    def compare_clean(self, step: int, clean: Stepped) -> None:
+        """Compare each clean run with another seed of its sample, and with another sample, where the batch has one."""
+        samples = numbers(self.batch.pairs)
+        for pair, sample in enumerate(samples):
+            following = [*range(pair + 1, len(samples)), *range(pair)]
+            others = {
+                "seed": next((n for n in following if samples[n] == sample), None),
+                "sample": next((n for n in following if samples[n] != sample), None),
+            }
+            for name, other in others.items():
+                for j, place in enumerate(self.watch if other is not None else []):
+                    kernels = (unit_kernel(clean.states[place][n], self.tokens) for n in (pair, other))
+                    self.apart[name][pair, step, j] = 1 - kernel_cka(*kernels)
+
+    def dataset(self) -> xr.Dataset:
+        """Return what was measured, by pair."""
+        steps, curve = ("step", "layer"), ("pair", "after_step", "step", "layer")
+        return xr.Dataset(
+            {
+                "moved": (("pair", "after_step"), self.latents),
+                "dissimilarity": (curve, self.states),
+                "dissimilarity_again": (curve, self.again),
+                **{f"dissimilarity_{n}": (("pair", *steps), values) for n, values in self.apart.items()},
+                "tokens": ("of", [len(self.tokens), int(np.prod(self.batch.grid))]),
+            },
+            {
+                "step": np.arange(self.batch.steps),
+                "layer": np.array(self.layers, int),
+                "of": np.array(["compared", "all"], np.dtypes.StringDType()),
+            },
+        )
+
+
+def gather(
+    batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[int], budgets: tuple[str, ...]
+) -> xr.Dataset:
     """Judge the arms, and sort what came out: by step, by budget and frame, by kind, stop and frame; and clean."""
     frames = clean.shape[2]
     # Where only one frame was hit: the same, with this frame's latents from the clean run.
@@ -141,7 +242,7 @@ def gather(batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[i
     of_frames = xr.merge(
         [judged.isel(arm=slice(after, None)), elsewhere.rename({n: f"{n}_elsewhere" for n in elsewhere})]
     )
-    shapes = {"frame": {"budget": list(BUDGETS)}, "stopped": {"stopping": list(STOPPED), "stop": stops}}
+    shapes = {"frame": {"budget": list(budgets)}, "stopped": {"stopping": list(STOPPED), "stop": stops}}
     parts, start = [], 0
     for prefix, labels in shapes.items():
         labels = {**labels, "frame": list(range(frames))}
@@ -186,11 +287,9 @@ def conclude(measured: Measured, options: Options) -> None:
         "outcome": outcome,
         "samples": results.sizes["sample"],
         "seeds": results.sizes["seed"],
+        "noise": options.noise,
         "noise_std": options.scale,
         "clean_latent_std": float(results.latent_std.mean()),
-        "noise_energy": dict(
-            zip(results.kind.values.tolist(), results.noise_energy.values.tolist(), strict=True)
-        ),
         "clean": headline(analysis.mean(baseline, bounds=limits)),
         "effect of noise after a step": headline(step),
         "effect of noise in a frame": headline(against(f"frame_{outcome}", along="frame")),
@@ -203,8 +302,15 @@ def conclude(measured: Measured, options: Options) -> None:
         "distance elsewhere, noise in a frame": headline(
             analysis.mean(results.frame_distance_elsewhere, bounds=BOUNDS["distance"])
         ),
+        "distance of the latents right after the noise": headline(
+            analysis.mean(results.moved, bounds=BOUNDS["distance"])
+        ),
         **contrasts(results, outcome, limits),
+        **of_states(results),
     }
+    if options.noise == "add":
+        energies = zip(results.kind.values.tolist(), results.noise_energy.values.tolist(), strict=True)
+        summary["noise_energy"] = dict(energies)
     write_summary(options, summary, measured.left_out, step.attrs)
     draw(results, outcome, limits, options)
 
@@ -212,11 +318,13 @@ def conclude(measured: Measured, options: Options) -> None:
 def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None) -> dict[str, Any]:
     """Compare noise at a step with noise in a frame: over the whole run, and where both stop at the same step."""
     at_step = results[f"step_{outcome}"]
-    same = results[f"frame_{outcome}"].sel(budget="same energy", drop=True)
     effects = {
-        "mean over steps minus mean over frames, same energy": analysis.effect(
-            at_step.mean("after_step"), same.mean("frame"), bounds=limits
+        f"mean over steps minus mean over frames, {budget}": analysis.effect(
+            at_step.mean("after_step"),
+            results[f"frame_{outcome}"].sel(budget=budget, drop=True).mean("frame"),
+            bounds=limits,
         )
+        for budget in results.budget.values.tolist()
     }
     if "stop" in results.dims:
         at_stops = at_step.sel(after_step=results.stop.values).rename(after_step="stop")
@@ -227,6 +335,34 @@ def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | N
                 other = stopped.sel(stopping=kind, drop=True)
                 effects[name] = analysis.effect(at_stops, other, bounds=limits, along="stop")
     return {name: headline(one) for name, one in effects.items()}
+
+
+def of_states(results: xr.Dataset) -> dict[str, Any]:
+    """Say after which step noise moves the states most, beside how far runs are apart by themselves.
+
+    The sensitivity at a step is the mean dissimilarity over all later steps and the layers that were compared.
+    """
+    if not results.sizes["layer"]:
+        return {}
+    inner = ("step", "layer")
+    sensitivity = results.dissimilarity.mean(inner)
+    found: dict[str, Any] = {
+        "sensitivity of the states": headline(analysis.mean(sensitivity, along="after_step"))
+    }
+    if sensitivity.sizes["after_step"] > 1:
+        top = analysis.peak(sensitivity, "after_step")
+        found["sensitivity peaks after step"] = {name: int(top[name]) for name in ("peak", "low", "high")}
+    for name in ("seed", "sample"):
+        values = results[f"dissimilarity_{name}"].mean(inner)
+        if bool(values.notnull().all()):
+            found[f"dissimilarity of two runs, another {name}"] = headline(analysis.mean(values))
+    found["tokens of a state"] = dict(
+        zip(results.of.values.tolist(), results.tokens.values.tolist(), strict=True)
+    )
+    again = results.dissimilarity_again - results.dissimilarity
+    if bool(again.notnull().any()):  # of two independent samples of tokens
+        found["error of a dissimilarity by the tokens drawn"] = float((again**2).mean() / 2) ** 0.5
+    return found
 
 
 def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, options: Options) -> None:
@@ -245,16 +381,16 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
         by_step.assign_coords(sigma=sigma.drop_vars("after_step")),
         "after_step",
         "step",
-        f"of {options.scale:g} latent sd in all frames, after one step",
+        f"in all frames, after one step ({options.noise})",
     )
     by_frame = results[f"frame_{outcome}"]
     elsewhere = results[f"frame_{outcome}_elsewhere"]
     both = [
-        by_frame.assign_coords(budget=list(BUDGETS)),
-        elsewhere.assign_coords(budget=[f"{b}, judged elsewhere" for b in BUDGETS]),
+        by_frame,
+        elsewhere.assign_coords(budget=[f"{b}, judged elsewhere" for b in options.budgets]),
     ]
     joined = xr.concat([b.rename("score") for b in both], "budget").rename(budget="noise")
-    curves(joined, "frame", "frame", "in one frame, after every step")
+    curves(joined, "frame", "frame", f"in one frame, after every step ({options.noise})")
     if "stop" in results.dims:
         at_stops = by_step.sel(after_step=results.stop.values).rename(after_step="stop")
         in_frame = results[f"stopped_{outcome}"].mean("frame")
@@ -269,10 +405,11 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
             stacked.rename(stop="after_step"),
             "after_step",
             "stop",
-            "of one energy, the last of it after a step",
+            f"that last comes after a step ({options.noise})",
             marks=True,
         )
     if results.sizes["layer"]:
+        plot.save(sensitivity(results, options), options.out / "sensitivity.png")
         moved = results.dissimilarity.mean(("sample", "seed"))
         title = f"How far noise after a step moves the states · {options.source}, {results.sizes['sample']} samples"
         figure = plot.heatmap(
@@ -281,6 +418,23 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
             title=title,
         )
         plot.save(figure, options.out / "dissimilarity.png")
+
+
+def sensitivity(results: xr.Dataset, options: Options) -> Figure:
+    """Draw how far noise after each step moves the states, beside two runs of one sample or of two."""
+    inner = ("step", "layer")
+    summary = analysis.mean(results.dissimilarity.mean(inner), along="after_step")
+    sigma = results.sigma.rename(step="after_step").isel(after_step=slice(0, -1)).drop_vars("after_step")
+    apart = {name: results[f"dissimilarity_{name}"].mean(inner) for name in ("seed", "sample")}
+    known = next((name for name, values in apart.items() if bool(values.notnull().all())), None)
+    return plot.curves(
+        summary.assign_coords(sigma=sigma),
+        "after_step",
+        value_label="1 − CKA to the clean run, mean over later steps",
+        title=f"How far noise moves the states ({options.noise}) · {options.source}",
+        reference=None if known is None else analysis.mean(apart[known]),
+        reference_label=f"another {known}",
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
 from dit_lens.analysis.ideal import IdealDenoiser, ideal_denoiser
 from dit_lens.analysis.pca import pca_basis, pca_maps, to_rgb
+from dit_lens.analysis.peak import peak
 from dit_lens.analysis.statistics import effect, mean
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "mean",
     "pca_basis",
     "pca_maps",
+    "peak",
     "temporal_energy",
     "to_rgb",
     "top_channels",

@@ -6,9 +6,9 @@ script takes that draws pictures of single runs. A script extends one of these t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import tyro
 
@@ -115,8 +115,14 @@ class StudyOptions(Options):
     at_once: int = 64
     """Rows (a sample and a seed each) that go through the model in one forward, at most."""
 
+    paper: bool = False
+    """The paper's settings (arXiv 2603.16870) for every option that has them and is not given."""
+
+    PAPER: ClassVar[dict[str, Any]] = {}
+    """The paper's settings, by option."""
+
     # Rows beside a row change no more than the order in which floats are summed.
-    AROUND: ClassVar[tuple[str, ...]] = ("block", "at_once")
+    AROUND: ClassVar[tuple[str, ...]] = ("block", "at_once", "paper")
 
     def __post_init__(self) -> None:
         """Refuse blocks and forwards of nothing.
@@ -126,6 +132,13 @@ class StudyOptions(Options):
         """
         if self.block < 1 or self.at_once < 1:
             raise TaskError(f"--block {self.block} --at-once {self.at_once}: give at least 1 of each.")
+
+    def with_preset(self) -> Self:
+        """Return the options with the paper's settings in place of defaults, where `paper` asks for them."""
+        if not self.paper:
+            return self
+        defaults = {field.name: field.default for field in fields(self)}
+        return replace(self, **{n: v for n, v in self.PAPER.items() if getattr(self, n) == defaults[n]})
 
 
 @dataclass

@@ -12,6 +12,7 @@ from xarray.core import indexing
 
 from dit_lens.analysis import cka_kernels, cka_products
 from dit_lens.analysis.cka import CrossProducts, cka, cka_matrix, cka_pairs
+from dit_lens.analysis.cka_sampled import kernel_cka, sample_tokens, unit_kernel
 from dit_lens.errors import DitLensError
 
 # A name that the function of the same name does not hide.
@@ -303,3 +304,45 @@ def test_what_does_not_match_is_named(hidden: xr.DataArray) -> None:
         cka_matrix(x[None], y[None, :7])
     with pytest.raises(DitLensError, match="2 states x and 1 states y"):
         cka_pairs(np.stack([x, x]), y[None])
+
+
+# ---- where the states are
+
+
+def test_of_all_tokens_it_is_the_cka_of_all_tokens() -> None:
+    torch = pytest.importorskip("torch")
+    for seed, (tokens, channels) in enumerate([(12, (3, 5)), (60, (7, 7)), (30, (40, 50))]):
+        x, y = related(seed, tokens, channels)
+        chosen = sample_tokens(tokens, 10_000)
+        kernels = [unit_kernel(torch.from_numpy(v).float(), chosen) for v in (x, y)]
+        assert kernel_cka(*kernels) == pytest.approx(reference(x, y), abs=1e-6)
+        on_a_grid = unit_kernel(torch.from_numpy(x).reshape(2, 3, tokens // 6, -1), chosen)
+        assert kernel_cka(on_a_grid, kernels[1]) == pytest.approx(reference(x, y), abs=1e-6)
+
+
+def test_of_a_sample_of_tokens_it_is_an_estimate_without_bias() -> None:
+    torch = pytest.importorskip("torch")
+    x, y = related(3, 1000, (40, 40))
+    whole, found = reference(x, y), []
+    for seed in range(40):
+        chosen = sample_tokens(1000, 100, seed)
+        assert len(set(chosen)) == 100 and chosen == sorted(chosen)
+        a, b = (torch.from_numpy(v) for v in (x, y))
+        found.append(kernel_cka(unit_kernel(a, chosen), unit_kernel(b, chosen)))
+        assert found[-1] == pytest.approx(reference(x[chosen], y[chosen]), abs=1e-9)
+    assert np.std(found) > 0.005
+    assert abs(np.mean(found) - whole) < 3 * np.std(found) / 40**0.5 + 0.005
+    assert sample_tokens(1000, 100, 1) == sample_tokens(1000, 100, 1) != sample_tokens(1000, 100, 2)
+
+
+def test_states_that_have_no_cka_are_named() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(DitLensError, match="NaN or Inf in layer 3"):
+        unit_kernel(torch.full((8, 4), float("nan")), list(range(8)), "layer 3")
+    with pytest.raises(DitLensError, match="all tokens of layer 3 are the same"):
+        unit_kernel(torch.ones(8, 4), list(range(8)), "layer 3")
+    with pytest.raises(DitLensError, match="4 tokens or more"):
+        sample_tokens(100, 3)
+    a, b = (unit_kernel(torch.randn(n, 4), list(range(n))) for n in (8, 9))
+    with pytest.raises(DitLensError, match="there are 8 and 9"):
+        kernel_cka(a, b)

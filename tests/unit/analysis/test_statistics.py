@@ -116,7 +116,11 @@ def test_unanimous_scores_and_differences_have_width_too() -> None:
     halves = (rates(9, 20, 20) / 2, rates(9, 20, 0) / 2)
     same = effect(*halves, bounds=(0, 1))
     np.testing.assert_allclose(same["low"], [-other, -other, 0.5 - 1.5 * other])
-    assert same["method"].values.tolist() == ["tango", "tango", "unanimous"]  # 0 is a difference of rates, too
+    assert same["method"].values.tolist() == [
+        "tango",
+        "tango",
+        "unanimous",
+    ]  # 0 is a difference of rates, too
     same = effect(rates(9, 20, 20), rates(9, 20, 0))
     np.testing.assert_allclose(same["low"], [-other, -other, 1 - 2 * other])
     np.testing.assert_allclose(same["high"], [other, other, 1])

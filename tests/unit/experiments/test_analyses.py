@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[3] / "analyses"
 SMALL = {"samples": 4, "block": 2, "steps": 4}
 STUDIES = {
-    "noise_sensitivity": {"task": "circle", "cka_layers": "0,9", "stops": "0,2"},
+    "noise_sensitivity": {"task": "circle", "noise": "add", "cka_layers": "0,9", "stops": "0,2"},
     "layer_swap": {"layers": "2,8", "map_steps": "1,3", "cfg_scale": 2.0},
     "seed_ensemble": {"task": "choose", "ks": (1, 2, 3), "layers": "each"},
     "depth_lens": {"task": "circle", "layers": "4,8", "tuning_scenes": 4, "sheets": 1, "vis_steps": "0,3"},
@@ -146,6 +146,53 @@ def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, m
     assert np.isnan(noisy.dissimilarity.sel(after_step=1, step=[0, 1])).all()
 
 
+@pytest.mark.parametrize("kind", ["replace", "renoise"])
+def test_noise_in_place_of_latents_and_noise_drawn_anew_are_what_they_say(
+    kind, tmp_path, monkeypatch, organism
+):
+    module = script("noise_sensitivity")
+    found = go("noise_sensitivity", tmp_path, monkeypatch, organism, noise=kind, cka_tokens=40, seeds=2)
+    assert found.budget.values.tolist() == ["same scale"] and "noise_energy" not in found
+    one = next(iter(draw(StudyOptions(task="circle", samples=2))))
+    batch = organism.batch([(one, int(found.noise_seed[0, 0]))], steps=4)
+    edit = dl.noise() if kind == "replace" else dl.renoise()
+    places = {"step_distance": {"after_step": 1}, "frame_distance": {"budget": "same scale", "frame": 2}}
+    arms = [
+        [Placed(edit, dl.at(site="latents", **where))] for where in ({"step": 2}, {"step": "1-", "frame": 2})
+    ]
+    clean, ended = module.run_arms(batch, arms)
+    for moved, (name, where) in zip(ended, places.items(), strict=True):
+        distance = float((moved - clean).square().mean().sqrt())
+        assert float(found[name].sel(where)[0, 0]) == pytest.approx(distance, rel=1e-4)
+    # Right after the noise: x_2 of the clean run against the edited one.
+    states = organism.batch([(one, int(found.noise_seed[0, 0]))], steps=4, record=[dl.latents])
+    plain = states.run()[0]["latents"].sel(step=2)
+    hit = organism.batch(
+        [(one, int(found.noise_seed[0, 0]))], steps=4, record=[dl.latents], edit=arms[0]
+    ).run()[0]
+    right_after = float(((hit["latents"].sel(step=2) - plain) ** 2).mean() ** 0.5)
+    assert float(found.moved.sel(after_step=1)[0, 0]) == pytest.approx(right_after, rel=1e-3)
+    # References, and what the sample of tokens costs.
+    assert found.tokens.values.tolist() == [40, 64]
+    for name in ("seed", "sample"):
+        assert (found[f"dissimilarity_{name}"] > 0).all()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    peak = summary["sensitivity peaks after step"]
+    assert peak["low"] <= peak["peak"] <= peak["high"] <= 2
+    assert 0 < summary["error of a dissimilarity by the tokens drawn"] < 0.2
+    assert {f"dissimilarity of two runs, another {n}" for n in ("seed", "sample")} <= set(summary)
+
+
+def test_the_papers_settings_stand_in_for_defaults_alone():
+    module = script("noise_sensitivity")
+    paper = module.Options(paper=True).with_preset()
+    assert paper.steps == 50 and paper.noise == "replace"
+    assert module.Options(paper=True, steps=4).with_preset().steps == 4
+    assert module.Options().with_preset().steps is None
+    with pytest.raises(dl.TaskError, match="its scale is 1"):
+        module.main(module.Options(noise="renoise", scale=0.5))
+
+
 def test_what_happens_in_the_frame_that_was_hit_is_not_counted_elsewhere(organism):
     module = script("noise_sensitivity")
     batch = organism.batch([(s, 0) for s in draw(StudyOptions(task="circle", samples=2))], steps=2)
@@ -154,14 +201,14 @@ def test_what_happens_in_the_frame_that_was_hit_is_not_counted_elsewhere(organis
     ended = clean.repeat(arms, 1, 1, 1, 1, 1)
     for arm in range(1, arms):
         ended[arm, :, :, (arm - 1) % 4] += 3 * torch.randn_like(ended[arm, :, :, 0])
-    found = module.gather(batch, clean, ended, 1, [0])
+    found = module.gather(batch, clean, ended, 1, [0], module.BUDGETS)
     for name in ("frame", "stopped"):
         assert (found[f"{name}_distance"] > 1).all() and (found[f"{name}_distance_elsewhere"] == 0).all()
         assert (found[f"{name}_score_elsewhere"] == found.clean_score).all()
     assert (found.frame_score.sel(frame=3) < found.clean_score).any()
     assert found.stopped_distance.dims == ("stopping", "stop", "frame", "pair")
     ended[2, 0, :, 2] += 1.0  # of the arm of frame 1, another frame
-    found = module.gather(batch, clean, ended, 1, [0])
+    found = module.gather(batch, clean, ended, 1, [0], module.BUDGETS)
     assert float(found.frame_distance_elsewhere[0, 1, 0]) == pytest.approx((1 / 3) ** 0.5)
 
 

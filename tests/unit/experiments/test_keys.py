@@ -244,10 +244,14 @@ def test_a_key_is_the_same_in_every_process_and_place(copy, unchanged):
 SAME = [
     # Comments and docstrings, wherever they are.
     ("src/dit_lens/plot/curves.py", '"""Outcomes', '"""All outcomes'),
-    ("src/dit_lens/analysis/cka_kernels.py", "\ndef cka_pairs(", "\n# A comment.\n\n\ndef cka_pairs("),
+    ("src/dit_lens/analysis/cka_sampled.py", "\ndef kernel_cka(", "\n# A comment.\n\n\ndef kernel_cka("),
     ("src/dit_lens/engine/batch.py", "\nclass Batch", "\n# A comment.\n\n\nclass Batch"),
     ("src/dit_lens/engine/batch.py", '"""Number of steps."""', '"""The number of steps."""'),
-    ("analyses/noise_sensitivity.py", '    """Return an arm: noise in the latents, at a place."""\n', ""),
+    (
+        "analyses/noise_sensitivity.py",
+        '    """Return an arm: noise in the latents, at a place, of a share of the variance."""\n',
+        "",
+    ),
     # Code that the measurement cannot reach.
     ("src/dit_lens/plot/curves.py", "\ndef curves(", "\ndef unused():\n    return 1\n\n\ndef curves("),
     ("analyses/noise_sensitivity.py", '"effect of noise after a step"', '"effect"'),
@@ -255,7 +259,7 @@ SAME = [
 OTHER = [
     ("src/dit_lens/engine/batch.py", "at_once: int = 64", "at_once: int = 63"),
     ("src/dit_lens/engine/outcomes.py", "(-4, -3, -2, -1)", "(-3, -2, -1)"),
-    ("src/dit_lens/analysis/cka_kernels.py", "KERNEL_BYTES = 2**26", "KERNEL_BYTES = 2**27"),
+    ("src/dit_lens/analysis/cka_sampled.py", "kernel / norm**0.5", "kernel / norm"),
     ("analyses/noise_sensitivity.py", '"same energy")', '"equal energy")'),
 ]
 
