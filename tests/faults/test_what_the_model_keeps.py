@@ -1,5 +1,6 @@
 """What the user's modules and functions in a model keep from call to call, and a pipeline of its run."""
 
+import operator
 import os
 import warnings
 from contextlib import contextmanager
@@ -158,32 +159,57 @@ def test_a_module_that_keeps_nothing_is_resumed_and_not_warned_of(tmp_path, monk
     assert first.path == again.path
 
 
-def test_what_the_pipeline_keeps_of_its_run_is_refused_in_a_batch():
-    """It would be left over from whatever run came before; a run of the pipeline sets it."""
-    lens = dl.load("organism")
-    pipe = lens.pipe
+def readers(lens):
+    """Edits that read the noise levels of the pipeline's scheduler, each in another way."""
+    pipe, scheduler = lens.pipe, lens.pipe.scheduler
 
-    def early(h, at):
-        return h * 0 if float(pipe.scheduler.sigmas[at.step]) > 0.9 else h
-
-    def early_by_its_scheduler(h, at):
-        scheduler = pipe.scheduler
-        return h * 0 if float(scheduler.timesteps[at.step]) > 900 else h
-
-    class Early:
+    class Held:
         def __init__(self, pipe):
             self.held = {"pipe": pipe}
 
         def __call__(self, h, at):
-            return h * 0 if float(self.held["pipe"].scheduler.sigmas[at.step]) > 0.9 else h
+            return h * float(self.held["pipe"].scheduler.sigmas[at.step])
 
-    for edit in (early, early_by_its_scheduler, Early(pipe)):
-        placed = [(edit, dl.at(layer=3))]
-        lens.run(SAMPLE, edit=placed, **ASKED)
-        with pytest.raises(dl.PlanError, match=r"reads .*Scheduler\.\w+, which the pipeline sets as it runs"):
-            lens.batch([(SAMPLE, 0)], edit=placed, **ASKED)
-        with pytest.raises(dl.PlanError, match="which the pipeline sets as it runs"):
-            lens.sweep([(SAMPLE, 0)], arms={"early": placed}, **ASKED)
+    def renoised(h, at):
+        return pipe.scheduler.add_noise(h, torch.ones_like(h), torch.tensor(at.timestep * 0.7))
+
+    return [
+        lambda h, at: h * float(pipe.scheduler.sigmas[at.step]),
+        lambda h, at: h * float(lens.pipe.scheduler.sigmas[at.step]),
+        lambda h, at: h * float(scheduler.timesteps[at.step]) / 1000,
+        lambda h, at: h * float(operator.attrgetter("scheduler.sigmas")(pipe)[at.step]),
+        Held(pipe),
+        renoised,
+    ]
+
+
+@pytest.mark.parametrize("reader", range(6))
+def test_in_a_batch_the_scheduler_stands_where_it_does_in_a_run(reader):
+    """Whatever run came before it would have left its own noise levels there."""
+    lens = dl.load("organism")
+    placed = [(readers(lens)[reader], dl.at(site="x0", step=2))]
+    truth = lens.run(SAMPLE, edit=placed, record=[dl.latents], **ASKED)["latents"].values
+    batch = lens.batch([(SAMPLE, 0), (SAMPLE, 1)], edit=placed, record=[dl.latents], **ASKED)
+    lens.run(SAMPLE, steps=3)
+    levels = lens.pipe.scheduler.sigmas
+    np.testing.assert_allclose(batch.run()[0]["latents"].values, truth, rtol=0, atol=2e-5)
+    assert lens.pipe.scheduler.sigmas is levels  # as it was before
+    table = lens.sweep([(SAMPLE, 0), (SAMPLE, 1)], arms={"read": placed}, **ASKED)
+    lens.batch([(SAMPLE, 0)], steps=3)
+    again = lens.sweep([(SAMPLE, 0)], arms={"read": placed}, **ASKED)
+    assert again.distance.values[1, 0, 0] == pytest.approx(table.distance.values[1, 0, 0], abs=1e-5) != 0
+
+
+class Damp:
+    """Holds the model, and has attributes of its own that are named like those of a scheduler or a tokenizer."""
+
+    def __init__(self, lens):
+        self.lens, self.verbose, self.sigmas = lens, False, (0.3, 0.9)
+
+    def __call__(self, h, at):
+        if self.verbose:
+            print(at)
+        return h * self.sigmas[0] * self.lens.layers
 
 
 def test_other_things_of_the_pipeline_are_read_in_a_batch():
@@ -194,4 +220,5 @@ def test_other_things_of_the_pipeline_are_read_in_a_batch():
         width = pipe.dit.blocks[0].self_attn.o.weight.shape[0]
         return h * (at.sigma + at.timestep / 1000) / width * pipe.vae.upsampling_factor
 
-    lens.batch([(SAMPLE, 0)], edit=[(scaled, dl.at(layer=1, step=0))], **ASKED).run()
+    for edit in (scaled, Damp(lens)):
+        lens.batch([(SAMPLE, 0)], edit=[(edit, dl.at(layer=1, step=0))], **ASKED).run()

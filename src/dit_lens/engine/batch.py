@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,9 @@ from torch import Tensor
 from dit_lens.engine.applied import apply_edit
 from dit_lens.engine.batch_rows import batching_of, parts
 from dit_lens.engine.exchange import Exchange, Meeting
+from dit_lens.engine.in_place import reads_refused, scheduler_in_place
 from dit_lens.engine.inputs import ModelInputs
-from dit_lens.engine.pipeline_check import check_against_pipeline, refuse_left_over, value_of, warn_of_keeping
+from dit_lens.engine.pipeline_check import check_against_pipeline, value_of, warn_of_keeping
 from dit_lens.engine.request import Request, name_anew, seeds_together, verify_of
 from dit_lens.engine.rows import Moment, Row, Shared
 from dit_lens.engine.stages import check_schedule, grids_of
@@ -231,13 +233,14 @@ class Batch:
         """
         self._check_watched(watch)
         done, shared = [], shared or Shared(row.placed for row in rows)
-        for part in parts([row.group for row in rows], self.at_once):
-            x, numbers, members = latents[part], pairs[part], rows[part]
-            before = None if x0 is None else x0[part]
-            if len(members) > self.at_once:
-                done += self._one_by_one(step, x, numbers, members, watch, before)
-            else:
-                done.append(self._forward(step, x, numbers, members, watch, shared, before))
+        with scheduler_in_place(self.specimen.pipe, self.scheduler, self.batching.place, step):
+            for part in parts([row.group for row in rows], self.at_once):
+                x, numbers, members = latents[part], pairs[part], rows[part]
+                before = None if x0 is None else x0[part]
+                if len(members) > self.at_once:
+                    done += self._one_by_one(step, x, numbers, members, watch, before)
+                else:
+                    done.append(self._forward(step, x, numbers, members, watch, shared, before))
         return Stepped.cat(done)
 
     def _forward(
@@ -256,7 +259,7 @@ class Batch:
         pipe, flow, batching = self.specimen.pipe, self.specimen.family.flow, self.batching
         expert, timestep = self.expert(step), self.scheduler.timesteps[step]
         dit = self.specimen.dits[expert]
-        visitor = Visitor(self.specimen, rows, watch, exchange, shared)
+        visitor = Visitor(self.specimen, rows, watch, exchange, shared, around=self._around)
         stepper = Stepper(flow, self.scheduler, self.layout, self.sigmas, self.timesteps, visitor)
         stepper.x0 = {} if x0_before is None else self._by_stream(x0_before)
         begun = stepper.begin(step, expert, self._by_stream(latents), records=records)
@@ -335,9 +338,14 @@ class Batch:
         def edit(meeting: Meeting, members: list[int], values: Tensor) -> Tensor:
             placed, where, branch, _ = meeting
             moment = Moment(step, self.sigmas[step], self.timesteps[step], self.expert(step))
-            return apply_edit(placed, spot_of(rows[members[0]], moment, where, branch), values)
+            with self._around():
+                return apply_edit(placed, spot_of(rows[members[0]], moment, where, branch), values)
 
         return exchange.settle(forward, edit, last=any(row.recorders for row in rows))
+
+    def _around(self) -> AbstractContextManager[None]:
+        """Return what is around every function of the user's while it runs."""
+        return reads_refused(self.specimen.pipe)
 
     def _by_stream(self, latents: Tensor) -> dict[str, Tensor]:
         streams = apart(latents)
@@ -360,7 +368,6 @@ class Batch:
             plan.check_grids(grids_of(self.inputs.streams, apart(self.inputs.noise)))
             plan.check_sources(self.specimen.fingerprint)
             binding = placed.bind(is_edit, self.layout, self.sigmas)
-            refuse_left_over(self.specimen.pipe, placed)
             if problem := binding.never_fired([self.expert(step) for step in range(self.steps)]):
                 raise PlanError(problem)
             # What is placed is held too, so that its id is not given to another.

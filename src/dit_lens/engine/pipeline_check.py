@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +21,8 @@ from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart, together
 from dit_lens.families.patching import guarded, set_attribute
-from dit_lens.plan.attributes import naming_run_of
 from dit_lens.plan.content import content
 from dit_lens.plan.digests import digest
-from dit_lens.plan.functions import read_of_runs
-from dit_lens.plan.places import Spot
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
@@ -218,24 +215,6 @@ def warn_of_keeping() -> None:
         stacklevel=4,
     )
 
-
-def refuse_left_over(pipe: Any, placed: Placed) -> None:
-    """Refuse a function that reads what only the pipeline's own loop sets: in a batch that is left over from an earlier run.
-
-    Raises:
-        PlanError: it may read such a thing.
-    """
-    with naming_run_of(pipe):
-        read = [name for name in read_of_runs(placed.function) if name.rpartition(".")[2] not in SPOT]
-    if read:
-        raise PlanError(
-            f"{placed}: it reads {', '.join(read)}, which the pipeline sets as it runs, and a batch does not run it: take step, "
-            "sigma and timestep from `at`, and what else it needs from a variable of your own; or use lens.run."
-        )
-
-
-SPOT = frozenset(field.name for field in fields(Spot))
-"""Names that a function reads of `at`."""
 
 LOUD = 4.0
 """By how much the latents of the rows beside the first pair are larger than noise."""

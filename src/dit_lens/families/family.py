@@ -251,6 +251,7 @@ class Batching:
         advance: (scheduler, velocity, step, latents) to the latents of the next step.
         refuse_moved: (pipe, latents, edited velocity, step, prepared keywords) refuses what would move a frame that the
             pipeline holds.
+        place: (scheduler, step) lets a scheduler that counts its steps stand where it does before a step of the loop.
         most: rows that the model takes at once. None where any number goes.
     """
 
@@ -264,6 +265,7 @@ class Batching:
     refuse_moved: Callable[[Any, Tensor, Tensor, int, Keywords], None] = field(
         default=lambda pipe, latents, velocity, step, prepared: None
     )
+    place: Callable[[Any, int], None] = field(default=lambda scheduler, step: None)
     most: int | None = None
 
 

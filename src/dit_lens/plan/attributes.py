@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dit_lens.plan import bytecode, classes, origin
+from dit_lens.plan import classes, origin
 
 if TYPE_CHECKING:
     from dit_lens.plan.content import Walk
@@ -203,29 +203,6 @@ def is_written_by_runs(walk: Walk, value: Any, name: str) -> bool:
         return False
     with walk.reading_pipeline():
         return not counted(walk, type(value), [name])
-
-
-def read_of_runs(walk: Walk) -> list[str]:
-    """Return what the code that a walk has visited may read of its pipeline and that a run writes anew, as `Class.name`.
-
-    It holds a part of the pipeline, and has the name of such an attribute, or of a property that reads one.
-    """
-    found = set[str]()
-    for part in walk.parts:
-        for value in _held_in(walk, part):
-            kind = type(value)
-            for name in walk.users_names:
-                code = getattr(getattr(getattr(kind, name, None), "fget", None), "__code__", None)
-                inner = () if code is None else bytecode.stored_and_loaded(code)[1]
-                if any(is_written_by_runs(walk, value, each) for each in (name, *inner)):
-                    found.add(f"{kind.__name__}.{name}")
-    return sorted(found)
-
-
-def _held_in(walk: Walk, part: Any) -> list[Any]:
-    """Return a part of a pipeline, and all that a pipeline itself holds; but for modules, which are the same in every loop."""
-    held = [value() for value in _PARTS.get(id(part), {}).values()]
-    return [v for v in (part, *held) if v is not None and (id(v) in _PARTS or not walk.is_module(v))]
 
 
 def is_users(value: Any) -> bool:

@@ -233,7 +233,6 @@ def _parts(walk: Walk, value: types.FunctionType) -> list[Any]:
                 value.__code__
             )  # which finds no method of the user's by a name that it makes
             walk.names |= bytecode.names(value.__code__) - (classes.ANY_NAME if own else frozenset())
-            walk.users_names |= frozenset() if own else bytecode.names(value.__code__)
         if "_torchdynamo_orig_callable" in held:
             return [walk.unnamed(value, "a function that is compiled (torch.compile)")]
         declared = {k: v for k, v in sorted(vars(value).items(), key=str) if k not in FUNCTION_UNTOLD}

@@ -138,8 +138,6 @@ class Walk:
         written: attributes that are state of a run, by class; see `classes.written_by_runs`.
         classes: data of libraries' classes that were visited.
         names: in all code that was visited, but a library's.
-        users_names: in that of the user's.
-        parts: parts of a pipeline that code reads.
         recipes: how modules are read, by class and names of attributes; see `modules`.
     """
 
@@ -159,8 +157,6 @@ class Walk:
     ) -> None:
         self.watching, self.called = watching, called
         self.names: set[str] = set()
-        self.users_names: set[str] = set()
-        self.parts: list[Any] = []
         self._sentences, self._path = unnamed, [what] if what else []
         self.checksum, self.importing, self.gathering, self.exact = checksum, importing, gathering, exact
         self.of_pipeline = of_pipeline
@@ -306,7 +302,6 @@ class Walk:
         walk.in_order, walk.repeatable, walk.of_pipeline = self.in_order, self.repeatable, self.of_pipeline
         walk.watching = self.watching
         walk.called, walk.names = self.called, self.names
-        walk.users_names, walk.parts = self.users_names, self.parts
         walk._modules, walk.written = self._modules, self.written
         walk.classes, walk.recipes = self.classes, self.recipes
         walk._done, walk._open, walk._alive = dict(self._done), dict(self._open), self._alive
@@ -346,7 +341,6 @@ class Walk:
         if kind is float:
             return self._number(value)
         if not self.of_pipeline and attributes.is_part(value):
-            self.parts.append(value)
             with self.reading_pipeline():
                 return self._dispatch(value, kind)
         if self.is_module(value):

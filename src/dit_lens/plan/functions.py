@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit_lens.errors import PlanError
-from dit_lens.plan import attributes, callables
+from dit_lens.plan import callables
 from dit_lens.plan.content import Walk, unnamed_by
 from dit_lens.plan.digests import digest
 from dit_lens.plan.origin import FRAMEWORKS, is_own_code
@@ -157,15 +157,6 @@ def is_packages_own(function: Callable[..., Any]) -> bool:
     function = function.function if type(function) is Configured else function
     plain = type(function) is types.FunctionType and function.__closure__ is None
     return plain and is_own_code(function.__code__)
-
-
-def read_of_runs(function: Callable[..., Any]) -> list[str]:
-    """Return what a function may read of a pipeline that only a run of it sets, such as its scheduler's noise levels."""
-    if is_packages_own(function):
-        return []
-    walk = Walk([], checksum=lambda tensor: None, repeatable=True)
-    walk.whole(function)
-    return attributes.read_of_runs(walk)
 
 
 KEEPS = (

@@ -53,7 +53,14 @@ def batching(anatomy: Anatomy, branches: Callable[[Mapping[str, Any]], tuple[str
         return {"video": forward(pipe, dit, {**inputs, "latents": latents["video"]})}
 
     return Batching(
-        prepared, model, expert, settle=settle, blend=blend, advance=advance, refuse_moved=refuse_held
+        prepared,
+        model,
+        expert,
+        settle=settle,
+        blend=blend,
+        advance=advance,
+        refuse_moved=refuse_held,
+        place=place,
     )
 
 
@@ -231,6 +238,12 @@ def advance(scheduler: Any, velocity: Tensor, step: int, latents: Tensor) -> Ten
         scheduler._step_index = step  # it counts its calls; here they come in any order
     after: Tensor = scheduler.step(velocity, scheduler.timesteps[step], latents, return_dict=False)[0]
     return after
+
+
+def place(scheduler: Any, step: int) -> None:
+    """Let a scheduler stand where the pipeline's own does before a step; see `Batching`."""
+    if hasattr(scheduler, "_step_index"):
+        scheduler._step_index = step or None  # it looks for its place in its first step
 
 
 # ---- readout
