@@ -94,9 +94,99 @@ def in_a_hook_of_all_modules(lens):
         handle.remove()
 
 
+def counts(holder, name="calls"):
+    """Return a counter whose number stands in an attribute of another object, where only that object shows it."""
+
+    def counted(value):
+        calls = int(getattr(holder, name))
+        if str(calls) == os.environ.get("FAIL_AT"):
+            raise OSError("the power went")
+        setattr(holder, name, calls + 1)
+        return value * (0.5 if calls + 1 > 6 else 1)
+
+    return counted
+
+
+@contextmanager
+def in_an_attribute_by_a_hook(lens):
+    projection(lens).calls = 0
+    projection(lens).register_forward_hook(lambda module, inputs, output: counts(module)(output))
+    yield
+
+
+@contextmanager
+def in_a_buffer_by_a_hook(lens):
+    projection(lens).register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def hook(module, inputs, output):
+        out = counts(Number(module.calls))(output)
+        return out
+
+    projection(lens).register_forward_hook(hook)
+    yield
+
+
+class Number:
+    """A number that stands in a tensor, written in place."""
+
+    def __init__(self, tensor):
+        object.__setattr__(self, "tensor", tensor)
+
+    def __getattr__(self, name):
+        return self.tensor.item()
+
+    def __setattr__(self, name, value):
+        self.tensor.fill_(value)
+
+
+class WithParameter(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.count = inner, nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x):
+        return counts(Number(self.count))(self.inner(x))
+
+
+@contextmanager
+def in_a_parameter(lens):
+    lens.pipe.dit.blocks[4].self_attn.o = WithParameter(projection(lens))
+    yield
+
+
+@contextmanager
+def in_another_method(lens):
+    dit = lens.pipe.dit
+    plain, counter = dit.unpatchify, Counter()
+    dit.unpatchify = lambda *args: counter(plain(*args))
+    yield
+
+
+@contextmanager
+def in_an_object_of_a_module(lens):
+    projection(lens).gate = Counter()
+    projection(lens).register_forward_hook(lambda module, inputs, output: module.gate(output))
+    yield
+
+
+@contextmanager
+def in_a_list_of_a_module(lens):
+    projection(lens).seen = []
+
+    def hook(module, inputs, output):
+        if str(len(module.seen)) == os.environ.get("FAIL_AT"):
+            raise OSError("the power went")
+        module.seen.append(float(output.mean()))
+        return output * (0.5 if len(module.seen) > 6 else 1)
+
+    projection(lens).register_forward_hook(hook)
+    yield
+
+
 KINDS = [
     *(in_a_module, in_a_forward, in_a_class, in_the_function_of_the_model, in_a_hook),
-    in_a_hook_of_all_modules,
+    *(in_a_hook_of_all_modules, in_an_attribute_by_a_hook, in_a_buffer_by_a_hook, in_a_parameter),
+    *(in_another_method, in_an_object_of_a_module, in_a_list_of_a_module),
 ]
 
 
@@ -124,6 +214,31 @@ def test_a_batch_whose_model_counts_is_warned_of(counting):
     lens = dl.load("organism")
     with counting(lens), pytest.warns(UserWarning, match="keeps something from call to call"):
         lens.batch([(SAMPLE, 0)], **ASKED)
+
+
+def test_the_step_before_kept_by_a_hook_begins_the_run_anew(tmp_path, monkeypatch):
+    """The tensor that it keeps may stand where the one before it stood."""
+
+    def run(store):
+        lens = dl.load("organism")
+
+        def smoothed(module, inputs, output):
+            if getattr(module, "last", None) is not None and output.shape != module.last.shape:
+                raise AssertionError
+            last = getattr(module, "last", None)
+            module.last = output.detach().clone()
+            return output if last is None else (output + last) / 2
+
+        projection(lens).register_forward_hook(smoothed)
+        return lens.run(SAMPLE, store=store, edit=[(stopping, dl.at(layer=2))], **ASKED)
+
+    whole = run(tmp_path / "whole")
+    monkeypatch.setenv("FAIL_AT", "5")
+    with pytest.raises(OSError, match="the power went"):
+        run(tmp_path / "again")
+    monkeypatch.delenv("FAIL_AT")
+    again = run(tmp_path / "again")
+    np.testing.assert_array_equal(again["latents"].values, whole["latents"].values)
 
 
 class Half(nn.Module):

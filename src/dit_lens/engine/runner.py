@@ -19,7 +19,7 @@ from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch, samples_of
 from dit_lens.engine.verify import Comparison
 from dit_lens.errors import DamageError, StoreError
 from dit_lens.families.call import Forward, Schedule
-from dit_lens.families.identity import keepers, state_kept
+from dit_lens.families.kept import Holdings
 from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
@@ -183,10 +183,10 @@ class Destination:
         self.stage, self.scratch, self._lease = stage, scratch, lease
         self._beside, self._check = beside, check
         self._writer: RunWriter | Draft | None = None
-        self._state: list[str] = []  # of what may keep something, when the run begins
+        self._state: list[Any] = []  # of what may keep something, when the run begins
         specimen, is_stored = stage.request.specimen, stage.request.store is not None
         # Before anything is wrapped.
-        self._keepers = keepers(specimen.pipe, specimen.dits.values()) if is_stored else []
+        self._holdings = Holdings(specimen.pipe, specimen.dits.values()) if is_stored else None
         self._place: RunPlace | None = None
 
     @property
@@ -241,9 +241,10 @@ class Destination:
         """Say whether a function has kept something of the steps so far: a run resumed without that would be another."""
         return {} if self._kept() == self._state else {"state kept": True}
 
-    def _kept(self) -> list[str]:
-        """Return hashes that change when an edit, a record, or what of the model is the user's keeps something."""
-        return [self.stage.request.plan.state(), state_kept(self._keepers)]
+    def _kept(self) -> list[Any]:
+        """Return what changes when an edit, a record, or something in the model keeps something."""
+        held = [] if self._holdings is None else self._holdings.look()
+        return [self.stage.request.plan.state(), held]
 
     def _open_draft(self, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]) -> Draft:
         """Begin a run in no store, now that there is something to write. Nobody asks for its name before it ends."""

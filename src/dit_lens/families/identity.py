@@ -10,7 +10,7 @@ from disk later (`info={"weights": ...}` names them).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -72,8 +72,8 @@ def identity(
         "components": {"class": _short(classes.describe(walk, type(pipe))), **components},
         "numerics": {
             **numerics(),
-            "hooks": walk.whole(_hooks_of_all_modules()),
-            "modes": [walk.visit(mode, "a mode of torch's") for mode in _modes()],
+            "hooks": walk.whole(hooks_of_all_modules()),
+            "modes": [walk.visit(mode, "a mode of torch's") for mode in modes()],
         },
         "dtype": dtype,
         **family.call.facts(pipe),
@@ -136,45 +136,6 @@ class _Look:
         ]
 
 
-def keepers(pipe: Any, dits: Iterable[nn.Module]) -> list[Any]:
-    """Return what of a pipeline is the user's, and may keep something from call to call.
-
-    Modules of a class of theirs, with a hook of theirs, or with a method that they have replaced; and functions and objects of
-    theirs that the pipeline itself holds.
-    """
-    every = [part for dit in dits for part in dit.modules()]
-    users = {kind for kind in {type(part) for part in every} if not classes.is_no_users(kind)}
-    parts: list[Any] = [part for part in every if type(part) in users or _is_touched(part.__dict__)]
-    own = [held for held in held_by(pipe).values() if not isinstance(held, nn.Module)]
-    return parts + [held for held in own if attributes.is_users(held)]
-
-
-def _is_touched(held: Mapping[str, Any]) -> bool:
-    """Say whether a module, by its attributes, has a hook of the user's, or a method that they have replaced."""
-    replaced = [name for name in attributes.REPLACED if name in held and not attributes.is_guest(held[name])]
-    return bool(replaced) or modules.has_hooks(held)
-
-
-def state_kept(parts: Iterable[Any]) -> str:
-    """Return a hash that changes when some of these parts, or a hook that torch calls at every module, keeps something."""
-    walk = Walk([], checksum=tensor_data, repeatable=True, watching=True)
-    return digest([[_state(walk, part) for part in parts], walk.whole([_hooks_of_all_modules(), _modes()])])
-
-
-def _state(walk: Walk, part: Any) -> Any:
-    if not isinstance(part, nn.Module):
-        return walk.visit(part)
-    with walk.reading_pipeline():  # what a library's method writes anew in every run is nothing that is kept
-        own = attributes.plain(walk, part)
-        own = (
-            own | part._buffers
-            if attributes.is_users(part)
-            else {n: own[n] for n in attributes.REPLACED if n in own}
-        )
-        held = {name: walk.visit(value, name) for name, value in own.items()}
-    return [held, modules.hooks(walk, part.__dict__)]
-
-
 def numerics() -> dict[str, Any]:
     """Return torch's settings of how it computes, which change results in their last digits."""
     backends = torch.backends
@@ -223,7 +184,7 @@ def _setting(read: Callable[[], Any]) -> str:
         return type(error).__name__
 
 
-def _hooks_of_all_modules() -> list[Any]:
+def hooks_of_all_modules() -> list[Any]:
     """Return the hooks that torch calls at every module, each with how it is called."""
     state = vars(torch.nn.modules.module)
     return [
@@ -233,7 +194,7 @@ def _hooks_of_all_modules() -> list[Any]:
     ]
 
 
-def _modes() -> list[Any]:
+def modes() -> list[Any]:
     """Return what changes torch's functions while a block of the user's runs, such as a `TorchFunctionMode`."""
     modes: list[Any] = torch.overrides._get_current_function_mode_stack()
     return [*modes, *torch.utils._python_dispatch._get_current_dispatch_mode_stack()]

@@ -69,7 +69,7 @@ def plain(walk: Walk, value: Any) -> dict[str, Any]:
     kind = type(value)
     held = vars(value) if hasattr(value, "__dict__") else {}
     watched = classes.is_built_on_models(kind)
-    data = {n: held[n] for n in counted(walk, kind, held) if not (watched and _watches(n, held[n]))}
+    data = {n: held[n] for n in counted(walk, kind, held) if not (watched and watches(n, held[n]))}
     if watched and NNSIGHT in held:
         data |= _below_nnsight(kind, held[NNSIGHT])
     return data | {name: getattr(value, name) for name in slots(kind) if hasattr(value, name)}
@@ -90,7 +90,7 @@ def depends(name: str) -> bool:
     return name in REPLACED or name == "_diffusers_hook"
 
 
-def _watches(name: str, item: Any) -> bool:
+def watches(name: str, item: Any) -> bool:
     """Say whether an attribute is there to watch an object, or is left behind by that."""
     if name == "_diffusers_hook":
         return not item.hooks  # a run leaves an empty one behind

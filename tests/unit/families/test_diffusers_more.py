@@ -411,3 +411,44 @@ def test_latents_that_a_pipeline_rounds_between_steps_are_refused(name, parts):
     case.pipe.to(torch.bfloat16)
     with pytest.raises(dl.PlanError, match="how the pipeline rounds them in between"):
         dl.Lens(case.pipe).batch([(case.sample, 0)], **GUIDED, **case.extra)
+
+
+class Store:
+    """An attention processor that keeps what it has seen, as those of prompt-to-prompt editing do."""
+
+    def __init__(self, inner):
+        self.inner, self.seen = inner, []
+
+    def __call__(self, *args, **keywords):
+        out = self.inner(*args, **keywords)
+        if str(len(self.seen)) == os.environ.get("FAIL_AT"):
+            raise OSError("the power went")
+        self.seen.append(1)
+        return out * (0.5 if len(self.seen) > 4 else 1)
+
+
+def test_an_interrupted_run_whose_attention_processor_keeps_something_is_begun_anew(
+    made, tmp_path, monkeypatch
+):
+    def run(store):
+        case = type(made("ltx"))("ltx")
+        attention = case.pipe.transformer.transformer_blocks[0].attn1
+        attention.processor = Store(attention.processor)
+        return case.run(dl.Lens(case.pipe), steps=6, cfg_scale=1.0, store=store)
+
+    whole = run(tmp_path / "whole")
+    monkeypatch.setenv("FAIL_AT", "3")
+    with pytest.raises(OSError, match="the power went"):
+        run(tmp_path / "again")
+    monkeypatch.delenv("FAIL_AT")
+    again = run(tmp_path / "again")
+    assert again.path.name == whole.path.name
+    np.testing.assert_array_equal(again["latents"].values, whole["latents"].values)
+
+
+def test_what_a_pipeline_writes_in_every_run_is_nothing_that_is_kept(case, tmp_path):
+    from dit_lens.store import journal
+
+    run = case.run(dl.Lens(case.pipe, info={"weights": "tiny"}), store=tmp_path)
+    words = journal.read(run.path).steps.values()
+    assert len(words) == 3 and not any(word.get("state kept") for word in words)
