@@ -63,6 +63,23 @@ def _codec() -> dict[str, NDArray[np.float32]]:
     return {name: value.astype(np.float32) for name, value in load_file(FROZEN).items()}
 
 
+def even_change(seen: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return by how much all of a picture is brighter or darker than it should be, by colour, [rgb].
+
+    What is summed over many pixels counts such a change as often as there are pixels, though each has little of it.
+
+    Args:
+        seen: a frame less the picture that it should be, [height, width, rgb].
+        where: pixels that show it, [height, width]: where nothing moves.
+    """
+    if not where.any():
+        return np.zeros(3, np.float32)
+    change: NDArray[np.float32] = np.clip(np.median(seen[where], axis=0), -CHANGED, CHANGED).astype(
+        np.float32
+    )
+    return change
+
+
 def difference(frame: NDArray[np.uint8], picture: NDArray[Any]) -> NDArray[np.float32]:
     """Return how far a frame is from a picture around each pixel, [height, width].
 

@@ -57,6 +57,8 @@ DRAWN = 0.5
 trail is from the floor; so a trail that is missing there, or new, is seen."""
 OTHER_COLOUR = 0.37
 """Distance (RGB in [0, 1]) of the colour around an agent's middle from its own, from which on it is none."""
+OFF_COLOUR = 0.3
+"""The same distance of the colour around the agent's middle from that in the picture that a frame is like, at most."""
 GHOST = 0.25
 """Mean share of the agent's colour over a small square from which on something has it; behind a red agent the codec draws a
 few pixels of blue."""
@@ -230,6 +232,11 @@ class _Watched:
         off, along = _on_path(np.array(seen.at), self.points, due)
         return None if off > OFF_PATH or abs(along - due) > slack else along / CELL
 
+    def at(self, moves: float) -> NDArray[np.float64]:
+        """Return where it is after so many moves, (x, y)."""
+        cells = np.arange(self.steps + 1)
+        return np.array([np.interp(moves, cells, axis) for axis in self.points.T])
+
     def near(self, moves: float, last: int) -> NDArray[np.bool_]:
         """Return which pixels are near where it is, `BLENDED` frames before and after so many moves, [height, width]."""
         times = moves + self.steps / last * np.linspace(-BLENDED, BLENDED, 4 * BLENDED + 1)
@@ -257,10 +264,21 @@ def _is_walk(
     room = DRAWN * min(float(np.abs(np.subtract(each.walker.trail, cv.FLOOR)).max()) for each in watched)
     return any(
         _shows(frame, picture, near, room)
+        and all(
+            _colour_off(frame, picture, each.at(made)) <= OFF_COLOUR
+            for each, made in zip(watched, moves, strict=True)
+        )
         and _change_of_things(frame, picture, board, bare) <= GONE
         and _strangeness(frame, picture, board) <= STRANGE
         for picture in pictures
     )
+
+
+def _colour_off(frame: NDArray[np.uint8], picture: Canvas, at: NDArray[np.float64]) -> float:
+    """Return how far the mean colour of a small square is from what it is in a picture, in RGB; its middle is (x, y)."""
+    column, row = (int(n) for n in at)
+    square = slice(max(row - 2, 0), row + 3), slice(max(column - 2, 0), column + 3)
+    return float(np.linalg.norm((frame[square] / 255 - picture[square]).mean((0, 1))))
 
 
 def _shows(frame: NDArray[np.uint8], picture: Canvas, near: NDArray[np.bool_], room: float) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks.blur import CHANGED, blur, difference
+from dit_lens.tasks.blur import CHANGED, blur, difference, even_change, largest
 from dit_lens.tasks.canvas import CELL, Canvas
 from dit_lens.tasks.judged import Judged
 from dit_lens.tasks.sample import Sample, Score, of_truth
@@ -125,14 +125,26 @@ def legal_frames(
     size = np.linalg.norm(things, axis=-1)
     new = size > max(0.3 * size.max(), 1e-6)
     towards = (things[new] / size[new, None] ** 2).T
-    room = max(FADED * float(size[new].min(initial=np.inf)), PIXELS) if new.any() else PIXELS
-    seen, legal = _sums(frames - asked), np.zeros(len(video), bool)
+    room = max(FADED * _least_change(things[new]), PIXELS) if new.any() else PIXELS
+    # Where nothing fades in, it shows by how much a whole frame is too bright or too dark.
+    still = largest(right[-1] - asked) < 1 / 255
+    changes = np.stack([even_change(frame - asked, still) for frame in frames])
+    seen = _sums(frames - changes[:, None, None] - asked)
+    legal = np.zeros(len(video), bool)
     for pictures in (blur(right), right):
         off = seen - _sums(pictures - asked)
         alike = [difference(f, p).max() <= CHANGED for f, p in zip(video, pictures, strict=True)]
         clean = np.linalg.norm(off, axis=-1).max(-1) <= room
         legal |= alike & clean & (np.abs(off @ towards) <= FADED).all((1, 2))
     return legal & _never_goes(seen @ towards, legal, things @ towards)
+
+
+def _least_change(things: NDArray[np.float32]) -> float:
+    """Return how far the nearest two of some things are apart, or the smallest is from nothing; things are [thing, rgb]."""
+    every = np.concatenate([things, np.zeros((1, 3), np.float32)])
+    apart = np.linalg.norm(every[:, None] - every[None], axis=-1)
+    others = apart > 0.05 * float(apart.max())  # two of one colour are one thing
+    return float(apart[others].min())
 
 
 def _never_goes(

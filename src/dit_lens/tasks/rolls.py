@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dit_lens.tasks import canvas as cv
-from dit_lens.tasks.blur import CHANGED, blur, largest, smooth
+from dit_lens.tasks.blur import CHANGED, blur, even_change, largest, smooth
 from dit_lens.tasks.canvas import CELL, Canvas
 from dit_lens.tasks.conduct import BLENDED
 from dit_lens.tasks.judged import Judged
@@ -203,29 +203,29 @@ def _is_roll(
     near = _near_ball(roll, time, step)
     if changed[~near].max() > CHANGED or changed.max() > DRAWN:
         return False
-    if _is_seen_through(frame, picture, roll, time, near):
+    hidden = _behind(roll, time) & ~near
+    off = frame / 255 - picture
+    off = (off - even_change(off, ~near & ~hidden)) / (np.pi * roll.radius**2)
+    if np.linalg.norm(off[hidden].sum(0)) > HIDDEN:
         return False
     towards = np.subtract(cv.BALLS[roll.colour], cv.FLOOR)
-    off_colour = near[..., None] * (frame / 255 - picture) / (np.pi * roll.radius**2)
+    off_colour = near[..., None] * off
     if np.linalg.norm(off_colour.sum((0, 1))) > TINT * np.linalg.norm(towards):
         return False
     more = off_colour @ towards / (towards @ towards)
     middles = np.arange(SIDE * CELL) + 0.5
     x, y = roll.way(time)
-    off = more.sum(0) @ (middles - x) if roll.upright else more.sum(1) @ (middles - y)
-    return bool(abs(more.sum()) <= MASS and abs(off) <= OFF_LANE)
+    aside = more.sum(0) @ (middles - x) if roll.upright else more.sum(1) @ (middles - y)
+    return bool(abs(more.sum()) <= MASS and abs(aside) <= OFF_LANE)
 
 
-def _is_seen_through(
-    frame: NDArray[np.uint8], picture: Canvas, roll: Roll, time: float, near: NDArray[np.bool_]
-) -> bool:
-    """Say whether a frame shows something where the ball is behind what hides it."""
+def _behind(roll: Roll, time: float) -> NDArray[np.bool_]:
+    """Return where the ball is at a share of the video, whether it is seen there or not, [height, width]."""
     x, y = roll.way(time)
-    ball = np.zeros_like(picture)
+    ball = np.zeros_like(cv.blank(SIDE))
     _disc(ball, (1.0, 1.0, 1.0), x, y, roll.radius)
-    hidden = (ball[..., 0] > 0.5) & ~near
-    more = (frame / 255 - picture)[hidden].sum(0) / (np.pi * roll.radius**2)
-    return bool(np.linalg.norm(more) > HIDDEN)
+    inside: NDArray[np.bool_] = ball[..., 0] > 0.5
+    return inside
 
 
 def _near_ball(roll: Roll, time: float, step: float) -> NDArray[np.bool_]:

@@ -153,11 +153,47 @@ def test_a_thing_that_is_two_pixels_off_is_wrong(task, through_codec):
 
 @pytest.mark.parametrize("task", ["latin", "queens"])
 def test_a_quarter_of_another_answer_is_wrong(task):
-    sample = tasks.make(task, EVAL_SEED)
-    rival = next(a.video for a in sample.answers if not np.array_equal(a.video, sample.truth))
-    video = sample.truth.copy()
-    video[1:7] = rival[1:7]
-    assert not sample.score(video).solved
+    """Of every seed, also where two answers' colours lie near each other."""
+    for seed in range(EVAL_SEED, EVAL_SEED + 8):
+        sample = tasks.make(task, seed)
+        for answer in sample.answers[:3]:
+            if not np.array_equal(answer.video, sample.truth):
+                video = sample.truth.copy()
+                video[1:7] = answer.video[1:7]
+                assert not sample.score(video).solved, seed
+
+
+@pytest.mark.parametrize("change", [-12, 5, 12])
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_a_right_video_may_be_a_little_brighter_or_darker(task, change, through_codec):
+    for seed in (EVAL_SEED + 20, EVAL_SEED + 21):
+        sample = tasks.make(task, seed)
+        video = (through_codec(sample.truth).astype(int) + change).clip(0, 255).astype(np.uint8)
+        assert sample.score(video).solved, seed
+
+
+@pytest.mark.parametrize(
+    "task, options", [("maze", {}), ("maze", {"num_frames": 25}), ("arrows", {"depth": 20})]
+)
+def test_a_trail_is_told_from_none_with_room_on_both_sides_after_the_codec(task, options, through_codec):
+    for seed in range(EVAL_SEED, EVAL_SEED + 20):
+        sample = tasks.make(task, seed, **options)
+        size = sample.size[0] // cv.CELL
+        right = trail.read_trail(sample.truth[-1], size)
+        strength = trail.trail_strength(through_codec(sample.truth)[-1], size)
+        assert min(strength[e] for e in right) > trail.LAID + 0.1
+        assert max(s for e, s in strength.items() if e not in right) < trail.LAID - 0.1
+
+
+@pytest.mark.parametrize("task", ["maze", "arrows", "choose"])
+def test_an_agent_of_another_colour_is_wrong(task):
+    for seed in range(EVAL_SEED + 80, EVAL_SEED + 83):
+        sample = tasks.make(task, seed)
+        board, path = board_of(sample), walked_path(sample)
+        for colour in ((0.95, 0.6, 0.1), (0.6, 0.2, 0.5)):  # orange, purple
+            painter = partial(picture, board, [Walker(path, colour)])
+            video = walk(sample, lambda _, moves, a_frame, paint=painter: paint([moves]))
+            assert not sample.score(video).solved
 
 
 @pytest.mark.parametrize("task", ["roll", "back"])
