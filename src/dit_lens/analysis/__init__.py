@@ -7,6 +7,7 @@ recorded": a state that is NaN throughout is an error that names its place.
 from dit_lens.analysis.channels import channel_importance, top_channels
 from dit_lens.analysis.cka import cka, cka_matrix, cka_pairs
 from dit_lens.analysis.commitment import commitment, corrections
+from dit_lens.analysis.crossing import crossing
 from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
 from dit_lens.analysis.ideal import IdealDenoiser, ideal_denoiser
@@ -22,6 +23,7 @@ __all__ = [
     "cka_pairs",
     "commitment",
     "corrections",
+    "crossing",
     "effect",
     "energy",
     "energy_by_layer",

@@ -31,6 +31,8 @@ STUDIES = {
     "step_count": {"task": "circle", "counts": (1, 2, 4), "steps": None},
     "frame_count": {"task": "circle", "counts": (5, 13)},
     "emergent": {"task": "choose", "probe_scenes": 8},
+    "causal_commitment": {"task": "choose", "seeds": 2, "forks": 2, "at": "0,2"},
+    "early_selection": {"task": "choose", "seeds": 2, "at": "0,3"},
 }
 
 
@@ -425,3 +427,63 @@ def test_results_by_path_length_have_n_and_intervals_and_cut_samples_without_ove
         assert part["4 steps minus 1"]["effect"] == pytest.approx(rates[1] - rates[0])
         assert part["4 steps minus 1"]["low"] <= part["4 steps minus 1"]["high"]
     assert (tmp_path / "solved_by_length.png").stat().st_size > 5000
+
+
+def test_forks_of_the_ideal_denoiser_go_from_chance_to_one_answer_as_noise_falls(organism):
+    """The planted null: it commits where the posterior does, and computes nothing."""
+    script_ = script("causal_commitment")
+    samples = [dl.tasks.choose(1_000_000 + n, goals=2) for n in range(6)]
+    options = script_.Options(task="choose", seeds=2, forks=8)
+    batch = organism.batch([(s, seed) for s in samples for seed in range(2)], steps=12)
+    same = script_.ideal_forks(organism, batch, [1, 6, 11], options).ideal_same.mean(("sample", "seed"))
+    assert same.dims == ("at",) and 0.4 < float(same[0]) < 0.9 and float(same[-1]) == 1
+    assert float(same[0]) <= float(same[1]) + 0.1
+    maze = organism.batch([(dl.tasks.maze(1_000_000), 0), (dl.tasks.maze(1_000_001), 0)], steps=3)
+    assert (
+        script_.ideal_forks(organism, maze, [1], options).ideal_same == 1
+    ).all()  # one answer is no choice
+
+
+def test_agreement_entropy_and_commitment_are_what_they_say():
+    script_ = script("causal_commitment")
+    assert script_.agreement(["a", "a", "b"]) == pytest.approx(1 / 3)
+    answers = np.array([[["a", "a"], ["a", "b"], ["a", "c"], ["a", "d"]]])  # [at, fork, pair]
+    assert script_.bits(answers).tolist() == [[0.0, 2.0]]
+    same = xr.DataArray(
+        np.repeat([[[0.2, 0.4, 0.8, 1.0]]], 5, 0),
+        {"sample": list("abcde"), "seed": [0], "at": [1, 2, 3, 4], "sigma": ("at", [0.9, 0.8, 0.6, 0.3])},
+        ["sample", "seed", "at"],
+    )
+    results = xr.Dataset({"same": same, "chance": ("sample", np.full(5, 0.2))}).assign_coords(
+        sigma=same.sigma
+    )
+    found = script_.committed(same, results)["value"]  # halfway is 0.6
+    assert found == {"step": pytest.approx(2.5), "sigma": pytest.approx(0.7)}
+    never = script_.committed(same * 0, results)
+    assert never["value"] == {"step": None, "sigma": None}
+
+
+def test_picks_are_what_they_say():
+    script_ = script("early_selection")
+    early = xr.Dataset(
+        {
+            "answer": (("arm", "sample", "seed"), np.array([[["a", "b", "b"], ["c", "d", "e"]]])),
+            "solved": (("arm", "sample", "seed"), np.array([[[True, False, False], [False] * 3]])),
+            "score": (("arm", "sample", "seed"), np.array([[[0.1, 0.9, 0.2], [0.2, 0.1, 0.7]]])),
+        }
+    )
+    sharp = np.array([[[0.0, 1.0, 2.0], [3.0, 1.0, 2.0]]])
+    agreed, sharpest, best = script_.picks(early, sharp)[0].tolist()
+    assert (agreed, sharpest, best) == ([1, 0], [2, 0], [0, 2])  # right beats a better score
+    final = xr.Dataset({name: early[name].isel(arm=0) for name in early})
+    single, majority, top = script_.whole_runs(final, "solved").tolist()
+    assert (majority, top) == ([0.0, 0.0], [1.0, 0.0]) and single == pytest.approx([1 / 3, 0])
+
+
+def test_one_that_goes_on_is_the_whole_run_of_its_seed(tmp_path, monkeypatch, organism):
+    """At the last step a pick costs as many whole runs, and the verifier's is the best of them."""
+    found = go("early_selection", tmp_path, monkeypatch, organism, seeds=3, at="0,3")
+    assert found.cost.values.tolist() == [(3 * 1 + 3) / 4, 3.0]
+    best = found.whole_score.sel(whole="best of whole runs")
+    assert (found.score.sel(pick="verifier", at=3) == best).all()
+    assert (found.score.sel(pick="random").mean("at") == found.whole_score.sel(whole="one run")).all()

@@ -1,0 +1,207 @@
+"""When is the answer settled? Forks: the noise is drawn anew at a step, and what was believed is kept.
+
+At step s the latents become (1 - sigma_s) x0 + sigma_s eps, with x0 of the step before and other noise eps (`dl.renoise`);
+the run then goes on. Where the answer is settled, it comes out the same whatever the noise: P(same answer), over `--forks`
+of each run, and how many bits the forks' answers still hold. An answer that merely stays the same from step to step
+(`emergent.py`) is no proof of that.
+
+Beside it:
+
+- chance: how often two independent runs of a sample, with other noise from the start, give one answer;
+- the null: the ideal denoiser, which knows all right answers of the scene and computes nothing, forked likewise (for tasks
+  whose answers are enumerable);
+- the same noise again: a fork that is made twice has to give one answer, or nothing here means anything.
+
+The commitment is the noise level where P(same answer) passes halfway between chance and 1, and stays there.
+
+    python analyses/causal_commitment.py --task latin --samples 32 --out runs/causal_commitment
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import dit_lens as dl
+from dit_lens import analysis, plot
+from dit_lens.engine.batch import Batch
+from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.engine.sweep import run_arms
+from dit_lens.errors import TaskError
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.script import run_script
+from dit_lens.experiments.study import Measured, study
+from dit_lens.experiments.summary import write_summary
+from dit_lens.plan.plan import Placed
+
+
+@dataclass
+class Options(StudyOptions):
+    """Fork runs, and see when their answer is settled."""
+
+    seeds: int = 3
+    """Noise seeds of each sample, 2 or more: chance is what they have in common."""
+    forks: int = 4
+    """Forks of each run at each step."""
+    at: str = "auto"
+    """Steps at which runs fork, from 1 on: all, auto (7 of them), or a list such as 1,4,9."""
+    out: Path = Path("runs/causal_commitment")
+
+
+def main(options: Options) -> int:
+    """Fork, compare answers, draw, save."""
+    if options.seeds < 2 or options.forks < 2:
+        raise TaskError(f"--seeds {options.seeds} --forks {options.forks}: give 2 or more of each.")
+    lens = options.load()
+    measured = study(options, "causal_commitment", lens, lambda part: measure(lens, part, options))
+    conclude(measured, options)
+    return measured.exit_code
+
+
+def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
+    """Run every pair, and its forks; compare their answers with the pair's own."""
+    pairs = pairs_of(samples, options)
+    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    if batch.steps < 2:
+        raise TaskError(f"{batch.steps} steps: a fork takes a step before it; raise --steps.")
+    steps = [s + 1 for s in choose(options.at, batch.steps - 1, "at", auto=7)]
+    arms = [[fork(m, step)] for step in steps for m in range(options.forks)]
+    clean, ended = run_arms(batch, [*arms, arms[0]], progress="forks")
+    judged = outcomes(batch, ended, clean)
+    if "answer" not in judged:
+        raise TaskError(
+            "A fork is compared by the answer that a scorer reads: the samples of this task have none."
+        )
+    alone = outcomes(batch, clean[None], clean).isel(arm=0)
+    shape = len(steps), options.forks, len(pairs)
+    answers, again = judged.answer.values[:-1].reshape(shape), judged.answer.values[-1]
+    data = {
+        "same": (("at", "pair"), (answers == alone.answer.values).mean(1)),
+        "bits": (("at", "pair"), bits(answers)),
+        "solved": (("at", "pair"), judged.solved.values[:-1].reshape(shape).mean(1)),
+        "clean_solved": ("pair", alone.solved.values),
+        "same_noise": ("pair", again == answers[0, 0]),
+    }
+    coords = {"at": steps, "sigma": ("at", [batch.sigmas[s] for s in steps])}
+    out = by_sample(xr.Dataset(data, coords), pairs)
+    out["chance"] = "sample", [agreement(row) for row in by_sample(alone, pairs).answer.values]
+    ideal = ideal_forks(lens, batch, steps, options)
+    return xr.merge([out, ideal], compat="override", join="exact")
+
+
+def fork(number: int, step: int) -> Placed:
+    """Return a fork of a run at a step, by its number."""
+    return Placed(dl.renoise(seed=1 + number), dl.at(site="latents", step=step))
+
+
+def agreement(answers: Sequence[str]) -> float:
+    """Return how often two of some answers are one."""
+    return float(np.mean([a == b for a, b in combinations(answers, 2)]))
+
+
+def bits(answers: np.ndarray) -> np.ndarray:
+    """Return the entropy of the forks' answers, in bits: from [at, fork, pair] to [at, pair]."""
+
+    def entropy(texts: np.ndarray) -> float:
+        shares = np.array([*Counter(texts.tolist()).values()]) / len(texts)
+        return max(float(-(shares * np.log2(shares)).sum()), 0.0)
+
+    return np.array([[entropy(forks) for forks in at.T] for at in answers])
+
+
+def ideal_forks(lens: dl.Lens, batch: Batch, steps: list[int], options: Options) -> xr.Dataset:
+    """Fork the ideal denoiser from the same noise: P(same answer) [sample, seed, at]; empty where answers are not enumerable."""
+    same = np.zeros((len(batch.pairs), len(steps)))
+    rng = np.random.default_rng(options.draw)
+    for pair, (sample, _) in enumerate(batch.pairs):
+        try:
+            ideal = analysis.ideal_denoiser(sample, lens.encode)
+        except TaskError:
+            return xr.Dataset()
+        noise = batch.noise[pair : pair + 1].double().cpu().numpy()
+        beliefs = ideal.run(noise, batch.sigmas)
+        own = nearest(ideal, beliefs[-1])[0]
+        for i, step in enumerate(steps):
+            sigma = batch.sigmas[step]
+            other = rng.standard_normal((options.forks, *noise.shape[1:]))
+            ends = ideal.run((1 - sigma) * beliefs[step - 1] + sigma * other, batch.sigmas[step:])[-1]
+            same[pair, i] = np.mean(nearest(ideal, ends) == own)
+    return by_sample(xr.Dataset({"ideal_same": (("at", "pair"), same.T)}, {"at": steps}), batch.pairs)
+
+
+def nearest(ideal: analysis.IdealDenoiser, latents: np.ndarray) -> np.ndarray:
+    """Return which answer each of some latents is, [row]."""
+    off = latents[:, None] - ideal.videos[None]
+    return (off.reshape(*off.shape[:2], -1) ** 2).sum(-1).argmin(1)
+
+
+def conclude(measured: Measured, options: Options) -> None:
+    """Say when the answer is settled, beside chance and the null; draw; save."""
+    results = measured.results
+    chance = analysis.mean(results.chance, bounds=(0, 1))
+    same = analysis.mean(results.same, along="at", bounds=(0, 1))
+    summary: dict[str, Any] = {
+        "samples": results.sizes["sample"],
+        "seeds": results.sizes["seed"],
+        "forks of each run": options.forks,
+        "same answer": headline(same),
+        "same answer by chance": headline(chance),
+        "commitment": committed(results.same, results),
+        "bits that the forks' answers hold": headline(
+            analysis.mean(results.bits, along="at", bounds=(0, np.log2(options.forks)))
+        ),
+        "the same noise again gives the same answer": headline(analysis.mean(results.same_noise)),
+        "solved, forks minus the run": headline(
+            analysis.effect(results.solved, results.clean_solved, along="at", bounds=(0, 1))
+        ),
+    }
+    lines = {"model": results.same}
+    if "ideal_same" in results:
+        lines["ideal denoiser"] = results.ideal_same
+        summary["same answer, ideal denoiser"] = headline(
+            analysis.mean(results.ideal_same, along="at", bounds=(0, 1))
+        )
+        summary["commitment, ideal denoiser"] = committed(results.ideal_same, results)
+        summary["same answer, model minus ideal denoiser"] = headline(
+            analysis.effect(results.same, results.ideal_same, along="at", bounds=(0, 1))
+        )
+    write_summary(options, summary, measured.left_out, same.attrs)
+    both = xr.concat([v.rename("same") for v in lines.values()], xr.Variable("denoiser", list(lines)))
+    figure = plot.curves(
+        analysis.mean(both, bounds=(0, 1)),
+        "at",
+        value_label="P(same answer)",
+        title=f"Noise drawn anew at a step · {options.source}",
+        reference=chance,
+        reference_label="chance",
+        marks=True,
+        limits=(-0.03, 1.03),
+    )
+    plot.save(figure, options.out / "same_answer_by_step.png")
+
+
+def committed(same: xr.DataArray, results: xr.Dataset) -> dict[str, Any]:
+    """Return the step and the noise level from which on P(same answer) is over halfway between chance and 1."""
+    found = analysis.crossing(same - (1 + results.chance) / 2, "at")
+    steps, sigmas = results["at"].values.astype(float), results.sigma.values
+    out: dict[str, Any] = {}
+    for name in ("crossing", "low", "high"):
+        step = float(found[name])
+        settled = bool(np.isfinite(step))
+        sigma = float(np.interp(step, steps, sigmas)) if settled else None
+        out["value" if name == "crossing" else name] = {"step": step if settled else None, "sigma": sigma}
+    return out
+
+
+if __name__ == "__main__":
+    run_script(main, Options)
