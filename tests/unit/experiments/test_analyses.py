@@ -33,6 +33,7 @@ STUDIES = {
     "emergent": {"task": "choose", "probe_scenes": 8},
     "causal_commitment": {"task": "choose", "seeds": 2, "forks": 2, "at": "0,2"},
     "early_selection": {"task": "choose", "seeds": 2, "at": "0,3"},
+    "steps_or_frames": {"task": "choose", "back_to": "1", "hold": "0,1"},
 }
 
 
@@ -487,3 +488,45 @@ def test_one_that_goes_on_is_the_whole_run_of_its_seed(tmp_path, monkeypatch, or
     best = found.whole_score.sel(whole="best of whole runs")
     assert (found.score.sel(pick="verifier", at=3) == best).all()
     assert (found.score.sel(pick="random").mean("at") == found.whole_score.sel(whole="one run")).all()
+
+
+@pytest.mark.parametrize("slope", [0, 1, -1])
+def test_frames_that_are_settled_in_order_have_a_slope_and_others_none(slope):
+    script_ = script("steps_or_frames")
+    steps, frames = 12, 6
+    when = 5 + slope * (np.arange(frames) - 3)  # the step from which on a frame is what it ends as
+    rng = np.random.default_rng(0)
+    end, before = rng.standard_normal((2, 1, 3, 2, 4, frames, 4, 4)).reshape(2, 24, frames, 4, 4)[:, None]
+    beliefs = np.array([np.where((step >= when)[:, None, None], end, before) for step in range(steps)])
+    found = script_.settled(beliefs)
+    assert found.tolist() == [when[1:].tolist()]
+    array = xr.DataArray(found[None], {"frame": np.arange(1, frames)}, ["sample", "seed", "frame"])
+    assert script_.slopes(array.astype(float)).item() == pytest.approx(slope)
+
+
+def test_a_rescue_goes_on_from_where_it_says(organism):
+    script_ = script("steps_or_frames")
+    samples = [dl.tasks.choose(1_000_000 + n) for n in range(2)]
+    batch = organism.batch([(s, 0) for s in samples], steps=4)
+    x = batch.noise
+    for step in range(4):
+        x = batch.step(step, x).latents
+    noise = script_.other_noise(batch)
+    assert not torch.equal(noise, batch.noise) and torch.equal(noise, script_.other_noise(batch))
+    # Its own noise from the start, nothing held: the run itself.
+    torch.testing.assert_close(script_.rerun(batch, batch.noise, noise, x, 0, 0), x)
+    # From other noise: what a loop from there gives.
+    y = noise
+    for step in range(4):
+        y = batch.step(step, y).latents
+    torch.testing.assert_close(script_.rerun(batch, noise, noise, x, 0, 0), y)
+    # Back to step 2: between the end and the noise, and two steps more.
+    sigma = batch.sigmas[2]
+    y = (1 - sigma) * x + sigma * noise
+    for step in (2, 3):
+        y = batch.step(step, y).latents
+    torch.testing.assert_close(script_.rerun(batch, noise, noise, x, 2, 0), y)
+    held = script_.rerun(batch, noise, noise, x, 0, 2)
+    assert torch.equal(held[:, :, :2], x[:, :, :2]) and not torch.allclose(
+        held[:, :, 2:], x[:, :, 2:], atol=1e-2
+    )

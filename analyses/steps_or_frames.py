@@ -1,0 +1,242 @@
+"""Is an answer worked out along the denoising steps, or along the frames?
+
+Chain-of-Steps (arXiv 2603.16870) says that a video model reasons along its steps; others find that it searches over frames
+(arXiv 2606.13861), or that its plan stands after the first steps (arXiv 2603.30043). What each of these predicts:
+
+1. Commitment by frame. A frame of x0 is settled from the step on where it stays within half of how far x0 of step 0 is from
+   the end, on average over the frames. Reasoning in frame order settles the first frames first: a slope over frames above 0.
+   The first latent frame is given, and is left out. Beside it the ideal denoiser, from the same noise: it knows all right
+   answers of the scene, so its slope is what the videos themselves make (for tasks whose answers are enumerable).
+2. The first frame that fails, in runs that are wrong, as a share of the video: early where the beginning goes wrong.
+3. Rescue. A run that came out wrong is taken up again, with the compute of one more run at most: along the steps, its last x0
+   gets the noise of step r anew and goes on from there; along the frames, its first k latent frames are held and the rest is
+   drawn from other noise; or it starts over. A model that reasons along frames gains by what is held while it is right; one
+   that reasons along steps gains by going back far enough.
+
+A positive control reasons along frames by construction: `--model organism-causal`, whose tokens see no later frame.
+
+    python analyses/steps_or_frames.py --task arrows --samples 32 --out runs/steps_or_frames
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+import dit_lens as dl
+from dit_lens import analysis, plot
+from dit_lens.engine.batch import Batch
+from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.errors import TaskError
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.script import run_script
+from dit_lens.experiments.study import Measured, study
+from dit_lens.experiments.summary import write_summary
+
+SETTLED = 0.5
+"""Share of the distance between x0 of step 0 and the end, within which a frame is settled."""
+OTHER_NOISE = 1_000_003
+"""Added to a noise seed for the noise that a rescue draws."""
+
+
+@dataclass
+class Options(StudyOptions):
+    """Compare what steps and frames do."""
+
+    back_to: str = "auto"
+    """Steps that a rescue along the steps goes back to: all, auto (4 of them), or a list such as 5,10."""
+    hold: str = "auto"
+    """Latent frames that a rescue along the frames holds: all, auto (4 numbers of them), or a list such as 1,3."""
+    out: Path = Path("runs/steps_or_frames")
+
+
+def main(options: Options) -> int:
+    """Run, rescue, compare, draw, save."""
+    lens = options.load()
+    measured = study(options, "steps_or_frames", lens, lambda part: measure(lens, part, options))
+    conclude(measured, options)
+    return measured.exit_code
+
+
+def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
+    """Run every pair, date its frames, and try to rescue it."""
+    pairs = pairs_of(samples, options)
+    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    if batch.steps < 2 or batch.noise.shape[2] < 3:
+        raise TaskError(
+            f"{batch.steps} steps, {batch.noise.shape[2]} latent frames: take 2 steps and 3 latent frames at least; raise "
+            "--steps or --num-frames."
+        )
+    x, beliefs = batch.noise, []
+    for step in tqdm(range(batch.steps), desc="runs", leave=False):
+        now = batch.step(step, x)
+        x = now.latents
+        beliefs.append(now.x0.float())
+    own = outcomes(batch, x[None], x).isel(arm=0)
+    if "solved" not in own:
+        raise TaskError("A rescue is judged by a scorer: the samples of this task have none.")
+    data = {
+        "settled": (("frame", "pair"), settled(torch.stack(beliefs)).T),
+        "solved": ("pair", own.solved.values),
+    }
+    out = by_sample(xr.Dataset(data), pairs)
+    parts = [
+        out.assign_coords(frame=np.arange(1, x.shape[2])),
+        ideal_settled(lens, batch),
+        by_sample(rescues(batch, x, options), pairs),
+    ]
+    return xr.merge(parts, compat="override", join="exact")
+
+
+def settled(beliefs: Tensor | np.ndarray) -> np.ndarray:
+    """Return from which step on each latent frame but the first is settled, [row, frame].
+
+    Args:
+        beliefs: x0 by step, [step, row, channel, frame, y, x].
+    """
+    values = torch.as_tensor(beliefs).double()
+    off = (values - values[-1:]).square().mean((2, 4, 5)).sqrt()[:, :, 1:].cpu().numpy()  # [step, row, frame]
+    bound = SETTLED * np.sqrt((off[0] ** 2).mean(-1))[:, None]
+    within = np.logical_and.accumulate((off <= bound)[::-1], 0)[::-1]
+    return within.argmax(0)
+
+
+def ideal_settled(lens: dl.Lens, batch: Batch) -> xr.Dataset:
+    """Date the frames of the ideal denoiser from the same noise; empty where answers are not enumerable."""
+    rows = []
+    for pair, (sample, _) in enumerate(batch.pairs):
+        try:
+            ideal = analysis.ideal_denoiser(sample, lens.encode)
+        except TaskError:
+            return xr.Dataset()
+        noise = batch.noise[pair : pair + 1].double().cpu().numpy()
+        rows.append(settled(np.stack(ideal.run(noise, batch.sigmas)))[0])
+    out = by_sample(xr.Dataset({"ideal_settled": (("frame", "pair"), np.stack(rows).T)}), batch.pairs)
+    return out.assign_coords(frame=np.arange(1, 1 + out.sizes["frame"]))
+
+
+def rescues(batch: Batch, ended: Tensor, options: Options) -> xr.Dataset:
+    """Take every run up again in every way; return whether it then is right, and what that costs in runs, by way."""
+    frames = ended.shape[2]
+    back = [s + 1 for s in choose(options.back_to, batch.steps - 1, "back-to", auto=4)]
+    held = [k + 1 for k in choose(options.hold, frames - 1, "hold", auto=4)]
+    noise = other_noise(batch)
+    ways: dict[tuple[str, int], Tensor] = {("start over", 0): rerun(batch, noise, noise, ended, 0, 0)}
+    ways |= {("steps", step): rerun(batch, noise, noise, ended, step, 0) for step in back}
+    ways |= {("frames", count): rerun(batch, noise, noise, ended, 0, count) for count in held}
+    judged = outcomes(batch, torch.stack(list(ways.values())), ended)
+    text = np.dtypes.StringDType()
+    labels = [name if name == "start over" else f"{name} {number}" for name, number in ways]
+    costs = [(batch.steps - number) / batch.steps if name == "steps" else 1.0 for name, number in ways]
+    out = xr.Dataset({"rescued": (("way", "pair"), judged.solved.values)})
+    return out.assign_coords(way=np.array(labels, text), cost=("way", costs))
+
+
+def other_noise(batch: Batch) -> Tensor:
+    """Return noise of other seeds, on the grid of the batch's own."""
+    rows = [
+        torch.randn(batch.noise.shape[1:], generator=torch.Generator().manual_seed(seed + OTHER_NOISE))
+        for _, seed in batch.pairs
+    ]
+    return torch.stack(rows).to(batch.noise)
+
+
+def rerun(batch: Batch, start: Tensor, noise: Tensor, ended: Tensor, first: int, held: int) -> Tensor:
+    """Run every pair again from a step on, its first latent frames held at what they were.
+
+    Args:
+        batch: the pairs.
+        start: latents of step 0, where the run begins there.
+        noise: that the run's last latents get, to go back to a step, or to be held at one.
+        ended: last latents of the runs.
+        first: step to begin with.
+        held: latent frames that are held.
+    """
+    sigma = batch.sigmas[first]
+    x = start if first == 0 else (1 - sigma) * ended + sigma * noise
+    for step in range(first, batch.steps):
+        sigma = batch.sigmas[step]
+        x = x.clone()
+        x[:, :, :held] = ((1 - sigma) * ended + sigma * noise)[:, :, :held]
+        x = batch.step(step, x).latents
+    x = x.clone()
+    x[:, :, :held] = ended[:, :, :held]
+    return x
+
+
+def slopes(values: xr.DataArray) -> xr.DataArray:
+    """Return the least-squares slope over frames, in steps a latent frame."""
+    frame = values.frame.astype(float) - float(values.frame.mean())
+    return (values * frame).sum("frame") / float((frame**2).sum())
+
+
+def conclude(measured: Measured, options: Options) -> None:
+    """Say what was found of frames and steps; draw; save."""
+    results = measured.results
+    settled_at = {"model": results.settled.astype(float)}
+    if "ideal_settled" in results:
+        settled_at["ideal denoiser"] = results.ideal_settled.astype(float)
+    slope = {name: slopes(values) for name, values in settled_at.items()}
+    summary: dict[str, Any] = {
+        "samples": results.sizes["sample"],
+        "seeds": results.sizes["seed"],
+        "solved": headline(analysis.mean(results.solved)),
+        **{
+            f"slope of commitment over frames, {name}": headline(analysis.mean(v))
+            for name, v in slope.items()
+        },
+    }
+    if len(slope) > 1:
+        difference = analysis.effect(slope["model"], slope["ideal denoiser"])
+        summary["slope of commitment over frames, model minus ideal denoiser"] = headline(difference)
+    both = xr.concat(
+        [v.rename("settled") for v in settled_at.values()], xr.Variable("denoiser", list(settled_at))
+    )
+    means = analysis.mean(both)
+    summary["settled from step on, by frame"] = headline(means)
+    summary |= of_rescues(results)
+    write_summary(options, summary, measured.left_out, means.attrs)
+    title = f"From which step on a latent frame is settled · {options.source}"
+    figure = plot.curves(means, "frame", value_label="step", title=title, marks=True)
+    plot.save(figure, options.out / "settled_by_frame.png")
+    wrong = results.rescued.astype(float).where(~results.solved.astype(bool)).mean("seed").dropna("sample")
+    if wrong.sizes["sample"] > 1:
+        title = f"Runs that came out wrong, taken up again · {options.source}"
+        rescued = analysis.mean(wrong.drop_vars("cost"), bounds=(0, 1))
+        figure = plot.curves(rescued, "way", value_label="right then (share)", title=title)
+        plot.save(figure, options.out / "rescued_by_way.png")
+
+
+def of_rescues(results: xr.Dataset) -> dict[str, Any]:
+    """Return how many of the runs that came out wrong are right after each rescue, and how many right ones stay so."""
+    wrong = ~results.solved.astype(bool)
+    out: dict[str, Any] = {
+        "runs that came out wrong": int(wrong.sum()),
+        "cost in runs": dict(zip(results.way.values.tolist(), results.cost.values.tolist(), strict=True)),
+    }
+    for name, chosen in (("rescued, of wrong runs", wrong), ("kept, of right runs", ~wrong)):
+        # A sample counts once, by the share of its runs.
+        rates = results.rescued.astype(float).where(chosen).mean("seed").dropna("sample")
+        if rates.sizes["sample"] < 2:
+            continue
+        out[f"{name}, samples"] = rates.sizes["sample"]
+        out[name] = headline(analysis.mean(rates, along="way", bounds=(0, 1)))
+        against = rates.sel(way="start over", drop=True)
+        out[f"{name}, minus start over"] = headline(
+            analysis.effect(rates, against, along="way", bounds=(0, 1))
+        )
+    return out
+
+
+if __name__ == "__main__":
+    run_script(main, Options)
