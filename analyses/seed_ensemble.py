@@ -8,36 +8,48 @@ the K answers vote.
 Since a state after a block is all that the next blocks see, K runs that were averaged after the first layer of
 a range hold the same state from there on: averaging a whole range equals averaging at its first layer.
 
+On a folder of VBVR-Bench the official evaluator judges (`--score vbvr`): for each sample the video of its first seed, alone and
+in every ensemble, and the first frame held. `--paper` takes the paper's settings: 50 steps, layers 20 to 29, K = 3, step 0.
+
     python analyses/seed_ensemble.py --task maze --samples 64 --out runs/seed_ensemble
+    python analyses/seed_ensemble.py --paper --model wan2.2 --lora vbvr --eval-root VBVR-Bench --split In-Domain_50 \
+        --score vbvr --out runs/ensemble
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import Tensor
 
 import dit_lens as dl
 from dit_lens import analysis, plot
+from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
-from dit_lens.engine.sweep import run_arms
+from dit_lens.engine.sweep import Arm, run_arms
 from dit_lens.errors import TaskError
-from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments import benchmark
+from dit_lens.experiments.options import ScoredOptions
+from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.samples import pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
 
+SINGLE = "single run"
 RIVALS = ("single run", "majority vote", "best of K (oracle)")
 
 
 @dataclass
-class Options(StudyOptions):
+class Options(ScoredOptions):
     """Average states over seeds."""
 
     seeds: int = 0
@@ -50,9 +62,12 @@ class Options(StudyOptions):
     """Steps at which they are averaged, such as 0 or 0-4."""
     out: Path = Path("runs/seed_ensemble")
 
+    PAPER: ClassVar[dict[str, Any]] = {"steps": 50, "layers": "20-29", "ks": (3,), "at_steps": "0"}
+
 
 def main(options: Options) -> int:
     """Run ensembles of every size, compare, draw, save."""
+    options = options.with_preset()
     if min(options.ks) < 1:
         raise TaskError(f"--ks {options.ks}: an ensemble has at least one run.")
     if options.seeds not in (0, max(options.ks)):
@@ -61,10 +76,20 @@ def main(options: Options) -> int:
             "leave --seeds out, or change --ks."
         )
     options = replace(options, seeds=max(options.ks))
+    benchmark.refuse_unscored(options)
     lens = options.load()
     measured = study(options, "seed_ensemble", lens, lambda part: measure(lens, part, options))
-    conclude(measured, options)
+    if options.score == "vbvr":
+        conclude_benchmark(measured, options, arms_of(lens, options))
+    else:
+        conclude(measured, options)
     return measured.exit_code
+
+
+def arms_of(lens: dl.Lens, options: Options) -> dict[str, tuple[str, int]]:
+    """Return the ensembles: name to the layers that are averaged, and K."""
+    chosen = ranges(options.layers, lens.layers)
+    return {f"{name}, K = {k}": (text, k) for name, text in chosen.items() for k in options.ks}
 
 
 def ranges(text: str, layers: int) -> dict[str, str]:
@@ -81,15 +106,10 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     pairs = pairs_of(samples, options)
     batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
     chosen = ranges(options.layers, lens.layers)
-    edits = [
-        Placed(dl.mean_over_seeds(), dl.at(layer=text, step=options.at_steps)) for text in chosen.values()
-    ]
-    arms = [
-        lambda pair, k=k, edit=edit: [edit] if pair % options.seeds < k else []
-        for edit in edits
-        for k in options.ks
-    ]
+    arms = [ensemble(options, layers, k) for layers, k in arms_of(lens, options).values()]
     clean, ended = run_arms(batch, arms, progress="ensembles")
+    if options.score == "vbvr":
+        return on_benchmark(options, batch, dict(zip(arms_of(lens, options), ended, strict=True)), clean)
     alone = by_sample(outcomes(batch, clean[None], clean).isel(arm=0), pairs)
     if "answer" not in alone:
         raise TaskError("An ensemble is judged by a scorer: the samples of this task have none.")
@@ -109,6 +129,66 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     text = np.dtypes.StringDType()
     coords = {"layers": np.array(list(chosen), text), "k": list(options.ks), "rival": np.array(RIVALS, text)}
     return xr.Dataset(out, {**coords, "sample": alone.sample}).transpose("sample", ...)
+
+
+def ensemble(options: Options, layers: str, k: int) -> Arm:
+    """Return the edits of an ensemble: the first K seeds of a sample take part."""
+    edit = Placed(dl.mean_over_seeds(), dl.at(layer=layers, step=options.at_steps))
+    return lambda pair: [edit] if pair % options.seeds < k else []
+
+
+def on_benchmark(options: Options, batch: Batch, arms: Mapping[str, Tensor], clean: Tensor) -> xr.Dataset:
+    """Write the video of each sample's first seed: alone, in every ensemble, and its first frame held."""
+    firsts = list(range(0, len(batch.pairs), options.seeds))
+    for arm, latents in {SINGLE: clean, **arms}.items():
+        benchmark.write_arm(options, arm, batch, latents, firsts)
+    benchmark.write_floor(options, batch, firsts)
+    judged = outcomes(batch, torch.stack(list(arms.values())), clean)
+    text = np.dtypes.StringDType()
+    out = by_sample(judged[["distance"]], batch.pairs).isel(seed=0, drop=True).rename(arm="ensemble")
+    return out.assign_coords(ensemble=np.array(list(arms), text)).transpose("sample", ...)
+
+
+def conclude_benchmark(measured: Measured, options: Options, arms: Iterable[str]) -> None:
+    """Let the official evaluator judge every arm; write the paired table."""
+    results = measured.results
+    judged = benchmark.scores(options, [SINGLE, *arms, benchmark.FLOOR], results.sample.values.tolist())
+    rows = benchmark.table(judged, SINGLE)
+    benchmark.write_table(options, rows)
+    errors = {
+        arm: {str(s.sample.values): str(s.values) for s in judged.error.sel(arm=arm) if str(s.values)}
+        for arm in judged.arm.values.tolist()
+    }
+    moved = analysis.mean(results.distance, bounds=BOUNDS["distance"])
+    summary = {
+        "samples": results.sizes["sample"],
+        "steps averaged": options.at_steps,
+        "measure": judged.attrs["measure"],
+        "scores, against a single run": rows,
+        "videos without a score": {arm: said for arm, said in errors.items() if said},
+        "distance of the latents to the single run's": headline(moved),
+    }
+    write_summary(options, summary, measured.left_out, moved.attrs)
+    shown = [row for row in rows if row["group"] == "all" and "low" in row and row["arm"] != SINGLE]
+    if shown:
+        figure = plot.curves(
+            compared(shown), "arm", value_label="score, minus a single run", title=title_of(options)
+        )
+        plot.save(figure, options.out / "vbvr_difference.png")
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
+    """Return rows of the table as a summary to draw."""
+    text = np.dtypes.StringDType()
+    columns = {"effect": "difference", "low": "low", "high": "high"}
+    data = {name: ("arm", [row[column] for row in rows]) for name, column in columns.items()}
+    attrs = {"n_samples": min(row["tasks"] for row in rows), "n_seeds": 1, "level": 0.95}
+    return xr.Dataset(data, {"arm": np.array([row["arm"] for row in rows], text)}, attrs)
+
+
+def title_of(options: Options) -> str:
+    """Return the title of the figures."""
+    return f"Averaging states over K seeds at step {options.at_steps} · {options.source}"
 
 
 def rival(alone: xr.Dataset, name: str, k: int, how: str) -> np.ndarray:
@@ -142,9 +222,12 @@ def conclude(measured: Measured, options: Options) -> None:
         layers="arm"
     )
     both = xr.concat([ours, results.rival_solved.rename(rival="arm").rename("solved")], "arm")
-    title = f"Averaging states over K seeds at step {options.at_steps} · {options.source}"
     figure = plot.curves(
-        analysis.mean(both, bounds=(0, 1)), "k", value_label="solved (share)", title=title, marks=True
+        analysis.mean(both, bounds=(0, 1)),
+        "k",
+        value_label="solved (share)",
+        title=title_of(options),
+        marks=True,
     )
     plot.save(figure, options.out / "solved_by_k.png")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
@@ -139,6 +139,22 @@ class StudyOptions(Options):
             return self
         defaults = {field.name: field.default for field in fields(self)}
         return replace(self, **{n: v for n, v in self.PAPER.items() if getattr(self, n) == defaults[n]})
+
+
+@dataclass
+class ScoredOptions(StudyOptions):
+    """Options of a study that is judged by right and wrong, of scenes or of a benchmark."""
+
+    score: Literal["own", "vbvr"] = "own"
+    """Who judges: the task's own scorer, or VBVR-Bench's official evaluator (with --eval-root)."""
+    evaluator: Unset[Path] = None
+    """Folder of the official evaluator, a clone of VBVR-EvalKit. Default: where its Python finds it."""
+    evaluator_python: Unset[Path] = None
+    """A Python in which the evaluator is installed. Default: this one."""
+    time_limit: float = 300.0
+    """Seconds that the evaluator may take for one video."""
+
+    AROUND: ClassVar[tuple[str, ...]] = ("evaluator", "evaluator_python", "time_limit")
 
 
 @dataclass

@@ -166,3 +166,129 @@ def test_what_a_benchmark_cannot_give_is_refused(bench, tmp_path, monkeypatch, o
     picture = bench / IN / MAZE / "00000" / "first_frame.png"
     with pytest.raises(dl.TaskError, match="at least 2"):
         run("step_count", monkeypatch, organism, image=picture, prompt="go", out=tmp_path)
+
+
+EVALUATOR = """
+class Evaluator:
+    def evaluate(self, info, task_specific_only=False):
+        assert open(info["gt_video_path"], "rb").read(1) and info["prompt"]
+        data = open(info["video_path"], "rb").read()
+        if "00001" in info["video_path"] and "single" in info["video_path"]:
+            raise ValueError("no frames")
+        score = sum(data) % 101 / 100
+        return {"score": score, "dimensions": {"task_specific": score}, "details": {"video_frame_count": 9}}
+
+TASK_EVALUATOR_MAP = {"G-3_stable_sort_data-generator": Evaluator, "O-39_maze_data-generator": Evaluator}
+
+def get_evaluator(task, device):
+    return TASK_EVALUATOR_MAP[task]()
+
+def get_task_category(task):
+    return {"G": "Perception", "O": ""}[task[0]]
+"""
+
+
+@pytest.fixture
+def evaluator(tmp_path, monkeypatch):
+    """A stand-in with the interface of the official evaluator's package, which reads the bytes of a video."""
+    package = tmp_path / "clone" / "vbvr_bench" / "evaluators"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text(EVALUATOR)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "cv2.py").write_text("__version__ = '4.14.0'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    return tmp_path / "clone"
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_an_ensemble_on_a_benchmark_is_a_paired_table_of_the_evaluators_scores(
+    bench, evaluator, tmp_path, monkeypatch, organism
+):
+    out = tmp_path / "out"
+    given = {
+        "eval_root": bench,
+        "out": out,
+        "block": 2,
+        "steps": 3,
+        "cfg_scale": 1.0,
+        "ks": (2,),
+        "layers": "4-6",
+    }
+    with pytest.raises(dl.TaskError, match="add --score vbvr"):
+        run("seed_ensemble", monkeypatch, organism, **given)
+    with pytest.raises(dl.TaskError, match="--score vbvr goes with --eval-root"):
+        run("seed_ensemble", monkeypatch, organism, score="vbvr", out=out)
+    with pytest.raises(dl.TaskError, match="the official evaluator is not in"):
+        run("seed_ensemble", monkeypatch, organism, **given, score="vbvr", evaluator=tmp_path / "nothing")
+    assert not (out / "blocks").exists()  # refused before anything was computed
+    given |= {"score": "vbvr", "evaluator": evaluator}
+    assert run("seed_ensemble", monkeypatch, organism, **given) == 1  # the broken sample
+    arms = ["single run", "4-6, K = 2", "first frame held"]
+    labels = [f"{IN}/{SORT}/00000", f"{IN}/{MAZE}/00000", f"{OUT}/{MAZE}/00000", f"{OUT}/{MAZE}/00001"]
+    folders = [path.name for path in (out / "videos").iterdir()]
+    assert len(folders) == 3
+    scores = {}
+    for arm in arms:
+        folder = next(
+            f for f in folders if f.replace("_", " ").startswith(arm[:6].replace(",", "_")) or f == arm
+        )
+        for label in labels:
+            data = (out / "videos" / folder / f"{label}.mp4").read_bytes()
+            scores[arm, label] = sum(data) % 101 / 100
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["measure"] == "task-specific rules"
+    assert list(summary["videos without a score"]) == ["single run"]
+    rows = {(row["group"], row["arm"]): row for row in summary["scores, against a single run"]}
+    assert {group for group, _ in rows} == {"all", f"split {IN}", f"split {OUT}", "category Perception"}
+    judged = labels[:3]  # of the fourth the single run has no score
+    for arm in arms[1:]:
+        row = rows["all", arm]
+        assert row["samples"] == 3 and row["without a score"] == 1 and row["tasks"] == 3
+        differences = [scores[arm, label] - scores["single run", label] for label in judged]
+        assert row["difference"] == pytest.approx(np.mean(differences))
+        assert row["low"] <= row["difference"] <= row["high"]
+    assert rows["all", "single run"]["difference"] == 0
+    assert "low" not in rows["category Perception", arms[1]]  # one task has no interval
+    assert (out / "vbvr.csv").read_text().startswith("group,arm,samples")
+    # A repeated command judges nothing again; a video that is gone is missed.
+    stamps = {p: p.stat().st_mtime_ns for p in (out / "scores").rglob("zarr.json")}
+    assert stamps and run("seed_ensemble", monkeypatch, organism, **given) == 1
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    next((out / "videos").rglob("*.mp4")).unlink()
+    with pytest.raises(dl.StoreError, match="are gone"):
+        run("seed_ensemble", monkeypatch, organism, **given)
+
+
+def test_a_table_counts_tasks_and_pairs_what_both_arms_have():
+    from dit_lens.experiments.benchmark import table
+
+    rng = np.random.default_rng(0)
+    labels = [f"{split}/T-{task}/{n:05d}" for split in (IN, OUT) for task in range(8) for n in range(5)]
+    task_effect = np.repeat(rng.normal(0, 0.1, 16), 5)
+    base = np.clip(0.5 + task_effect + rng.normal(0, 0.1, 80), 0, 1)
+    better, same = np.clip(base + 0.1, 0, 1), base.copy()
+    better[:3] = np.nan
+    text = np.dtypes.StringDType()
+    judged = xr.Dataset(
+        {"score": (("arm", "sample"), np.array([base, better, same]))},
+        {
+            "arm": np.array(["base", "better", "same"], text),
+            "sample": np.array(labels, text),
+            **{
+                name: ("sample", np.array([x.split("/")[i] for x in labels], text))
+                for i, name in enumerate(("split", "task"))
+            },
+            "category": ("sample", np.array(["a", ""] * 40, text)),
+        },
+    )
+    rows = {(row["group"], row["arm"]): row for row in table(judged, "base")}
+    row = rows["all", "better"]
+    assert (row["samples"], row["without a score"], row["tasks"]) == (77, 3, 16)
+    assert row["low"] > 0.05 and row["difference"] == pytest.approx(0.1, abs=0.02)
+    assert (
+        rows["all", "same"]["difference"] == 0
+        and rows["all", "same"]["low"] < 0 < rows["all", "same"]["high"]
+    )
+    assert rows[f"split {IN}", "same"]["tasks"] == 8 and rows["category a", "same"]["samples"] == 40
+    assert ("category ", "same") not in rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dit_lens.tasks.files import BrokenFileError
 from dit_lens.tasks.vbvr.bench import Bench, Skipped, Summary
-from dit_lens.tasks.vbvr.evaluate import score
+from dit_lens.tasks.vbvr.evaluate import require_evaluator, score
 from dit_lens.tasks.vbvr.join import join
 from dit_lens.tasks.vbvr.layout import SampleEntry
 from dit_lens.tasks.vbvr.sample import VbvrSample
@@ -26,6 +26,7 @@ __all__ = [
     "VbvrSample",
     "join",
     "read_scores",
+    "require_evaluator",
     "score",
     "vbvr",
 ]

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from dit_lens.errors import TaskError
 from dit_lens.tasks.files import check
 from dit_lens.tasks.vbvr.files import FILES, read_prompt
@@ -67,10 +69,12 @@ def score(
     """
     root = Path(root).expanduser()
     jobs = _videos(videos)
-    python = str(python or sys.executable)
-    request = {"evaluator": None if evaluator is None else str(Path(evaluator).expanduser().absolute())}
+    python, request = str(python or sys.executable), _request(evaluator)
     evaluator_versions = _check(python, request, time_limit)
-    results = [_score_one(root, label, video, python, request, time_limit) for label, video in jobs.items()]
+    results = [
+        _score_one(root, label, video, python, request, time_limit)
+        for label, video in tqdm(jobs.items(), desc="evaluator", unit="video", leave=False)
+    ]
     data = as_dataset(results, "vbvr.score")
     data.attrs |= {
         "schema": "dit_lens",
@@ -78,6 +82,21 @@ def score(
         "opencv": evaluator_versions["opencv"],
     }
     return data
+
+
+def require_evaluator(
+    python: str | Path | None = None, evaluator: str | Path | None = None, time_limit: float = 300.0
+) -> None:
+    """Refuse to go on where the official evaluator cannot be run; arguments as those of `score`.
+
+    Raises:
+        TaskError: no evaluator, or OpenCV 5 or later.
+    """
+    _check(str(python or sys.executable), _request(evaluator), time_limit)
+
+
+def _request(evaluator: str | Path | None) -> dict[str, Any]:
+    return {"evaluator": None if evaluator is None else str(Path(evaluator).expanduser().absolute())}
 
 
 def _videos(videos: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
