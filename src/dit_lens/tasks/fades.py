@@ -125,7 +125,7 @@ def legal_frames(
     size = np.linalg.norm(things, axis=-1)
     new = size > max(0.3 * size.max(), 1e-6)
     towards = (things[new] / size[new, None] ** 2).T
-    room = max(FADED * _least_change(things[new]), PIXELS) if new.any() else PIXELS
+    room = max(FADED * float(size[new].min(initial=np.inf)), PIXELS) if new.any() else PIXELS
     # Where nothing fades in, it shows by how much a whole frame is too bright or too dark.
     still = largest(right[-1] - asked) < 1 / 255
     changes = np.stack([even_change(frame - asked, still) for frame in frames])
@@ -137,14 +137,6 @@ def legal_frames(
         clean = np.linalg.norm(off, axis=-1).max(-1) <= room
         legal |= alike & clean & (np.abs(off @ towards) <= FADED).all((1, 2))
     return legal & _never_goes(seen @ towards, legal, things @ towards)
-
-
-def _least_change(things: NDArray[np.float32]) -> float:
-    """Return how far the nearest two of some things are apart, or the smallest is from nothing; things are [thing, rgb]."""
-    every = np.concatenate([things, np.zeros((1, 3), np.float32)])
-    apart = np.linalg.norm(every[:, None] - every[None], axis=-1)
-    others = apart > 0.05 * float(apart.max())  # two of one colour are one thing
-    return float(apart[others].min())
 
 
 def _never_goes(
