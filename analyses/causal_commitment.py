@@ -38,7 +38,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -71,7 +71,7 @@ def main(options: Options) -> int:
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run every pair, and its forks; compare their answers with the pair's own."""
     pairs = pairs_of(samples, options)
-    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    batch = batch_of(lens, pairs, options)
     if batch.steps < 2:
         raise TaskError(f"{batch.steps} steps: a fork takes a step before it; raise --steps.")
     steps = [s + 1 for s in choose(options.at, batch.steps - 1, "at", auto=7)]

@@ -47,6 +47,7 @@ def main(options: Options) -> int:
             steps=options.steps,
             cfg_scale=options.cfg_scale,
             store=options.out / "store.zarr",
+            **options.arguments,
         )
         distance = analysis.trajectory_distance(run["x0"]).to_final_frame
         moved = np.sqrt((distance**2).mean("frame")).sel(step=steps).values.tolist()

@@ -43,8 +43,8 @@ from dit_lens.engine.stepped import Stepped
 from dit_lens.experiments.options import Count, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.samples import batch_of, folder_of, noise_seeds, pairs_of, training_samples
 from dit_lens.experiments.samples import draw as draw_samples
-from dit_lens.experiments.samples import folder_of, noise_seeds, pairs_of, training_samples
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
@@ -132,12 +132,12 @@ def tune(lens: dl.Lens, scenes: list[dl.Sample], layers: list[int], options: Opt
     """
     pairs = [(s, i) for i, s in enumerate(scenes)]
     parts = [pairs[i : i + options.block] for i in range(0, len(pairs), options.block)]
-    first = lens.batch(parts[0], options.steps, options.cfg_scale, options.at_once)
+    first = batch_of(lens, parts[0], options)
     maps = {}
     for group in passes(first, layers[:-1], options, fits=True):
         fits: dict[tuple[str, int], AffineFit] = {}
         for part in tqdm(parts, desc=f"fitting layers {group[0]} to {group[-1]}", leave=False):
-            batch = lens.batch(part, options.steps, options.cfg_scale, options.at_once)
+            batch = batch_of(lens, part, options)
             add(fits, batch, group, layers[-1], options.ridge)
         maps |= {place: fit.solve() for place, fit in fits.items()}
     experts = np.array(sorted({expert for expert, _ in maps}), np.dtypes.StringDType())
@@ -204,7 +204,7 @@ def measure(
 ) -> xr.Dataset:
     """Read out every layer at the chosen steps: scores, and the distance to the final x0."""
     pairs = pairs_of(samples, options)
-    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    batch = batch_of(lens, pairs, options)
     steps = choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
     read, ended = read_all(batch, layers, steps, maps, options)
     judged = outcomes(batch, torch.stack(list(read.values())), ended)
@@ -254,7 +254,7 @@ def conclude(measured: Measured, options: Options) -> None:
 def sheet(lens: dl.Lens, sample: dl.Sample, layers: list[int], maps: Maps, options: Options) -> xr.Dataset:
     """Decode what is read out of every layer of one run: its last `frame`, and whether it is `solved`."""
     pair = sample, noise_seeds(sample, options)[0]
-    batch = lens.batch([pair], options.steps, options.cfg_scale, options.at_once)
+    batch = batch_of(lens, [pair], options)
     steps = choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
     read, _ = read_all(batch, layers, steps, maps, options)
     frames, solved = {}, {}

@@ -34,7 +34,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -66,7 +66,7 @@ def main(options: Options) -> int:
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run every seed to its end; judge x0 at the chosen steps, and pick there."""
     pairs = pairs_of(samples, options)
-    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    batch = batch_of(lens, pairs, options)
     steps = choose(options.at, batch.steps, "at")
     x, seen = batch.noise, {}
     for step in range(batch.steps):

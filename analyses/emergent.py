@@ -39,7 +39,7 @@ from dit_lens.experiments import probes as probing
 from dit_lens.experiments.clean_runs import clean_runs
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
-from dit_lens.experiments.samples import pairs_of, training_samples
+from dit_lens.experiments.samples import batch_of, pairs_of, training_samples
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
@@ -88,7 +88,7 @@ def fit_probes(lens: dl.Lens, options: Options) -> xr.Dataset:
 
     def fit() -> xr.Dataset:
         pairs = [(s, i) for i, s in enumerate(scenes)]
-        return probing.fit(lens.batch(pairs, options.steps, options.cfg_scale, options.at_once), questions)
+        return probing.fit(batch_of(lens, pairs, options), questions)
 
     return once(options, "probes", lens, scenes, fit)
 
@@ -98,7 +98,9 @@ def measure(
 ) -> xr.Dataset:
     """Read x0 of every step of every run."""
     pairs = pairs_of(samples, options)
-    runs = clean_runs(lens, pairs, options.clean, options.steps, options.cfg_scale, options.at_once)
+    runs = clean_runs(
+        lens, pairs, options.clean, options.steps, options.cfg_scale, options.at_once, **options.arguments
+    )
     columns: dict[str, list[Any]] = {}
     for (sample, _), run in zip(pairs, runs, strict=True):
         moved = analysis.trajectory_distance(run["x0"]).to_final_frame
@@ -113,7 +115,7 @@ def measure(
         {"step": runs[0]["x0"].step.values, "sigma": ("step", runs[0]["x0"].sigma.values)},
     )
     if probes is not None:
-        batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+        batch = batch_of(lens, pairs, options)
         data = data.merge(probing.named(batch, options.questions, probes))
     data = by_sample(data, pairs)
     for name, floor in floors(lens, samples, [n for n in FLOORED if n in data]).items():

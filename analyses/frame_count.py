@@ -22,7 +22,7 @@ from tqdm import tqdm
 import dit_lens as dl
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.samples import draw, pairs_of
+from dit_lens.experiments.samples import batch_of, draw, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import compare, study
 
@@ -81,7 +81,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     for count in tqdm(options.counts, desc="number of frames", leave=False):
         # The same scene, prompt and first frame; only the length is another.
         longer = [replace(sample, num_frames=count) for sample in samples]
-        batch = lens.batch(pairs_of(longer, options), options.steps, options.cfg_scale, options.at_once)
+        batch = batch_of(lens, pairs_of(longer, options), options)
         x = batch.noise
         for step in range(batch.steps):
             x = batch.step(step, x).latents

@@ -42,7 +42,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -92,7 +92,7 @@ def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Data
     rows = [
         (one, seed + extra) for scene, seed in pairs for extra in (0, OTHER_SEED) for one in both[scene.id]
     ]
-    batch = lens.batch(rows, options.steps, options.cfg_scale, options.at_once)
+    batch = batch_of(lens, rows, options)
     layers = choose(options.layers, lens.layers, "layers")
     steps = choose(options.map_steps, batch.steps, "map-steps")
     orders = derangements(layers, options.orders, options.draw)

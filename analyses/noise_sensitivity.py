@@ -52,7 +52,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, arms_as, headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -105,7 +105,7 @@ def main(options: Options) -> int:
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run the clean arm, an arm for each step, and arms for each frame: by budget, and by kind and stop."""
     pairs = pairs_of(samples, options)
-    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    batch = batch_of(lens, pairs, options)
     frames, after = batch.noise.shape[2], batch.steps - 1
     if after < 1 or frames < 2:
         raise TaskError(

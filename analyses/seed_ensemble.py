@@ -38,7 +38,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments import benchmark
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
-from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -104,7 +104,7 @@ def ranges(text: str, layers: int) -> dict[str, str]:
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run the ensembles, and judge what came out, and the single runs."""
     pairs = pairs_of(samples, options)
-    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    batch = batch_of(lens, pairs, options)
     chosen = ranges(options.layers, lens.layers)
     arms = [ensemble(options, layers, k) for layers, k in arms_of(lens, options).values()]
     clean, ended = run_arms(batch, arms, progress="ensembles")

@@ -23,7 +23,7 @@ from dit_lens import analysis, plot
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
-from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import compare, study
 from dit_lens.tasks import explore
@@ -54,7 +54,7 @@ def main(options: Options) -> int:
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Judge the video of every number of steps; the distance is to that of the most."""
     pairs = pairs_of(samples, options)
-    batches = {n: lens.batch(pairs, n, options.cfg_scale, options.at_once) for n in options.counts}
+    batches = {n: batch_of(lens, pairs, options, n) for n in options.counts}
     ended = {}
     for n, batch in tqdm(batches.items(), desc="number of steps", leave=False):
         x = batch.noise

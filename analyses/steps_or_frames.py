@@ -38,7 +38,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -71,7 +71,7 @@ def main(options: Options) -> int:
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run every pair, date its frames, and try to rescue it."""
     pairs = pairs_of(samples, options)
-    batch = lens.batch(pairs, options.steps, options.cfg_scale, options.at_once)
+    batch = batch_of(lens, pairs, options)
     if batch.steps < 2 or batch.noise.shape[2] < 3:
         raise TaskError(
             f"{batch.steps} steps, {batch.noise.shape[2]} latent frames: take 2 steps and 3 latent frames at least; raise "

@@ -59,6 +59,7 @@ def main(options: Options) -> int:
             steps=options.steps,
             cfg_scale=options.cfg_scale,
             store=options.out / "store.zarr",
+            **options.arguments,
         )
         held(run, folder, steps, layers, options.branch)
         mean = run["energy"].sel(branch=options.branch).mean(("frame", "y", "x"))

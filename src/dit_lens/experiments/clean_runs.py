@@ -28,22 +28,30 @@ def clean_runs(
     steps: int | None = None,
     cfg_scale: float | None = None,
     at_once: int = 64,
+    **arguments: Any,
 ) -> list[Run]:
     """Return the unedited run of every (sample, seed), with `latents` and `x0` of every step and the video.
 
     Runs in the store are read, missing ones are made: in batches where the family knows how, else one by one. A
-    pair that comes twice is made once.
+    pair that comes twice is made once. `arguments` are other keywords of the pipeline's call.
 
     Raises:
         StoreError: the store cannot be written.
     """
     if lens.family.batching is None:
         return [
-            lens.run(sample, seed, record=[records.x0], steps=steps, cfg_scale=cfg_scale, store=store)
+            lens.run(
+                sample, seed, record=[records.x0], steps=steps, cfg_scale=cfg_scale, store=store, **arguments
+            )
             for sample, seed in tqdm(pairs, desc="clean runs", leave=False)
         ]
     plan = Plan.of([records.x0])
-    options: dict[str, Any] = {"steps": steps, "cfg_scale": cfg_scale, "store": store}
+    options: dict[str, Any] = {
+        "steps": steps,
+        "cfg_scale": cfg_scale,
+        "store": store,
+        "arguments": arguments,
+    }
     requests = [Request(lens.specimen, s, seed, plan, loop="batch", **options) for s, seed in pairs]
     if (stored := stored_rows(requests, "first")) is not None:
         return stored
@@ -53,7 +61,13 @@ def clean_runs(
     runs: dict[int, Run] = {}
     for numbers in shapes.values():
         batch = lens.batch(
-            [pairs[i] for i in numbers], steps, cfg_scale, at_once, record=[records.x0], store=store
+            [pairs[i] for i in numbers],
+            steps,
+            cfg_scale,
+            at_once,
+            record=[records.x0],
+            store=store,
+            **arguments,
         )
         runs |= dict(zip(numbers, batch.run("clean runs"), strict=True))
     return [runs[i] for i in range(len(pairs))]

@@ -6,6 +6,7 @@ script takes that draws pictures of single runs. A script extends one of these t
 
 from __future__ import annotations
 
+import ast
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -18,6 +19,27 @@ from dit_lens.tasks.canvas import EVAL_SEED
 
 Count = Annotated[int | None, tyro.conf.arg(aliases=("--max-samples",), help_behavior_hint="")]
 """How many samples; `--max-samples` is another name of the option."""
+
+
+OWN_ARGUMENTS = frozenset(
+    (
+        *("steps", "num_inference_steps", "cfg_scale", "guidance_scale", "seed", "generator", "num_frames"),
+        *(
+            "prompt",
+            "image",
+            "input_image",
+            "height",
+            "width",
+            "at_once",
+            "record",
+            "edit",
+            "store",
+            "encoding",
+            "verify",
+        ),
+    )
+)
+"""Arguments that scripts give themselves."""
 
 
 @dataclass
@@ -48,6 +70,8 @@ class Options(ModelOptions):
     """Scheduler steps. Default: the model's own number."""
     cfg_scale: Unset[float] = None
     """Guidance scale; 1 runs the conditional branch alone. Default: the model's own scale."""
+    pipe_arg: tuple[str, ...] = ()
+    """Other arguments of the pipeline's own call, as NAME=VALUE: sigma_shift=5, switch_DiT_boundary=0.875."""
     out: Path = Path("runs/analysis")
     """Folder that the results go to."""
 
@@ -84,6 +108,29 @@ class Options(ModelOptions):
         """The fields of samples that the options replace."""
         frames = {} if self.num_frames is None else {"num_frames": self.num_frames}
         return {**frames, "image": None} if self.text_only else frames
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The other arguments of the pipeline's call; a value that reads as Python's is that, and text otherwise.
+
+        Raises:
+            TaskError: one is not NAME=VALUE, comes twice, or has an option of its own.
+        """
+        out: dict[str, Any] = {}
+        for spelt in self.pipe_arg:
+            name, is_given, value = spelt.partition("=")
+            if not is_given or not name.isidentifier():
+                raise TaskError(f"--pipe-arg {spelt}: give NAME=VALUE, such as sigma_shift=5.")
+            if name in OWN_ARGUMENTS or name in out:
+                reason = (
+                    "it comes twice" if name in out else "it has an option of its own, or is the sample's"
+                )
+                raise TaskError(f"--pipe-arg {spelt}: {reason}.")
+            try:
+                out[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                out[name] = value
+        return out
 
     @property
     def as_data(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.vbvr import Bench
 
 if TYPE_CHECKING:
+    from dit_lens.engine.batch import Batch
     from dit_lens.lens import Lens
 
 RESULTS = ("results.zarr", "summary.json", "manifest.json")
@@ -165,6 +166,19 @@ def pairs_of(samples: Sequence[Sample], options: StudyOptions) -> list[Pair]:
     return [(sample, seed) for sample in samples for seed in noise_seeds(sample, options)]
 
 
+def batch_of(lens: Lens, pairs: Sequence[Pair], options: StudyOptions, steps: int | None = None) -> Batch:
+    """Prepare pairs as the options say.
+
+    Args:
+        lens: the model.
+        pairs: a sample and a noise seed each.
+        options: of the script.
+        steps: scheduler steps. Default: those of the options.
+    """
+    steps = options.steps if steps is None else steps
+    return lens.batch(pairs, steps, options.cfg_scale, options.at_once, **options.arguments)
+
+
 def remove_results(out: Path) -> None:
     """Remove what an earlier command came to: where the next one fails, nothing of it stays to be read as its own."""
     for name in RESULTS:
@@ -178,4 +192,13 @@ def folder_of(out: Path, sample: Sample) -> Path:
     return out.joinpath(f"task-{first}" if first in TAKEN else first, *rest)
 
 
-__all__ = ["Drawn", "draw", "folder_of", "noise_seeds", "pairs_of", "remove_results", "training_samples"]
+__all__ = [
+    "Drawn",
+    "batch_of",
+    "draw",
+    "folder_of",
+    "noise_seeds",
+    "pairs_of",
+    "remove_results",
+    "training_samples",
+]

@@ -292,3 +292,49 @@ def test_a_table_counts_tasks_and_pairs_what_both_arms_have():
     )
     assert rows[f"split {IN}", "same"]["tasks"] == 8 and rows["category a", "same"]["samples"] == 40
     assert ("category ", "same") not in rows
+
+
+def test_arguments_of_the_pipeline_reach_it_or_are_refused(tmp_path, monkeypatch, organism):
+    from dit_lens.experiments.options import StudyOptions
+
+    given = ("sigma_shift=2", "switch_DiT_boundary=0.9", "motion=slow", "tiles=(1, 2)")
+    parsed = StudyOptions(pipe_arg=given).arguments
+    assert parsed == {"sigma_shift": 2, "switch_DiT_boundary": 0.9, "motion": "slow", "tiles": (1, 2)}
+    for wrong, reason in (
+        ("sigma_shift", "NAME=VALUE"),
+        ("steps=3", "an option of its own"),
+        ("a b=1", "NAME=VALUE"),
+    ):
+        with pytest.raises(dl.TaskError, match=reason):
+            StudyOptions(pipe_arg=(wrong,)).arguments  # noqa: B018
+    with pytest.raises(dl.TaskError, match="comes twice"):
+        StudyOptions(pipe_arg=("a=1", "a=2")).arguments  # noqa: B018
+    found = {}
+    for name, more in (
+        ("early_selection", {"seeds": 2, "at": "1"}),
+        ("decode_steps", {}),
+        ("token_maps", {"layers": "0"}),
+    ):
+        for shift in ((), ("sigma_shift=2",)):
+            out = tmp_path / f"{name}{len(shift)}"
+            options = {"task": "circle", "samples": 2, "steps": 3, "out": out, "pipe_arg": shift, **more}
+            assert run(name, monkeypatch, organism, **options) == 0
+            if name == "early_selection":
+                found[shift] = xr.open_zarr(out / "results.zarr", consolidated=False).sigma.values
+    assert not np.allclose(*found.values())
+    levels = [
+        dl.open_run(next((tmp_path / f"decode_steps{n}" / "store.zarr").glob("*"))).sigma.values
+        for n in (0, 1)
+    ]
+    assert not np.allclose(*levels)
+    with pytest.raises(dl.DitLensError, match="no_such"):
+        run(
+            "early_selection",
+            monkeypatch,
+            organism,
+            task="circle",
+            samples=2,
+            steps=3,
+            out=tmp_path / "x",
+            pipe_arg=("no_such=1",),
+        )
