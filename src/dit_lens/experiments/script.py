@@ -36,7 +36,7 @@ def run_script(main: Callable[[T], int], options: type[T]) -> NoReturn:
 
 
 def _check_numbers(options: Any) -> None:
-    """Refuse lists without a number, and counts and seeds below 0: Python would count some of them from the end.
+    """Refuse lists without a number where there has to be one, and counts and seeds below 0: Python would count some of them from the end.
 
     Raises:
         TaskError: it names the option.
@@ -44,7 +44,7 @@ def _check_numbers(options: Any) -> None:
     for field in fields(options):
         value = getattr(options, field.name)
         several = value if isinstance(value, tuple | list) else [value]
-        if not several:
+        if not several and field.default != ():
             raise TaskError(f"--{field.name.replace('_', '-')}: give at least one.")
         if any(isinstance(number, int) and number < 0 for number in several):
             raise TaskError(f"--{field.name.replace('_', '-')} {value}: give 0 or more.")
