@@ -7,7 +7,8 @@ Chain-of-Steps (arXiv 2603.16870) says that a video model reasons along its step
    the end, on average over the frames. Reasoning in frame order settles the first frames first: a slope over frames above 0.
    The first latent frame is given, and is left out. Beside it the ideal denoiser, from the same noise: it knows all right
    answers of the scene, so its slope is what the videos themselves make (for tasks whose answers are enumerable).
-2. The first frame that fails, in runs that are wrong, as a share of the video: early where the beginning goes wrong.
+2. The first frame that is wrong, as a share of the video, in runs that have one: where it is in the first fifth, as
+   arXiv 2606.13861 finds, what comes later follows from it.
 3. Rescue. A run that came out wrong is taken up again, with the compute of one more run at most: along the steps, its last x0
    gets the noise of step r anew and goes on from there; along the frames, its first k latent frames are held and the rest is
    drawn from other noise; or it starts over. A model that reasons along frames gains by what is held while it is right; one
@@ -82,12 +83,13 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         now = batch.step(step, x)
         x = now.latents
         beliefs.append(now.x0.float())
-    own = outcomes(batch, x[None], x).isel(arm=0)
-    if "solved" not in own:
+    if any(sample.scorer is None for sample in samples):
         raise TaskError("A rescue is judged by a scorer: the samples of this task have none.")
+    scores = [sample.score(batch.decode(x[n : n + 1])[0]) for n, (sample, _) in enumerate(pairs)]
     data = {
         "settled": (("frame", "pair"), settled(torch.stack(beliefs)).T),
-        "solved": ("pair", own.solved.values),
+        "solved": ("pair", [score.solved for score in scores]),
+        "first_wrong": ("pair", [first_wrong(score) for score in scores]),
     }
     out = by_sample(xr.Dataset(data), pairs)
     parts = [
@@ -109,6 +111,13 @@ def settled(beliefs: Tensor | np.ndarray) -> np.ndarray:
     bound = SETTLED * np.sqrt((off[0] ** 2).mean(-1))[:, None]
     within = np.logical_and.accumulate((off <= bound)[::-1], 0)[::-1]
     return within.argmax(0)
+
+
+def first_wrong(score: dl.Score) -> float:
+    """Return at which share of the video its first wrong frame is; NaN where all are right, or are not read one by one."""
+    if score.frames is None or all(score.frames):
+        return float("nan")
+    return score.frames.index(False) / max(len(score.frames) - 1, 1)
 
 
 def ideal_settled(lens: dl.Lens, batch: Batch) -> xr.Dataset:
@@ -204,7 +213,7 @@ def conclude(measured: Measured, options: Options) -> None:
     )
     means = analysis.mean(both)
     summary["settled from step on, by frame"] = headline(means)
-    summary |= of_rescues(results)
+    summary |= of_failures(results) | of_rescues(results)
     write_summary(options, summary, measured.left_out, means.attrs)
     title = f"From which step on a latent frame is settled · {options.source}"
     figure = plot.curves(means, "frame", value_label="step", title=title, marks=True)
@@ -215,6 +224,22 @@ def conclude(measured: Measured, options: Options) -> None:
         rescued = analysis.mean(wrong.drop_vars("cost"), bounds=(0, 1))
         figure = plot.curves(rescued, "way", value_label="right then (share)", title=title)
         plot.save(figure, options.out / "rescued_by_way.png")
+
+
+def of_failures(results: xr.Dataset) -> dict[str, Any]:
+    """Say where the runs with a wrong frame have their first: in which fifth of the video. A sample counts once."""
+    inside = results.first_wrong.notnull()
+    found = {}
+    for fifth in range(5):
+        here = (results.first_wrong * 5).clip(max=4.999).astype(int) == fifth
+        rates = here.where(inside).mean("seed").dropna("sample")
+        if rates.sizes["sample"] < 2:
+            return {}
+        found[f"fifth {fifth + 1}"] = headline(analysis.mean(rates, bounds=(0, 1)))
+    return {
+        "samples with a wrong frame": rates.sizes["sample"],
+        "first wrong frame, by fifth of the video": found,
+    }
 
 
 def of_rescues(results: xr.Dataset) -> dict[str, Any]:

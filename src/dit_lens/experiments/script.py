@@ -36,7 +36,7 @@ def run_script(main: Callable[[T], int], options: type[T]) -> NoReturn:
 
 
 def _check_numbers(options: Any) -> None:
-    """Refuse lists without a number where there has to be one, and counts and seeds below 0: Python would count some of them from the end.
+    """Refuse lists without a value where there has to be one, and counts and seeds below 0, which Python counts from the end.
 
     Raises:
         TaskError: it names the option.

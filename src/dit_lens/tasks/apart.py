@@ -150,7 +150,7 @@ def score_apart(
     stand = goals if frames.last else [_cell(conduct.see(video[-1], board, c)) for c in AGENTS.values()]
     solved = frames.whole and edges == _edges(near)
     graded = trail.overlap(edges, _edges(near)) * (1.0 if stand == goals else 0.5) * frames.share
-    return Score(solved, 1.0 if solved else min(graded, 0.99), _read(edges, layout, stand))
+    return Score(solved, 1.0 if solved else min(graded, 0.99), _read(edges, layout, stand), frames.frames)
 
 
 def _edges(pair: Pair) -> frozenset[Edge]:

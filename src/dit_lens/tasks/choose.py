@@ -97,4 +97,4 @@ def score_choice(
     answer = f"goal {touched[0]}" if answered else f"goals {touched} by {trail.spell(edges, start)}"
     graded = (int(path is not None) + int(one) + int(on_goal)) / 3 * frames.share
     solved = answered and frames.whole
-    return Score(solved, 1.0 if solved else min(graded, 0.99), answer)
+    return Score(solved, 1.0 if solved else min(graded, 0.99), answer, frames.frames)

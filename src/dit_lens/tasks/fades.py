@@ -102,7 +102,7 @@ def score_fade(
     right = draw(answers[texts.index(text)]) if text in texts else None
     frames = Judged.of(legal_frames(video, draw(None), right), num_frames)
     solved = right is not None and frames.whole
-    return Score(solved, 1.0 if solved else min(near * frames.share, 0.99), text)
+    return Score(solved, 1.0 if solved else min(near * frames.share, 0.99), text, frames.frames)
 
 
 def legal_frames(

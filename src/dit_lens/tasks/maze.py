@@ -189,4 +189,4 @@ def score_routes(
     arrived = frames.last or trail.read_agent(video[-1], size) == goal
     solved = frames.whole and edges == route
     graded = trail.overlap(edges, route) * (1.0 if arrived else 0.5) * frames.share
-    return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, start))
+    return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, start), frames.frames)

@@ -69,7 +69,7 @@ def score_frames(
     last = read(video)
     frames = Judged.of(legal(video, last.solved), num_frames)
     solved = last.solved and frames.whole
-    return Score(solved, 1.0 if solved else min(last.score * frames.share, 0.99), last.answer)
+    return Score(solved, 1.0 if solved else min(last.score * frames.share, 0.99), last.answer, frames.frames)
 
 
 def _legal_fade(video: NDArray[np.uint8], right: bool, asked: Canvas, answered: Canvas) -> NDArray[np.bool_]:

@@ -149,7 +149,7 @@ def score_roll(video: NDArray[np.uint8], roll: Roll, num_frames: int) -> Score:
     there = strength > CLEAR
     near = there * (1.0 if seen == roll.colour else 0.5)
     text = _spell(seen) if there else "no ball at the end"
-    return Score(frames.whole, 1.0 if frames.whole else min(near * frames.share, 0.99), text)
+    return Score(frames.whole, 1.0 if frames.whole else min(near * frames.share, 0.99), text, frames.frames)
 
 
 def legal_frames(video: NDArray[np.uint8], roll: Roll) -> NDArray[np.bool_]:

@@ -37,11 +37,13 @@ class Score:
         score: how near it is, in [0, 1]; 1 where solved.
         answer: the answer that was read, as a short string; two videos give the same answer exactly where
             these are equal, whether right or wrong.
+        frames: whether each frame is right, where the scorer reads each by itself; else None.
     """
 
     solved: bool
     score: float
     answer: str
+    frames: tuple[bool, ...] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -92,4 +92,4 @@ def score_walk(
     frames = conduct.judge(video, board(size, things), path, num_frames)
     solved = frames.whole and edges == trail.path_edges(path)
     graded = right / (len(path) - 1) * frames.share
-    return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, path[0]))
+    return Score(solved, 1.0 if solved else min(graded, 0.99), trail.spell(edges, path[0]), frames.frames)

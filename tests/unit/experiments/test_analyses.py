@@ -530,3 +530,26 @@ def test_a_rescue_goes_on_from_where_it_says(organism):
     assert torch.equal(held[:, :, :2], x[:, :, :2]) and not torch.allclose(
         held[:, :, 2:], x[:, :, 2:], atol=1e-2
     )
+
+
+def test_the_first_wrong_frame_is_counted_by_fifths():
+    script_ = script("steps_or_frames")
+    frames = [[True] * 25, [False] * 25, [True] * 5 + [False] + [True] * 19, [True] * 24 + [False], None]
+    scores = [dl.Score(f is not None and all(f), 0.5, "", None if f is None else tuple(f)) for f in frames]
+    shares = [script_.first_wrong(score) for score in scores]
+    assert np.isnan(shares[0]) and np.isnan(shares[4]) and shares[1:4] == [0.0, 5 / 24, 1.0]
+    results = xr.Dataset({"first_wrong": (("sample", "seed"), np.array(shares)[:, None])})
+    found = script_.of_failures(results)
+    assert found["samples with a wrong frame"] == 3
+    means = [one["mean"] for one in found["first wrong frame, by fifth of the video"].values()]
+    assert means == pytest.approx([1 / 3, 1 / 3, 0, 0, 1 / 3])
+
+
+@pytest.mark.parametrize("task", ["maze", "choose", "latin", "occlude", "circle", "apart", "arrows"])
+def test_a_score_says_which_frames_are_wrong(task):
+    sample = dl.tasks.make(task, 1_000_000)
+    video = sample.truth.copy()
+    assert sample.score(video).frames == (True,) * len(video)
+    video[5] = 255 - video[5]
+    assert sample.score(video).frames == tuple(t != 5 for t in range(len(video)))
+    assert "frames" not in repr(sample.score(video))
