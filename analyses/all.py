@@ -19,7 +19,9 @@ from PIL import Image
 from dit_lens.experiments.script import run_script
 
 HERE = Path(os.path.relpath(Path(__file__).parent))  # as the summaries name their command
-EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
+Experiment = tuple[str, list[str], list[str]]
+"""The script, its options, and the figures that the page shows."""
+FIRST: dict[str, Experiment] = {
     **{
         # occlude has 24 scenes: more samples would be the same ones again.
         f"emergent_{task}": (
@@ -70,9 +72,58 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
         ["flips_by_layer", "flips_by_third", "flips_one_step"],
     ),
 }
-"""By name: the script, its options, and the figures that the page shows."""
-MODEL = "organism-v1"
-"""That the page is about."""
+"""By name: what the page reports on the first organism."""
+FAMILY: dict[str, Experiment] = {
+    **{
+        f"full_noise_{kind}_choose": (
+            "noise_sensitivity.py",
+            [
+                "--noise",
+                kind,
+                "--task",
+                "choose",
+                "--samples",
+                "24",
+                "--cka-layers",
+                "none",
+                "--stops",
+                "none",
+            ],
+            ["score_by_step"] if kind == "replace" else [],
+        )
+        for kind in ("replace", "add", "renoise")
+    },
+    **{
+        f"full_commitment_{task}": (
+            "causal_commitment.py",
+            ["--task", task, "--samples", "24"],
+            ["same_answer_by_step"],
+        )
+        for task in ("latin", "choose")
+    },
+    "full_early_maze": ("early_selection.py", ["--task", "maze", "--samples", "64"], ["solved_by_step"]),
+    **{
+        f"full_steps_or_frames_{task}": (
+            "steps_or_frames.py",
+            ["--task", task, "--samples", "48"],
+            ["settled_by_frame"],
+        )
+        for task in ("latin", "choose")
+    },
+    "full_steps_or_frames_maze": (
+        "steps_or_frames.py",
+        ["--task", "maze", "--samples", "64"],
+        ["rescued_by_way"],
+    ),
+    "causal_steps_or_frames_choose": (
+        "steps_or_frames.py",
+        ["--task", "choose", "--samples", "48", "--model", "organism-causal"],
+        [],
+    ),
+}
+"""By name: what it reports on the family of `organism`."""
+MODELS = {**dict.fromkeys(FIRST, "organism-v1"), **dict.fromkeys(FAMILY, "organism")}
+"""The model of each, unless its options name one."""
 
 
 @dataclass
@@ -88,11 +139,11 @@ class Options:
 def main(options: Options) -> int:
     """Run, and copy what the page needs."""
     failed = 0
-    for name, (script, arguments, figures) in EXPERIMENTS.items():
+    for name, (script, arguments, figures) in {**FIRST, **FAMILY}.items():
         if options.only not in name:
             continue
         out, start = options.runs / name, time.time()
-        arguments = [*arguments, "--model", MODEL]
+        arguments = arguments if "--model" in arguments else [*arguments, "--model", MODELS[name]]
         command = [sys.executable, str(HERE / script), *arguments, "--out", str(out)]
         command += ["--clean", str(options.runs / "clean.zarr")] if script == "emergent.py" else []
         print(f"{name}: python analyses/{script} {' '.join(arguments)}", flush=True)
