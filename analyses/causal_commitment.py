@@ -35,10 +35,11 @@ from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.sweep import run_arms
 from dit_lens.errors import TaskError
+from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -62,8 +63,15 @@ def main(options: Options) -> int:
     """Fork, compare answers, draw, save."""
     if options.seeds < 2 or options.forks < 2:
         raise TaskError(f"--seeds {options.seeds} --forks {options.forks}: give 2 or more of each.")
+    require_scorer(options)
     lens = options.load()
-    measured = study(options, "causal_commitment", lens, lambda part: measure(lens, part, options))
+    measured = study(
+        options,
+        "causal_commitment",
+        lens,
+        lambda part: measure(lens, part, options),
+        runs=lambda batch: runs_of_arms(batch, arms_of(batch, options)[1]),
+    )
     conclude(measured, options)
     return measured.exit_code
 
@@ -74,8 +82,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     batch = batch_of(lens, pairs, options)
     if batch.steps < 2:
         raise TaskError(f"{batch.steps} steps: a fork takes a step before it; raise --steps.")
-    steps = [s + 1 for s in choose(options.at, batch.steps - 1, "at", auto=7)]
-    arms = [[fork(m, step)] for step in steps for m in range(options.forks)]
+    steps, arms = arms_of(batch, options)
     clean, ended = run_arms(batch, [*arms, arms[0]], progress="forks")
     judged = outcomes(batch, ended, clean)
     if "answer" not in judged:
@@ -97,6 +104,12 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     out["chance"] = "sample", [agreement(row) for row in by_sample(alone, pairs).answer.values]
     ideal = ideal_forks(lens, batch, steps, options)
     return xr.merge([out, ideal], compat="override", join="exact")
+
+
+def arms_of(batch: Batch, options: Options) -> tuple[list[int], list[list[Placed]]]:
+    """Return the steps at which runs fork, and the forks at each."""
+    steps = [s + 1 for s in choose(options.at, batch.steps - 1, "at", auto=7)]
+    return steps, [[fork(m, step)] for step in steps for m in range(options.forks)]
 
 
 def fork(number: int, step: int) -> Placed:

@@ -34,7 +34,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -57,8 +57,11 @@ def main(options: Options) -> int:
     """Run, pick, compare, draw, save."""
     if options.seeds < 2:
         raise TaskError(f"--seeds {options.seeds}: one of 2 or more is picked.")
+    require_scorer(options)
     lens = options.load()
-    measured = study(options, "early_selection", lens, lambda part: measure(lens, part, options))
+    measured = study(
+        options, "early_selection", lens, lambda part: measure(lens, part, options), runs=lambda batch: 1.0
+    )
     conclude(measured, options)
     return measured.exit_code
 

@@ -49,6 +49,7 @@ from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.sweep import Now, run_arms
 from dit_lens.errors import TaskError
+from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, arms_as, headline
 from dit_lens.experiments.pictures import choose
@@ -97,7 +98,13 @@ def main(options: Options) -> int:
             f"--noise renoise --scale {options.scale}: it keeps the noise level, so its scale is 1."
         )
     lens = options.load()
-    measured = study(options, "noise_sensitivity", lens, lambda part: measure(lens, part, options))
+    measured = study(
+        options,
+        "noise_sensitivity",
+        lens,
+        lambda part: measure(lens, part, options),
+        runs=lambda batch: runs_of_arms(batch, arms_of(options, *sizes(batch, options))),
+    )
     conclude(measured, options)
     return measured.exit_code
 
@@ -106,13 +113,12 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     """Run the clean arm, an arm for each step, and arms for each frame: by budget, and by kind and stop."""
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
-    frames, after = batch.noise.shape[2], batch.steps - 1
+    frames, after, stops = sizes(batch, options)
     if after < 1 or frames < 2:
         raise TaskError(
             f"{batch.steps} steps, {frames} latent frames: noise after a step needs another step that follows, and "
             "noise in a frame another frame; raise --steps or --num-frames."
         )
-    stops = [] if options.stops == "none" else choose(options.stops, after, "stops")
     layers = [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
     arms = arms_of(options, frames, after, stops)
     states = Moved(batch, layers, after, options)
@@ -125,6 +131,12 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         data["noise_energy"] = ("kind", energy)
         data = data.assign_coords(kind=np.array(["step", *BUDGETS, *STOPPED], np.dtypes.StringDType()))
     return by_sample(data.assign_coords(sigma=("step", batch.sigmas)), pairs)
+
+
+def sizes(batch: Batch, options: Options) -> tuple[int, int, list[int]]:
+    """Return how many latent frames there are, after how many steps noise comes, and after which it stops in a frame."""
+    frames, after = batch.noise.shape[2], batch.steps - 1
+    return frames, after, choose(options.stops, after, "stops") if options.stops != "none" and after else []
 
 
 def arms_of(options: Options, frames: int, after: int, stops: list[int]) -> list[list[Placed]]:

@@ -36,6 +36,7 @@ from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.sweep import Arm, run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments import benchmark
+from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.samples import batch_of, pairs_of
@@ -78,12 +79,26 @@ def main(options: Options) -> int:
     options = replace(options, seeds=max(options.ks))
     benchmark.refuse_unscored(options)
     lens = options.load()
-    measured = study(options, "seed_ensemble", lens, lambda part: measure(lens, part, options))
+    measured = study(
+        options,
+        "seed_ensemble",
+        lens,
+        lambda part: measure(lens, part, options),
+        runs=lambda batch: runs_of(batch, lens, options),
+    )
     if options.score == "vbvr":
         conclude_benchmark(measured, options, arms_of(lens, options))
     else:
         conclude(measured, options)
     return measured.exit_code
+
+
+def runs_of(batch: Batch, lens: dl.Lens, options: Options) -> float:
+    """Return how many whole runs there are for each seed of a sample: of K seeds, in an ensemble of K."""
+    return 1 + sum(
+        (runs_of_arms(batch, [ensemble(options, layers, options.seeds)]) - 1) * k / options.seeds
+        for layers, k in arms_of(lens, options).values()
+    )
 
 
 def arms_of(lens: dl.Lens, options: Options) -> dict[str, tuple[str, int]]:

@@ -39,7 +39,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -63,8 +63,15 @@ class Options(StudyOptions):
 
 def main(options: Options) -> int:
     """Run, rescue, compare, draw, save."""
+    require_scorer(options)
     lens = options.load()
-    measured = study(options, "steps_or_frames", lens, lambda part: measure(lens, part, options))
+    measured = study(
+        options,
+        "steps_or_frames",
+        lens,
+        lambda part: measure(lens, part, options),
+        runs=lambda batch: 1 + sum(cost for _, _, cost in ways_of(batch, options)),
+    )
     conclude(measured, options)
     return measured.exit_code
 
@@ -136,19 +143,28 @@ def ideal_settled(lens: dl.Lens, batch: Batch) -> xr.Dataset:
 
 def rescues(batch: Batch, ended: Tensor, options: Options) -> xr.Dataset:
     """Take every run up again in every way; return whether it then is right, and what that costs in runs, by way."""
-    frames = ended.shape[2]
-    back = [s + 1 for s in choose(options.back_to, batch.steps - 1, "back-to", auto=4)]
-    held = [k + 1 for k in choose(options.hold, frames - 1, "hold", auto=4)]
-    noise = other_noise(batch)
-    ways: dict[tuple[str, int], Tensor] = {("start over", 0): rerun(batch, noise, noise, ended, 0, 0)}
-    ways |= {("steps", step): rerun(batch, noise, noise, ended, step, 0) for step in back}
-    ways |= {("frames", count): rerun(batch, noise, noise, ended, 0, count) for count in held}
-    judged = outcomes(batch, torch.stack(list(ways.values())), ended)
+    noise, ways = other_noise(batch), ways_of(batch, options)
+    again = [
+        rerun(batch, noise, noise, ended, *((number, 0) if name == "steps" else (0, number)))
+        for name, number, _ in ways
+    ]
+    judged = outcomes(batch, torch.stack(again), ended)
     text = np.dtypes.StringDType()
-    labels = [name if name == "start over" else f"{name} {number}" for name, number in ways]
-    costs = [(batch.steps - number) / batch.steps if name == "steps" else 1.0 for name, number in ways]
+    labels = [name if name == "start over" else f"{name} {number}" for name, number, _ in ways]
+    costs = [cost for *_, cost in ways]
     out = xr.Dataset({"rescued": (("way", "pair"), judged.solved.values)})
     return out.assign_coords(way=np.array(labels, text), cost=("way", costs))
+
+
+def ways_of(batch: Batch, options: Options) -> list[tuple[str, int, float]]:
+    """Return the ways to take a run up again: what along, the step or the number of frames, and the cost in runs."""
+    back = [s + 1 for s in choose(options.back_to, batch.steps - 1, "back-to", auto=4)]
+    held = [k + 1 for k in choose(options.hold, batch.noise.shape[2] - 1, "hold", auto=4)]
+    return [
+        ("start over", 0, 1.0),
+        *(("steps", step, (batch.steps - step) / batch.steps) for step in back),
+        *(("frames", count, 1.0) for count in held),
+    ]
 
 
 def other_noise(batch: Batch) -> Tensor:

@@ -166,6 +166,18 @@ def pairs_of(samples: Sequence[Sample], options: StudyOptions) -> list[Pair]:
     return [(sample, seed) for sample in samples for seed in noise_seeds(sample, options)]
 
 
+def require_scorer(options: Options) -> None:
+    """Refuse samples that no scorer of ours judges, before anything is computed.
+
+    Raises:
+        TaskError: they are of a benchmark, or a picture of the user's.
+    """
+    if not options.draws_scenes:
+        raise TaskError(
+            "This study is judged by a scorer, and samples of --eval-root or --image have none: give a task, as --task maze."
+        )
+
+
 def batch_of(lens: Lens, pairs: Sequence[Pair], options: StudyOptions, steps: int | None = None) -> Batch:
     """Prepare pairs as the options say.
 
@@ -200,5 +212,6 @@ __all__ = [
     "noise_seeds",
     "pairs_of",
     "remove_results",
+    "require_scorer",
     "training_samples",
 ]

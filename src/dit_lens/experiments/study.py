@@ -21,6 +21,7 @@ from tqdm import tqdm
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiments import keys
 from dit_lens.experiments.cache import kept, kept_json, save
+from dit_lens.experiments.cost import Runs, announce
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
 from dit_lens.experiments.samples import draw, folder_of, remove_results
@@ -56,6 +57,7 @@ def study(
     lens: Lens,
     measure: Callable[[list[Sample]], xr.Dataset],
     using: xr.Dataset | None = None,
+    runs: Runs | None = None,
 ) -> Measured:
     """Measure all samples, a block of one shape at a time; blocks of an earlier command are read, not made again.
 
@@ -67,6 +69,7 @@ def study(
         lens: the model; other weights make other blocks.
         measure: samples to a Dataset with the dimension `sample`. Other code that it reaches makes other blocks.
         using: what was fitted beforehand (see `once`); another fit makes other blocks.
+        runs: how many runs the study makes of a pair, to say what it costs before its first block is measured.
 
     Returns:
         The blocks together, also written to `results.zarr`.
@@ -84,7 +87,8 @@ def study(
             f"{len(samples)} samples of {options.source}: a study takes at least 2, for an interval."
         )
     remove_results(options.out)
-    blocks = _Blocks(options, name, measure, keys.maker(name, options, lens, measure, using))
+    begin = None if runs is None else partial(announce, name, lens, samples, options, runs)
+    blocks = _Blocks(options, name, measure, keys.maker(name, options, lens, measure, using), begin)
     parts = [
         same[i : i + options.block] for same in by_shape(samples) for i in range(0, len(same), options.block)
     ]
@@ -107,6 +111,7 @@ class _Blocks:
         name: of the script.
         measure: samples to a Dataset.
         made_by: hash of what makes the blocks.
+        begin: called before the first one is measured.
     """
 
     def __init__(
@@ -115,7 +120,9 @@ class _Blocks:
         name: str,
         measure: Callable[[list[Sample]], xr.Dataset],
         made_by: str,
+        begin: Callable[[], None] | None = None,
     ) -> None:
+        self._begin = begin
         self.folder, self.name, self.measure, self.made_by = options.out / "blocks", name, measure, made_by
         self.left_out: dict[str, str] = {}
 
@@ -124,7 +131,7 @@ class _Blocks:
         first = label(part[0])
         stem = self.folder / folder_name(first.replace("/", "-"))
         try:
-            return [kept(stem, keys.key(self.made_by, part)[:12], lambda: self.measure(part))]
+            return [kept(stem, keys.key(self.made_by, part)[:12], lambda: self._measured(part))]
         except Exception as error:
             if len(part) == 1:
                 self.left_out[first] = report_failure(first, error)
@@ -132,6 +139,13 @@ class _Blocks:
             reason = f"{type(error).__name__}: {error}"
         tqdm.write(f"{first} to {part[-1].id} failed ({reason}): its samples one by one", file=sys.stderr)
         return [data for sample in part for data in self.get([sample])]
+
+    def _measured(self, part: list[Sample]) -> xr.Dataset:
+        """Measure one block; before the first, say what all will cost."""
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            begin()
+        return self.measure(part)
 
 
 def _together(measured: Sequence[xr.Dataset], name: str) -> xr.Dataset:

@@ -1,0 +1,68 @@
+"""What a study costs, said before it begins."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from dit_lens.engine.sweep import Arm
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.tasks.sample import Sample
+
+if TYPE_CHECKING:
+    from dit_lens.engine.batch import Batch
+    from dit_lens.lens import Lens
+
+Runs = Callable[["Batch"], float]
+"""A batch to how many whole runs a study makes of each of its pairs, the clean one counted."""
+
+
+def runs_of_arms(batch: Batch, arms: Sequence[Arm]) -> float:
+    """Return how many whole runs the arms of a sweep cost for a pair: an arm is the clean run up to its first edit."""
+    total = 1.0
+    for arm in arms:
+        edits = arm(0) if callable(arm) else arm
+        first = min((min(batch.binding(edit).steps) for edit in edits), default=batch.steps)
+        total += (batch.steps - first) / batch.steps
+    return total
+
+
+def announce(name: str, lens: Lens, samples: Sequence[Sample], options: StudyOptions, runs: Runs) -> None:
+    """Say on stderr how many runs a study makes, and how long these take, by the time of two steps of one row.
+
+    Args:
+        name: of the script.
+        lens: the model.
+        samples: of the study.
+        options: of the script.
+        runs: gives the whole runs of each pair.
+    """
+    batch = batch_of(lens, pairs_of(samples[:1], options)[:1], options)
+    each = runs(batch)
+    pairs = len(samples) * options.seeds
+    begun = time.perf_counter()
+    x = batch.step(0, batch.noise).latents
+    if batch.steps > 1:
+        begun = time.perf_counter()  # the first step warms up
+        batch.step(1, x)
+    seconds = (time.perf_counter() - begun) * batch.steps * each * pairs
+    tqdm.write(
+        f"{name}: {len(samples)} samples x {options.seeds} seeds x {each:.1f} runs = {pairs * each:,.0f} runs of {batch.steps} "
+        f"steps; {_spoken(seconds)} by the speed of one row alone, less where rows share a forward.",
+        file=sys.stderr,
+    )
+
+
+def _spoken(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+__all__ = ["Runs", "announce", "runs_of_arms"]
