@@ -56,7 +56,7 @@ class Holdings:
                 if type(value) in PLAIN or (type(value) is tuple and PLAIN.issuperset(map(type, value))):
                     known.append(value)
                 elif isinstance(value, Tensor):
-                    known.append(_Written(value))
+                    known.append(_Version(value))
                 elif not isinstance(value, nn.Module):
                     with walk.reading_pipeline(classes.is_no_users(type(part))):
                         deep.append(walk.visit(value, name))
@@ -96,7 +96,7 @@ def _is_ours(value: Any) -> bool:
     return callable(value) and attributes.is_guest(value)
 
 
-class _Written:
+class _Version:
     """A tensor as it is written now: equal to another look at the same object, written as often."""
 
     __slots__ = ("tensor", "times")
@@ -106,7 +106,7 @@ class _Written:
         self.times = None if tensor.is_inference() else tensor._version
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, _Written) and self.tensor() is not None and self.tensor() is other.tensor()
+        same = isinstance(other, _Version) and self.tensor() is not None and self.tensor() is other.tensor()
         return same and self.times == other.times  # type: ignore[attr-defined]
 
     __hash__ = None  # type: ignore[assignment]
