@@ -46,6 +46,10 @@ from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
 
 
+MOST_CHANCE = 0.8
+"""P(same answer) by chance above which there is nothing to date."""
+
+
 @dataclass
 class Options(StudyOptions):
     """Fork runs, and see when their answer is settled."""
@@ -108,7 +112,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
 
 def arms_of(batch: Batch, options: Options) -> tuple[list[int], list[list[Placed]]]:
     """Return the steps at which runs fork, and the forks at each."""
-    steps = [s + 1 for s in choose(options.at, batch.steps - 1, "at", auto=7)]
+    steps = choose(options.at, batch.steps, "at", auto=7, first=1)
     return steps, [[fork(m, step)] for step in steps for m in range(options.forks)]
 
 
@@ -117,7 +121,7 @@ def fork(number: int, step: int) -> Placed:
     return Placed(dl.renoise(seed=1 + number), dl.at(site="latents", step=step))
 
 
-def agreement(answers: Sequence[str]) -> float:
+def agreement(answers: Sequence[Any]) -> float:
     """Return how often two of some answers are one."""
     return float(np.mean([a == b for a, b in combinations(answers, 2)]))
 
@@ -134,7 +138,7 @@ def bits(answers: np.ndarray) -> np.ndarray:
 
 def ideal_forks(lens: dl.Lens, batch: Batch, steps: list[int], options: Options) -> xr.Dataset:
     """Fork the ideal denoiser from the same noise: P(same answer) [sample, seed, at]; empty where answers are not enumerable."""
-    same = np.zeros((len(batch.pairs), len(steps)))
+    same, answers = np.zeros((len(batch.pairs), len(steps))), np.zeros(len(batch.pairs), int)
     rng = np.random.default_rng(options.draw)
     for pair, (sample, _) in enumerate(batch.pairs):
         try:
@@ -143,13 +147,16 @@ def ideal_forks(lens: dl.Lens, batch: Batch, steps: list[int], options: Options)
             return xr.Dataset()
         noise = batch.noise[pair : pair + 1].double().cpu().numpy()
         beliefs = ideal.run(noise, batch.sigmas)
-        own = nearest(ideal, beliefs[-1])[0]
+        own = answers[pair] = nearest(ideal, beliefs[-1])[0]
         for i, step in enumerate(steps):
             sigma = batch.sigmas[step]
             other = rng.standard_normal((options.forks, *noise.shape[1:]))
             ends = ideal.run((1 - sigma) * beliefs[step - 1] + sigma * other, batch.sigmas[step:])[-1]
             same[pair, i] = np.mean(nearest(ideal, ends) == own)
-    return by_sample(xr.Dataset({"ideal_same": (("at", "pair"), same.T)}, {"at": steps}), batch.pairs)
+    data = {"ideal_same": (("at", "pair"), same.T), "answer": ("pair", answers)}
+    out = by_sample(xr.Dataset(data, {"at": steps}), batch.pairs)
+    chance = [agreement(row) for row in out.answer.values.tolist()]
+    return out.drop_vars("answer").assign(ideal_chance=("sample", chance))
 
 
 def nearest(ideal: analysis.IdealDenoiser, latents: np.ndarray) -> np.ndarray:
@@ -169,7 +176,7 @@ def conclude(measured: Measured, options: Options) -> None:
         "forks of each run": options.forks,
         "same answer": headline(same),
         "same answer by chance": headline(chance),
-        "commitment": committed(results.same, results),
+        "commitment": committed(results.same, results.chance, results),
         "bits that the forks' answers hold": headline(
             analysis.mean(results.bits, along="at", bounds=(0, np.log2(options.forks)))
         ),
@@ -184,7 +191,10 @@ def conclude(measured: Measured, options: Options) -> None:
         summary["same answer, ideal denoiser"] = headline(
             analysis.mean(results.ideal_same, along="at", bounds=(0, 1))
         )
-        summary["commitment, ideal denoiser"] = committed(results.ideal_same, results)
+        summary["same answer by chance, ideal denoiser"] = headline(
+            analysis.mean(results.ideal_chance, bounds=(0, 1))
+        )
+        summary["commitment, ideal denoiser"] = committed(results.ideal_same, results.ideal_chance, results)
         summary["same answer, model minus ideal denoiser"] = headline(
             analysis.effect(results.same, results.ideal_same, along="at", bounds=(0, 1))
         )
@@ -203,9 +213,14 @@ def conclude(measured: Measured, options: Options) -> None:
     plot.save(figure, options.out / "same_answer_by_step.png")
 
 
-def committed(same: xr.DataArray, results: xr.Dataset) -> dict[str, Any]:
-    """Return the step and the noise level from which on P(same answer) is over halfway between chance and 1."""
-    found = analysis.crossing(same - (1 + results.chance) / 2, "at")
+def committed(same: xr.DataArray, chance: xr.DataArray, results: xr.Dataset) -> dict[str, Any]:
+    """Return the step and the noise level from which on P(same answer) is over halfway between chance and 1.
+
+    Where two runs give one answer nearly always, nothing is left to be committed to.
+    """
+    if float(chance.mean()) > MOST_CHANCE:
+        return {"not measured": f"two runs give one answer in {float(chance.mean()):.2f}"}
+    found = analysis.crossing(same - (1 + chance) / 2, "at")
     steps, sigmas = results["at"].values.astype(float), results.sigma.values
     out: dict[str, Any] = {}
     for name in ("crossing", "low", "high"):

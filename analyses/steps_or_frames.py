@@ -55,9 +55,9 @@ class Options(StudyOptions):
     """Compare what steps and frames do."""
 
     back_to: str = "auto"
-    """Steps that a rescue along the steps goes back to: all, auto (4 of them), or a list such as 5,10."""
+    """Steps that a rescue along the steps goes back to, from 1 on: all, auto (4 of them), or a list such as 5,10."""
     hold: str = "auto"
-    """Latent frames that a rescue along the frames holds: all, auto (4 numbers of them), or a list such as 1,3."""
+    """How many latent frames a rescue along the frames holds: all, auto (4 numbers from 2 on), or a list such as 2,3."""
     out: Path = Path("runs/steps_or_frames")
 
 
@@ -158,8 +158,11 @@ def rescues(batch: Batch, ended: Tensor, options: Options) -> xr.Dataset:
 
 def ways_of(batch: Batch, options: Options) -> list[tuple[str, int, float]]:
     """Return the ways to take a run up again: what along, the step or the number of frames, and the cost in runs."""
-    back = [s + 1 for s in choose(options.back_to, batch.steps - 1, "back-to", auto=4)]
-    held = [k + 1 for k in choose(options.hold, batch.noise.shape[2] - 1, "hold", auto=4)]
+    back = choose(options.back_to, batch.steps, "back-to", auto=4, first=1)
+    # The first latent frame is given: to hold it alone is to start over.
+    held = choose(
+        options.hold, batch.noise.shape[2], "hold", auto=4, first=2 if options.hold == "auto" else 1
+    )
     return [
         ("start over", 0, 1.0),
         *(("steps", step, (batch.steps - step) / batch.steps) for step in back),
@@ -247,7 +250,7 @@ def of_failures(results: xr.Dataset) -> dict[str, Any]:
     inside = results.first_wrong.notnull()
     found = {}
     for fifth in range(5):
-        here = (results.first_wrong * 5).clip(max=4.999).astype(int) == fifth
+        here = (results.first_wrong.fillna(0) * 5).clip(max=4.999).astype(int) == fifth
         rates = here.where(inside).mean("seed").dropna("sample")
         if rates.sizes["sample"] < 2:
             return {}
@@ -276,7 +279,16 @@ def of_rescues(results: xr.Dataset) -> dict[str, Any]:
         out[f"{name}, minus start over"] = headline(
             analysis.effect(rates, against, along="way", bounds=(0, 1))
         )
+        steps, frames = (rates.sel(way=middle(results, kind), drop=True) for kind in ("steps", "frames"))
+        primary = analysis.effect(steps, frames, bounds=(0, 1))
+        out[f"{name}, middle steps minus middle frames"] = headline(primary)
     return out
+
+
+def middle(results: xr.Dataset, kind: str) -> str:
+    """Return the middle one of the ways along steps, or along frames: the primary contrast, chosen before anything is run."""
+    ways: list[str] = [way for way in results.way.values.tolist() if way.startswith(f"{kind} ")]
+    return ways[len(ways) // 2]
 
 
 if __name__ == "__main__":

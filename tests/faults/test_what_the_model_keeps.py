@@ -183,10 +183,28 @@ def in_a_list_of_a_module(lens):
     yield
 
 
+class CountsInItsClass(nn.Module):
+    calls = 0
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return counts(CountsInItsClass)(self.inner(x))
+
+
+@contextmanager
+def in_the_class_of_a_module(lens):
+    CountsInItsClass.calls = 0
+    lens.pipe.dit.blocks[4].self_attn.o = CountsInItsClass(projection(lens))
+    yield
+
+
 KINDS = [
     *(in_a_module, in_a_forward, in_a_class, in_the_function_of_the_model, in_a_hook),
     *(in_a_hook_of_all_modules, in_an_attribute_by_a_hook, in_a_buffer_by_a_hook, in_a_parameter),
-    *(in_another_method, in_an_object_of_a_module, in_a_list_of_a_module),
+    *(in_another_method, in_an_object_of_a_module, in_a_list_of_a_module, in_the_class_of_a_module),
 ]
 
 

@@ -61,10 +61,7 @@ class Bootstrap:
 
     def interval(self, level: float) -> tuple[Array, Array]:
         """Return the expanded percentile interval, low [...] and high [...], at each position on its own."""
-        from scipy.stats import norm, t
-
-        n = self.samples
-        tail = norm.sf(t.isf((1 - level) / 2, n - 1) * np.sqrt(n / (n - 1)))
+        tail = expanded_tail(level, self.samples)
         low, high = np.quantile(self.drawn, [tail, 1 - tail], axis=0)
         return low, high
 
@@ -88,6 +85,13 @@ class Bootstrap:
         largest = np.abs(z, out=z).max(axis=tuple(a + 1 for a in axes), keepdims=True)
         c = t.isf(norm.sf(np.quantile(largest, level, axis=0)), n - 1)
         return self.estimate - c * self.error, self.estimate + c * self.error
+
+
+def expanded_tail(level: float, n: int) -> float:
+    """Return the share of draws beyond each end of an interval, so that it matches t on symmetric data (Hesterberg 2015)."""
+    from scipy.stats import norm, t
+
+    return float(norm.sf(t.isf((1 - level) / 2, n - 1) * np.sqrt(n / (n - 1))))
 
 
 def _drawn_means(values: Array, draws: int, seed: int) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dit_lens.analysis.bootstrap import Bootstrap
+from dit_lens.analysis.bootstrap import Bootstrap, expanded_tail
 from dit_lens.analysis.states import name_of, require_dims
 from dit_lens.errors import DitLensError
 
@@ -50,7 +50,7 @@ def crossing(
         raise DitLensError(f"crossing: the labels of {along} do not increase: {labels.tolist()}.")
     bootstrap = Bootstrap(values.to_numpy(), draws, seed)
     drawn = np.sort([_crossing(curve, labels) for curve in bootstrap.drawn])
-    tail = (1 - level) / 2 * (draws - 1)
+    tail = expanded_tail(level, bootstrap.samples) * (draws - 1)
     low, high = drawn[int(np.floor(tail))], drawn[int(np.ceil(draws - 1 - tail))]
     ends = {"crossing": _crossing(bootstrap.estimate, labels), "low": low, "high": high}
     attrs = {"n_samples": values.sizes["sample"], "n_seeds": values.sizes["seed"], "level": level}

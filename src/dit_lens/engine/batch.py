@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +232,8 @@ class Batch:
         """
         self._check_watched(watch)
         done, shared = [], shared or Shared(row.placed for row in rows)
-        with scheduler_in_place(self.specimen.pipe, self.scheduler, self.batching.place, step):
+        pipe = self.specimen.pipe
+        with scheduler_in_place(pipe, self.scheduler, self.batching.place, step), reads_refused(pipe):
             for part in parts([row.group for row in rows], self.at_once):
                 x, numbers, members = latents[part], pairs[part], rows[part]
                 before = None if x0 is None else x0[part]
@@ -259,7 +259,7 @@ class Batch:
         pipe, flow, batching = self.specimen.pipe, self.specimen.family.flow, self.batching
         expert, timestep = self.expert(step), self.scheduler.timesteps[step]
         dit = self.specimen.dits[expert]
-        visitor = Visitor(self.specimen, rows, watch, exchange, shared, around=self._around)
+        visitor = Visitor(self.specimen, rows, watch, exchange, shared)
         stepper = Stepper(flow, self.scheduler, self.layout, self.sigmas, self.timesteps, visitor)
         stepper.x0 = {} if x0_before is None else self._by_stream(x0_before)
         begun = stepper.begin(step, expert, self._by_stream(latents), records=records)
@@ -338,14 +338,9 @@ class Batch:
         def edit(meeting: Meeting, members: list[int], values: Tensor) -> Tensor:
             placed, where, branch, _ = meeting
             moment = Moment(step, self.sigmas[step], self.timesteps[step], self.expert(step))
-            with self._around():
-                return apply_edit(placed, spot_of(rows[members[0]], moment, where, branch), values)
+            return apply_edit(placed, spot_of(rows[members[0]], moment, where, branch), values)
 
         return exchange.settle(forward, edit, last=any(row.recorders for row in rows))
-
-    def _around(self) -> AbstractContextManager[None]:
-        """Return what is around every function of the user's while it runs."""
-        return reads_refused(self.specimen.pipe)
 
     def _by_stream(self, latents: Tensor) -> dict[str, Tensor]:
         streams = apart(latents)

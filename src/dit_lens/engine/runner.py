@@ -19,8 +19,11 @@ from dit_lens.engine.stages import Opened, StageLoop, Stages, Watch, samples_of
 from dit_lens.engine.verify import Comparison
 from dit_lens.errors import DamageError, StoreError
 from dit_lens.families.call import Forward, Schedule
+from dit_lens.families.fingerprint import tensor_data
 from dit_lens.families.kept import Holdings
 from dit_lens.families.patching import one_interrupt, traced
+from dit_lens.plan.content import Walk
+from dit_lens.plan.digests import digest
 from dit_lens.plan.places import GRID_DIMS, grid_dim
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, journal, open_run
@@ -244,7 +247,11 @@ class Destination:
     def _kept(self) -> list[Any]:
         """Return what changes when an edit, a record, or something in the model keeps something."""
         held = [] if self._holdings is None else self._holdings.look()
-        return [self.stage.request.plan.state(), held]
+        request = self.stage.request
+        arguments = Walk([], checksum=tensor_data, repeatable=True, watching=True).whole(
+            dict(request.arguments)
+        )
+        return [request.plan.state(), held, digest(arguments)]
 
     def _open_draft(self, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]) -> Draft:
         """Begin a run in no store, now that there is something to write. Nobody asks for its name before it ends."""

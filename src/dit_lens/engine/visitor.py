@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +21,7 @@ from dit_lens.errors import CaptureError, DitLensError, PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.functions import is_packages_own, kept_by
+from dit_lens.plan.functions import kept_by
 from dit_lens.plan.places import Spot
 from dit_lens.plan.plan import Placed
 from dit_lens.records import PURE
@@ -54,7 +54,6 @@ class Visitor:
         exchange: where the one row is of a group that runs row by row.
         shared: functions that other rows go through, too. Default: those that several of these rows do.
         all_told: whether every call of the model by this thread is told (`calling`), and another one is an error.
-        around: what is around every function that is placed while it runs.
 
     Attributes:
         states: watched states by (site, branch, layer), [row, frame, y, x, channel].
@@ -70,9 +69,7 @@ class Visitor:
         exchange: Exchange | None = None,
         shared: Shared | None = None,
         all_told: bool = False,
-        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._around = around
         self.specimen, self.rows, self.exchange = specimen, rows, exchange
         self._owner = threading.get_ident() if all_told else None
         self.watch = frozenset(watch)
@@ -393,8 +390,7 @@ class Visitor:
         elif watched:
             self._again.add(id(of_user))
         try:
-            with nullcontext() if is_packages_own(of_user) else self._around():
-                result = function()
+            result = function()
         except Exception as error:
             if not isinstance(error, DitLensError):
                 error.add_note(f"in {placed} at {spot}")
@@ -415,8 +411,7 @@ class Visitor:
         if self.exchange is not None:
             return self.exchange.meet(meeting, values[0])[None]
         placed, where, branch, _ = meeting
-        with self._around():
-            return apply_edit(placed, spot_of(self.rows[numbers[0]], self.moment, where, branch), values)
+        return apply_edit(placed, spot_of(self.rows[numbers[0]], self.moment, where, branch), values)
 
     def _read(self, number: int, record: Binding, where: Where, branch: str | None, value: Tensor) -> None:
         row = self.rows[number]

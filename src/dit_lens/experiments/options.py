@@ -127,7 +127,9 @@ class Options(ModelOptions):
                 )
                 raise TaskError(f"--pipe-arg {spelt}: {reason}.")
             try:
-                out[name] = ast.literal_eval(value)
+                out[name] = ast.literal_eval(
+                    value.title() if value.lower() in ("true", "false", "none") else value
+                )
             except (ValueError, SyntaxError):
                 out[name] = value
         return out
@@ -163,7 +165,7 @@ class StudyOptions(Options):
     """Rows (a sample and a seed each) that go through the model in one forward, at most."""
 
     paper: bool = False
-    """The paper's settings (arXiv 2603.16870) for every option that has them and is not given."""
+    """The paper's settings (arXiv 2603.16870) for every option that has them and is left at its default."""
 
     PAPER: ClassVar[dict[str, Any]] = {}
     """The paper's settings, by option."""
@@ -179,6 +181,8 @@ class StudyOptions(Options):
         """
         if self.block < 1 or self.at_once < 1:
             raise TaskError(f"--block {self.block} --at-once {self.at_once}: give at least 1 of each.")
+        if self.paper and not self.PAPER:
+            raise TaskError("--paper: this study has no settings of the paper's.")
 
     def with_preset(self) -> Self:
         """Return the options with the paper's settings in place of defaults, where `paper` asks for them."""

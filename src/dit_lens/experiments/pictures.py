@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHEET_FRAMES = 7
 
 
-def choose(text: str, count: int, name: str, auto: int = 5) -> list[int]:
+def choose(text: str, count: int, name: str, auto: int = 5, first: int = 0) -> list[int]:
     """Read a selector of a command line.
 
     Args:
@@ -35,14 +35,20 @@ def choose(text: str, count: int, name: str, auto: int = 5) -> list[int]:
         count: how many there are.
         name: of the option, without its dashes.
         auto: how many "auto" gives.
+        first: the first that may be chosen.
 
     Raises:
         PlanError: the selector cannot be read, or selects nothing that exists; the error names the option.
     """
     if text == "auto":
-        return sorted({int(i) for i in np.linspace(0, count - 1, min(auto, count)).round()})
+        return sorted({int(i) for i in np.linspace(first, count - 1, min(auto, count - first)).round()})
     try:
-        return list(positions(name, parse_selector(name, text), count))
+        chosen = list(positions(name, parse_selector(name, text), count))
+        if text == "all":
+            return chosen[first:]
+        if chosen[0] < first:
+            raise PlanError(f"{name}={chosen[0]} is too small: give {first} to {count - 1}.")
+        return chosen
     except PlanError as error:
         raise PlanError(f"--{name} {text}: {error}") from None
 

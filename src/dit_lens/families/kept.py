@@ -24,6 +24,10 @@ PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device,
 """Types of values that never change."""
 
 
+OFFLOADING = frozenset({"_hf_hook", "_old_forward", "_diffusers_hook"})
+"""What accelerate and diffusers put into a module to move its weights about."""
+
+
 class Holdings:
     """What the DiTs of a pipeline, its scheduler and the user's parts of it hold; see `look`.
 
@@ -41,6 +45,10 @@ class Holdings:
             int, tuple[int, tuple[str, ...]]
         ] = {}  # of each part: how many attributes, and which count
         self._weights: dict[int, Tensor] = {}
+        modules_ = [part for part in self._parts if isinstance(part, nn.Module)]
+        # What moves weights about puts others in their place in every call.
+        self._moves = any(OFFLOADING & part.__dict__.keys() for part in modules_)
+        self._kinds = [kind for kind in {type(part) for part in modules_} if not classes.is_no_users(kind)]
 
     def look(self) -> list[Any]:
         """Return what is held now: another value than before where something has changed."""
@@ -61,12 +69,13 @@ class Holdings:
                     with walk.reading_pipeline(classes.is_no_users(type(part))):
                         deep.append(walk.visit(value, name))
             if isinstance(part, nn.Module):
-                for tensor in (*held["_parameters"].values(), *held["_buffers"].values()):
-                    known.append(self._written(tensor))
+                if not self._moves or type(part) in self._kinds:
+                    for tensor in (*held["_parameters"].values(), *held["_buffers"].values()):
+                        known.append(self._written(tensor))
                 known += map(id, held["_modules"].values())
                 if modules.has_hooks(held):
                     deep.append(modules.hooks(walk, held))
-        deep += [walk.visit(value) for value in self._users]
+        deep += [walk.visit(value) for value in (*self._users, *self._kinds)]
         deep.append(walk.whole([hooks_of_all_modules(), modes()]))
         return [known, digest(deep)]
 
@@ -86,6 +95,7 @@ class Holdings:
                     name
                     for name in attributes.counted(walk, type(part), held)
                     if not (attributes.watches(name, held[name]) or _is_ours(held[name]))
+                    and not (name in (*OFFLOADING, "forward") and OFFLOADING & held.keys())
                 )
             self._names[id(part)] = len(held), names
         return names

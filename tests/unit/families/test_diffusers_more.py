@@ -452,3 +452,21 @@ def test_what_a_pipeline_writes_in_every_run_is_nothing_that_is_kept(case, tmp_p
     run = case.run(dl.Lens(case.pipe, info={"weights": "tiny"}), store=tmp_path)
     words = journal.read(run.path).steps.values()
     assert len(words) == 3 and not any(word.get("state kept") for word in words)
+
+
+@pytest.mark.parametrize("way", ["hook", "cpu", "group"])
+def test_weights_that_are_moved_about_are_nothing_that_is_kept(made, tmp_path, way):
+    accelerate = pytest.importorskip("accelerate")
+    from dit_lens.store import journal
+
+    case = type(made("ltx"))("ltx")
+    transformer, cpu = case.pipe.transformer, torch.device("cpu")
+    if way == "hook":
+        hook = accelerate.hooks.AlignDevicesHook(execution_device="cpu", io_same_device=True)
+        accelerate.hooks.add_hook_to_module(transformer, hook)
+    elif way == "cpu":
+        accelerate.cpu_offload(transformer, cpu)
+    else:
+        transformer.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    run = case.run(dl.Lens(case.pipe, info={"weights": "tiny"}), store=tmp_path)
+    assert not any(words.get("state kept") for words in journal.read(run.path).steps.values())
