@@ -45,7 +45,6 @@ from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
 
-
 MOST_CHANCE = 0.8
 """P(same answer) by chance above which there is nothing to date."""
 

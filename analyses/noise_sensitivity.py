@@ -364,10 +364,9 @@ def of_states(results: xr.Dataset) -> dict[str, Any]:
     if sensitivity.sizes["after_step"] > 1:
         top = analysis.peak(sensitivity, "after_step")
         found["sensitivity peaks after step"] = {name: int(top[name]) for name in ("peak", "low", "high")}
-    for name in ("seed", "sample"):
-        values = results[f"dissimilarity_{name}"].mean(inner)
-        if bool(values.notnull().all()):
-            found[f"dissimilarity of two runs, another {name}"] = headline(analysis.mean(values))
+    for name, values in references(results).items():
+        found[f"dissimilarity of two runs, another {name}"] = headline(analysis.mean(values))
+        found[f"dissimilarity of two runs, another {name}, samples"] = values.sizes["sample"]
     found["tokens of a state"] = dict(
         zip(results.of.values.tolist(), results.tokens.values.tolist(), strict=True)
     )
@@ -387,10 +386,9 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
         figure = plot.curves(means, along, value_label=outcome, title=title, reference=clean, **how)
         plot.save(figure, options.out / f"{outcome}_by_{name}.png")
 
-    sigma = results.sigma.rename(step="after_step").isel(after_step=slice(0, -1))
     by_step = results[f"step_{outcome}"]
     curves(
-        by_step.assign_coords(sigma=sigma.drop_vars("after_step")),
+        by_step.assign_coords(sigma=sigma_after(results)),
         "after_step",
         "step",
         f"in all frames, after one step ({options.noise})",
@@ -432,21 +430,46 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
         plot.save(figure, options.out / "dissimilarity.png")
 
 
+def references(results: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return how far apart two runs are over the steps after each, [sample, seed, after_step]: of a sample, of two samples.
+
+    A sample that has no other beside it in its block is left out.
+    """
+    out = {}
+    for name in ("seed", "sample"):
+        values = results[f"dissimilarity_{name}"].mean("layer")
+        later = values.where(results.step > results.after_step).mean("step").dropna("sample")
+        if later.sizes["sample"] > 1:
+            out[name] = later
+    return out
+
+
 def sensitivity(results: xr.Dataset, options: Options) -> Figure:
-    """Draw how far noise after each step moves the states, beside two runs of one sample or of two."""
-    inner = ("step", "layer")
-    summary = analysis.mean(results.dissimilarity.mean(inner), along="after_step")
-    sigma = results.sigma.rename(step="after_step").isel(after_step=slice(0, -1)).drop_vars("after_step")
-    apart = {name: results[f"dissimilarity_{name}"].mean(inner) for name in ("seed", "sample")}
-    known = next((name for name, values in apart.items() if bool(values.notnull().all())), None)
+    """Draw how far noise after each step moves the states, beside two runs of one sample, and of two."""
+    lines = {"noise": results.dissimilarity.mean(("step", "layer"))}
+    lines |= {f"another {name}": values for name, values in references(results).items()}
+    means = [analysis.mean(v.rename("dissimilarity"), along="after_step") for v in lines.values()]
+    both = xr.concat(
+        means,
+        xr.Variable("run", list(lines)),
+        combine_attrs="drop_conflicts",
+        coords="minimal",
+        compat="override",
+    )
     return plot.curves(
-        summary.assign_coords(sigma=sigma),
+        both.assign_coords(sigma=sigma_after(results)).assign_attrs(
+            n_samples=min(v.sizes["sample"] for v in lines.values())
+        ),
         "after_step",
         value_label="1 − CKA to the clean run, mean over later steps",
         title=f"How far noise moves the states ({options.noise}) · {options.source}",
-        reference=None if known is None else analysis.mean(apart[known]),
-        reference_label=f"another {known}",
     )
+
+
+def sigma_after(results: xr.Dataset) -> xr.DataArray:
+    """Return the noise level at which noise after each step comes: that of the next step."""
+    later = results.sigma.values[1:]
+    return xr.DataArray(later, dims="after_step")
 
 
 if __name__ == "__main__":

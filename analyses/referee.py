@@ -30,9 +30,10 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dit_lens.errors import DitLensError
+from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiments.cache import save_json
 from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.samples import require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.models.options import Unset
 
@@ -41,6 +42,8 @@ MARGIN_RATE = 0.05
 """Share of right answers that counts as none."""
 MARGIN_SLOPE = 0.1
 """Steps a latent frame that count as no order."""
+LEAST = 10
+"""Samples that a verdict takes: of fewer that agree, an interval has no width."""
 EARLY = 0.25
 """Share of the steps within which a plan is early."""
 Interval = tuple[float, float, float]
@@ -55,12 +58,15 @@ class Options(StudyOptions):
     """A model that reasons along frames by construction, such as organism-causal; `steps_or_frames` runs on it, too."""
     out: Path = Path("runs/referee")
 
-    OWN: ClassVar[tuple[str, ...]] = ("control", "out", "model", "paper", "seeds")
+    OWN: ClassVar[tuple[str, ...]] = ("control", "out", "model", "paper", "steps")
     """Options that are not handed on as they are."""
 
 
 def main(options: Options) -> int:
     """Run the experiments, and write the card."""
+    if options.scene_count < LEAST:
+        raise TaskError(f"--samples {options.scene_count}: a verdict takes {LEAST} samples or more.")
+    require_scorer(options)
     steps = 20 if options.steps is None else options.steps
     runs = {
         "step_count": ["--counts", "1", str(steps)],
@@ -115,7 +121,7 @@ def handed_on(options: Options) -> list[str]:
     for field in fields(options):
         value = getattr(options, field.name)
         default = field.default if field.default is not MISSING else None
-        if field.name in (*Options.OWN, "steps") or value == default:
+        if field.name in Options.OWN or value == default:
             continue
         flag = field.name.replace("_", "-")
         if isinstance(value, bool):
@@ -179,12 +185,17 @@ def rescued(summary: dict[str, Any]) -> Interval | None:
 
 def early(summary: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the row of the plan that stands early."""
-    found = summary["commitment"]
+    claim, found = "the answer stands within the first quarter of the steps", summary["commitment"]
+    if "not measured" in found:
+        return {
+            "claim": claim,
+            "measured": f"step of {steps}",
+            "verdict": f"not measured: {found['not measured']}",
+        }
     ends = [found[name]["step"] for name in ("value", "low", "high")]
     value, low, high = (float("inf") if step is None else step for step in ends)
     bound = EARLY * steps
     verdict = "for" if high <= bound else "against" if low > bound else "undecided"
-    claim = "the answer stands within the first quarter of the steps"
     numbers = {"value": value, "low": low, "high": high}
     finite = {name: number if number != float("inf") else None for name, number in numbers.items()}
     return {"claim": claim, "measured": f"step of {steps}", **finite, "verdict": verdict}

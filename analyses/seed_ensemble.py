@@ -19,7 +19,7 @@ in every ensemble, and the first frame held. `--paper` takes the paper's setting
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,7 +87,7 @@ def main(options: Options) -> int:
         runs=lambda batch: runs_of(batch, lens, options),
     )
     if options.score == "vbvr":
-        conclude_benchmark(measured, options, arms_of(lens, options))
+        conclude_benchmark(measured, options)
     else:
         conclude(measured, options)
     return measured.exit_code
@@ -155,19 +155,23 @@ def ensemble(options: Options, layers: str, k: int) -> Arm:
 def on_benchmark(options: Options, batch: Batch, arms: Mapping[str, Tensor], clean: Tensor) -> xr.Dataset:
     """Write the video of each sample's first seed: alone, in every ensemble, and its first frame held."""
     firsts = list(range(0, len(batch.pairs), options.seeds))
-    for arm, latents in {SINGLE: clean, **arms}.items():
-        benchmark.write_arm(options, arm, batch, latents, firsts)
-    benchmark.write_floor(options, batch, firsts)
+    written = {
+        arm: benchmark.write_arm(options, arm, batch, latents, firsts)
+        for arm, latents in {SINGLE: clean, **arms}.items()
+    }
+    written[benchmark.FLOOR] = benchmark.write_floor(options, batch, firsts)
     judged = outcomes(batch, torch.stack(list(arms.values())), clean)
     text = np.dtypes.StringDType()
     out = by_sample(judged[["distance"]], batch.pairs).isel(seed=0, drop=True).rename(arm="ensemble")
-    return out.assign_coords(ensemble=np.array(list(arms), text)).transpose("sample", ...)
+    out = out.assign_coords(ensemble=np.array(list(arms), text), arm=np.array(list(written), text))
+    out["video"] = ("arm", "sample"), np.array(list(written.values()), text)
+    return out.transpose("sample", ...)
 
 
-def conclude_benchmark(measured: Measured, options: Options, arms: Iterable[str]) -> None:
+def conclude_benchmark(measured: Measured, options: Options) -> None:
     """Let the official evaluator judge every arm; write the paired table."""
     results = measured.results
-    judged = benchmark.scores(options, [SINGLE, *arms, benchmark.FLOOR], results.sample.values.tolist())
+    judged = benchmark.scores(options, results.video.transpose("arm", "sample"))
     rows = benchmark.table(judged, SINGLE)
     benchmark.write_table(options, rows)
     errors = {

@@ -24,10 +24,10 @@ from dit_lens.errors import DitLensError
 
 NO_BOUNDS: Bounds = (-np.inf, np.inf)
 METHODS = {
-    "tango": "tango: Tango's score interval of a paired difference of rates, n what the outcomes are worth",
+    "tango": "tango: Tango's score interval of a paired difference, n what the outcomes are worth",
     "bootstrap": "bootstrap: over samples, each with all its seeds; expanded percentiles",
     "unanimous": "unanimous: all samples agree; Wilson's bound on how often another value comes, n the samples",
-    "wilson": "wilson: Wilson's interval of a rate, n what the outcomes are worth",
+    "wilson": "wilson: Wilson's interval, n what the outcomes are worth",
 }
 """How an interval was made, by its name in `method`."""
 
@@ -58,8 +58,9 @@ def mean(
         Dataset on [...], float64, in the unit of the values: `mean`, and `low`, `high`, which hold one
         position at a time. With `along` also `band_low`, `band_high`, which hold all positions of a family
         at once: read these to say *where* along a curve something happens. `method` names how each position
-        got its interval: "bootstrap" (see `dit_lens.analysis.bootstrap`), "wilson" (right or wrong),
-        "tango" (a difference of such) or "unanimous" (all samples agree, within bounds; see `dit_lens.analysis.bounded`).
+        got its interval: "bootstrap" (see `dit_lens.analysis.bootstrap`), "wilson" (right or wrong, or few samples that
+        differ, within bounds), "tango" (a difference of such) or "unanimous" (all samples agree, within bounds; see
+        `dit_lens.analysis.bounded`).
         Attributes: `n_samples`, `n_seeds`, `level`, `draws`, `draws_seed`, `methods` (what the names mean,
         of those that were used), and `along`.
 

@@ -51,8 +51,10 @@ def refuse_unscored(options: ScoredOptions) -> None:
         require_evaluator(options.evaluator_python, options.evaluator)
 
 
-def write_arm(options: ScoredOptions, arm: str, batch: Batch, latents: Tensor, pairs: Sequence[int]) -> None:
-    """Write the videos of an arm.
+def write_arm(
+    options: ScoredOptions, arm: str, batch: Batch, latents: Tensor, pairs: Sequence[int]
+) -> list[str]:
+    """Write the videos of an arm; return what tells each from another, which a study keeps with its numbers (see `scores`).
 
     Args:
         options: of the script.
@@ -61,55 +63,71 @@ def write_arm(options: ScoredOptions, arm: str, batch: Batch, latents: Tensor, p
         latents: the last latents of the pairs, [pair, channel, frame, y, x].
         pairs: which of the batch's pairs are written, one for each sample.
     """
-    for pair in pairs:
-        sample, _ = batch.pairs[pair]
-        _write(options, arm, sample, batch.decode(latents[pair : pair + 1])[0], batch.rates)
+    return [
+        _write(options, arm, batch.pairs[pair][0], batch.decode(latents[pair : pair + 1])[0], batch.rates)
+        for pair in pairs
+    ]
 
 
-def write_floor(options: ScoredOptions, batch: Batch, pairs: Sequence[int]) -> None:
-    """Write the videos in which nothing happens; a sample without a first frame has none."""
+def write_floor(options: ScoredOptions, batch: Batch, pairs: Sequence[int]) -> list[str]:
+    """Write the videos in which nothing happens, as `write_arm` does.
+
+    Raises:
+        TaskError: a sample has no first frame.
+    """
+    written = []
     for sample in (batch.pairs[pair][0] for pair in pairs):
-        if sample.image is not None:
-            picture = np.asarray(sample.image.convert("RGB"))
-            _write(options, FLOOR, sample, np.stack([picture] * sample.num_frames), batch.rates)
+        if sample.image is None:
+            raise TaskError(f"{sample.task}/{sample.id} has no first frame to hold: leave --text-only out.")
+        picture = np.asarray(sample.image.convert("RGB"))
+        written.append(_write(options, FLOOR, sample, np.stack([picture] * sample.num_frames), batch.rates))
+    return written
 
 
-def _write(options: ScoredOptions, arm: str, sample: Sample, frames: Any, rates: Mapping[str, float]) -> None:
+def _write(options: ScoredOptions, arm: str, sample: Sample, frames: Any, rates: Mapping[str, float]) -> str:
     path = _video(options, arm, f"{sample.task}/{sample.id}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(frames, path, fps=rates.get("video", 16.0))
+    return _checksum(path)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _video(options: ScoredOptions, arm: str, label: str) -> Path:
     return options.out / "videos" / folder_name(arm) / f"{label}.mp4"
 
 
-def scores(options: ScoredOptions, arms: Sequence[str], labels: Sequence[str]) -> xr.Dataset:
+def scores(options: ScoredOptions, written: xr.DataArray) -> xr.Dataset:
     """Let the official evaluator judge the videos of every arm; what it has judged is not judged again.
 
     Args:
         options: of the script.
-        arms: whose videos are written.
-        labels: of the samples, `split/task/id`.
+        written: what `write_arm` returned, on [arm, sample], labelled by the arms' names and by `split/task/id`.
 
     Returns:
         On [arm, sample], `score` (NaN where there is none) and `error`; on sample `split`, `task` and `category`. The attribute
         `measure` names what the evaluator measures.
 
     Raises:
-        StoreError: a video is missing.
+        StoreError: a video is missing, or another command has written its own in its place.
         TaskError: the evaluator cannot be run, or its arms are of several measures.
     """
     assert options.eval_root is not None
-    judged = []
+    judged, arms, labels = [], written.arm.values.tolist(), written.sample.values.tolist()
     for arm in arms:
         videos = {label: _video(options, arm, label) for label in labels}
-        if missing := [path for path in videos.values() if not path.exists()]:
+        files = dict(zip(labels, written.sel(arm=arm).values.tolist(), strict=True))
+        lost = [
+            path for label, path in videos.items() if not path.exists() or _checksum(path) != files[label]
+        ]
+        if lost:
             raise StoreError(
-                f"{missing[0]} and {len(missing) - 1} more videos are gone, and the study that made them is kept: remove "
-                f"{options.out / 'blocks'}, and run the command again."
+                f"{lost[0]} and {len(lost) - 1} more videos are gone, or another command has written its own in their place, and "
+                f"the numbers of the study that made them are kept: remove {options.out / 'blocks'}, and run the command again; "
+                "give every command an --out of its own."
             )
-        files = {label: hashlib.sha256(path.read_bytes()).hexdigest() for label, path in videos.items()}
         how = [str(options.evaluator), str(options.evaluator_python), options.time_limit]
 
         def judge(videos: Mapping[str, str | Path] = videos) -> xr.Dataset:

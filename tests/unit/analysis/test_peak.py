@@ -35,6 +35,18 @@ def test_the_interval_holds_the_peak_as_often_as_it_says(noise: float) -> None:
     assert np.mean(held) > 0.9
 
 
+@pytest.mark.parametrize("shape", ["falling", "rising", "level"])
+def test_a_peak_at_an_end_or_on_a_shallow_curve_is_held_as_often_as_it_says(shape: str) -> None:
+    rng, at = np.random.default_rng(3), np.arange(20)
+    curve = {"falling": -0.05 * at, "rising": 1 - np.exp(-at / 4), "level": 0.02 * (at == 7)}[shape]
+    where = int(curve.argmax())
+    held = []
+    for _ in range(150):
+        found = peak(curves(curve + rng.standard_normal((24, 1, 20))), "step", draws=300)
+        held.append(bool(found.low <= where <= found.high))
+    assert np.mean(held) > 0.9
+
+
 def test_a_curve_without_a_peak_has_an_interval_that_spans_it() -> None:
     rng = np.random.default_rng(2)
     widths = [

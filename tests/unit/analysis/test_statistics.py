@@ -128,7 +128,7 @@ def test_unanimous_scores_and_differences_have_width_too() -> None:
 
 
 def test_of_outcomes_between_0_and_1_those_positions_that_are_right_or_wrong_are_rates() -> None:
-    mixed = xr.concat([rates(9, 20).astype(float), rates(9).astype(float) / 2], "arm")
+    mixed = xr.concat([rates(9, 20).astype(float), rates(10).astype(float) / 2], "arm")
     out = mean(mixed, bounds=(0, 1))
     assert out["method"].values.tolist() == ["wilson", "wilson", "bootstrap"]
     xr.testing.assert_equal(out.isel(arm=slice(2)), mean(rates(9, 20)))

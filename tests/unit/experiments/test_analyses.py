@@ -31,9 +31,9 @@ STUDIES = {
     "step_count": {"task": "circle", "counts": (1, 2, 4), "steps": None},
     "frame_count": {"task": "circle", "counts": (5, 13)},
     "emergent": {"task": "choose", "probe_scenes": 8},
-    "causal_commitment": {"task": "choose", "seeds": 2, "forks": 2, "at": "0,2"},
+    "causal_commitment": {"task": "choose", "seeds": 2, "forks": 2, "at": "1,3"},
     "early_selection": {"task": "choose", "seeds": 2, "at": "0,3"},
-    "steps_or_frames": {"task": "choose", "back_to": "1", "hold": "0,1"},
+    "steps_or_frames": {"task": "choose", "back_to": "2", "hold": "1,2"},
 }
 
 
@@ -458,10 +458,11 @@ def test_agreement_entropy_and_commitment_are_what_they_say():
     results = xr.Dataset({"same": same, "chance": ("sample", np.full(5, 0.2))}).assign_coords(
         sigma=same.sigma
     )
-    found = script_.committed(same, results)["value"]  # halfway is 0.6
+    found = script_.committed(same, results.chance, results)["value"]  # halfway is 0.6
     assert found == {"step": pytest.approx(2.5), "sigma": pytest.approx(0.7)}
-    never = script_.committed(same * 0, results)
+    never = script_.committed(same * 0, results.chance, results)
     assert never["value"] == {"step": None, "sigma": None}
+    assert "not measured" in script_.committed(same, results.chance + 0.7, results)
 
 
 def test_picks_are_what_they_say():

@@ -255,6 +255,14 @@ def test_an_ensemble_on_a_benchmark_is_a_paired_table_of_the_evaluators_scores(
     stamps = {p: p.stat().st_mtime_ns for p in (out / "scores").rglob("zarr.json")}
     assert stamps and run("seed_ensemble", monkeypatch, organism, **given) == 1
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    # Another command in the same folder is one of its own, and the first then says that its videos are gone.
+    assert run("seed_ensemble", monkeypatch, organism, **given, at_steps="1") == 1
+    with pytest.raises(dl.StoreError, match="another command has written"):
+        run("seed_ensemble", monkeypatch, organism, **given)
+    shutil.rmtree(out / "blocks")
+    assert run("seed_ensemble", monkeypatch, organism, **given) == 1
+    again = json.loads((out / "summary.json").read_text())
+    assert again["scores, against a single run"] == summary["scores, against a single run"]
     next((out / "videos").rglob("*.mp4")).unlink()
     with pytest.raises(dl.StoreError, match="are gone"):
         run("seed_ensemble", monkeypatch, organism, **given)

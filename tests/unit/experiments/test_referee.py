@@ -56,36 +56,26 @@ def test_what_is_read_off_the_summaries(referee):
 
 def test_options_are_handed_on_as_they_are_written(referee):
     options = referee.Options(
-        task="latin", samples=3, cfg_scale=2.0, text_only=True, control="x", steps=9, model="m"
+        task="latin", samples=3, cfg_scale=2.0, text_only=True, seeds=4, steps=9, model="m"
     )
-    assert referee.handed_on(options) == [
-        "--task",
-        "latin",
-        "--samples",
-        "3",
-        "--cfg-scale",
-        "2.0",
-        "--text-only",
-    ] or set(referee.handed_on(options)) == {
-        "--task",
-        "latin",
-        "--samples",
-        "3",
-        "--cfg-scale",
-        "2.0",
-        "--text-only",
-    }
+    expected = {"--task", "latin", "--samples", "3", "--cfg-scale", "2.0", "--text-only", "--seeds", "4"}
+    assert set(referee.handed_on(options)) == expected
+    with pytest.raises(referee.TaskError, match="takes 10 samples"):
+        referee.main(options)
+    chance = {"commitment": {"not measured": "two runs give one answer in 1.00"}}
+    assert referee.early(chance, 20)["verdict"].startswith("not measured: two runs")
 
 
 @pytest.mark.slow
 def test_a_card_is_written_of_what_was_run(referee, tmp_path, capsys):
     options = referee.Options(
-        model="organism-v1", control="organism-v1", task="choose", samples=4, steps=3, out=tmp_path
+        model="organism-v1", control="organism-v1", task="choose", samples=10, steps=3, out=tmp_path
     )
     assert referee.main(options) == 0
     rows = json.loads((tmp_path / "summary.json").read_text())["claims"]
     assert len(rows) == 4 and rows[1]["control"]["value"] == rows[1]["value"]
+    assert "value" in rows[2]  # some of these runs come out wrong, and are taken up again
     text = (tmp_path / "card.md").read_text()
     assert text in capsys.readouterr().out and text.count("\n|") == 6
     for name in ("step_count", "steps_or_frames", "causal_commitment", "control"):
-        assert json.loads((tmp_path / name / "summary.json").read_text())["samples"] == 4
+        assert json.loads((tmp_path / name / "summary.json").read_text())["samples"] == 10
