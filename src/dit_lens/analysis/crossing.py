@@ -9,8 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dit_lens.analysis.bootstrap import Bootstrap, expanded_tail
-from dit_lens.analysis.states import name_of, require_dims
-from dit_lens.errors import DitLensError
+from dit_lens.analysis.curve import curve_of
 
 
 def crossing(
@@ -35,25 +34,13 @@ def crossing(
     Raises:
         DitLensError: other dimensions, fewer than 2 samples, a value that is no finite number, or labels that do not increase.
     """
-    require_dims(values, ["sample", along], "crossing")
-    if "seed" not in values.dims:
-        values = values.drop_vars("seed", errors="ignore").expand_dims("seed")
-    if others := set(values.dims) - {"sample", "seed", along}:
-        raise DitLensError(f"crossing: {name_of(values)} has {', '.join(map(str, others))}, too; select one.")
-    values = values.transpose("sample", "seed", along).astype(float).compute()
-    labels = values[along].to_numpy().astype(float)
-    if values.sizes["sample"] < 2 or not np.isfinite(values.to_numpy()).all():
-        raise DitLensError(
-            f"crossing: {name_of(values)} takes 2 samples or more, and finite numbers; select what was measured."
-        )
-    if not (np.diff(labels) > 0).all():
-        raise DitLensError(f"crossing: the labels of {along} do not increase: {labels.tolist()}.")
-    bootstrap = Bootstrap(values.to_numpy(), draws, seed)
+    outcomes, labels = curve_of(values, along, "crossing")
+    bootstrap = Bootstrap(outcomes, draws, seed)
     drawn = np.sort([_crossing(curve, labels) for curve in bootstrap.drawn])
     tail = expanded_tail(level, bootstrap.samples) * (draws - 1)
     low, high = drawn[int(np.floor(tail))], drawn[int(np.ceil(draws - 1 - tail))]
     ends = {"crossing": _crossing(bootstrap.estimate, labels), "low": low, "high": high}
-    attrs = {"n_samples": values.sizes["sample"], "n_seeds": values.sizes["seed"], "level": level}
+    attrs = {"n_samples": outcomes.shape[0], "n_seeds": outcomes.shape[1], "level": level}
     return xr.Dataset({name: float(value) for name, value in ends.items()}, attrs=attrs)
 
 

@@ -7,8 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dit_lens.analysis.bootstrap import Bootstrap
-from dit_lens.analysis.states import name_of, require_dims
-from dit_lens.errors import DitLensError
+from dit_lens.analysis.curve import curve_of
 
 
 def peak(
@@ -35,25 +34,12 @@ def peak(
     Raises:
         DitLensError: other dimensions, fewer than 2 samples, a value that is no finite number, or labels that do not increase.
     """
-    require_dims(values, ["sample", along], "peak")
-    if "seed" not in values.dims:
-        values = values.drop_vars("seed", errors="ignore").expand_dims("seed")
-    if others := set(values.dims) - {"sample", "seed", along}:
-        raise DitLensError(f"peak: {name_of(values)} has {', '.join(map(str, others))}, too; select one.")
-    values = values.transpose("sample", "seed", along).astype(float).compute()
-    labels = values[along].to_numpy()
-    if values.sizes["sample"] < 2 or not np.isfinite(values.to_numpy()).all():
-        raise DitLensError(
-            f"peak: {name_of(values)} takes 2 samples or more, and finite numbers; select what was measured."
-        )
-    if labels.dtype.kind not in "iuf" or not (np.diff(labels) > 0).all():
-        raise DitLensError(f"peak: the labels of {along} are no numbers that increase: {labels.tolist()}.")
-    outcomes = values.to_numpy()
+    outcomes, labels = curve_of(values, along, "peak")
     bootstrap = Bootstrap(outcomes, draws, seed)
     may = np.flatnonzero([_may_be_highest(k, outcomes.mean(1), bootstrap, level) for k in range(len(labels))])
     low, high = int(may[0]), int(may[-1])
     ends = {"peak": int(bootstrap.estimate.argmax()), "low": low, "high": high}
-    attrs = {"n_samples": values.sizes["sample"], "n_seeds": values.sizes["seed"], "level": level}
+    attrs = {"n_samples": outcomes.shape[0], "n_seeds": outcomes.shape[1], "level": level}
     return xr.Dataset({name: labels[i] for name, i in ends.items()}, attrs=attrs)
 
 
