@@ -199,6 +199,7 @@ def conclude(measured: Measured, options: Options) -> None:
         )
     write_summary(options, summary, measured.left_out, same.attrs)
     both = xr.concat([v.rename("same") for v in lines.values()], xr.Variable("denoiser", list(lines)))
+    both["at"].attrs["long_name"] = "noise drawn anew at step"
     figure = plot.curves(
         analysis.mean(both, bounds=(0, 1)),
         "at",

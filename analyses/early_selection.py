@@ -152,6 +152,7 @@ def conclude(measured: Measured, options: Options) -> None:
     write_summary(options, summary, measured.left_out, difference.attrs)
     means = analysis.mean(results.solved.transpose("sample", "pick", "at"), bounds=(0, 1))
     sigma = results.sigma.drop_vars(["cost"], errors="ignore")
+    means["at"].attrs["long_name"] = "picked at step"
     figure = plot.curves(
         means.assign_coords(sigma=sigma).drop_vars("cost", errors="ignore"),
         "at",
