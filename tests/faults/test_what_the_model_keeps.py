@@ -23,7 +23,7 @@ class Counter:
         self.calls = 0
 
     def __call__(self, value):
-        if str(self.calls) == os.environ.get("FAIL_AT"):  # no value that a name sees
+        if str(self.calls) == os.environ.get("POWER_GOES_AT"):  # no value that a name sees
             raise OSError("the power went")
         self.calls += 1
         return value * (0.5 if self.calls > 6 else 1)
@@ -99,7 +99,7 @@ def counts(holder, name="calls"):
 
     def counted(value):
         calls = int(getattr(holder, name))
-        if str(calls) == os.environ.get("FAIL_AT"):
+        if str(calls) == os.environ.get("POWER_GOES_AT"):
             raise OSError("the power went")
         setattr(holder, name, calls + 1)
         return value * (0.5 if calls + 1 > 6 else 1)
@@ -174,7 +174,7 @@ def in_a_list_of_a_module(lens):
     projection(lens).seen = []
 
     def hook(module, inputs, output):
-        if str(len(module.seen)) == os.environ.get("FAIL_AT"):
+        if str(len(module.seen)) == os.environ.get("POWER_GOES_AT"):
             raise OSError("the power went")
         module.seen.append(float(output.mean()))
         return output * (0.5 if len(module.seen) > 6 else 1)
@@ -216,10 +216,10 @@ def test_an_interrupted_run_whose_model_counts_is_begun_anew(counting, tmp_path,
             return lens.run(SAMPLE, store=store, **ASKED)
 
     whole = run(tmp_path / "whole")
-    monkeypatch.setenv("FAIL_AT", "5")
+    monkeypatch.setenv("POWER_GOES_AT", "5")
     with pytest.raises(OSError, match="the power went"):
         run(tmp_path / "interrupted")
-    monkeypatch.delenv("FAIL_AT")
+    monkeypatch.delenv("POWER_GOES_AT")
     again = run(tmp_path / "interrupted")
     assert again.path.name == whole.path.name  # it was the same run
     np.testing.assert_array_equal(again["latents"].values, whole["latents"].values)
@@ -251,10 +251,10 @@ def test_the_step_before_kept_by_a_hook_begins_the_run_anew(tmp_path, monkeypatc
         return lens.run(SAMPLE, store=store, edit=[(stopping, dl.at(layer=2))], **ASKED)
 
     whole = run(tmp_path / "whole")
-    monkeypatch.setenv("FAIL_AT", "5")
+    monkeypatch.setenv("POWER_GOES_AT", "5")
     with pytest.raises(OSError, match="the power went"):
         run(tmp_path / "again")
-    monkeypatch.delenv("FAIL_AT")
+    monkeypatch.delenv("POWER_GOES_AT")
     again = run(tmp_path / "again")
     np.testing.assert_array_equal(again["latents"].values, whole["latents"].values)
 
@@ -269,7 +269,7 @@ class Half(nn.Module):
 
 
 def stopping(h, at):
-    if str(at.step) == os.environ.get("FAIL_AT"):
+    if str(at.step) == os.environ.get("POWER_GOES_AT"):
         raise OSError("the power went")
     return h
 
@@ -280,10 +280,10 @@ def test_a_module_that_keeps_nothing_is_resumed_and_not_warned_of(tmp_path, monk
         lens.pipe.dit.blocks[4].self_attn.o = Half(projection(lens))
         return lens.run(SAMPLE, store=tmp_path, edit=[(stopping, dl.at(layer=2))], **ASKED)
 
-    monkeypatch.setenv("FAIL_AT", "5")
+    monkeypatch.setenv("POWER_GOES_AT", "5")
     with pytest.raises(OSError, match="the power went"):
         run()
-    monkeypatch.delenv("FAIL_AT")
+    monkeypatch.delenv("POWER_GOES_AT")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         first = run()

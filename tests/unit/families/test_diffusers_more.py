@@ -421,7 +421,7 @@ class Store:
 
     def __call__(self, *args, **keywords):
         out = self.inner(*args, **keywords)
-        if str(len(self.seen)) == os.environ.get("FAIL_AT"):
+        if str(len(self.seen)) == os.environ.get("POWER_GOES_AT"):
             raise OSError("the power went")
         self.seen.append(1)
         return out * (0.5 if len(self.seen) > 4 else 1)
@@ -437,10 +437,10 @@ def test_an_interrupted_run_whose_attention_processor_keeps_something_is_begun_a
         return case.run(dl.Lens(case.pipe), steps=6, cfg_scale=1.0, store=store)
 
     whole = run(tmp_path / "whole")
-    monkeypatch.setenv("FAIL_AT", "3")
+    monkeypatch.setenv("POWER_GOES_AT", "3")
     with pytest.raises(OSError, match="the power went"):
         run(tmp_path / "again")
-    monkeypatch.delenv("FAIL_AT")
+    monkeypatch.delenv("POWER_GOES_AT")
     again = run(tmp_path / "again")
     assert again.path.name == whole.path.name
     np.testing.assert_array_equal(again["latents"].values, whole["latents"].values)
