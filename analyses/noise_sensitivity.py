@@ -184,6 +184,7 @@ class Moved:
         self.latents = np.zeros((pairs, after), np.float32)
         self.states = np.full((pairs, after, *shape), np.nan, np.float32)
         self.again = np.full((pairs, after, *shape), np.nan, np.float32)
+        self.partners = partners(batch)
         self.apart = {name: np.full((pairs, *shape), np.nan, np.float32) for name in ("seed", "sample")}
 
     def look(self, now: Now) -> None:
@@ -208,17 +209,11 @@ class Moved:
 
     def compare_clean(self, step: int, clean: Stepped) -> None:
         """Compare each clean run with another seed of its sample, and with another sample, where the batch has one."""
-        samples = numbers(self.batch.pairs)
-        for pair, sample in enumerate(samples):
-            following = [*range(pair + 1, len(samples)), *range(pair)]
-            others = {
-                "seed": next((n for n in following if samples[n] == sample), None),
-                "sample": next((n for n in following if samples[n] != sample), None),
-            }
-            for name, other in others.items():
-                for j, place in enumerate(self.watch if other is not None else []):
-                    kernels = (unit_kernel(clean.states[place][n], self.tokens) for n in (pair, other))
-                    self.apart[name][pair, step, j] = 1 - kernel_cka(*kernels)
+        for j, place in enumerate(self.watch):
+            kernels = [unit_kernel(state, self.tokens) for state in clean.states[place]]
+            for name, partners in self.partners.items():
+                for pair, other in partners.items():
+                    self.apart[name][pair, step, j] = 1 - kernel_cka(kernels[pair], kernels[other])
 
     def dataset(self) -> xr.Dataset:
         """Return what was measured, by pair."""
@@ -237,6 +232,15 @@ class Moved:
                 "of": np.array(["compared", "all"], np.dtypes.StringDType()),
             },
         )
+
+
+def partners(batch: Batch) -> dict[str, dict[int, int]]:
+    """Return the pair that each is compared with: the next one of its sample, and the next one of another sample."""
+    samples, out = numbers(batch.pairs), {"seed": {}, "sample": {}}
+    for pair, sample in enumerate(samples):
+        for other in (*range(pair + 1, len(samples)), *range(pair)):
+            out["seed" if samples[other] == sample else "sample"].setdefault(pair, other)
+    return out
 
 
 def gather(

@@ -23,10 +23,7 @@ class Counter:
         self.calls = 0
 
     def __call__(self, value):
-        if str(self.calls) == os.environ.get("POWER_GOES_AT"):  # no value that a name sees
-            raise OSError("the power went")
-        self.calls += 1
-        return value * (0.5 if self.calls > 6 else 1)
+        return counts(self)(value)
 
 
 class Counting(nn.Module):

@@ -124,9 +124,25 @@ def effective(outcomes: Array) -> Array:
     worth = np.clip(
         np.divide(whole * alone, by_sample, out=whole, where=by_sample > 0), samples, samples * seeds
     )
-    usual = np.median(outcomes, axis=(0, 1))
-    differing = (outcomes != usual).any(1).sum(0)
+    return _trusted(worth, samples, _differing(outcomes))
+
+
+def _differing(outcomes: Array) -> NDArray[np.intp]:
+    """Return how many samples of [sample, seed, ...] differ from the usual value, [...]."""
+    count: NDArray[np.intp] = (outcomes != np.median(outcomes, axis=(0, 1))).any(1).sum(0)
+    return count
+
+
+def _trusted(worth: Array, samples: int, differing: NDArray[np.intp]) -> Array:
+    """Return what outcomes are worth, as far as the samples that differ tell it; else the number of samples."""
     return samples + (worth - samples) * differing / (differing + FEW)
+
+
+def _tango_each(better: Array, worse: Array, n: Array, level: float) -> tuple[Array, Array]:
+    """Return Tango's intervals, low [...] and high [...], of shares [...] that are better and worse."""
+    rows = zip((better * n).flat, (worse * n).flat, n.flat, strict=True)
+    ends = np.array([tango(*map(float, row), level) for row in rows]).reshape(*better.shape, 2)
+    return ends[..., 0], ends[..., 1]
 
 
 def _right_or_wrong(outcomes: Array, level: float, bounds: Bounds, exact: bool) -> tuple[Array, Array]:
@@ -141,18 +157,12 @@ def _right_or_wrong(outcomes: Array, level: float, bounds: Bounds, exact: bool) 
     n = effective(outcomes)
     if bounds == RATES:
         return (clopper_pearson if exact else wilson)(outcomes.mean((0, 1)), n, level)
-    better, worse = (outcomes > 0).mean((0, 1)) * n, (outcomes < 0).mean((0, 1)) * n
-    rows = zip(better.flat, worse.flat, n.flat, strict=True)
-    ends = np.array([tango(*map(float, row), level) for row in rows]).reshape(*better.shape, 2)
-    return ends[..., 0], ends[..., 1]
+    return _tango_each((outcomes > 0).mean((0, 1)), (outcomes < 0).mean((0, 1)), n, level)
 
 
 def _few_differ(outcomes: Array) -> NDArray[np.bool_]:
     """Say where less than half of the samples, and fewer than `FEW`, differ from the usual value, [...]."""
-    samples = len(outcomes)
-    usual = np.median(outcomes, axis=(0, 1))
-    differing = (outcomes != usual).any(1).sum(0)
-    few: NDArray[np.bool_] = np.asarray((differing < samples / 2) & (differing < FEW))
+    few: NDArray[np.bool_] = np.asarray(_differing(outcomes) < min(len(outcomes) / 2, FEW))
     return few
 
 
@@ -170,15 +180,12 @@ def _few(outcomes: Array, level: float, bounds: Bounds, exact: bool) -> tuple[Ar
     alone = better + worse - (better - worse) ** 2
     varies = scaled.var(0, ddof=1)
     worth = np.divide(samples * alone, varies, out=np.full(alone.shape, float(samples)), where=varies > 0)
-    differing = (scaled != np.median(scaled, axis=0)).sum(0)
-    n = samples + (np.maximum(worth, samples) - samples) * differing / (differing + FEW)
+    n = _trusted(np.maximum(worth, samples), samples, _differing(scaled[:, None]))
     if not differences:
         ends = (clopper_pearson if exact else wilson)(scaled.mean(0), n, level)
         return low + size * ends[0], low + size * ends[1]
-    rows = zip(better.flat, worse.flat, n.flat, strict=True)
-    found = np.array([tango(float(b * k), float(w * k), float(k), level) for b, w, k in rows])
-    found = size * found.reshape(*better.shape, 2)
-    return found[..., 0], found[..., 1]
+    ends = _tango_each(better, worse, n, level)
+    return size * ends[0], size * ends[1]
 
 
 def settle(

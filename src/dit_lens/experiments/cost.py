@@ -32,27 +32,30 @@ def runs_of_arms(batch: Batch, arms: Sequence[Arm]) -> float:
     return total
 
 
-def announce(name: str, lens: Lens, samples: Sequence[Sample], options: StudyOptions, runs: Runs) -> None:
+def announce(
+    name: str, lens: Lens, count: int, options: StudyOptions, runs: Runs, block: Sequence[Sample]
+) -> None:
     """Say on stderr how many runs a study makes, and how long these take, by the time of two steps of one row.
 
     Args:
         name: of the script.
         lens: the model.
-        samples: of the study.
+        count: of the study's samples.
         options: of the script.
         runs: gives the whole runs of each pair.
+        block: samples that are measured first: their batch is compared with the pipeline's loop once, here.
     """
-    batch = batch_of(lens, pairs_of(samples[:1], options)[:1], options)
+    batch = batch_of(lens, pairs_of(block, options), options)
     each = runs(batch)
-    pairs = len(samples) * options.seeds
+    pairs = count * options.seeds
     begun = time.perf_counter()
-    x = batch.step(0, batch.noise).latents
+    x = batch.step(0, batch.noise[:1], rows=[0]).latents
     if batch.steps > 1:
         begun = time.perf_counter()  # the first step warms up
-        batch.step(1, x)
+        batch.step(1, x, rows=[0])
     seconds = (time.perf_counter() - begun) * batch.steps * each * pairs
     tqdm.write(
-        f"{name}: {len(samples)} samples x {options.seeds} seeds x {each:.1f} runs = {pairs * each:,.0f} runs of {batch.steps} "
+        f"{name}: {count} samples x {options.seeds} seeds x {each:.1f} runs = {pairs * each:,.0f} runs of {batch.steps} "
         f"steps; {_spoken(seconds)} by the speed of one row alone, less where rows share a forward.",
         file=sys.stderr,
     )

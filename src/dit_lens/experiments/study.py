@@ -87,7 +87,7 @@ def study(
             f"{len(samples)} samples of {options.source}: a study takes at least 2, for an interval."
         )
     remove_results(options.out)
-    begin = None if runs is None else partial(announce, name, lens, samples, options, runs)
+    begin = None if runs is None else partial(announce, name, lens, len(samples), options, runs)
     blocks = _Blocks(options, name, measure, keys.maker(name, options, lens, measure, using), begin)
     parts = [
         same[i : i + options.block] for same in by_shape(samples) for i in range(0, len(same), options.block)
@@ -111,7 +111,7 @@ class _Blocks:
         name: of the script.
         measure: samples to a Dataset.
         made_by: hash of what makes the blocks.
-        begin: called before the first one is measured.
+        begin: called with the first one before it is measured.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class _Blocks:
         name: str,
         measure: Callable[[list[Sample]], xr.Dataset],
         made_by: str,
-        begin: Callable[[], None] | None = None,
+        begin: Callable[[list[Sample]], None] | None = None,
     ) -> None:
         self._begin = begin
         self.folder, self.name, self.measure, self.made_by = options.out / "blocks", name, measure, made_by
@@ -144,7 +144,7 @@ class _Blocks:
         """Measure one block; before the first, say what all will cost."""
         if self._begin is not None:
             begin, self._begin = self._begin, None
-            begin()
+            begin(part)
         return self.measure(part)
 
 

@@ -40,15 +40,15 @@ class Holdings:
         self._parts: list[Any] = [part for dit in dits for part in dit.modules()]
         held = [value for value in held_by(pipe).values() if not isinstance(value, nn.Module)]
         self._users = [value for value in held if attributes.is_users(value)]
-        self._parts += [getattr(pipe, "scheduler", None)] if hasattr(pipe, "scheduler") else []
+        networks = [*self._parts]
+        self._parts += [pipe.scheduler] if hasattr(pipe, "scheduler") else []
         self._names: dict[
             int, tuple[int, tuple[str, ...]]
         ] = {}  # of each part: how many attributes, and which count
         self._weights: dict[int, Tensor] = {}
-        modules_ = [part for part in self._parts if isinstance(part, nn.Module)]
         # What moves weights about puts others in their place in every call.
-        self._moves = any(OFFLOADING & part.__dict__.keys() for part in modules_)
-        self._kinds = [kind for kind in {type(part) for part in modules_} if not classes.is_no_users(kind)]
+        self._moves = any(OFFLOADING & part.__dict__.keys() for part in networks)
+        self._kinds = [kind for kind in {type(part) for part in networks} if not classes.is_no_users(kind)]
 
     def look(self) -> list[Any]:
         """Return what is held now: another value than before where something has changed."""

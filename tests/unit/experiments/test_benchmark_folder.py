@@ -15,6 +15,7 @@ import dit_lens as dl
 from dit_lens.engine.batch import Batch
 from dit_lens.models.options import ModelOptions
 from dit_lens.plot import write_video
+from stand_ins import evaluator_package
 
 pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parents[3] / "analyses"
@@ -191,14 +192,7 @@ def get_task_category(task):
 @pytest.fixture
 def evaluator(tmp_path, monkeypatch):
     """A stand-in with the interface of the official evaluator's package, which reads the bytes of a video."""
-    package = tmp_path / "clone" / "vbvr_bench" / "evaluators"
-    package.mkdir(parents=True)
-    (package.parent / "__init__.py").touch()
-    (package / "__init__.py").write_text(EVALUATOR)
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "cv2.py").write_text("__version__ = '4.14.0'")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
-    return tmp_path / "clone"
+    return evaluator_package(tmp_path, monkeypatch, EVALUATOR)
 
 
 @pytest.mark.filterwarnings("ignore:skipped")

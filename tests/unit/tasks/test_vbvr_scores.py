@@ -17,6 +17,7 @@ import xarray as xr
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks.vbvr import child, vbvr
+from stand_ins import evaluator_package
 
 IN, OUT = "In-Domain_50", "Out-of-Domain_50"
 SORT, MAZE = "G-3_stable_sort_data-generator", "O-39_maze_data-generator"
@@ -335,14 +336,7 @@ def get_task_category(task):
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """A folder with a package of the evaluator's interface, and an OpenCV that has a version and no more."""
-    package = tmp_path / "clone" / "vbvr_bench" / "evaluators"
-    package.mkdir(parents=True)
-    (package.parent / "__init__.py").touch()
-    (package / "__init__.py").write_text(EVALUATOR)
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "cv2.py").write_text("__version__ = '4.14.0'")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
-    return tmp_path / "clone"
+    return evaluator_package(tmp_path, monkeypatch, EVALUATOR)
 
 
 @pytest.fixture
