@@ -49,12 +49,12 @@ _FROM = {
     "dit_lens.tasks.sample": ("Sample", "Score"),
 }
 _HOME = {name: module for module, names in _FROM.items() for name in names}
-_ROOMS = ("analysis", "plot", "store", "tasks")
+_ROOMS = ("analysis", "controls", "plot", "store", "tasks")
 
 __all__ = sorted([*_HOME, *_ROOMS])
 
 if TYPE_CHECKING:
-    from dit_lens import analysis, plot, store, tasks
+    from dit_lens import analysis, controls, plot, store, tasks
     from dit_lens.analysis import cka, commitment, effect, pca_maps, trajectory_distance
     from dit_lens.edits import (
         ablate,
@@ -84,7 +84,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Import a name of the public face when it is first used."""
     if name in _ROOMS:
-        return importlib.import_module(f"dit_lens.{name}")
+        with needing(f"dl.{name}"):
+            return importlib.import_module(f"dit_lens.{name}")
     if name in _HOME:
         with needing(f"dl.{name}"):
             value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)

@@ -29,7 +29,7 @@ GRID = ["frame", "y", "x", "channel"]
 ABLATIONS = ("zero", "token_mean", "token_shuffle", "mean", "resample")
 
 
-def _generator(at: Spot, salt: str, seed: int) -> torch.Generator:
+def generator_at(at: Spot, salt: str, seed: int) -> torch.Generator:
     """Return a generator that depends on the place alone: the same on every device and in every replay."""
     key = f"{salt}/{seed}/{at.seed}/{at.site}/{at.step}/{at.branch}/{at.layer}/{at.sample}"
     if at.stream != "video" or at.stage:
@@ -46,7 +46,7 @@ def add_noise(h: Tensor, at: Spot, *, scale: float = 1.0, seed: int = 0) -> Tens
     """
     if scale == 0:
         return h
-    noise = torch.randn(h.shape, generator=_generator(at, "noise", seed))
+    noise = torch.randn(h.shape, generator=generator_at(at, "noise", seed))
     return h + scale * noise.to(h)
 
 
@@ -56,7 +56,7 @@ def noise(h: Tensor, at: Spot, *, scale: float = 1.0, seed: int = 0) -> Tensor:
 
     The noise is that of `add_noise` at the same place.
     """
-    drawn = torch.randn(h.shape, generator=_generator(at, "noise", seed))
+    drawn = torch.randn(h.shape, generator=generator_at(at, "noise", seed))
     return scale * drawn.to(h)
 
 
@@ -73,7 +73,7 @@ def renoise(h: Tensor, at: Spot, x0: Tensor, *, seed: int = 0) -> Tensor:
         x0: of the step before, edits included, on the same grid.
         seed: of the noise, beside that of the run.
     """
-    drawn = torch.randn(h.shape, generator=_generator(at, "noise", seed))
+    drawn = torch.randn(h.shape, generator=generator_at(at, "noise", seed))
     mixed = (1 - at.sigma) * x0.to(torch.promote_types(h.dtype, torch.float32)) + at.sigma * drawn.to(
         h.device
     )
@@ -186,13 +186,13 @@ def ablate(h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0
         mean = h.mean((0, 1, 2), dtype=torch.promote_types(h.dtype, torch.float32))
         return mean.to(h.dtype).expand_as(h).clone()
     if to == "token_shuffle":
-        order = torch.randperm(h[..., 0].numel(), generator=_generator(at, "shuffle", seed))
+        order = torch.randperm(h[..., 0].numel(), generator=generator_at(at, "shuffle", seed))
         return h.flatten(0, 2)[order.to(h.device)].unflatten(0, h.shape[:3])
     picked = _at_place(reference, at, "ablate", "reference")
     _require_dims(picked, ["sample", *GRID], at, "ablate", "reference")
     if to == "resample":
         run = replace_fields(at, site="", step=0, branch=None, layer=None)
-        drawn = torch.randint(len(picked), (), generator=_generator(run, "resample", seed))
+        drawn = torch.randint(len(picked), (), generator=generator_at(run, "resample", seed))
         return _fit(picked[int(drawn)], h, at, "ablate", "reference")
     return _fit(picked.mean("sample", skipna=False), h, at, "ablate", "reference")
 

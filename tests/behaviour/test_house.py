@@ -13,7 +13,7 @@ FLOORS = [
     {"plan", "tasks"},
     {"families"},
     {"store", "engine", "records", "edits"},
-    {"lens", "models", "analysis", "plot"},
+    {"lens", "models", "analysis", "plot", "controls"},
     {"experiments"},
     {"cli"},
 ]

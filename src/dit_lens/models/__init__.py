@@ -42,8 +42,10 @@ def load(
         high_noise_lora: a LoRA file for the high-noise DiT of a model with two.
         low_noise_lora: a LoRA file for the low-noise DiT of a model with two.
         lora_alpha: factor of the LoRAs.
-        weights: "trained"; or, for an organism alone, "random", a control: DiTs of the same architecture drawn from a fixed
-            seed, with the trained codec and words; or a safetensors file of its DiT: another seed of training, a checkpoint.
+        weights: "trained"; "shuffled", a control: the numbers of every weight of the DiTs in a random order
+            (`dl.controls.shuffle_weights`); or, for an organism alone, "random", a control: DiTs of the same architecture
+            drawn from a fixed seed, with the trained codec and words; or a safetensors file of its DiT: another seed of
+            training, a checkpoint.
         device: where to run. Default: "cpu" for an organism; for others "cuda", or "cpu" on a machine without it.
         dtype: a torch dtype or its name. Default: float32 for an organism, bfloat16 for others.
         vram_limit: GiB of the device's memory to use; more stays in the host's memory.
@@ -58,6 +60,17 @@ def load(
     """
     lora_options = {"lora": lora, "high_noise_lora": high_noise_lora, "low_noise_lora": low_noise_lora}
     options = {"model_root": model_root, "vram_limit": vram_limit, "offload": offload, **lora_options}
+    if weights == "shuffled":
+        from dit_lens.controls import shuffle_weights
+
+        if offload is not None or vram_limit is not None:
+            raise PlanError(
+                "weights='shuffled' goes without offload and vram_limit, which move weights about."
+            )
+        rest: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+        lens = load(name, **rest, lora_alpha=lora_alpha, device=device, dtype=dtype)
+        shuffle_weights(lens)
+        return type(lens)(lens.pipe, lens.family, {**lens.info, "shuffled": True})
     if name in organisms.NAMES:
         from dit_lens.models.organism import loading as organism
 
@@ -66,7 +79,9 @@ def load(
                 name, options, weights=weights, lora_alpha=lora_alpha, device=device, dtype=dtype
             )
     if weights != "trained":
-        raise PlanError(f"{name} takes no weights={weights!r}: only the organisms do.")
+        raise PlanError(
+            f"{name} takes no weights={weights!r}: trained or shuffled; only the organisms take more."
+        )
     if ":" in name:
         from dit_lens.models import custom
 

@@ -35,7 +35,8 @@ class ModelOptions:
     lora_alpha: float = 1.0
     """Factor of the LoRAs."""
     weights: str = "trained"
-    """trained; or, for an organism, random (DiTs drawn from a fixed seed, a control) or a file of its DiT (docs/organism.md)."""
+    """trained; shuffled (the numbers of each weight in a random order, a control); or, for an organism, random (DiTs drawn from a
+    fixed seed, a control) or a file of its DiT (docs/organism.md)."""
     device: Unset[str] = None
     """Where the model runs, such as cpu or cuda:1. Default: cuda where there is one, else cpu."""
     dtype: Unset[str] = None

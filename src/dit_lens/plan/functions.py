@@ -20,7 +20,9 @@ from dit_lens.plan.origin import FRAMEWORKS, is_own_code
 
 DECLARED = ("over_seeds", "reads_x0")
 """What an edit may declare of itself by an attribute that is true: that it sees the values of all seeds of a sample together
-(h is [seed, frame, y, x, channel]), or that it takes x0 of the step before as a third argument."""
+(h is [seed, frame, y, x, channel]), or that it takes x0 of the step before as a third argument.
+
+An edit that is made of another one names the option that holds it, by its attribute `like`, and declares what that one does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,9 @@ class Configured:
         return self.function(*args, **self.options)
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("site", *DECLARED) and (like := getattr(self.function, "like", None)):
+            edit = self.options[like]
+            return declares(edit, name) if name in DECLARED else getattr(edit, name)
         if name in ("dims", "site", "units", "long_name", *DECLARED):  # what is declared of the function
             return getattr(self.function, name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")

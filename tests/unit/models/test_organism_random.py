@@ -65,7 +65,7 @@ def test_other_weights_are_refused(weights):
 
 @pytest.mark.parametrize("name", ["wan2.2", "diffusers:x/y", "mine.py:make"])
 def test_only_organisms_take_them(name):
-    with pytest.raises(dl.PlanError, match=f"{name} takes no weights='random': only the organisms do"):
+    with pytest.raises(dl.PlanError, match=f"{name} takes no weights='random': trained or shuffled"):
         dl.load(name, weights="random")
 
 

@@ -1,0 +1,79 @@
+"""What a finding has to beat: an edit of equal norm in a random direction, and a model without what it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dit_lens.edits import generator_at
+from dit_lens.errors import ModelError, PlanError
+from dit_lens.plan.functions import options
+from dit_lens.plan.places import Spot
+
+if TYPE_CHECKING:
+    from dit_lens.lens import Lens
+
+
+@options
+def placebo(h: Tensor, at: Spot, *x0: Tensor, edit: Callable[..., Any], seed: int = 0) -> Tensor:
+    """Change every token by as much as an edit does, in a random direction.
+
+    The change of a token, its vector over channels, keeps its Euclidean norm; its direction is uniform on the sphere, drawn from
+    the place and the seeds. What the edit leaves as it is stays as it is, bit for bit.
+
+    Args:
+        h: what the edit takes: [frame, y, x, channel], or [seed, frame, y, x, channel] of an edit over seeds.
+        at: the place.
+        x0: of the step before, where the edit takes it.
+        edit: the edit whose place it takes. It is computed as well, on a copy of h.
+        seed: of the directions, beside that of the run.
+
+    Raises:
+        PlanError: the edit returns another shape.
+    """
+    edited = edit(h.clone(), at, *x0)
+    if edited.shape != h.shape:
+        raise PlanError(
+            f"placebo at {at}: {edit!r} returned {tuple(edited.shape)}, where the value is {tuple(h.shape)}."
+        )
+    exact = torch.promote_types(h.dtype, torch.float32)
+    size = (edited.to(exact) - h.to(exact)).norm(dim=-1, keepdim=True)
+    drawn = torch.randn(h.shape, generator=generator_at(at, "placebo", seed)).to(h.device, exact)
+    moved = h.to(exact) + size * drawn / drawn.norm(dim=-1, keepdim=True)
+    return torch.where(size > 0, moved.to(h.dtype), h)
+
+
+placebo.function.like = "edit"  # type: ignore[attr-defined]
+
+
+def shuffle_weights(lens: Lens, seed: int = 0) -> Lens:
+    """Put the numbers of every weight of the DiTs in a random order, in place: their sizes stay, and what was learned goes.
+
+    The order is drawn where the weights are, so it is another one on another device.
+
+    Args:
+        lens: its DiTs are changed.
+        seed: of the order.
+
+    Returns:
+        The same lens.
+
+    Raises:
+        ModelError: weights are not in one place: DiffSynth or accelerate moves them about (`offload`, `vram_limit`).
+    """
+    draws: dict[torch.device, torch.Generator] = {}
+    for expert, dit in lens.dits.items():
+        for name, weight in dit.named_parameters():
+            if weight.is_meta:
+                raise ModelError(f"{expert}.{name} is not in memory: load the model without offload.")
+            device = weight.device
+            draw = draws.setdefault(device, torch.Generator(device).manual_seed(seed))
+            order = torch.randperm(weight.numel(), generator=draw, device=device)
+            weight.data.copy_(weight.data.flatten()[order].view_as(weight))
+    return lens
+
+
+__all__ = ["placebo", "shuffle_weights"]
