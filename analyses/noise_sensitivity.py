@@ -52,13 +52,13 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, arms_as, headline
+from dit_lens.experiments.partners import partners
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
-from dit_lens.tasks.pairs import numbers
 
 BUDGETS = ("same scale", "same energy")
 """Of noise in a frame after every step: as strong as that at a step, or as much in all, which only added noise can be."""
@@ -211,8 +211,8 @@ class Moved:
         """Compare each clean run with another seed of its sample, and with another sample, where the batch has one."""
         for j, place in enumerate(self.watch):
             kernels = [unit_kernel(state, self.tokens) for state in clean.states[place]]
-            for name, partners in self.partners.items():
-                for pair, other in partners.items():
+            for name, others in self.partners.items():
+                for pair, other in others.items():
                     self.apart[name][pair, step, j] = 1 - kernel_cka(kernels[pair], kernels[other])
 
     def dataset(self) -> xr.Dataset:
@@ -232,15 +232,6 @@ class Moved:
                 "of": np.array(["compared", "all"], np.dtypes.StringDType()),
             },
         )
-
-
-def partners(batch: Batch) -> dict[str, dict[int, int]]:
-    """Return the pair that each is compared with: the next one of its sample, and the next one of another sample."""
-    samples, out = numbers(batch.pairs), {"seed": {}, "sample": {}}
-    for pair, sample in enumerate(samples):
-        for other in (*range(pair + 1, len(samples)), *range(pair)):
-            out["seed" if samples[other] == sample else "sample"].setdefault(pair, other)
-    return out
 
 
 def gather(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.experiments.lengths import bins
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.samples import batch_of, pairs_of
@@ -66,23 +67,6 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     data = by_sample(judged.rename(arm="steps").assign_coords(steps=list(ended)), pairs)
     lengths = [explore.path_length(sample) for sample in samples]
     return data if None in lengths else data.assign(length=("sample", lengths))
-
-
-def bins(lengths: xr.DataArray) -> dict[str, np.ndarray]:
-    """Cut samples into up to 4 bins of path length, about equally full; each has at least 2 samples.
-
-    Returns:
-        By name (`8-10 cells`), the numbers of the samples.
-    """
-    order = np.sort(lengths.values)
-    edges = sorted({int(order[i * len(order) // 4]) for i in range(4)})
-    members: dict[str, np.ndarray] = {}
-    for low, after in zip(edges, [*edges[1:], int(order[-1]) + 1], strict=True):
-        inside = np.flatnonzero((lengths.values >= low) & (lengths.values < after))
-        if len(inside) > 1:
-            last = int(lengths.values[inside].max())
-            members[f"{low} cells" if low == last else f"{low}-{last} cells"] = inside
-    return members
 
 
 def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:

@@ -29,7 +29,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm import tqdm
 
 import dit_lens as dl
 from dit_lens import analysis, plot
@@ -41,6 +40,7 @@ from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
+from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 
@@ -86,8 +86,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
             "--steps or --num-frames."
         )
     x, beliefs = batch.noise, []
-    for step in tqdm(range(batch.steps), desc="runs", leave=False):
-        now = batch.step(step, x)
+    for _, _, now in clean_steps(batch):
         x = now.latents
         beliefs.append(now.x0.float())
     if any(sample.scorer is None for sample in samples):

@@ -6,11 +6,12 @@ recorded": a state that is NaN throughout is an error that names its place.
 
 from dit_lens.analysis.channels import channel_importance, top_channels
 from dit_lens.analysis.cka import cka, cka_matrix, cka_pairs
-from dit_lens.analysis.commitment import commitment, corrections
+from dit_lens.analysis.commitment import commitment, corrections, revisions
 from dit_lens.analysis.crossing import crossing
 from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
 from dit_lens.analysis.ideal import IdealDenoiser, ideal_denoiser
+from dit_lens.analysis.mixture import mixture
 from dit_lens.analysis.pca import pca_basis, pca_maps, to_rgb
 from dit_lens.analysis.peak import peak
 from dit_lens.analysis.statistics import effect, mean
@@ -30,9 +31,11 @@ __all__ = [
     "energy_by_step",
     "ideal_denoiser",
     "mean",
+    "mixture",
     "pca_basis",
     "pca_maps",
     "peak",
+    "revisions",
     "temporal_energy",
     "to_rgb",
     "top_channels",

@@ -1,6 +1,6 @@
-"""When, along the denoising steps, an answer is settled, and what was held before it.
+"""When, along the denoising steps, an answer is settled, what was held before it, and whether it was given up again.
 
-Both functions take what a scorer reads off the decoded x0 at each step. Steps are named by their labels, so
+The functions take what a scorer reads off the decoded x0 at each step. Steps are named by their labels, so
 steps that were not looked at (0, 5, 10, ...) are no claim: an answer may have changed and come back between.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dit_lens.analysis.states import name_of, place, require_dims
+from dit_lens.analysis.states import name_of, place, require_dims, shape_of
 from dit_lens.errors import DitLensError
 
 
@@ -36,7 +36,7 @@ def commitment(answers: xr.DataArray) -> xr.Dataset:
         DitLensError: there is no `step`, its labels do not increase, or an answer is no string.
     """
     steps, values, rest = _trajectories(answers, "commitment")
-    _require_strings(answers, values)
+    _require_strings(answers, values, "commitment")
     same = values[..., :, None] == values[..., None, :]
     held = np.logical_and.accumulate(same[..., -1, ::-1], -1)[..., ::-1]
     first = held.argmax(-1)
@@ -98,6 +98,60 @@ def corrections(solved: xr.DataArray) -> xr.Dataset:
     return out
 
 
+def revisions(answers: xr.DataArray, right: xr.DataArray, *, least: int = 2) -> xr.Dataset:
+    """Say which trajectories commit to an answer, and give it up again.
+
+    A trajectory is committed to an answer that it holds for `least` steps running or more. What counts is its first wrong answer
+    of this kind, and its first right one, each beside the answer of the last step.
+
+    Args:
+        answers: [..., step], strings: the complete answer at the step, read with a margin; "" where there is none.
+        right: [..., step], bool: whether that answer is right.
+        least: how many steps, neighbours among those that are passed.
+
+    Returns:
+        Dataset of bool on [...]: `committed`; `committed_wrong`, `committed_right`, both of which may be; and of those
+
+        - `wrong_kept`, `wrong_to_right`, `wrong_to_wrong` (another one), `wrong_to_none` (no complete answer): the end of a
+          trajectory that was committed to a wrong answer; exactly one of them;
+        - `right_kept`, `right_to_right`, `right_to_wrong`, `right_to_none`: of one that was committed to a right answer.
+
+    Raises:
+        DitLensError: there is no `step`, its labels do not increase, an answer is no string, `right` is not bool or has other
+            dimensions, a step without an answer is right, or `least` is under 1.
+    """
+    steps, values, rest = _trajectories(answers, "revisions")
+    _require_strings(answers, values, "revisions")
+    if right.dtype != bool or set(right.dims) != set(answers.dims) or right.sizes != answers.sizes:
+        raise DitLensError(
+            f"revisions: {name_of(right)} is {right.dtype} {shape_of(right)}; give bool as the answers, {shape_of(answers)}."
+        )
+    steps_right, correct, _ = _trajectories(right.transpose(*answers.dims), "revisions")
+    if not np.array_equal(steps, steps_right):
+        raise DitLensError(
+            f"revisions: {name_of(right)} is of other steps than the answers: {steps_right.tolist()}."
+        )
+    if (correct & (values == "")).any() or least < 1:
+        raise DitLensError(
+            f"revisions: a step without an answer is never right, and least={least} is 1 or more."
+        )
+    starts = max(values.shape[-1] - least + 1, 0)
+    held = np.ones((*values.shape[:-1], starts), bool)
+    for later in range(least):
+        held &= values[..., later : later + starts] == values[..., :starts]
+    held &= values[..., :starts] != ""
+    end, end_right, out = values[..., -1], correct[..., -1], {"committed": held.any(-1)}
+    for kind, of_kind in (("wrong", ~correct), ("right", correct)):
+        at = held & of_kind[..., :starts]
+        was = at.any(-1)
+        first = at.argmax(-1)[..., None] if starts else np.zeros((*was.shape, 1), int)
+        same = np.take_along_axis(values, first, -1)[..., 0] == end
+        ends = {"none": end == "", "right": end_right & ~same, "wrong": ~end_right & ~same & (end != "")}
+        out |= {f"committed_{kind}": was, f"{kind}_kept": was & same}
+        out |= {f"{kind}_to_{other}": was & reached for other, reached in ends.items()}
+    return xr.Dataset({name: (rest.dims, found) for name, found in out.items()}, rest.coords)
+
+
 def _trajectories(array: xr.DataArray, caller: str) -> tuple[NDArray[Any], NDArray[Any], xr.DataArray]:
     """Return the step labels, the values [..., step], and the first step, for its dimensions and coordinates.
 
@@ -115,15 +169,15 @@ def _trajectories(array: xr.DataArray, caller: str) -> tuple[NDArray[Any], NDArr
     return steps, array.to_numpy(), array.drop_vars(on_steps).isel(step=0)
 
 
-def _require_strings(answers: xr.DataArray, values: NDArray[Any]) -> None:
+def _require_strings(answers: xr.DataArray, values: NDArray[Any], caller: str) -> None:
     """Refuse answers [..., step] that are no strings, and name the first."""
     if values.dtype.kind not in "OUT":
-        raise DitLensError(f"commitment: {name_of(answers)} holds {values.dtype}, not strings.")
+        raise DitLensError(f"{caller}: {name_of(answers)} holds {values.dtype}, not strings.")
     for at in np.ndindex(values.shape) if values.dtype.kind == "O" else ():
         if not isinstance(values[at], str):
             answers = answers.transpose(..., "step")
             where = place(answers, dict(zip(map(str, answers.dims), at, strict=True)))
             raise DitLensError(
-                f"commitment: {name_of(answers)} is {values[at]!r} at {where}, not a string; "
+                f"{caller}: {name_of(answers)} is {values[at]!r} at {where}, not a string; "
                 "read an answer there, or leave the place out."
             )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dit_lens.errors import DitLensError
 from dit_lens.tasks.sample import Sample
+from dit_lens.tasks.scene import Answer
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,20 @@ def _array(values: Any) -> NDArray[np.float64]:
     return np.asarray(values, np.float64)
 
 
-def ideal_denoiser(sample: Sample, encode: Callable[[Any], Any]) -> IdealDenoiser:
+def ideal_denoiser(
+    sample: Sample, encode: Callable[[Any], Any], answers: Sequence[Answer] | None = None
+) -> IdealDenoiser:
     """Return the ideal denoiser of a scene whose right answers are enumerable.
 
     Args:
         sample: of a task that enumerates them (`sample.answers`).
         encode: frames [time, height, width, rgb] of uint8 to latents [frame, y, x, channel], such as `lens.encode`.
+        answers: that it knows, with their shares, such as candidates of which some are wrong. Default: every right one.
 
     Raises:
         TaskError: the sample's answers are not enumerated.
     """
-    answers = sample.answers
+    answers = sample.answers if answers is None else answers
     videos = np.stack([np.moveaxis(_array(encode(answer.video)), -1, 0) for answer in answers])
     prior = np.array([answer.prior for answer in answers])
     return IdealDenoiser(tuple(answer.text for answer in answers), videos, prior / prior.sum())

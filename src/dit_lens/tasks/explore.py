@@ -22,7 +22,7 @@ def _options(sample: Sample, *names: str) -> dict[str, Any]:
     return known
 
 
-def _laid(sample: Sample, frames: Frames, size: int) -> dict[Edge, float]:
+def laid(sample: Sample, frames: Frames, size: int) -> dict[Edge, float]:
     """Read the trail on every edge, less what the scene itself shows there: a wall reads as a fifth of a trail."""
     scene = trail_strength(np.asarray(sample.image), size) if sample.image is not None else {}
     return {e: max(s - scene.get(e, 0.0), 0.0) for e, s in trail_strength(frames[-1], size).items()}
@@ -40,7 +40,7 @@ def candidates(sample: Sample, frames: Frames, shown: float = SHOWN) -> int:
         TaskError: the task has neither goals nor routes.
     """
     known = _options(sample, "routes", "goals")
-    strength = _laid(sample, frames, known["size"])
+    strength = laid(sample, frames, known["size"])
     if "goals" in known:
         return sum(max(s for e, s in strength.items() if goal in e) > shown for goal in known["goals"])
     routes: list[frozenset[Edge]] = known["routes"]
@@ -58,7 +58,7 @@ def leaning(sample: Sample, frames: Frames) -> str:
         TaskError: the task has no goals.
     """
     known = _options(sample, "goals")
-    strength = _laid(sample, frames, known["size"])
+    strength = laid(sample, frames, known["size"])
     most = [max(s for e, s in strength.items() if goal in e) for goal in known["goals"]]
     return f"goal {int(np.argmax(most))}" if max(most) > 0 else ""
 
@@ -73,7 +73,7 @@ def off_path(sample: Sample, frames: Frames) -> float:
     """
     known = _options(sample, "routes")
     right = frozenset[Edge]().union(*known["routes"])
-    return float(sum(s for e, s in _laid(sample, frames, known["size"]).items() if e not in right))
+    return float(sum(s for e, s in laid(sample, frames, known["size"]).items() if e not in right))
 
 
 def on_path(sample: Sample, frames: Frames) -> float:
@@ -83,7 +83,7 @@ def on_path(sample: Sample, frames: Frames) -> float:
         TaskError: the task has no routes.
     """
     known = _options(sample, "routes")
-    strength = _laid(sample, frames, known["size"])
+    strength = laid(sample, frames, known["size"])
     return max(float(np.mean([strength[e] for e in route])) for route in known["routes"])
 
 
