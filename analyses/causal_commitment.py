@@ -36,6 +36,7 @@ from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.sweep import run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments.cost import runs_of_arms
+from dit_lens.experiments.crossings import committed
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
@@ -44,9 +45,6 @@ from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
-
-MOST_CHANCE = 0.8
-"""P(same answer) by chance above which there is nothing to date."""
 
 
 @dataclass
@@ -211,24 +209,6 @@ def conclude(measured: Measured, options: Options) -> None:
         limits=(-0.03, 1.03),
     )
     plot.save(figure, options.out / "same_answer_by_step.png")
-
-
-def committed(same: xr.DataArray, chance: xr.DataArray, results: xr.Dataset) -> dict[str, Any]:
-    """Return the step and the noise level from which on P(same answer) is over halfway between chance and 1.
-
-    Where two runs give one answer nearly always, nothing is left to be committed to.
-    """
-    if float(chance.mean()) > MOST_CHANCE:
-        return {"not measured": f"two runs give one answer in {float(chance.mean()):.2f}"}
-    found = analysis.crossing(same - (1 + chance) / 2, "at")
-    steps, sigmas = results["at"].values.astype(float), results.sigma.values
-    out: dict[str, Any] = {}
-    for name in ("crossing", "low", "high"):
-        step = float(found[name])
-        settled = bool(np.isfinite(step))
-        sigma = float(np.interp(step, steps, sigmas)) if settled else None
-        out["value" if name == "crossing" else name] = {"step": step if settled else None, "sigma": sigma}
-    return out
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ All functions take and return `xarray` objects on the dimensions of `dit_lens.pl
 recorded": a state that is NaN throughout is an error that names its place.
 """
 
+from dit_lens.analysis.blocks import block_score
 from dit_lens.analysis.channels import channel_importance, top_channels
 from dit_lens.analysis.cka import cka, cka_matrix, cka_pairs
 from dit_lens.analysis.commitment import commitment, corrections, revisions
@@ -11,6 +12,7 @@ from dit_lens.analysis.crossing import crossing
 from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
 from dit_lens.analysis.ideal import IdealDenoiser, ideal_denoiser
+from dit_lens.analysis.logistic import logistic
 from dit_lens.analysis.mixture import mixture
 from dit_lens.analysis.pca import pca_basis, pca_maps, to_rgb
 from dit_lens.analysis.peak import peak
@@ -18,6 +20,7 @@ from dit_lens.analysis.statistics import effect, mean
 
 __all__ = [
     "IdealDenoiser",
+    "block_score",
     "channel_importance",
     "cka",
     "cka_matrix",
@@ -30,6 +33,7 @@ __all__ = [
     "energy_by_layer",
     "energy_by_step",
     "ideal_denoiser",
+    "logistic",
     "mean",
     "mixture",
     "pca_basis",

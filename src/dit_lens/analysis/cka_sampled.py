@@ -6,7 +6,11 @@ compares thousands of them takes a sample of tokens, the same in both states, wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dit_lens.analysis.cka_checks import not_finite, require_tokens, require_varied
 from dit_lens.errors import DitLensError
@@ -77,4 +81,26 @@ def kernel_cka(x: Tensor, y: Tensor) -> float:
     return float((x * y).sum())
 
 
-__all__ = ["kernel_cka", "sample_tokens", "unit_kernel"]
+def kernel_matrix(
+    states: Sequence[Tensor], tokens: list[int], name: str = "the state"
+) -> NDArray[np.float64]:
+    """Return the debiased linear CKA between every two of some states, [state, state].
+
+    All their kernels are held at once, on the states' device: 8 x states x tokens^2 bytes, twice that for a moment.
+
+    Args:
+        states: [token, channel], or [frame, y, x, channel], each; their tokens matched one to one.
+        tokens: which of them, from `sample_tokens`.
+        name: of the states, for messages.
+
+    Raises:
+        DitLensError: as `unit_kernel`.
+    """
+    import torch
+
+    flat = torch.stack([unit_kernel(x, tokens, f"{name} {n}").flatten() for n, x in enumerate(states)])
+    out: NDArray[np.float64] = (flat @ flat.T).cpu().numpy()
+    return out
+
+
+__all__ = ["kernel_cka", "kernel_matrix", "sample_tokens", "unit_kernel"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, log10
 from typing import Any
 
@@ -59,6 +60,7 @@ def heatmap(
     diverging: bool = False,
     annotate: bool | None = None,
     limits: tuple[float, float] | None = None,
+    borders: Sequence[int] = (),
 ) -> Figure:
     """Draw a matrix, or several on one colour scale; the first row is at the top.
 
@@ -75,6 +77,7 @@ def heatmap(
         diverging: values have a sign; colours are centred at 0.
         annotate: write the number into every cell; None does where there are at most 60.
         limits: the values at the ends of the colours. Default: the lowest and the highest that is shown.
+        borders: numbers of rows, which are columns too, before which a line is drawn: where something changes along both.
 
     Raises:
         DitLensError: there are too many or too few dimensions, or nothing was measured.
@@ -98,6 +101,9 @@ def heatmap(
         if numbers:
             _write(ax, image, matrix, signed=diverging)
         _dot(ax, image, matrix, marks, aside=numbers)
+        for border in borders:
+            ax.axhline(border - 0.5, color="white", linewidth=1.2, linestyle=(0, (4, 2)))
+            ax.axvline(border - 0.5, color="white", linewidth=1.2, linestyle=(0, (4, 2)))
     _label(axes, array, size)
     colourbar(figure, image, axes, value_label)
     _key(figure, facts if dots.any() else facts[:1], blank=bool(np.isnan(stack).any()))

@@ -8,7 +8,7 @@ import numpy as np
 
 from dit_lens.errors import TaskError
 from dit_lens.tasks.sample import Frames, Sample
-from dit_lens.tasks.trail import Edge, trail_strength
+from dit_lens.tasks.trail import Edge, edge, follow, neighbours, trail_strength
 
 SHOWN = 0.15
 """Share of a full trail from which on an answer counts as shown; a right video shows one, by construction."""
@@ -92,5 +92,24 @@ def path_length(sample: Sample) -> int | None:
 
     Where several routes are right, those of the shortest.
     """
-    routes = getattr(sample.scorer, "keywords", {}).get("routes")
-    return None if routes is None else min(len(route) for route in routes) + 1
+    known: dict[str, Any] = getattr(sample.scorer, "keywords", {})
+    if "routes" in known:
+        return min(len(route) for route in known["routes"]) + 1
+    return len(known["path"]) if "path" in known else None
+
+
+def branchings(sample: Sample) -> int | None:
+    """Return at how many cells of the right path, the goal aside, another way leads off; None where there is no maze of one path.
+
+    At the start a way leads off where it has two openings, elsewhere where it has three.
+    """
+    known: dict[str, Any] = getattr(sample.scorer, "keywords", {})
+    if len(known.get("routes", ())) != 1:
+        return None
+    path = follow(known["routes"][0], known["start"])
+    assert path is not None
+    openings = [
+        sum(edge(cell, near) not in known["walls"] for near in neighbours(cell, known["size"]))
+        for cell in path[:-1]
+    ]
+    return sum(count > (1 if n == 0 else 2) for n, count in enumerate(openings))

@@ -1,0 +1,304 @@
+"""Are the states of a layer alike from step to step, and do the steps fall into blocks?
+
+In clean runs the states of one layer at every two steps are compared by debiased linear CKA: a matrix of steps, for each layer.
+Two readings of it, each with an interval over samples:
+
+- the similarity of neighbouring steps;
+- the block score of every border: how much more alike steps on one side of it are than steps across, beyond what their distance
+  in steps makes (`dit_lens.analysis.block_score`). It is 0 of a steady drift, and of noise. Which border is highest is found by
+  `analysis.peak`, with an interval that spans all borders where none stands out. Of a model with two experts the border between
+  them is known beforehand: its score is one number, and the figures mark it.
+
+References: the states at the same step of another seed, and of another scene. Where two steps of one run are less alike than
+two runs are, a step matters more than the noise, or than the scene.
+
+Steps are compared by their number, and the noise level does not fall evenly over them: a block of steps at nearly one noise level
+is one of the schedule, so read borders beside sigma.
+
+Memory. The states of all steps are held until a run has ended, by the tokens of --cka-tokens alone: pairs x layers x steps x
+tokens x channels, and while a layer is compared 2 x steps x tokens^2 in float64. At 14B with 50 steps, 2,048 tokens, 5 layers,
+bfloat16, --block 1 and --seeds 1 that is 5.2 GB and 3.4 GB. What is over --memory is refused before the first block.
+
+    python analyses/cross_step_similarity.py --model organism-two-expert --task maze --out runs/cross_step_similarity
+    ... --pipe-arg switch_DiT_boundary=0.9    # does the border follow the change of experts?
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+import dit_lens as dl
+from dit_lens import analysis, plot
+from dit_lens.analysis.cka_sampled import kernel_cka, kernel_matrix, sample_tokens, unit_kernel
+from dit_lens.engine.batch import Batch
+from dit_lens.engine.outcomes import by_sample
+from dit_lens.errors import TaskError
+from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.partners import partners
+from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.samples import batch_of, draw, pairs_of
+from dit_lens.experiments.script import run_script
+from dit_lens.experiments.steps import clean_steps
+from dit_lens.experiments.study import Measured, once, study
+from dit_lens.experiments.summary import write_summary
+from dit_lens.tasks.pairs import by_shape
+
+LEAST = 4
+"""Steps that are compared, at least: a border has two on either side."""
+
+
+@dataclass
+class Options(StudyOptions):
+    """Compare the states of every two steps."""
+
+    cka_layers: str = "auto"
+    """Layers whose states are compared: all, auto (5 of them), or a list such as 0,4,9."""
+    cka_steps: str = "all"
+    """Steps that are compared: all, auto (10 of them), or a list such as 0-4,19."""
+    cka_tokens: int = 2048
+    """Tokens of a state that are compared, at most: drawn by --draw, the same ones everywhere."""
+    memory: float = 8.0
+    """GB that the states of a block and the kernels of a layer may take; what takes more is refused."""
+    out: Path = Path("runs/cross_step_similarity")
+
+    AROUND: ClassVar[tuple[str, ...]] = ("memory",)
+
+
+def main(options: Options) -> int:
+    """Check the memory, run, compare, draw, save."""
+    lens = options.load()
+    largest = max(by_shape(list(draw(options, lens))), key=len)[: options.block]
+    room = once(options, "room", lens, largest, lambda: room_of(lens, largest, options))
+    if float(room.bytes) > options.memory * 1e9:
+        raise TaskError(
+            f"The states of a block and the kernels of a layer take {float(room.bytes) / 1e9:.1f} GB, and --memory is "
+            f"{options.memory:g}: raise it, or take a smaller --block, or fewer --cka-tokens, --cka-layers, --cka-steps."
+        )
+    measured = study(
+        options,
+        "cross_step_similarity",
+        lens,
+        lambda part: measure(lens, part, options),
+        runs=lambda batch: 1.0,
+    )
+    conclude(measured, options)
+    return measured.exit_code
+
+
+def room_of(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
+    """Return how many bytes a block takes at most, by the state of one row at one step."""
+    batch = batch_of(lens, pairs_of(samples, options), options)
+    layers, steps, tokens = chosen(lens, batch, options)
+    place = ("block", batch.layout.branches[0], layers[0])
+    state = batch.step(0, batch.noise[:1], rows=[0], watch=[place]).states[place]
+    rows = (len(batch.pairs) + 1) * len(layers)  # with a second sample of the first pair's tokens
+    held = rows * len(steps) * len(tokens) * state.shape[-1] * state.element_size()
+    now = len(batch.pairs) * len(layers) * state.nbytes
+    return xr.Dataset({"bytes": held + now + 16 * len(steps) * len(tokens) ** 2})
+
+
+def chosen(lens: dl.Lens, batch: Batch, options: Options) -> tuple[list[int], list[int], list[int]]:
+    """Return the layers, the steps and the tokens that are compared.
+
+    Raises:
+        TaskError: fewer than 4 steps.
+    """
+    layers = choose(options.cka_layers, lens.layers, "cka-layers")
+    steps = choose(options.cka_steps, batch.steps, "cka-steps", auto=10)
+    if len(steps) < LEAST:
+        raise TaskError(
+            f"{batch.steps} steps, --cka-steps {options.cka_steps}: {LEAST} steps are compared at least; raise --steps."
+        )
+    return layers, steps, sample_tokens(int(np.prod(batch.grid)), options.cka_tokens, options.draw)
+
+
+def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
+    """Run every pair, and compare its states of every two steps, and with those of other runs."""
+    pairs = pairs_of(samples, options)
+    batch = batch_of(lens, pairs, options)
+    layers, steps, tokens = chosen(lens, batch, options)
+    watch = [("block", batch.layout.branches[0], layer) for layer in layers]
+    draws = {
+        "tokens": tokens,
+        "again": sample_tokens(int(np.prod(batch.grid)), options.cka_tokens, options.draw + 1),
+    }
+    held: dict[tuple[str, int, int], list[Tensor]] = defaultdict(list)
+    for step, _, now in clean_steps(batch, watch):
+        for place in watch if step in steps else ():
+            for pair, state in enumerate(now.states[place]):
+                held["tokens", place[2], pair].append(state.flatten(0, -2)[tokens])
+            held["again", place[2], 0].append(now.states[place][0].flatten(0, -2)[draws["again"]])
+    data = compare(batch, held, layers, len(tokens))
+    text = np.dtypes.StringDType()
+    coords = {
+        "layer": layers,
+        "step": steps,
+        "other_step": steps,
+        "sigma": ("step", [batch.sigmas[s] for s in steps]),
+        "expert": ("step", np.array([batch.expert(s) for s in steps], text)),
+        "of": np.array(["compared", "all"], text),
+    }
+    data["tokens"] = "of", [len(tokens), int(np.prod(batch.grid))]
+    return by_sample(xr.Dataset(data, coords), pairs)
+
+
+def compare(
+    batch: Batch, held: dict[tuple[str, int, int], list[Tensor]], layers: list[int], count: int
+) -> dict[str, Any]:
+    """Return the similarity of every two steps, and of two runs at each step, by pair.
+
+    Args:
+        batch: the pairs.
+        held: states [token, channel] of all steps, by sample of tokens, layer and pair; of the second sample of pair 0 alone.
+        layers: whose states these are.
+        count: tokens of each.
+    """
+    pairs, steps, every = len(batch.pairs), len(held["tokens", layers[0], 0]), list(range(count))
+    similar = np.zeros((pairs, len(layers), steps, steps), np.float32)
+    again = np.full_like(similar, np.nan)
+    apart = {name: np.full((pairs, len(layers), steps), np.nan, np.float32) for name in ("seed", "sample")}
+    for j, layer in enumerate(layers):
+        again[0, j] = kernel_matrix(held["again", layer, 0], every)
+        for pair in range(pairs):
+            similar[pair, j] = kernel_matrix(held["tokens", layer, pair], every)
+        for name, others in partners(batch).items():
+            for pair, other in others.items():
+                both = zip(held["tokens", layer, pair], held["tokens", layer, other], strict=True)
+                apart[name][pair, j] = [
+                    kernel_cka(unit_kernel(x, every), unit_kernel(y, every)) for x, y in both
+                ]
+    matrix = "pair", "layer", "step", "other_step"
+    return {
+        "similar": (matrix, similar),
+        "similar_again": (matrix, again),
+        **{f"similar_{name}": (matrix[:-1], values) for name, values in apart.items()},
+    }
+
+
+# ---- what it comes to
+
+
+def conclude(measured: Measured, options: Options) -> None:
+    """Summarise neighbouring steps, blocks and references; draw; save."""
+    results = measured.results
+    near = neighbours(results)
+    by_layer = analysis.mean(near.mean("step"), along="layer")
+    summary: dict[str, Any] = {
+        "samples": results.sizes["sample"],
+        "seeds": results.sizes["seed"],
+        "tokens of a state": dict(
+            zip(results.of.values.tolist(), results.tokens.values.tolist(), strict=True)
+        ),
+        "error of a similarity by the tokens drawn": error_of_tokens(results),
+        "similarity of neighbouring steps": headline(analysis.mean(near.mean(("step", "layer")))),
+        "similarity of neighbouring steps, by layer": headline(by_layer),
+        **of_blocks(results, options),
+        **of_references(results, near),
+    }
+    write_summary(options, summary, measured.left_out, by_layer.attrs)
+    figure = plot.heatmap(
+        results.similar.mean(("sample", "seed")),
+        value_label="CKA of the states",
+        title=f"States of two steps, by layer · {options.source}, {results.sizes['sample']} samples",
+        borders=changes(results),
+    )
+    plot.save(figure, options.out / "similarity.png")
+    lines = {"the next step": 1 - near.mean("layer")}
+    lines |= {f"another {name}": 1 - v.isel(step=slice(-1)) for name, v in references(results).items()}
+    means = [analysis.mean(v.rename("dissimilarity"), along="step") for v in lines.values()]
+    both = xr.concat(
+        means,
+        xr.Variable("run", list(lines)),
+        combine_attrs="drop_conflicts",
+        coords="minimal",
+        compat="override",
+    )
+    figure = plot.curves(
+        both.assign_attrs(n_samples=min(v.sizes["sample"] for v in lines.values())),
+        "step",
+        value_label="1 − CKA, mean over layers",
+        title=f"How far the states move in a step · {options.source}",
+    )
+    plot.save(figure, options.out / "to_the_next_step.png")
+
+
+def neighbours(results: xr.Dataset) -> xr.DataArray:
+    """Return the similarity of each step and the next that was compared, [sample, seed, layer, step]."""
+    first = xr.DataArray(np.arange(results.sizes["step"] - 1), dims="step")
+    found = results.similar.isel(step=first, other_step=first + 1)
+    return found.drop_vars("other_step").transpose("sample", "seed", "layer", "step")
+
+
+def error_of_tokens(results: xr.Dataset) -> float | None:
+    """Return the standard error of a similarity by the draw of its tokens, of two independent draws; None of all tokens."""
+    if int(results.tokens.sel(of="compared")) == int(results.tokens.sel(of="all")):
+        return None
+    off = (results.similar_again - results.similar).where(results.step != results.other_step)
+    return float((off**2).mean() / 2) ** 0.5
+
+
+def changes(results: xr.Dataset) -> list[int]:
+    """Return the numbers of the compared steps that another expert serves than the step before."""
+    experts = results.expert.values.tolist()
+    return [n for n in range(1, len(experts)) if experts[n] != experts[n - 1]]
+
+
+def of_blocks(results: xr.Dataset, options: Options) -> dict[str, Any]:
+    """Return the block score of every border, the highest, and that of the change of experts; draw it."""
+    score = analysis.block_score(results.similar)
+    score = score.assign_coords(sigma=("border", results.sigma.sel(step=score.border.values).values))
+    score.border.attrs["long_name"] = "first step after the border"
+    mean = score.mean("layer")
+    curve = analysis.mean(mean, along="border")
+    out: dict[str, Any] = {"block score, by border": headline(curve)}
+    if mean.sizes["border"] > 1:
+        top = analysis.peak(mean, "border")
+        out["block score is highest at border"] = {name: int(top[name]) for name in ("peak", "low", "high")}
+    steps = [int(results.step[n]) for n in changes(results)]
+    out["change of experts, first step after"] = steps
+    if len(steps) == 1 and steps[0] in score.border.values:
+        known = score.sel(border=steps[0], drop=True).drop_vars("sigma")
+        out["block score of the change of experts"] = headline(analysis.mean(known.mean("layer")))
+        out["block score of the change of experts, by layer"] = headline(analysis.mean(known, along="layer"))
+    figure = plot.curves(
+        analysis.mean(score, along=("layer", "border")),
+        "border",
+        value_label="block score (CKA beyond that of the distance in steps)",
+        title=f"Borders between kinds of steps · {options.source}",
+    )
+    plot.save(figure, options.out / "block_score.png")
+    return out
+
+
+def references(results: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return the similarity of two runs at the same step, [sample, seed, step]: of one sample, of two samples.
+
+    A sample that has no other beside it in its block is left out.
+    """
+    found = {name: results[f"similar_{name}"].mean("layer").dropna("sample") for name in ("seed", "sample")}
+    return {name: values for name, values in found.items() if values.sizes["sample"] > 1}
+
+
+def of_references(results: xr.Dataset, near: xr.DataArray) -> dict[str, Any]:
+    """Return how alike two runs are at the same step, and neighbouring steps beside that."""
+    out: dict[str, Any] = {}
+    for name, values in references(results).items():
+        what = f"two runs at one step, another {name}"
+        alike = values.mean("step")
+        out[f"similarity of {what}"] = headline(analysis.mean(alike))
+        out[f"similarity of {what}, samples"] = alike.sizes["sample"]
+        own = near.mean(("step", "layer")).sel(sample=alike.sample)
+        out[f"neighbouring steps minus {what}"] = headline(analysis.effect(own, alike))
+    return out
+
+
+if __name__ == "__main__":
+    run_script(main, Options)
