@@ -265,7 +265,7 @@ def of_blocks(results: xr.Dataset, options: Options) -> dict[str, Any]:
     steps = [int(results.step[n]) for n in changes(results)]
     out["change of experts, first step after"] = steps
     if len(steps) == 1 and steps[0] in score.border.values:
-        known = score.sel(border=steps[0], drop=True).drop_vars("sigma")
+        known = score.sel(border=steps[0], drop=True)
         out["block score of the change of experts"] = headline(analysis.mean(known.mean("layer")))
         out["block score of the change of experts, by layer"] = headline(analysis.mean(known, along="layer"))
     figure = plot.curves(

@@ -1,7 +1,8 @@
 """When does the plan of a walk stand, and which walks fail?
 
-After arXiv 2603.30043. The plan that x0 shows at a step is the cell of the agent in every frame of it; sim(s) is the share of frames in which it is that
-of the end. The first frame is given and left out, and so are frames in which the end shows no single agent.
+After arXiv 2603.30043. The plan that x0 shows at a step is the cell of the agent in every frame of it; sim(s) is the share of
+frames in which it is that of the end. The first frame is given and left out, and so are frames in which the end shows no single
+agent.
 
 - Dated: the noise level from which on half of the plan stands (sim over 0.5), and from which on it is over halfway between
   another seed's end and 1, where two seeds end differently.

@@ -13,8 +13,8 @@ from dit_lens.errors import DitLensError
 def block_score(similarity: xr.DataArray, along: str = "step", other: str = "other_step") -> xr.DataArray:
     """Return how much more alike steps on one side of a border are than steps across it, for every border.
 
-    Steps that lie near each other are alike whatever they are, and across a border fewer lie near. So each pair counts by how much
-    more alike it is than the mean of all pairs as many steps apart; the score is the mean of that over pairs on one side, minus
+    Steps that lie near each other are alike whatever they are, and across a border fewer lie near. So each pair counts by how
+    much more alike it is than the mean of all pairs as many steps apart; the score is the mean of that over pairs on one side, minus
     the mean over pairs across. A similarity that depends on the distance in steps alone, and one of noise, has a score of 0.
 
     Args:
