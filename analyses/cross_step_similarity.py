@@ -4,16 +4,13 @@ In clean runs the states of one layer at every two steps are compared by debiase
 Two readings of it, each with an interval over samples:
 
 - the similarity of neighbouring steps;
-- the block score of every border: how much more alike steps on one side of it are than steps across, beyond what their distance
-  in steps makes (`dit_lens.analysis.block_score`). It is 0 of a steady drift, and of noise. Which border is highest is found by
-  `analysis.peak`, with an interval that spans all borders where none stands out. Of a model with two experts the border between
-  them is known beforehand: its score is one number, and the figures mark it.
+- the block score of every border: how much more alike steps on one side of it are than steps across, beyond what the distance
+  of their noise levels makes (`dit_lens.analysis.block_score`). It is 0 of noise, and nearly 0 of a steady drift. Which border is
+  highest is found by `analysis.peak`, with an interval that spans all borders where none stands out. Of a model with two experts
+  the border between them is known beforehand: its score is one number, and the figures mark it.
 
 References: the states at the same step of another seed, and of another scene. Where two steps of one run are less alike than
 two runs are, a step matters more than the noise, or than the scene.
-
-Steps are compared by their number, and the noise level does not fall evenly over them: a block of steps at nearly one noise level
-is one of the schedule, so read borders beside sigma.
 
 Memory. The states of all steps are held until a run has ended, by the tokens of --cka-tokens alone: pairs x layers x steps x
 tokens x channels, and while a layer is compared 2 x steps x tokens^2 in float64. At 14B with 50 steps, 2,048 tokens, 5 layers,
@@ -253,7 +250,7 @@ def changes(results: xr.Dataset) -> list[int]:
 
 def of_blocks(results: xr.Dataset, options: Options) -> dict[str, Any]:
     """Return the block score of every border, the highest, and that of the change of experts; draw it."""
-    score = analysis.block_score(results.similar)
+    score = analysis.block_score(results.similar, position="sigma")
     score = score.assign_coords(sigma=("border", results.sigma.sel(step=score.border.values).values))
     score.border.attrs["long_name"] = "first step after the border"
     mean = score.mean("layer")
@@ -271,7 +268,7 @@ def of_blocks(results: xr.Dataset, options: Options) -> dict[str, Any]:
     figure = plot.curves(
         analysis.mean(score, along=("layer", "border")),
         "border",
-        value_label="block score (CKA beyond that of the distance in steps)",
+        value_label="block score (CKA beyond that of the distance in σ)",
         title=f"Borders between kinds of steps · {options.source}",
     )
     plot.save(figure, options.out / "block_score.png")

@@ -10,17 +10,24 @@ from dit_lens.analysis.states import name_of, require_dims
 from dit_lens.errors import DitLensError
 
 
-def block_score(similarity: xr.DataArray, along: str = "step", other: str = "other_step") -> xr.DataArray:
+DEGREE = 3
+"""Of the polynomial in the distance between two steps that is taken off their similarity."""
+
+
+def block_score(
+    similarity: xr.DataArray, along: str = "step", other: str = "other_step", position: str | None = None
+) -> xr.DataArray:
     """Return how much more alike steps on one side of a border are than steps across it, for every border.
 
-    Steps that lie near each other are alike whatever they are, and across a border fewer lie near. So each pair counts by how
-    much more alike it is than the mean of all pairs as many steps apart; the score is the mean of that over pairs on one side, minus
-    the mean over pairs across. A similarity that depends on the distance in steps alone, and one of noise, has a score of 0.
+    Steps that lie near each other are alike whatever they are, and across a border fewer lie near. So a cubic in the distance of
+    two steps is fitted to each matrix by least squares, and taken off; the score is the mean of what is left over pairs on one
+    side, minus the mean over pairs across. It is 0 on average of noise, and nearly 0 of a drift that depends on the distance alone.
 
     Args:
         similarity: [..., along, other], finite, 4 steps or more, the same on both in the same order.
         along: the dimension of the steps.
         other: that of the steps that they are compared with.
+        position: the coordinate on `along` in which distances are measured, such as sigma. Default: their number.
 
     Returns:
         [..., border], in the unit of the similarity; a border is called by the label of the first step after it. Borders leave 2
@@ -40,24 +47,24 @@ def block_score(similarity: xr.DataArray, along: str = "step", other: str = "oth
         raise DitLensError(
             f"block_score: {name_of(similarity)} is {count} x {similarity.sizes[other]}; give 4 steps or more, the same on both."
         )
-    if not np.isfinite(values).all():
-        raise DitLensError(f"block_score: {name_of(similarity)} holds NaN or Inf; select what was measured.")
+    places = np.arange(count) if position is None else similarity[position].to_numpy().astype(float)
+    if not np.isfinite(values).all() or places.shape != (count,) or not np.isfinite(places).all():
+        raise DitLensError(
+            f"block_score: {name_of(similarity)} or its positions hold NaN or Inf; select what was measured."
+        )
     first, second = np.triu_indices(count, 1)
-    excess = _beyond_distance(values[..., first, second], second - first)
+    excess = _beyond_distance(values[..., first, second], np.abs(places[second] - places[first]))
     borders = np.arange(2, count - 1)
     scores = [_contrast(excess, (first < border) == (second < border)) for border in borders]
     rest = similarity.isel({along: 0, other: 0}, drop=True)
-    coords = {name: c for name, c in rest.coords.items()} | {"border": labels[borders]}
+    coords = {**rest.coords, "border": labels[borders]}
     return xr.DataArray(np.stack(scores, -1), coords, (*rest.dims, "border"), "block_score")
 
 
-def _beyond_distance(values: NDArray[np.float64], apart: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Take the mean of all pairs as many steps apart off [..., pair]."""
-    out = values.copy()
-    for distance in np.unique(apart):
-        same = apart == distance
-        out[..., same] -= values[..., same].mean(-1, keepdims=True)
-    return out
+def _beyond_distance(values: NDArray[np.float64], apart: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take the polynomial in the distance [pair] that is nearest to values [..., pair] off them."""
+    basis = np.linalg.qr(np.vander(apart / max(float(apart.max()), 1e-300), DEGREE + 1))[0]
+    return values - values @ basis @ basis.T
 
 
 def _contrast(excess: NDArray[np.float64], within: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -101,7 +101,7 @@ def _fit(row: NDArray[np.float64], known: NDArray[np.float64]) -> tuple[NDArray[
     from scipy.optimize import nnls
 
     off = (known - row).T  # [value, answer]
-    triangle = np.linalg.qr(off, mode="r")
+    triangle: NDArray[np.float64] = np.linalg.qr(off)[1]
     scale = float(np.abs(triangle).max()) or 1.0
     system = np.vstack([triangle / scale, np.ones(len(known))])
     found, _ = nnls(system, np.append(np.zeros(len(triangle)), 1.0))
