@@ -7,14 +7,16 @@ Two readings of it, each with an interval over samples:
 - the block score of every border: how much more alike steps on one side of it are than steps across, beyond what the distance
   of their noise levels makes (`dit_lens.analysis.block_score`). It is 0 of noise, and nearly 0 of a steady drift. Which border is
   highest is found by `analysis.peak`, with an interval that spans all borders where none stands out. Of a model with two experts
-  the border between them is known beforehand: its score is one number, and the figures mark it.
+  the border between them is known beforehand: its score minus that of the borders beside it, which a drift has too, is the
+  primary outcome, and the figures mark the border.
 
 References: the states at the same step of another seed, and of another scene. Where two steps of one run are less alike than
 two runs are, a step matters more than the noise, or than the scene.
 
 Memory. The states of all steps are held until a run has ended, by the tokens of --cka-tokens alone: pairs x layers x steps x
-tokens x channels, and while a layer is compared 2 x steps x tokens^2 in float64. At 14B with 50 steps, 2,048 tokens, 5 layers,
-bfloat16, --block 1 and --seeds 1 that is 5.2 GB and 3.4 GB. What is over --memory is refused before the first block.
+tokens x channels; the whole states of one step; and while a layer is compared steps x tokens^2 in float64. At 14B with 50 steps,
+2,048 tokens, 5 layers, bfloat16, --block 1 and --seeds 1 that is 6.3, 1.7 and 1.7 GB, with a second sample of one layer's tokens
+for the error by their draw. These are sums of sizes, not a measured run. What is over --memory is refused before the first block.
 
     python analyses/cross_step_similarity.py --model organism-two-expert --task maze --out runs/cross_step_similarity
     ... --pipe-arg switch_DiT_boundary=0.9    # does the border follow the change of experts?
@@ -62,7 +64,7 @@ class Options(StudyOptions):
     """Steps that are compared: all, auto (10 of them), or a list such as 0-4,19."""
     cka_tokens: int = 2048
     """Tokens of a state that are compared, at most: drawn by --draw, the same ones everywhere."""
-    memory: float = 8.0
+    memory: float = 12.0
     """GB that the states of a block and the kernels of a layer may take; what takes more is refused."""
     out: Path = Path("runs/cross_step_similarity")
 
@@ -96,10 +98,10 @@ def room_of(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     layers, steps, tokens = chosen(lens, batch, options)
     place = ("block", batch.layout.branches[0], layers[0])
     state = batch.step(0, batch.noise[:1], rows=[0], watch=[place]).states[place]
-    rows = (len(batch.pairs) + 1) * len(layers)  # with a second sample of the first pair's tokens
+    rows = len(batch.pairs) * len(layers) + 1  # with a second sample of the tokens of one pair and layer
     held = rows * len(steps) * len(tokens) * state.shape[-1] * state.element_size()
     now = len(batch.pairs) * len(layers) * state.nbytes
-    return xr.Dataset({"bytes": held + now + 16 * len(steps) * len(tokens) ** 2})
+    return xr.Dataset({"bytes": held + now + 8 * (len(steps) + 2) * len(tokens) ** 2})
 
 
 def chosen(lens: dl.Lens, batch: Batch, options: Options) -> tuple[list[int], list[int], list[int]]:
@@ -123,17 +125,19 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     batch = batch_of(lens, pairs, options)
     layers, steps, tokens = chosen(lens, batch, options)
     watch = [("block", batch.layout.branches[0], layer) for layer in layers]
-    draws = {
-        "tokens": tokens,
-        "again": sample_tokens(int(np.prod(batch.grid)), options.cka_tokens, options.draw + 1),
-    }
-    held: dict[tuple[str, int, int], list[Tensor]] = defaultdict(list)
+    others = sample_tokens(int(np.prod(batch.grid)), options.cka_tokens, options.draw + 1)
+    held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+    redrawn: list[Tensor] = []
     for step, _, now in clean_steps(batch, watch):
         for place in watch if step in steps else ():
             for pair, state in enumerate(now.states[place]):
-                held["tokens", place[2], pair].append(state.flatten(0, -2)[tokens])
-            held["again", place[2], 0].append(now.states[place][0].flatten(0, -2)[draws["again"]])
-    data = compare(batch, held, layers, len(tokens))
+                held[place[2], pair].append(state.flatten(0, -2)[tokens])
+        if step in steps:
+            redrawn.append(now.states[watch[len(watch) // 2]][0].flatten(0, -2)[others])
+    data = compare(batch, held, layers)
+    again = np.full_like(data["similar"][1][:, 0], np.nan)
+    again[0] = kernel_matrix(redrawn, list(range(len(others))))
+    data["similar_again"] = ("pair", "step", "other_step"), again
     text = np.dtypes.StringDType()
     coords = {
         "layer": layers,
@@ -147,37 +151,29 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     return by_sample(xr.Dataset(data, coords), pairs)
 
 
-def compare(
-    batch: Batch, held: dict[tuple[str, int, int], list[Tensor]], layers: list[int], count: int
-) -> dict[str, Any]:
+def compare(batch: Batch, held: dict[tuple[int, int], list[Tensor]], layers: list[int]) -> dict[str, Any]:
     """Return the similarity of every two steps, and of two runs at each step, by pair.
 
     Args:
         batch: the pairs.
-        held: states [token, channel] of all steps, by sample of tokens, layer and pair; of the second sample of pair 0 alone.
+        held: states [token, channel] of all steps, by layer and pair.
         layers: whose states these are.
-        count: tokens of each.
     """
-    pairs, steps, every = len(batch.pairs), len(held["tokens", layers[0], 0]), list(range(count))
+    pairs, steps, every = len(batch.pairs), len(held[layers[0], 0]), list(range(len(held[layers[0], 0][0])))
     similar = np.zeros((pairs, len(layers), steps, steps), np.float32)
-    again = np.full_like(similar, np.nan)
     apart = {name: np.full((pairs, len(layers), steps), np.nan, np.float32) for name in ("seed", "sample")}
     for j, layer in enumerate(layers):
-        again[0, j] = kernel_matrix(held["again", layer, 0], every)
         for pair in range(pairs):
-            similar[pair, j] = kernel_matrix(held["tokens", layer, pair], every)
+            similar[pair, j] = kernel_matrix(held[layer, pair], every)
         for name, others in partners(batch).items():
             for pair, other in others.items():
-                both = zip(held["tokens", layer, pair], held["tokens", layer, other], strict=True)
+                both = zip(held[layer, pair], held[layer, other], strict=True)
                 apart[name][pair, j] = [
                     kernel_cka(unit_kernel(x, every), unit_kernel(y, every)) for x, y in both
                 ]
     matrix = "pair", "layer", "step", "other_step"
-    return {
-        "similar": (matrix, similar),
-        "similar_again": (matrix, again),
-        **{f"similar_{name}": (matrix[:-1], values) for name, values in apart.items()},
-    }
+    alone = {f"similar_{name}": (matrix[:-1], values) for name, values in apart.items()}
+    return {"similar": (matrix, similar), **alone}
 
 
 # ---- what it comes to
@@ -238,7 +234,8 @@ def error_of_tokens(results: xr.Dataset) -> float | None:
     """Return the standard error of a similarity by the draw of its tokens, of two independent draws; None of all tokens."""
     if int(results.tokens.sel(of="compared")) == int(results.tokens.sel(of="all")):
         return None
-    off = (results.similar_again - results.similar).where(results.step != results.other_step)
+    middle = results.similar.isel(layer=results.sizes["layer"] // 2, drop=True)
+    off = (results.similar_again - middle).where(results.step != results.other_step)
     return float((off**2).mean() / 2) ** 0.5
 
 
@@ -262,9 +259,7 @@ def of_blocks(results: xr.Dataset, options: Options) -> dict[str, Any]:
     steps = [int(results.step[n]) for n in changes(results)]
     out["change of experts, first step after"] = steps
     if len(steps) == 1 and steps[0] in score.border.values:
-        known = score.sel(border=steps[0], drop=True)
-        out["block score of the change of experts"] = headline(analysis.mean(known.mean("layer")))
-        out["block score of the change of experts, by layer"] = headline(analysis.mean(known, along="layer"))
+        out |= of_experts(score, int(score.border.values.tolist().index(steps[0])))
     figure = plot.curves(
         analysis.mean(score, along=("layer", "border")),
         "border",
@@ -272,6 +267,20 @@ def of_blocks(results: xr.Dataset, options: Options) -> dict[str, Any]:
         title=f"Borders between kinds of steps · {options.source}",
     )
     plot.save(figure, options.out / "block_score.png")
+    return out
+
+
+def of_experts(score: xr.DataArray, number: int) -> dict[str, Any]:
+    """Return the block score of the border between two experts, and by how much it is over the mean of the borders beside it."""
+    known = score.isel(border=number, drop=True)
+    out = {
+        "block score of the change of experts": headline(analysis.mean(known.mean("layer"))),
+        "block score of the change of experts, by layer": headline(analysis.mean(known, along="layer")),
+    }
+    if 0 < number < score.sizes["border"] - 1:
+        beside = score.isel(border=[number - 1, number + 1]).mean("border")
+        over = analysis.effect(known.mean("layer"), beside.mean("layer"))
+        out["block score of the change of experts, minus the borders beside it"] = headline(over)
     return out
 
 

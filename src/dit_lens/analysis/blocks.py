@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from dit_lens.analysis.states import name_of, require_dims
 from dit_lens.errors import DitLensError
 
-
 DEGREE = 3
 """Of the polynomial in the distance between two steps that is taken off their similarity."""
 
@@ -21,7 +20,8 @@ def block_score(
 
     Steps that lie near each other are alike whatever they are, and across a border fewer lie near. So a cubic in the distance of
     two steps is fitted to each matrix by least squares, and taken off; the score is the mean of what is left over pairs on one
-    side, minus the mean over pairs across. It is 0 on average of noise, and nearly 0 of a drift that depends on the distance alone.
+    side, minus the mean over pairs across. It is 0 on average of noise, and nearly 0 of a drift that the
+    distance alone makes.
 
     Args:
         similarity: [..., along, other], finite, 4 steps or more, the same on both in the same order.

@@ -86,7 +86,7 @@ def kernel_matrix(
 ) -> NDArray[np.float64]:
     """Return the debiased linear CKA between every two of some states, [state, state].
 
-    All their kernels are held at once, on the states' device: 8 x states x tokens^2 bytes, twice that for a moment.
+    All their kernels are held at once, on the states' device: 8 x states x tokens^2 bytes.
 
     Args:
         states: [token, channel], or [frame, y, x, channel], each; their tokens matched one to one.
@@ -98,7 +98,9 @@ def kernel_matrix(
     """
     import torch
 
-    flat = torch.stack([unit_kernel(x, tokens, f"{name} {n}").flatten() for n, x in enumerate(states)])
+    flat = torch.empty(len(states), len(tokens) ** 2, dtype=torch.float64, device=states[0].device)
+    for n, state in enumerate(states):
+        flat[n] = unit_kernel(state, tokens, f"{name} {n}").flatten()
     out: NDArray[np.float64] = (flat @ flat.T).cpu().numpy()
     return out
 
