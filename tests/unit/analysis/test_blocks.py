@@ -26,7 +26,7 @@ def drift():
 def test_two_kinds_of_steps_have_a_border_where_it_was_planted():
     same = np.equal.outer(np.arange(STEPS) < BORDER, np.arange(STEPS) < BORDER)
     found = block_score(matrix(0.8 * drift() + 0.2 * same), position="sigma")
-    assert int(found.border[int(found.argmax())]) == BORDER and float(found.max()) > 0.15
+    assert int(found.border[found.values.argmax()]) == BORDER and float(found.max()) > 0.15
     assert found.border.values.tolist() == list(range(2, STEPS - 1)) and found.dims == ("border",)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from dit_lens.analysis.commitment import commitment, corrections
+from dit_lens.analysis.commitment import commitment, corrections, revisions
 from dit_lens.errors import DitLensError
 
 STEPS = [0, 5, 10, 15, 19]
@@ -100,3 +100,58 @@ def test_errors_name_the_place_and_the_remedy() -> None:
         commitment(along_steps([1, 2, 3, 4, 5]))
     with pytest.raises(DitLensError, match="corrections: answer holds int64, not bool"):
         corrections(along_steps([0, 1, 1, 1, 1]))
+
+
+def planted(*trajectories: str) -> xr.Dataset:
+    """Revisions of trajectories of answers: capitals are right, `.` is no complete answer."""
+    answers = along_steps(*trajectories).astype(object)
+    answers = answers.where(answers != ".", "")
+    right = xr.DataArray(np.vectorize(str.isupper)(answers), answers.coords, answers.dims)
+    return revisions(answers, right)
+
+
+def test_a_revision_gives_up_an_answer_that_was_held() -> None:
+    found = planted(
+        "waaAA",  # wrong to right
+        "aaaaa",  # wrong, and kept
+        "aabb.",  # wrong to none; b is the second wrong one
+        "aaabb",  # wrong to another wrong one
+        "AAaaa",  # right to wrong
+        "AABBB",  # right to another right one
+        "aaAAb",  # wrong to right and on to a wrong one
+    )
+    names = [
+        "wrong_to_right",
+        "wrong_kept",
+        "wrong_to_none",
+        "wrong_to_wrong",
+        "right_to_wrong",
+        "right_to_right",
+    ]
+    for row, name in enumerate(names):
+        assert [n for n in names if bool(found[n][row])] == [name]
+    assert (
+        bool(found.wrong_to_wrong[6]) and bool(found.right_to_wrong[6]) and not bool(found.wrong_to_right[6])
+    )
+    ends = sum(found[f"wrong_{end}"].astype(int) for end in ("kept", "to_right", "to_wrong", "to_none"))
+    assert (ends == found.committed_wrong).all()
+
+
+def test_an_answer_for_a_step_and_one_that_is_still_being_made_are_no_commitment() -> None:
+    found = planted("abcdE", "a.a.A", ".....", "...AA", "....A")
+    assert found.committed.values.tolist() == [False, False, False, True, False]
+    assert not bool(found.committed_wrong.any()) and not bool(found.wrong_to_right.any())
+
+
+def test_revisions_of_what_is_no_answer_are_refused() -> None:
+    answers = along_steps("aaaaa").astype(object)
+    right = answers == "b"
+    with pytest.raises(DitLensError, match="give bool as the answers"):
+        revisions(answers, right.astype(int))
+    with pytest.raises(DitLensError, match="never right"):
+        revisions(answers.where(answers != "a", ""), ~right)
+    with pytest.raises(DitLensError, match="of other steps"):
+        revisions(answers, right.assign_coords(step=[1, 2, 3, 4, 5]))
+    with pytest.raises(DitLensError, match="not strings"):
+        revisions(right, right)
+    assert not bool(revisions(answers, right, least=6).committed.any())

@@ -34,6 +34,9 @@ STUDIES = {
     "causal_commitment": {"task": "choose", "seeds": 2, "forks": 2, "at": "1,3"},
     "early_selection": {"task": "choose", "seeds": 2, "at": "0,3"},
     "steps_or_frames": {"task": "choose", "back_to": "2", "hold": "1,2"},
+    "revision": {"task": "loop"},
+    "plan_commitment": {"task": "maze", "at": "0,2"},
+    "cross_step_similarity": {"task": "choose", "cka_layers": "0,9", "cka_tokens": 40},
 }
 
 

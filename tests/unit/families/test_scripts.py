@@ -28,6 +28,7 @@ ON_A_FOLDER = {
     "depth_lens": {"layers": "0", "vis_steps": "0", "sheets": 1},
     "step_count": {"counts": (1, 2), "steps": None},
     "emergent": {},
+    "cross_step_similarity": {"cka_layers": "1", "steps": 4},
 }
 ON_A_TASK = {
     "seed_ensemble": {"task": "circle", "ks": (1, 2), "layers": "1"},

@@ -44,7 +44,9 @@ def test_wrong_answers_are_read_as_such():
     maze = tasks.maze(1_000_000)
     known = maze.scorer.keywords
     (r0, c0), (r1, c1) = known["start"], known["goal"]
-    path = [(r0, c) for c in range(c0, c1, np.sign(c1 - c0) or 1)] + [(r, c1) for r in range(r0, r1, np.sign(r1 - r0) or 1)]
+    path = [(r0, c) for c in range(c0, c1, np.sign(c1 - c0) or 1)] + [
+        (r, c1) for r in range(r0, r1, np.sign(r1 - r0) or 1)
+    ]
     path = [*path, (r1, c1)]
     wrong = trail.walk(trail.board(6, known["walls"], [known["goal"]]), path, 13)
     read = complete_answer(maze, wrong)
@@ -74,7 +76,9 @@ def test_the_way_of_arrows_ends_where_there_is_no_arrow():
     assert complete_answer(sample, trail.walk(board, known["path"][:-1], 25)) == ""
 
 
-@pytest.mark.parametrize("task, reason", [("choose", "every trail to one goal is right"), ("circle", "a part of the rings")])
+@pytest.mark.parametrize(
+    "task, reason", [("choose", "every trail to one goal is right"), ("circle", "a part of the rings")]
+)
 def test_tasks_whose_answers_cannot_be_wrong_are_refused_with_the_reason(task, reason):
     with pytest.raises(TaskError, match=reason):
         require_complete(tasks.make(task, 1))
