@@ -90,7 +90,7 @@ def test_the_ideal_denoiser_is_never_committed_to_a_wrong_answer_and_a_planted_r
 def test_studies_that_cannot_say_anything_are_refused_before_a_model_is_loaded(monkeypatch):
     monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("a model is loaded"))
     revision, plan = script("revision"), script("plan_commitment")
-    with pytest.raises(TaskError, match="a part of the rings.*one right answer"):
+    with pytest.raises(TaskError, match=r"a part of the rings.*one right answer"):
         revision.main(revision.Options(task="circle"))
     with pytest.raises(TaskError, match="no one agent"):
         plan.main(plan.Options(task="latin"))
