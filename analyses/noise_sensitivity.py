@@ -51,7 +51,7 @@ from dit_lens.engine.sweep import Now, run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import BOUNDS, arms_as, headline
+from dit_lens.experiments.outcomes import BOUNDS, arms_as, family, headline
 from dit_lens.experiments.partners import partners
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import batch_of, pairs_of
@@ -443,18 +443,9 @@ def sensitivity(results: xr.Dataset, options: Options) -> Figure:
     """Draw how far noise after each step moves the states, beside two runs of one sample, and of two."""
     lines = {"noise": results.dissimilarity.mean(("step", "layer"))}
     lines |= {f"another {name}": values for name, values in references(results).items()}
-    means = [analysis.mean(v.rename("dissimilarity"), along="after_step") for v in lines.values()]
-    both = xr.concat(
-        means,
-        xr.Variable("run", list(lines)),
-        combine_attrs="drop_conflicts",
-        coords="minimal",
-        compat="override",
-    )
+    means = {name: analysis.mean(v.rename("dissimilarity"), along="after_step") for name, v in lines.items()}
     return plot.curves(
-        both.assign_coords(sigma=sigma_after(results)).assign_attrs(
-            n_samples=min(v.sizes["sample"] for v in lines.values())
-        ),
+        family("run", means).assign_coords(sigma=sigma_after(results)),
         "after_step",
         value_label="1 − CKA to the clean run, mean over later steps",
         title=f"How far noise moves the states ({options.noise}) · {options.source}",

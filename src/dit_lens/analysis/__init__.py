@@ -13,7 +13,10 @@ from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
 from dit_lens.analysis.ideal import IdealDenoiser, ideal_denoiser
 from dit_lens.analysis.logistic import logistic
+from dit_lens.analysis.masked import masked_energy, token_shares
+from dit_lens.analysis.massive import massive_channels
 from dit_lens.analysis.mixture import mixture
+from dit_lens.analysis.onset import onset
 from dit_lens.analysis.pca import pca_basis, pca_maps, to_rgb
 from dit_lens.analysis.peak import peak
 from dit_lens.analysis.statistics import effect, mean
@@ -34,14 +37,18 @@ __all__ = [
     "energy_by_step",
     "ideal_denoiser",
     "logistic",
+    "masked_energy",
+    "massive_channels",
     "mean",
     "mixture",
+    "onset",
     "pca_basis",
     "pca_maps",
     "peak",
     "revisions",
     "temporal_energy",
     "to_rgb",
+    "token_shares",
     "top_channels",
     "trajectory_distance",
 ]

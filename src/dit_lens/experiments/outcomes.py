@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,4 +36,20 @@ def headline(data: xr.Dataset) -> Any:
     return {f"{dim} {label}": part for label, part in parts}
 
 
-__all__ = ["BOUNDS", "OUTCOMES", "arms_as", "headline"]
+def family(dim: str, summaries: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Put what `analysis.mean` or `analysis.effect` found of several things together, for `plot.curves`.
+
+    Args:
+        dim: the dimension that tells them apart.
+        summaries: by name.
+
+    Returns:
+        One Dataset, along `dim` too; its `n_samples` is that of the one with the fewest.
+    """
+    names = np.array(list(summaries), np.dtypes.StringDType())
+    how: dict[str, Any] = {"combine_attrs": "drop_conflicts", "coords": "minimal", "compat": "override"}
+    joined = xr.concat(list(summaries.values()), xr.Variable(dim, names), **how)
+    return joined.assign_attrs(n_samples=min(one.attrs["n_samples"] for one in summaries.values()))
+
+
+__all__ = ["BOUNDS", "OUTCOMES", "arms_as", "family", "headline"]
