@@ -344,7 +344,7 @@ def draw_objects(results: xr.Dataset, options: Options) -> None:
     figure = plot.heatmap(
         maps.transpose("object", "layer", "step"),
         value_label="centred energy, object over background",
-        title=f"Where layers look · {options.source}, {results.sizes['sample']} samples",
+        title=f"Centred energy on objects · {options.source}, {results.sizes['sample']} samples",
     )
     plot.save(figure, options.out / "centred_by_layer_and_step.png")
 

@@ -203,8 +203,9 @@ class States:
         """
         less = tokens.clone()
         less[:, channels] = 0
-        energy = torch.stack([x.norm(dim=1) for x in (tokens, less)])
-        same_map = float(torch.corrcoef(energy)[0, 1])
+        energy = torch.stack([x.norm(dim=1, dtype=torch.float64) for x in (tokens, less)])
+        varies = bool((energy.amax(1) - energy.amin(1) > 1e-9 * energy.amax(1)).all())
+        same_map = float(torch.corrcoef(energy)[0, 1]) if varies else float("nan")
         try:
             return same_map, kernel_cka(*(unit_kernel(x, self.tokens) for x in (tokens, less)))
         except DitLensError:

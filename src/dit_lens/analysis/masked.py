@@ -59,8 +59,11 @@ def token_shares(mask: NDArray[Any], grid: Sequence[int]) -> NDArray[np.float64]
 
 def _first_frames(time: int, frames: int) -> list[int]:
     """Return with which frame of a video each token begins."""
-    if frames > 1 and (time - 1) % (frames - 1) == 0:
-        return [0, *range(1, time, (time - 1) // (frames - 1))]
+    each, left = divmod(time - 1, frames - 1) if frames > 1 else (0, 1)
+    if not left and (
+        each == 1 or each % 2 == 0
+    ):  # no codec squeezes time by an odd number: 8 frames in 2 tokens are 4 and 4
+        return [0, *range(1, time, each)]
     if time % frames == 0:
         return list(range(0, time, time // frames))
     raise DitLensError(

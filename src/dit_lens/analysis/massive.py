@@ -100,7 +100,8 @@ def massive_channels(hidden: xr.DataArray, k: int = 3, times: float = TIMES) -> 
     labels = hidden["channel"].to_numpy()
 
     def measure(state: NDArray[Any]) -> NDArray[np.float64]:
-        sizes = channel_sizes(state.reshape(-1, state.shape[-1]).astype(np.float64))
+        with np.errstate(invalid="ignore"):  # Inf is refused below
+            sizes = channel_sizes(state.reshape(-1, state.shape[-1]).astype(np.float64))
         return np.concatenate([largest_channels(sizes[0], k), profile(sizes, k, times)])
 
     out = map_units(hidden, [*grid, "channel"], ["value"], measure, "massive_channels")
