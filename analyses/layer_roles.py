@@ -14,7 +14,8 @@ scene's masks: a token is an object's from `--threshold` of its pixels on, and b
 
 - own prompt: the finding. Its first layer is the first one at which the simultaneous band over layers is off 0.
 - other prompt: the same scene, noise and objects under the other prompt, which names the others: the sign has to turn round.
-- by the prompt alone: half the difference of these two. What discs and squares differ in by themselves drops out.
+- by the prompt alone: half the difference of these two. What discs and squares differ in by themselves drops out, and so does
+  most of what scenes differ in, so that it is off 0 where it is tiny, too: read its size, beside that of random weights.
 
 Nulls, in which nothing should be found: the masks of another scene; the masks moved by half of the board; and the same command
 with `--weights random`. Other tasks have no such object: each of theirs is compared with the masks of another scene.
@@ -55,6 +56,7 @@ from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.models.options import Unset
 from dit_lens.tasks.objects import KINDS
+from dit_lens.tasks.pairs import label
 
 OTHER_SCENE = 500_009
 """Added to the seed of a scene for the one whose masks are a control."""
@@ -141,20 +143,19 @@ def measure(
         files: hash of each mask file by sample: another file makes another result.
     """
     pairs = pairs_of(samples, options)
-    prompts = {s.id: [s, other_prompt(s, options)] if has_other_prompt(options) else [s] for s in samples}
-    batch = batch_of(lens, [(one, seed) for s, seed in pairs for one in prompts[s.id]], options)
+    prompts = {label(s): prompts_of(s, options) for s in samples}
+    batch = batch_of(lens, [(one, seed) for s, seed in pairs for one in prompts[label(s)]], options)
     steps, layers = places(lens, batch, options)
     kinds = [OWN, MOVED, *([ELSEWHERE] if options.masks is None else [])]
-    by_id = {s.id: regions_by_kind(s, kinds, names, batch, options) for s in samples}
-    regions = [by_id[s.id] for s, _ in batch.pairs]
-    values = measure_states(batch, regions, steps, layers, options.k)
+    regions = {label(s): regions_by_kind(s, kinds, names, batch, options) for s in samples}
+    values = measure_states(batch, [regions[label(s)] for s, _ in batch.pairs], steps, layers, options.k)
     count = len(batch.pairs) // len(pairs)
     dims = ("pair", "prompt", "step", "branch", "layer", "channels", "measure", "masks", "object")
     values = values.reshape(len(pairs), count, *values.shape[1:6], len(kinds), len(names) + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         over_background = values[..., :-1] / values[..., -1:]
     data = {name: (dims[:6] + dims[7:], over_background[..., i, :, :]) for i, name in enumerate(MEASURES)}
-    own = np.stack([by_id[s.id][0].sum((1, 2, 3)) for s, _ in pairs])
+    own = np.stack([regions[label(s)][0].sum((1, 2, 3)) for s, _ in pairs])
     data["tokens"] = (("pair", "region"), own)
     labels = {
         "prompt": ["own", "other"][:count],
@@ -169,10 +170,13 @@ def measure(
     return by_sample(xr.Dataset(data, {**coords, "step": steps, "layer": layers, "sigma": sigma}), pairs)
 
 
-def other_prompt(sample: dl.Sample, options: Options) -> dl.Sample:
-    """Return the sample of `circle` on the same scene that names the other objects."""
+def prompts_of(sample: dl.Sample, options: Options) -> list[dl.Sample]:
+    """Return a sample, and where its task has another prompt on the same scene, the sample that names the other objects."""
+    if not has_other_prompt(options):
+        return [sample]
     (kind,) = (kind for kind in KINDS if kind not in sample.prompt)
-    return dl.tasks.circle(int(sample.id), kind=kind, num_frames=sample.num_frames).with_(**options.changes)
+    other = dl.tasks.circle(int(sample.id), kind=kind, num_frames=sample.num_frames)
+    return [sample, other.with_(**options.changes)]
 
 
 def regions_by_kind(

@@ -276,9 +276,11 @@ def conclude(measured: Measured, options: Options) -> None:
         "branch": str(results.branch.values),
         "k": options.k,
         "layer of the edits": int(results.edit_layer),
-        **of_edits(results, options),
-        **of_states(results),
     }
+    if results.sizes["sample"] < 2:
+        summary["not measured"] = "one sample is left, and an interval needs 2"
+        return write_summary(options, summary, measured.left_out)
+    summary |= of_edits(results, options) | of_states(results)
     distance = analysis.mean(results.edited_distance, bounds=BOUNDS["distance"])
     write_summary(options, summary, measured.left_out, distance.attrs)
     draw_states(results, options)

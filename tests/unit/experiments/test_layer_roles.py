@@ -160,6 +160,20 @@ def test_files_of_masks_give_what_the_scenes_give_and_count_by_what_is_in_them(
     np.testing.assert_array_equal(changed.tokens.isel(sample=1), results.tokens.isel(sample=1))
 
 
+def test_samples_of_two_tasks_may_have_one_id(roles, tmp_path, organism):
+    samples = [make(1_000_000) for make in (dl.tasks.circle, dl.tasks.choose)]
+    for sample, row in zip(samples, (0, 32), strict=True):
+        numbers = np.zeros(sample.size, np.uint8)
+        numbers[row : row + 32] = 1
+        path = tmp_path / sample.subfolder.with_suffix(".npy")
+        path.parent.mkdir()
+        np.save(path, numbers)
+    options = roles.Options(**SMALL, masks=tmp_path)
+    both, alone = (roles.measure(organism, part, options, ["named"], {}) for part in (samples, samples[:1]))
+    np.testing.assert_allclose(both.centred.isel(sample=[0]), alone.centred, rtol=1e-4)
+    assert not np.allclose(both.centred.isel(sample=1), alone.centred.isel(sample=0), rtol=1e-2)
+
+
 def test_a_picture_of_0_and_255_shows_the_named_object(tmp_path):
     sample = dl.tasks.circle(1_000_000)
     path = tmp_path / sample.subfolder.with_suffix(".png")

@@ -9,6 +9,7 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens.engine.sweep import run_arms
+from dit_lens.experiments.study import Measured
 from dit_lens.models.options import ModelOptions
 from dit_lens.plan.plan import Placed
 from scripts import script
@@ -65,6 +66,12 @@ def test_the_study_leaves_numbers_and_figures_and_is_not_made_twice(massive, tmp
 
     monkeypatch.setattr("dit_lens.engine.batch.Batch.step", refuse)
     assert go(massive, tmp_path, monkeypatch, organism)[1].identical(results)
+    # One layer at one step is drawn; of one sample there are no intervals, and the summary says so.
+    options = massive.Options(**SMALL, out=tmp_path / "little")
+    for count, name in ((2, "distance, channels set to mean: largest minus random"), (1, "not measured")):
+        little = results.isel(sample=slice(count), step=[1], layer=[0])
+        massive.conclude(Measured(little, {}), options)
+        assert name in json.loads((options.out / "summary.json").read_text())
 
 
 def test_the_edit_sets_the_channels_it_names_and_leaves_the_others_bit_for_bit(massive):
