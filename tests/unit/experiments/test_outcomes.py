@@ -6,9 +6,10 @@ import torch
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import tasks
+from dit_lens import analysis, tasks
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.outcomes import family
 from dit_lens.experiments.samples import pairs_of
 
 
@@ -43,3 +44,14 @@ def test_samples_with_several_numbers_of_seeds_fit_into_no_table():
     data = xr.Dataset({"x": ("pair", [1.0, 2.0, 3.0, 4.0])})
     with pytest.raises(dl.PlanError, match="several numbers of noise seeds"):
         by_sample(data, [(one, 0), (one, 1), (one, 2), (two, 0)])
+
+
+def test_a_family_says_how_few_samples_its_smallest_member_has():
+    values = xr.DataArray(
+        np.arange(12.0).reshape(4, 3), dims=("sample", "layer"), coords={"layer": [2, 5, 8]}
+    )
+    summaries = {"all": analysis.mean(values), "some": analysis.mean(values[:3])}
+    found = family("contrast", summaries)
+    assert found.contrast.values.tolist() == ["all", "some"] and found.attrs["n_samples"] == 3
+    for name, summary in summaries.items():
+        np.testing.assert_array_equal(found["mean"].sel(contrast=name), summary["mean"])
