@@ -44,7 +44,7 @@ def maze(seed: int, size: int = 6, least: int | None = None, num_frames: int = c
             f"maze(size={size}, least={least}): a path has 2 to {min(LONGEST, size * size // 2)} cells there."
         )
     walls, path = _split(seed, f"maze{size}", partial(_perfect, size=size, least=least))
-    return _sample("maze" if size == 6 else f"maze{size}", seed, size, walls, [path], num_frames)
+    return route_sample("maze" if size == 6 else f"maze{size}", seed, size, walls, [path], num_frames)
 
 
 @whole_numbers
@@ -58,7 +58,7 @@ def loop(seed: int, size: int = 4, num_frames: int = cv.NUM_FRAMES) -> Sample:
     """
     _check_size(size)
     walls, *routes = _split(seed, f"loop{size}", partial(_ring, size=size))
-    return _sample("loop" if size == 4 else f"loop{size}", seed, size, walls, routes, num_frames)
+    return route_sample("loop" if size == 4 else f"loop{size}", seed, size, walls, routes, num_frames)
 
 
 def _check_size(size: int) -> None:
@@ -137,9 +137,19 @@ def _ring(rng: np.random.Generator, size: int) -> tuple[frozenset[Edge], list[Ce
     return walls, cycle[: half + 1], [cycle[0], *cycle[: half - 1 : -1]]
 
 
-def _sample(
+def route_sample(
     task: str, seed: int, size: int, walls: frozenset[Edge], routes: list[list[Cell]], num_frames: int
 ) -> Sample:
+    """Make the sample of a board with walls; its right video walks one of the routes, drawn by the seed.
+
+    Args:
+        task: name of the task.
+        seed: of the sample.
+        size: cells along each side.
+        walls: edges that are closed.
+        routes: every right answer, from one start to one goal.
+        num_frames: frames of the video.
+    """
     start, goal = routes[0][0], routes[0][-1]
     pick = routes[cv.rng_for(task + "-route", seed).integers(len(routes))]
     truth = trail.walk(trail.board(size, walls, [goal]), pick, num_frames)

@@ -225,7 +225,7 @@ def occlude(seed: int, num_frames: int = cv.NUM_FRAMES) -> Sample:
     rng = cv.rng_for("occlude", seed)
     colour, lane, leftward = str(rng.choice(list(cv.BALLS))), int(rng.integers(BOARD)), bool(rng.integers(2))
     roll = Roll(colour, BALL, partial(_way, lane=lane, leftward=leftward), bar=(CELL, (BOARD - 1) * CELL))
-    truth = cv.to_frames([roll.picture(t / max(num_frames - 1, 1)) for t in range(num_frames)])
+    truth = roll.video(num_frames)
     return _finish(
         "occlude",
         seed,

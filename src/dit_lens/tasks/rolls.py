@@ -102,6 +102,10 @@ class Roll:
         """Draw the scene at a share of the video."""
         return _draw(self.layers(share))
 
+    def video(self, num_frames: int) -> NDArray[np.uint8]:
+        """Draw the right video, [time, height, width, rgb]."""
+        return cv.to_frames([self.picture(share) for share in _shares(num_frames)])
+
 
 def roll_sample(task: str, name: str, prompt: str, roll: Roll, layout: Any, num_frames: int) -> Sample:
     """Make the sample of a ball that rolls.
@@ -114,7 +118,7 @@ def roll_sample(task: str, name: str, prompt: str, roll: Roll, layout: Any, num_
         layout: all that makes it, as plain values.
         num_frames: frames of the video.
     """
-    truth = cv.to_frames([roll.picture(share) for share in _shares(num_frames)])
+    truth = roll.video(num_frames)
     answers = partial(_answers, truth=truth, roll=roll)
     scene = Scene(layout, partial(_masks, roll=roll, num_frames=num_frames), answers)
     scorer = partial(score_roll, roll=roll, num_frames=num_frames)
