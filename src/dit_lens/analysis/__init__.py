@@ -19,6 +19,7 @@ from dit_lens.analysis.mixture import mixture
 from dit_lens.analysis.onset import onset
 from dit_lens.analysis.pca import pca_basis, pca_maps, to_rgb
 from dit_lens.analysis.peak import peak
+from dit_lens.analysis.psnr import psnr
 from dit_lens.analysis.statistics import effect, mean
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "pca_basis",
     "pca_maps",
     "peak",
+    "psnr",
     "revisions",
     "temporal_energy",
     "to_rgb",

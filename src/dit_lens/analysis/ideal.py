@@ -65,6 +65,24 @@ class IdealDenoiser:
         """Return E[x0 | x_s], [row, channel, frame, y, x]: the mean of the answers by their weights."""
         return np.tensordot(self.weights(x, sigma), self.videos, 1)
 
+    def loss(self, video: Any, noise: Any, sigma: float, first: int = 0) -> float:
+        """Compute how badly the flow to a video is predicted: the mean over latent values of (z - E[x0 | x_s])² / s².
+
+        As v = (x - x0) / s, it is the mean of (v - (eps - z))², the loss of flow matching, with x_s = (1 - s) z + s eps.
+
+        Args:
+            video: z, right or not, [channel, frame, y, x].
+            noise: eps, [channel, frame, y, x].
+            sigma: noise level, in (0, 1].
+            first: latent frame from which on values count.
+
+        Raises:
+            DitLensError: as `weights`.
+        """
+        z = _array(video)
+        x0 = self.x0(((1 - float(sigma)) * z + float(sigma) * _array(noise))[None], sigma)[0]
+        return float(np.square((z - x0)[:, first:] / float(sigma)).mean())
+
     def run(self, noise: Any, sigmas: Sequence[float]) -> list[NDArray[np.float64]]:
         """Follow the flow from noise by Euler's steps, as the sampler does; return x0 at every step.
 
