@@ -37,6 +37,7 @@ STUDIES = {
     "revision": {"task": "loop"},
     "plan_commitment": {"task": "maze", "at": "0,2"},
     "cross_step_similarity": {"task": "choose", "cka_layers": "0,9", "cka_tokens": 40},
+    "surprise": {"task": "occlude", "comparisons": ("colour", "reversed"), "at": "0,3", "refine": 0},
 }
 
 
@@ -565,6 +566,10 @@ def test_a_score_says_which_frames_are_wrong(task):
         ("causal_commitment", 1 + 2 * (3 / 4 + 1 / 4)),  # two forks at steps 1 and 3 of 4
         ("early_selection", 1),
         ("steps_or_frames", 1 + 1 + 2 / 4 + 2),  # start over; back to step 2; one frame held, and two
+        (
+            "surprise",
+            3 * 2 / 4 + 2 * 3,
+        ),  # three videos at 2 of 4 steps; two inverted, made again, and from other noise
         ("seed_ensemble", 1 + 3 * (1 + 2 + 3) / 3),  # three thirds of the layers; K = 1, 2 and 3 of 3 seeds
         ("noise_sensitivity", 1 + (3 + 2 + 1) / 4 + 2 * 4 * 3 / 4 + 2 * 4 * 3 / 4 + 4 * (3 / 4 + 1 / 4)),
     ],
@@ -582,7 +587,7 @@ def test_a_study_says_what_it_costs_before_it_begins_and_not_again(
     assert "by the speed of one row alone" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["causal_commitment", "early_selection", "steps_or_frames"])
+@pytest.mark.parametrize("name", ["causal_commitment", "early_selection", "steps_or_frames", "surprise"])
 def test_samples_without_a_scorer_are_refused_before_a_model_is_loaded(name, tmp_path, monkeypatch):
     module = script(name)
     monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("a model is loaded"))
