@@ -237,7 +237,7 @@ COMPARISONS: dict[str, Comparison] = {
     ),
     "ending": Comparison("the second half is another scene's", other_ending, tuple(TASKS)),
     "reversed": Comparison(
-        "time runs backwards", backwards, tuple(t for t in TASKS if t not in ("back", "vbvr")), TURNS_BACK
+        "time runs backwards", backwards, tuple(t for t in TASKS if t != "back"), TURNS_BACK
     ),
 }
 """By name; those that break a task's own rule first."""
