@@ -117,11 +117,12 @@ def compared(options: Options) -> list[str]:
 def cost(batch: Batch, options: Options) -> float:
     """Return how many whole runs are made of a pair."""
     sample = batch.pairs[0][0]
-    # A video that is in several comparisons is measured once; here they are all held, so that no two have one id.
-    made = [video for name in compared(options) for video in videos_of(sample, name)]
+    is_own = [videos_of(sample, name)[0] is sample for name in compared(options)]
+    # The sample's own right video is measured once, whatever it is compared with.
+    videos = len(is_own) + is_own.count(False) + any(is_own)
     share = len(choose(options.at, batch.steps, "at")) / batch.steps
     inversions = len(VIDEOS) * (1 + options.refine + 2) / options.seeds if options.invert else 0.0
-    return len({id(video) for video in made}) * share + inversions
+    return videos * share + inversions
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
@@ -131,12 +132,13 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     steps = choose(options.at, batch.steps, "at")
     made = {name: [videos_of(sample, name) for sample in samples] for name in names}
     sides = [side for name in names for side in zip(*made[name], strict=True)]
-    known: dict[tuple[int, ...], np.ndarray] = {}
+    measured, of_samples = [], None
     for videos in tqdm(sides, desc="videos", leave=False):
-        # A video that is in several comparisons, as the right one is, is measured once.
-        if tuple(map(id, videos)) not in known:
-            known[tuple(map(id, videos))] = losses(lens, videos, batch, options)
-    values = np.stack([known[tuple(map(id, videos))] for videos in sides])  # [side, denoiser, step, pair]
+        is_own = all(video is sample for video, sample in zip(videos, samples, strict=True))
+        if is_own and of_samples is None:
+            of_samples = losses(lens, samples, batch, options)
+        measured.append(of_samples if is_own else losses(lens, videos, batch, options))
+    values = np.stack(measured)  # [side, denoiser, step, pair]
     values = values.reshape(len(names), len(VIDEOS), *values.shape[1:])
     dims = ("comparison", "video", "step", "pair")
     text = np.dtypes.StringDType()
