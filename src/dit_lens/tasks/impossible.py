@@ -31,7 +31,7 @@ TURNS_BACK = ("occlude", "roll")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Contrast:
     """What two videos are, and how they are made.
 
     Attributes:
@@ -227,19 +227,19 @@ def _truth(sample: Sample) -> Frames:
     return sample.truth
 
 
-COMPARISONS: dict[str, Comparison] = {
-    "wall": Comparison("the agent goes through a wall", through_wall, ("maze",)),
-    "colour": Comparison("the ball comes out in another colour", other_colour, ("occlude", "roll", "back")),
-    "lane": Comparison("the ball comes out on another lane", other_lane, ("occlude", "roll")),
-    "open": Comparison("the same walk, where that wall is away", where_open, ("maze",), ("maze",)),
-    "answers": Comparison(
+COMPARISONS: dict[str, Contrast] = {
+    "wall": Contrast("the agent goes through a wall", through_wall, ("maze",)),
+    "colour": Contrast("the ball comes out in another colour", other_colour, ("occlude", "roll", "back")),
+    "lane": Contrast("the ball comes out on another lane", other_lane, ("occlude", "roll")),
+    "open": Contrast("the same walk, where that wall is away", where_open, ("maze",), ("maze",)),
+    "answers": Contrast(
         "another right answer of the scene", other_answer, ("loop", "choose"), ("loop", "choose")
     ),
-    "ending": Comparison("the second half is another scene's", other_ending, tuple(TASKS)),
-    "reversed": Comparison(
+    "ending": Contrast("the second half is another scene's", other_ending, tuple(TASKS)),
+    "reversed": Contrast(
         "time runs backwards", backwards, tuple(t for t in TASKS if t != "back"), TURNS_BACK
     ),
 }
 """By name; those that break a task's own rule first."""
 
-__all__ = ["COMPARISONS", "Comparison", "comparisons_of", "videos_of"]
+__all__ = ["COMPARISONS", "Contrast", "comparisons_of", "videos_of"]
