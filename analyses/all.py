@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,53 +74,72 @@ FIRST: dict[str, Experiment] = {
     ),
 }
 """By name: what the page reports on the first organism."""
+
+
+def study(
+    script: str, task: str, samples: int, *options: str | int, figures: Sequence[str] = ()
+) -> Experiment:
+    """Return an experiment on scenes of a task."""
+    return script, ["--task", task, "--samples", str(samples), *map(str, options)], list(figures)
+
+
 FAMILY: dict[str, Experiment] = {
     **{
-        f"full_noise_{kind}_choose": (
+        f"full_noise_{kind}_choose": study(
             "noise_sensitivity.py",
-            [
-                "--noise",
-                kind,
-                "--task",
-                "choose",
-                "--samples",
-                "24",
-                "--cka-layers",
-                "none",
-                "--stops",
-                "none",
-            ],
-            ["score_by_step"] if kind == "replace" else [],
+            "choose",
+            24,
+            *("--noise", kind, "--cka-layers", "none", "--stops", "none"),
+            figures=["score_by_step"] if kind == "replace" else [],
         )
         for kind in ("replace", "add", "renoise")
     },
     **{
-        f"full_commitment_{task}": (
-            "causal_commitment.py",
-            ["--task", task, "--samples", "24"],
-            ["same_answer_by_step"],
-        )
+        f"full_commitment_{task}": study("causal_commitment.py", task, 24, figures=["same_answer_by_step"])
         for task in ("latin", "choose")
     },
-    "full_early_maze": ("early_selection.py", ["--task", "maze", "--samples", "64"], ["solved_by_step"]),
+    "full_early_maze": study("early_selection.py", "maze", 64, figures=["solved_by_step"]),
     **{
-        f"full_steps_or_frames_{task}": (
-            "steps_or_frames.py",
-            ["--task", task, "--samples", "48"],
-            ["settled_by_frame"],
-        )
+        f"full_steps_or_frames_{task}": study("steps_or_frames.py", task, 48, figures=["settled_by_frame"])
         for task in ("latin", "choose")
     },
-    "full_steps_or_frames_maze": (
-        "steps_or_frames.py",
-        ["--task", "maze", "--samples", "64"],
-        ["rescued_by_way"],
+    "full_steps_or_frames_maze": study("steps_or_frames.py", "maze", 64, figures=["rescued_by_way"]),
+    "causal_steps_or_frames_choose": study("steps_or_frames.py", "choose", 48, "--model", "organism-causal"),
+    "full_layer_roles": study(
+        *("layer_roles.py", "circle", 64, "--vis-steps", "0,5,10,19"),
+        figures=["named_minus_others_step_000", "centred_by_layer_and_step"],
     ),
-    "causal_steps_or_frames_choose": (
-        "steps_or_frames.py",
-        ["--task", "choose", "--samples", "48", "--model", "organism-causal"],
-        [],
+    "full_layer_roles_random": study("layer_roles.py", "circle", 64, "--vis-steps", 0, "--weights", "random"),
+    "full_massive_channels_maze": study(
+        *("massive_channels.py", "maze", 32, "--layers", "auto", "--vis-steps", "auto"),
+        figures=["distance_by_set"],
     ),
+    **{
+        f"full_revision_{task}": study(
+            "revision.py",
+            task,
+            64,
+            "--seeds",
+            2,
+            figures=["bits_by_step"] if task in ("latin", "choose") else [],
+        )
+        for task in ("latin", "queens", "tictac", "odd", "arrows", "maze", "choose")
+    },
+    **{
+        f"full_plan_{task}": study(
+            "plan_commitment.py", task, 64, "--seeds", 2, figures=["similarity_by_step", "solved_by_length"]
+        )
+        for task in ("maze", "arrows")
+    },
+    **{
+        f"{model.replace('-', '_')}_cross_step_maze": study(
+            *("cross_step_similarity.py", "maze", 24, "--seeds", 2, "--model", model),
+            figures=["similarity"] if model == "organism-two-expert" else [],
+        )
+        for model in ("organism", "organism-two-expert")
+    },
+    "full_surprise_maze": study("surprise.py", "maze", 64, figures=["share_by_step"]),
+    "full_surprise_maze_random": study("surprise.py", "maze", 64, "--weights", "random", "--no-invert"),
 }
 """By name: what it reports on the family of `organism`."""
 MODELS = {**dict.fromkeys(FIRST, "organism-v1"), **dict.fromkeys(FAMILY, "organism")}
