@@ -95,11 +95,31 @@ def test_identity_controls_change_nothing_bit_for_bit(lens, sample):
         assert torch.equal(go(batch, edits=edits)[0], clean)
 
 
-def test_an_ensemble_of_identical_seeds_changes_nothing_bit_for_bit(lens, sample):
-    batch = lens.batch([(sample, 0)] * 3, steps=2, cfg_scale=1.0)
-    clean, _ = go(batch)
-    ensemble = [placed(dl.mean_over_seeds(), layer="0-1", step=0)]
-    assert torch.equal(go(batch, edits=[ensemble] * 3, groups=[0] * 3)[0], clean)
+OVER_SEEDS = {"mean": dl.mean_over_seeds(), "medoid": dl.medoid_over_seeds()}
+AVERAGED = {"block": {"layer": "0-1"}, "velocity": {}, "x0": {}, "latents": {}}
+
+
+@pytest.mark.parametrize("site", AVERAGED)
+@pytest.mark.parametrize("edit", OVER_SEEDS)
+def test_an_ensemble_of_identical_seeds_or_of_one_changes_nothing_bit_for_bit(lens, sample, edit, site):
+    ensemble = [placed(OVER_SEEDS[edit], site=site, step="0-1", **AVERAGED[site])]
+    for pairs, groups in (([(sample, 0)] * 3, [0] * 3), ([(sample, 0), (sample, 1)], [0, 1])):
+        batch = lens.batch(pairs, steps=2, cfg_scale=1.0)
+        clean, _ = go(batch)
+        assert torch.equal(go(batch, edits=[ensemble] * len(pairs), groups=groups)[0], clean)
+
+
+@pytest.mark.parametrize("site", AVERAGED)
+def test_the_medoid_takes_over_for_all_in_lockstep_and_one_after_another(lens, sample, site):
+    edits = [[placed(dl.medoid_over_seeds(), site=site, step=0, **AVERAGED[site])]] * 3
+    ends = []
+    for at_once in (3, 1):
+        batch = lens.batch([(sample, seed) for seed in range(3)], steps=2, at_once=at_once)
+        ends.append(go(batch, edits=edits, groups=[0] * 3)[0])
+    assert torch.allclose(*ends, **CLOSE)
+    clean = go(batch)[0]
+    moved = [not torch.allclose(end, own, atol=1e-3) for end, own in zip(ends[0], clean, strict=True)]
+    assert sum(moved) == 2  # the medoid's own run goes on as it was
 
 
 @pytest.mark.parametrize("layers", [1, "0-1"])

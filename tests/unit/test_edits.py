@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
-from dit_lens.edits import ablate, add_noise, mean_over_seeds, patch, replace, scale, zero
+from dit_lens.edits import ablate, add_noise, mean_over_seeds, medoid_over_seeds, patch, replace, scale, zero
 from dit_lens.errors import PlanError
 from dit_lens.plan.places import Spot
 
@@ -310,6 +310,27 @@ def test_the_mean_over_seeds_is_not_taken_of_one():
         mean_over_seeds()(state(), SPOT)
     seeds = torch.stack([state(), 3 * state()])
     assert torch.equal(mean_over_seeds()(seeds, SPOT)[0], 2 * state())
+
+
+def test_the_medoid_is_the_seed_that_is_nearest_to_all_others():
+    near, middle, far = state(), state() + 1, state() + 10
+    for order in ([near, middle, far], [far, near, middle], [middle, far, near]):
+        seeds = torch.stack(order)
+        assert torch.equal(medoid_over_seeds()(seeds, SPOT), middle.expand_as(seeds))
+    assert torch.equal(medoid_over_seeds()(torch.stack([far, near]), SPOT)[1], far)  # of two, the first
+    for same in (state()[None], state().expand(3, *state().shape)):
+        assert torch.equal(medoid_over_seeds()(same, SPOT), same)
+    with pytest.raises(PlanError, match=r"(?s)medoid_over_seeds.*which is one seed.*f\.over_seeds = True"):
+        medoid_over_seeds()(state(), SPOT)
+
+
+def test_the_medoid_of_bfloat16_is_found_by_distances_that_it_cannot_hold():
+    base = state().bfloat16()
+    seeds = torch.stack([base, base, base])
+    seeds[0, 0, 0, 0, 0] += 256.0
+    seeds[1, 0, 0, 0, 0] += 255.0
+    seeds[2, 0, 0, 0, 0] += 2.0
+    assert torch.equal(medoid_over_seeds()(seeds, SPOT)[2], seeds[1])
 
 
 def test_a_mean_of_doubles_keeps_their_digits():
