@@ -4,6 +4,7 @@ All functions take and return `xarray` objects on the dimensions of `dit_lens.pl
 recorded": a state that is NaN throughout is an error that names its place.
 """
 
+from dit_lens.analysis.at_amount import at_amount
 from dit_lens.analysis.blocks import block_score
 from dit_lens.analysis.channels import channel_importance, top_channels
 from dit_lens.analysis.cka import cka, cka_matrix, cka_pairs
@@ -24,6 +25,7 @@ from dit_lens.analysis.statistics import effect, mean
 
 __all__ = [
     "IdealDenoiser",
+    "at_amount",
     "block_score",
     "channel_importance",
     "cka",

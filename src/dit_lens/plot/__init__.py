@@ -10,6 +10,7 @@ from dit_lens.plot.depth import depth_sheet
 from dit_lens.plot.frames import energy_frames, layer_grid, pca_frames
 from dit_lens.plot.heatmap import heatmap
 from dit_lens.plot.profiles import energy_across_layers, energy_vs_step
+from dit_lens.plot.response import response
 from dit_lens.plot.save import save
 from dit_lens.plot.schedule import schedule
 from dit_lens.plot.sheet import contact_sheet
@@ -30,6 +31,7 @@ __all__ = [
     "layer_grid",
     "pca_frames",
     "read_video",
+    "response",
     "save",
     "schedule",
     "temporal_energy",

@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 
 from dit_lens.errors import DitLensError
 from dit_lens.plot.inputs import axis_label, centre_of, counted, labels_of, select, whereabouts
-from dit_lens.plot.lines import curve_axes, line_colours, name_lines, named, sigma_axis, smallest_gap
+from dit_lens.plot.lines import (
+    MARKERS,
+    curve_axes,
+    line_colours,
+    name_lines,
+    named,
+    reference_line,
+    sigma_axis,
+    smallest_gap,
+)
 from dit_lens.plot.profiles import MOST_BANDS
 from dit_lens.plot.style import INK, MUTED, index_ticks, new_figure, styled
 
 Array = NDArray[np.float64]
-
-MARKERS = "os^DvPXp"
-"""A shape per curve, so that it is not known by its colour alone; one more than there are colours."""
 
 DODGE = 0.55
 """Share of the room between two positions over which the bars of several curves are spread."""
@@ -69,7 +75,8 @@ def curves(
     _draw_intervals(ax, family)
     _draw_lines(ax, family)
     if reference is not None:
-        _reference(ax, reference, reference_label, in_legend=family.dim is not None and named(family.labels))
+        in_legend = family.dim is not None and named(family.labels)
+        reference_line(ax, reference, reference_label, in_legend, "curves")
     if centre == "effect":
         ax.axhline(0, color=INK, linewidth=0.8, zorder=1)
     curve_axes(ax, axis_label(summary, along), value_label)
@@ -180,24 +187,6 @@ def _draw_lines(ax: Axes, family: _Family) -> None:
     for i, (x, line) in enumerate(zip(family.places, family.middle, strict=True)):
         marker = MARKERS[i % len(MARKERS)] if named(family.labels) else "o"
         ax.plot(x, line, color=colours[i], label=family.labels[i], marker=marker, **style)
-
-
-def _reference(ax: Axes, reference: float | xr.Dataset, label: str, in_legend: bool) -> None:
-    """Draw a horizontal line, and its interval where it has one; name it in the legend or beside the line."""
-    if isinstance(reference, xr.Dataset):
-        centre = centre_of(reference, "curves: reference")
-        if reference[centre].ndim:
-            dims = ", ".join(map(str, reference[centre].dims))
-            raise DitLensError(f"curves: the reference is one value, but this one has {dims}; select one.")
-        low, high = (float(reference[n]) for n in ("low", "high"))
-        ax.axhspan(low, high, color=MUTED, alpha=0.15, linewidth=0, zorder=0)
-        reference = float(reference[centre])
-    dashes, name = (0, (5, 3)), f"{label} {reference:.3g}"
-    ax.axhline(reference, color=INK, linewidth=1.1, linestyle=dashes, zorder=1.5, label=name)
-    if not in_legend:
-        right = ax.get_yaxis_transform()
-        words = f"{label}\n{reference:.3g}"
-        ax.annotate(words, (1, reference), (5, 0), right, "offset points", va="center", fontsize=8)
 
 
 def _note(summary: xr.Dataset, along: str, shape: str) -> str:

@@ -13,8 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dit_lens.plot.inputs import labels_of, spread
-from dit_lens.plot.style import FAINT, OKABE_ITO, trimmed
+from dit_lens.errors import DitLensError
+from dit_lens.plot.inputs import centre_of, labels_of, spread
+from dit_lens.plot.style import FAINT, INK, MUTED, OKABE_ITO, trimmed
+
+MARKERS = "os^DvPXp"
+"""A shape per curve, so that it is not known by its colour alone; one more than there are colours."""
 
 MOST_NAMED = 6
 """More curves than this are told apart by a colour scale, not by a legend."""
@@ -44,6 +48,28 @@ def name_lines(figure: Figure, ax: Axes, dim: str, labels: Sequence[object]) -> 
     bar.locator = MaxNLocator(6, integer=True)
     bar.update_ticks()
     bar.outline.set_visible(False)
+
+
+def reference_line(ax: Axes, reference: float | xr.Dataset, label: str, in_legend: bool, caller: str) -> None:
+    """Draw a horizontal line, and its interval where it has one; name it in the legend or beside the line.
+
+    Raises:
+        DitLensError: the reference is of several values.
+    """
+    if isinstance(reference, xr.Dataset):
+        centre = centre_of(reference, f"{caller}: reference")
+        if reference[centre].ndim:
+            dims = ", ".join(map(str, reference[centre].dims))
+            raise DitLensError(f"{caller}: the reference is one value, but this one has {dims}; select one.")
+        low, high = (float(reference[n]) for n in ("low", "high"))
+        ax.axhspan(low, high, color=MUTED, alpha=0.15, linewidth=0, zorder=0)
+        reference = float(reference[centre])
+    dashes, name = (0, (5, 3)), f"{label} {reference:.3g}"
+    ax.axhline(reference, color=INK, linewidth=1.1, linestyle=dashes, zorder=1.5, label=name)
+    if not in_legend:
+        right = ax.get_yaxis_transform()
+        words = f"{label}\n{reference:.3g}"
+        ax.annotate(words, (1, reference), (5, 0), right, "offset points", va="center", fontsize=8)
 
 
 def smallest_gap(x: NDArray[np.float64]) -> float:

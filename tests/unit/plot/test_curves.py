@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 
 from dit_lens.analysis.statistics import effect, mean
 from dit_lens.errors import DitLensError
-from dit_lens.plot.curves import MARKERS, curves
+from dit_lens.plot.curves import curves
+from dit_lens.plot.lines import MARKERS
 from dit_lens.plot.style import OKABE_ITO
 
 STEPS = [0, 5, 10, 15]
