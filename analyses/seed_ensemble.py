@@ -18,16 +18,12 @@ in every ensemble, and the first frame held. `--paper` takes the paper's setting
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 
 import dit_lens as dl
 from dit_lens import analysis, plot
@@ -37,16 +33,14 @@ from dit_lens.engine.sweep import Arm, run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments import benchmark
 from dit_lens.experiments.cost import runs_of_arms
+from dit_lens.experiments.ensembles import RIVALS, conclude_videos, ranges, rival, write_videos
 from dit_lens.experiments.options import ScoredOptions
-from dit_lens.experiments.outcomes import BOUNDS, headline
+from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
-
-SINGLE = "single run"
-RIVALS = ("single run", "majority vote", "best of K (oracle)")
 
 
 @dataclass
@@ -87,7 +81,7 @@ def main(options: Options) -> int:
         runs=lambda batch: runs_of(batch, lens, options),
     )
     if options.score == "vbvr":
-        conclude_benchmark(measured, options)
+        conclude_videos(measured, options, {"steps averaged": options.at_steps}, title_of(options))
     else:
         conclude(measured, options)
     return measured.exit_code
@@ -107,15 +101,6 @@ def arms_of(lens: dl.Lens, options: Options) -> dict[str, tuple[str, int]]:
     return {f"{name}, K = {k}": (text, k) for name, text in chosen.items() for k in options.ks}
 
 
-def ranges(text: str, layers: int) -> dict[str, str]:
-    """Return the ranges of layers to average, by name."""
-    thirds = dict(zip(("first", "middle", "last"), np.array_split(np.arange(layers), 3), strict=True))
-    spelt = {name: f"{part[0]}-{part[-1]}" for name, part in thirds.items() if len(part)}
-    if text == "each":
-        return {f"{name} third ({part})": part for name, part in spelt.items()}
-    return {f"{text} third ({spelt[text]})": spelt[text]} if text in spelt else {text: text}
-
-
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run the ensembles, and judge what came out, and the single runs."""
     pairs = pairs_of(samples, options)
@@ -124,7 +109,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     arms = [ensemble(options, layers, k) for layers, k in arms_of(lens, options).values()]
     clean, ended = run_arms(batch, arms, progress="ensembles")
     if options.score == "vbvr":
-        return on_benchmark(options, batch, dict(zip(arms_of(lens, options), ended, strict=True)), clean)
+        arms_by_name = dict(zip(arms_of(lens, options), ended, strict=True))
+        return write_videos(options, batch, arms_by_name, clean)
     alone = by_sample(outcomes(batch, clean[None], clean).isel(arm=0), pairs)
     if "answer" not in alone:
         raise TaskError("An ensemble is judged by a scorer: the samples of this task have none.")
@@ -152,77 +138,9 @@ def ensemble(options: Options, layers: str, k: int) -> Arm:
     return lambda pair: [edit] if pair % options.seeds < k else []
 
 
-def on_benchmark(options: Options, batch: Batch, arms: Mapping[str, Tensor], clean: Tensor) -> xr.Dataset:
-    """Write the video of each sample's first seed: alone, in every ensemble, and its first frame held."""
-    firsts = list(range(0, len(batch.pairs), options.seeds))
-    written = {
-        arm: benchmark.write_arm(options, arm, batch, latents, firsts)
-        for arm, latents in {SINGLE: clean, **arms}.items()
-    }
-    written[benchmark.FLOOR] = benchmark.write_floor(options, batch, firsts)
-    judged = outcomes(batch, torch.stack(list(arms.values())), clean)
-    text = np.dtypes.StringDType()
-    out = by_sample(judged[["distance"]], batch.pairs).isel(seed=0, drop=True).rename(arm="ensemble")
-    out = out.assign_coords(ensemble=np.array(list(arms), text), arm=np.array(list(written), text))
-    out["video"] = ("arm", "sample"), np.array(list(written.values()), text)
-    return out.transpose("sample", ...)
-
-
-def conclude_benchmark(measured: Measured, options: Options) -> None:
-    """Let the official evaluator judge every arm; write the paired table."""
-    results = measured.results
-    judged = benchmark.scores(options, results.video.transpose("arm", "sample"))
-    rows = benchmark.table(judged, SINGLE)
-    benchmark.write_table(options, rows)
-    errors = {
-        arm: {str(s.sample.values): str(s.values) for s in judged.error.sel(arm=arm) if str(s.values)}
-        for arm in judged.arm.values.tolist()
-    }
-    moved = analysis.mean(results.distance, bounds=BOUNDS["distance"])
-    summary = {
-        "samples": results.sizes["sample"],
-        "steps averaged": options.at_steps,
-        "measure": judged.attrs["measure"],
-        "scores, against a single run": rows,
-        "videos without a score": {arm: said for arm, said in errors.items() if said},
-        "distance of the latents to the single run's": headline(moved),
-    }
-    write_summary(options, summary, measured.left_out, moved.attrs)
-    shown = [row for row in rows if row["group"] == "all" and "low" in row and row["arm"] != SINGLE]
-    if shown:
-        figure = plot.curves(
-            compared(shown), "arm", value_label="score, minus a single run", title=title_of(options)
-        )
-        plot.save(figure, options.out / "vbvr_difference.png")
-
-
-def compared(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
-    """Return rows of the table as a summary to draw."""
-    text = np.dtypes.StringDType()
-    columns = {"effect": "difference", "low": "low", "high": "high"}
-    data = {name: ("arm", [row[column] for row in rows]) for name, column in columns.items()}
-    attrs = {"n_samples": min(row["tasks"] for row in rows), "n_seeds": 1, "level": 0.95}
-    return xr.Dataset(data, {"arm": np.array([row["arm"] for row in rows], text)}, attrs)
-
-
 def title_of(options: Options) -> str:
     """Return the title of the figures."""
     return f"Averaging states over K seeds at step {options.at_steps} · {options.source}"
-
-
-def rival(alone: xr.Dataset, name: str, k: int, how: str) -> np.ndarray:
-    """Return what the first K single runs come to, [sample]."""
-    values = alone[name].isel(seed=slice(0, k)).values.astype(float)
-    if how == "single run":
-        return values.mean(1)
-    if how == "best of K (oracle)":
-        return values.max(1)
-    picked = []
-    for answers, row in zip(alone.answer.isel(seed=slice(0, k)).values, values, strict=True):
-        # The most frequent answer; of several, the one that came first.
-        most = Counter(answers.tolist()).most_common(1)[0][0]
-        picked.append(row[answers.tolist().index(most)])
-    return np.array(picked)
 
 
 def conclude(measured: Measured, options: Options) -> None:

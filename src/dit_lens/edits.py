@@ -220,9 +220,9 @@ mean_over_seeds.function.over_seeds = True  # type: ignore[attr-defined]
 def medoid_over_seeds(h: Tensor, at: Spot) -> Tensor:
     """Replace the value of every seed by that of their medoid: h is [seed, frame, y, x, channel]. For `lens.batch`.
 
-    The medoid is the seed with the least sum of Euclidean distances to all seeds (Kaufman & Rousseeuw 1987), the first of several.
-    A mean is a value that the model may never make; a medoid is one that it has made. Where all seeds agree already, nothing
-    changes, bit for bit. A function of your own that calls it declares `over_seeds`, as for `mean_over_seeds`.
+    The medoid is the seed whose Euclidean distances to all seeds have the least sum (Kaufman & Rousseeuw 1987); of several, it is
+    the first. A mean is a value that the model may never make; a medoid is one that it has made. Where all seeds agree already,
+    nothing changes, bit for bit. A function of your own that calls it declares `over_seeds`, as for `mean_over_seeds`.
 
     Raises:
         PlanError: h is of one seed.

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dit_lens.errors import DitLensError
 from dit_lens.plot.inputs import axis_label, centre_of, counted, labels_of, select, whereabouts
 from dit_lens.plot.lines import (
     MARKERS,

@@ -1,0 +1,138 @@
+"""Ensembles of noise seeds: which layers are averaged, what a user could do with the runs instead, and videos for a benchmark."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from dit_lens import analysis, plot
+from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.experiments import benchmark
+from dit_lens.experiments.options import ScoredOptions
+from dit_lens.experiments.outcomes import BOUNDS, headline
+from dit_lens.experiments.study import Measured
+from dit_lens.experiments.summary import write_summary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dit_lens.engine.batch import Batch
+
+SINGLE, MAJORITY, BEST = RIVALS = ("single run", "majority vote", "best of K (oracle)")
+"""What a user could do with K runs: take one, let their answers vote, or know which is best."""
+
+
+def ranges(text: str, layers: int) -> dict[str, str]:
+    """Return the ranges of layers to average, by name.
+
+    Args:
+        text: first, middle or last (a third of the layers), each (all three thirds), or a list such as 3-6.
+        layers: how many there are.
+    """
+    thirds = dict(zip(("first", "middle", "last"), np.array_split(np.arange(layers), 3), strict=True))
+    spelt = {name: f"{part[0]}-{part[-1]}" for name, part in thirds.items() if len(part)}
+    if text == "each":
+        return {f"{name} third ({part})": part for name, part in spelt.items()}
+    return {f"{text} third ({spelt[text]})": spelt[text]} if text in spelt else {text: text}
+
+
+def rival(runs: xr.Dataset, name: str, k: int, how: str) -> np.ndarray:
+    """Return what the first K runs of each sample come to, [sample].
+
+    Args:
+        runs: outcomes of runs that each went to its end, [sample, seed], with `answer`.
+        name: of the outcome.
+        k: how many runs take part.
+        how: one of `RIVALS`. A single run is the mean over which of the K it is. A vote takes the run of the most frequent
+            answer; of several, the one that came first.
+    """
+    values = runs[name].isel(seed=slice(0, k)).values.astype(float)
+    if how == SINGLE:
+        return values.mean(1)
+    if how == BEST:
+        return values.max(1)
+    picked = []
+    for answers, row in zip(runs.answer.isel(seed=slice(0, k)).values, values, strict=True):
+        most = Counter(answers.tolist()).most_common(1)[0][0]
+        picked.append(row[answers.tolist().index(most)])
+    return np.array(picked)
+
+
+def write_videos(
+    options: ScoredOptions, batch: Batch, arms: Mapping[str, Tensor], clean: Tensor
+) -> xr.Dataset:
+    """Write the video of each sample's first seed: alone, in every ensemble, and its first frame held.
+
+    Args:
+        options: of the script.
+        batch: that decodes.
+        arms: the last latents of each ensemble by its name, [pair, channel, frame, y, x].
+        clean: those of the single runs, likewise.
+
+    Returns:
+        `distance` of the first seed's latents to the single run's [sample, ensemble]; `video` [sample, arm], as
+        `conclude_videos` takes it.
+    """
+    import torch
+
+    firsts = list(range(0, len(batch.pairs), options.seeds))
+    written = {
+        arm: benchmark.write_arm(options, arm, batch, latents, firsts)
+        for arm, latents in {SINGLE: clean, **arms}.items()
+    }
+    written[benchmark.FLOOR] = benchmark.write_floor(options, batch, firsts)
+    judged = outcomes(batch, torch.stack(list(arms.values())), clean)
+    text = np.dtypes.StringDType()
+    out = by_sample(judged[["distance"]], batch.pairs).isel(seed=0, drop=True).rename(arm="ensemble")
+    out = out.assign_coords(ensemble=np.array(list(arms), text), arm=np.array(list(written), text))
+    out["video"] = ("arm", "sample"), np.array(list(written.values()), text)
+    return out.transpose("sample", ...)
+
+
+def conclude_videos(measured: Measured, options: ScoredOptions, more: Mapping[str, Any], title: str) -> None:
+    """Let the official evaluator judge every arm; write the paired table, draw, save.
+
+    Args:
+        measured: what `write_videos` returned, of all blocks.
+        options: of the script.
+        more: what else the summary says.
+        title: of the figure.
+    """
+    results = measured.results
+    judged = benchmark.scores(options, results.video.transpose("arm", "sample"))
+    rows = benchmark.table(judged, SINGLE)
+    benchmark.write_table(options, rows)
+    errors = {
+        arm: {str(s.sample.values): str(s.values) for s in judged.error.sel(arm=arm) if str(s.values)}
+        for arm in judged.arm.values.tolist()
+    }
+    moved = analysis.mean(results.distance, bounds=BOUNDS["distance"])
+    summary = {
+        "samples": results.sizes["sample"],
+        **more,
+        "measure": judged.attrs["measure"],
+        "scores, against a single run": rows,
+        "videos without a score": {arm: said for arm, said in errors.items() if said},
+        "distance of the latents to the single run's": headline(moved),
+    }
+    write_summary(options, summary, measured.left_out, moved.attrs)
+    shown = [row for row in rows if row["group"] == "all" and "low" in row and row["arm"] != SINGLE]
+    if shown:
+        figure = plot.curves(_compared(shown), "arm", value_label="score, minus a single run", title=title)
+        plot.save(figure, options.out / "vbvr_difference.png")
+
+
+def _compared(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
+    """Return rows of the table as a summary to draw."""
+    text = np.dtypes.StringDType()
+    columns = {"effect": "difference", "low": "low", "high": "high"}
+    data = {name: ("arm", [row[column] for row in rows]) for name, column in columns.items()}
+    attrs = {"n_samples": min(row["tasks"] for row in rows), "n_seeds": 1, "level": 0.95}
+    return xr.Dataset(data, {"arm": np.array([row["arm"] for row in rows], text)}, attrs)
+
+
+__all__ = ["BEST", "MAJORITY", "RIVALS", "SINGLE", "conclude_videos", "ranges", "rival", "write_videos"]
