@@ -1,0 +1,92 @@
+"""How far edits move a run, and what they do where they have moved it equally."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from dit_lens import analysis
+from dit_lens.engine.sweep import Now
+from dit_lens.experiments.outcomes import BOUNDS, headline
+from dit_lens.families.latents import apart
+
+
+class Movement:
+    """How far each arm has moved the video latents of a pair right after its last edited step: RMS distance to the clean run's.
+
+    Hand `look` to `run_arms`.
+
+    Args:
+        last: the last edited step of each arm.
+        pairs: how many pairs there are.
+
+    Attributes:
+        values: [arm, pair]; 0 where a pair was not edited.
+    """
+
+    def __init__(self, last: Sequence[int], pairs: int) -> None:
+        self.last, self.values = list(last), np.zeros((len(last), pairs))
+
+    def look(self, now: Now) -> None:
+        """Compare the edited rows of a forward with their clean ones."""
+        if now.step not in self.last:
+            return
+        edited, clean = (apart(x.latents)["video"].float() for x in (now.edited, now.clean))
+        for row, (arm, pair) in enumerate(now.rows):
+            if now.step == self.last[arm]:
+                self.values[arm, pair] = float((edited[row] - clean[pair]).square().mean().sqrt())
+
+
+def at_equal_movement(
+    first: xr.Dataset, second: xr.Dataset, names: Sequence[str], along: str = "interval"
+) -> dict[str, Any]:
+    """Compare two edits where both have moved a sample's latents equally: as far as both come.
+
+    The level is another one in each sample, and the same for both edits. Between two intervals outcomes lie on the line
+    (`analysis.at_amount`). A sample is left out where one edit moves it farther in its first interval than the other does in any.
+
+    Args:
+        first: the outcomes and `movement`, [sample, along], in intervals of growing length; `sigma` on `along`, the noise level
+            of the last edited step.
+        second: the edit that it is compared with, likewise.
+        names: of the outcomes.
+        along: the dimension of intervals.
+
+    Returns:
+        How many samples are compared, at which mean movement and mean noise levels, and the first minus the second for each
+        outcome; with fewer than 2 samples why there is no comparison.
+    """
+    edits = (first, second)
+    level = np.minimum(*(edit.movement.max(along) for edit in edits))
+    known = np.flatnonzero(
+        np.logical_and(*(_read(edit, "movement", level, along).notnull() for edit in edits))
+    )
+    if len(known) < 2:
+        ends = [[float(edit.movement.isel({along: at}).mean()) for at in (0, -1)] for edit in edits]
+        spans = " and ".join(f"{low:.3g} to {high:.3g}" for low, high in ends)
+        return {
+            "samples": len(known),
+            "not compared": f"from their first interval to their last they move the latents by {spans}: give other --until",
+        }
+    values = {
+        n: [_read(edit, n, level, along).isel(sample=known) for edit in edits] for n in (*names, "sigma")
+    }
+    differences = {n: headline(analysis.effect(*values[n], bounds=BOUNDS[n])) for n in names}
+    return {
+        "samples": len(known),
+        "movement": float(level.isel(sample=known).mean()),
+        "noise levels": [float(sigma.mean()) for sigma in values["sigma"]],
+        **differences,
+    }
+
+
+def _read(edit: xr.Dataset, name: str, level: xr.DataArray, along: str) -> xr.DataArray:
+    """Return an outcome of each sample where its movement first reaches the level."""
+    values = analysis.at_amount(edit[name], edit.movement, level, along)
+    return values.reset_coords(drop=True).transpose("sample")
+
+
+__all__ = ["Movement", "at_equal_movement"]

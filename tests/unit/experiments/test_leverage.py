@@ -1,0 +1,65 @@
+"""Edits are compared where they have moved a sample equally: exact on planted responses, silent where they never do."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import dit_lens as dl
+from dit_lens.engine.sweep import run_arms
+from dit_lens.experiments.leverage import Movement, at_equal_movement
+from dit_lens.plan.plan import Placed
+
+SAMPLES, INTERVALS = 40, 5
+
+
+def edit(strength, more=0.0, seed=0):
+    """Outcomes that depend on the movement alone, but for `more`; how strongly an interval moves is another thing."""
+    rng = np.random.default_rng(seed)
+    movement = strength * np.cumsum(rng.uniform(0.05, 0.1, (SAMPLES, INTERVALS)), 1)
+    score = np.clip(0.9 - 0.5 * movement - more, 0, 1)
+    dims = ("sample", "interval")
+    data = {"movement": (dims, movement), "score": (dims, score), "solved": (dims, score)}
+    return xr.Dataset(data, {"sample": np.arange(SAMPLES), "sigma": ("interval", [1.0, 0.9, 0.8, 0.7, 0.6])})
+
+
+def test_at_equal_movement_only_what_is_not_movement_differs():
+    weak, strong = edit(1.0), edit(1.5, seed=1)
+    raw = float((strong.score - weak.score).isel(interval=-1).mean())
+    assert raw < -0.05  # the null is no null without the matching
+    same = at_equal_movement(strong, weak, ("solved", "score"))
+    assert same["samples"] == SAMPLES
+    assert same["score"]["effect"] == pytest.approx(0, abs=1e-12)
+    assert same["movement"] == pytest.approx(float(weak.movement.isel(interval=-1).mean()))
+    assert same["noise levels"][0] > same["noise levels"][1] == pytest.approx(0.6)
+    worse = at_equal_movement(edit(1.5, more=0.1, seed=1), weak, ("score",))
+    assert worse["score"]["effect"] == pytest.approx(-0.1) and worse["score"]["high"] < 0
+
+
+def test_edits_that_never_move_equally_are_not_compared():
+    found = at_equal_movement(edit(1.0), edit(50.0), ("solved",))
+    assert found["samples"] == 0 and "give other --until" in found["not compared"]
+    one = [e.isel(interval=[0]) for e in (edit(1.0), edit(2.0))]
+    assert "not compared" in at_equal_movement(*one, ("solved",))
+
+
+def test_nothing_that_moves_is_compared_at_no_movement():
+    still = edit(0.0)
+    found = at_equal_movement(still, still, ("solved",))
+    assert found["movement"] == 0 and found["solved"]["effect"] == 0 and found["samples"] == SAMPLES
+
+
+def test_movement_is_what_the_formula_of_an_averaged_step_says(lens, sample):
+    """x0 averaged moves a row by (1 - b / a)(mean x0 - x0) from noise level a to b, a velocity by (b - a)(mean v - v)."""
+    batch = lens.batch([(sample, seed) for seed in range(3)], steps=3, cfg_scale=1.0)
+    clean = batch.step(0, batch.noise)
+    a, b = batch.sigmas[:2]
+    moves = {
+        "x0": (1 - b / a) * (clean.x0.mean(0) - clean.x0),
+        "velocity": (b - a) * (clean.velocity.mean(0) - clean.velocity),
+    }
+    arms = [[Placed(dl.mean_over_seeds(), dl.at(site=site, step=0))] for site in moves]
+    movement = Movement([0, 0], 3)
+    run_arms(batch, [*arms], look=movement.look)
+    for values, move in zip(movement.values, moves.values(), strict=True):
+        np.testing.assert_allclose(values, move.square().mean((1, 2, 3, 4)).sqrt(), rtol=1e-4)
+        assert values.min() > 1e-3
