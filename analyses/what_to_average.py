@@ -45,7 +45,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments import benchmark
 from dit_lens.experiments.averages import averages, intervals
 from dit_lens.experiments.cost import runs_of_arms
-from dit_lens.experiments.ensembles import MAJORITY, RIVALS, SINGLE, conclude_videos, rival, write_videos
+from dit_lens.experiments.ensembles import RIVALS, at_cost, conclude_videos, rival, write_videos
 from dit_lens.experiments.leverage import Movement, at_equal_movement
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
@@ -203,6 +203,11 @@ def on_benchmark(
 def conclude(measured: Measured, options: Options) -> None:
     """Compare averages with clean runs, with placebos and with one another; draw; save."""
     results = measured.results
+    if results.sizes["sample"] < 2:
+        write_summary(
+            options, {"not compared": "one sample is left, and an interval takes two"}, measured.left_out
+        )
+        return
     intervals = results.interval.values.tolist()
     movement = analysis.mean(results.movement, bounds=BOUNDS["distance"])
     summary: dict[str, Any] = {
@@ -270,22 +275,10 @@ def compared(results: xr.Dataset, name: str, seeds: int) -> dict[str, Any]:
     return out
 
 
-def at_cost(clean: xr.DataArray, cost: xr.DataArray, seeds: int) -> xr.DataArray:
-    """Return what clean runs come to, on average, at a cost between 1 and K.
-
-    For a share of the samples, drawn by chance, K runs vote; for the others there is a single run.
-
-    Args:
-        clean: outcomes, [sample, rival].
-        cost: in runs, [average, interval].
-        seeds: of the runs that vote, K.
-    """
-    single, majority = (clean.sel(rival=how, drop=True) for how in (SINGLE, MAJORITY))
-    return single + (cost - 1) / max(seeds - 1, 1) * (majority - single)
-
-
 def of_equal_leverage(results: xr.Dataset) -> dict[str, Any]:
     """Compare each average with x0, and with its placebo, where both have moved a sample's latents equally."""
+    if not results.from_first.any():
+        return {"not compared": "no interval begins at the first step; give --until"}
     ladder = results.isel(interval=np.flatnonzero(results.from_first.values))[["solved", "score", "movement"]]
     ladder = ladder.sel(way=ONE, drop=True).reset_coords(["cost", "at_steps", "from_first"], drop=True)
     names, out = results.average.values.tolist(), {}
@@ -320,6 +313,8 @@ def draw(results: xr.Dataset, options: Options) -> None:
     )
     plot.save(figure, options.out / "solved_by_average.png")
     ladder = one.sel(kind=AVERAGED, drop=True).isel(interval=np.flatnonzero(results.from_first.values))
+    if not ladder.sizes["interval"]:
+        return
     for name, label in (("solved", "solved (share)"), ("score", "score")):
         figure = plot.response(
             analysis.mean(ladder[name], bounds=(0, 1)),

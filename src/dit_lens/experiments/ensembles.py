@@ -62,6 +62,20 @@ def rival(runs: xr.Dataset, name: str, k: int, how: str) -> np.ndarray:
     return np.array(picked)
 
 
+def at_cost(clean: xr.DataArray, cost: xr.DataArray, seeds: int) -> xr.DataArray:
+    """Return what clean runs come to, on average, at a cost between 1 and K.
+
+    For a share of the samples, drawn by chance, K runs vote; for the others there is a single run.
+
+    Args:
+        clean: outcomes, [sample, rival].
+        cost: in runs, [average, interval].
+        seeds: of the runs that vote, K.
+    """
+    single, majority = (clean.sel(rival=how, drop=True) for how in (SINGLE, MAJORITY))
+    return single + (cost - 1) / max(seeds - 1, 1) * (majority - single)
+
+
 def write_videos(
     options: ScoredOptions, batch: Batch, arms: Mapping[str, Tensor], clean: Tensor
 ) -> xr.Dataset:
@@ -135,4 +149,14 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
     return xr.Dataset(data, {"arm": np.array([row["arm"] for row in rows], text)}, attrs)
 
 
-__all__ = ["BEST", "MAJORITY", "RIVALS", "SINGLE", "conclude_videos", "ranges", "rival", "write_videos"]
+__all__ = [
+    "BEST",
+    "MAJORITY",
+    "RIVALS",
+    "SINGLE",
+    "at_cost",
+    "conclude_videos",
+    "ranges",
+    "rival",
+    "write_videos",
+]

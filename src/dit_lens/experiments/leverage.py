@@ -60,10 +60,9 @@ def at_equal_movement(
         outcome; with fewer than 2 samples why there is no comparison.
     """
     edits = (first, second)
-    level = np.minimum(*(edit.movement.max(along) for edit in edits))
-    known = np.flatnonzero(
-        np.logical_and(*(_read(edit, "movement", level, along).notnull() for edit in edits))
-    )
+    level = xr.concat([edit.movement.max(along) for edit in edits], "edit").min("edit")
+    both = [_read(edit, "movement", level, along).notnull().values for edit in edits]
+    known = np.flatnonzero(both[0] & both[1])
     if len(known) < 2:
         ends = [[float(edit.movement.isel({along: at}).mean()) for at in (0, -1)] for edit in edits]
         spans = " and ".join(f"{low:.3g} to {high:.3g}" for low, high in ends)

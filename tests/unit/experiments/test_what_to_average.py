@@ -89,8 +89,9 @@ def test_one_seed_and_equal_seeds_change_nothing_bit_for_bit(go, monkeypatch):
         return noise_seeds(sample, options)[:1] * options.seeds
 
     monkeypatch.setattr("dit_lens.experiments.samples.noise_seeds", one_seed)
-    results, _ = go(seeds=2, at_once=4, block=2, what=("states", "x0", "medoid"), draw=1)
+    results, summary = go(seeds=2, at_once=4, block=2, what=("states", "medoid"), at_steps="1", until=())
     assert (results.movement == 0).all() and (results.distance == 0).all()
+    assert "give --until" in summary["at equal movement, one goes on"]["not compared"]
 
 
 def test_a_repeated_command_runs_nothing_and_draws_what_it_drew(go, tmp_path, monkeypatch):
@@ -114,6 +115,13 @@ def test_clean_runs_at_a_cost_are_one_run_or_a_vote_by_chance(module):
     found = module.at_cost(clean, cost, 3).transpose("sample", "average", "interval")
     np.testing.assert_allclose(found, [[[0.3, 0.6, 0.9]], [[0.6, 0.3, 0.0]]])
     assert (module.at_cost(clean, cost * 0 + 1, 1) == clean.isel(rival=0)).all()
+
+
+def test_one_sample_that_is_left_is_said_and_nothing_crashes(module, tmp_path):
+    one = xr.Dataset({"movement": ("sample", [0.1])}, {"sample": ["choose/1"]})
+    module.conclude(module.Measured(one, {"choose/2": "broken"}), module.Options(out=tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert "one sample is left" in summary["not compared"] and summary["samples left out"] == 1
 
 
 @pytest.mark.parametrize(
