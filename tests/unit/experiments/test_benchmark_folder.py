@@ -262,6 +262,25 @@ def test_an_ensemble_on_a_benchmark_is_a_paired_table_of_the_evaluators_scores(
         run("seed_ensemble", monkeypatch, organism, **given)
 
 
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_what_is_averaged_on_a_benchmark_has_a_video_a_movement_and_a_cost_for_every_arm(
+    bench, evaluator, tmp_path, monkeypatch, organism
+):
+    out = tmp_path / "out"
+    given = {"eval_root": bench, "split": OUT, "out": out, "steps": 2, "cfg_scale": 1.0, "seeds": 2}
+    averages = {"what": ("x0", "latents"), "until": (), "score": "vbvr", "evaluator": evaluator}
+    assert run("what_to_average", monkeypatch, organism, **given, **averages) == 0
+    arms = ["x0, steps 0", "latents, steps 0", "x0, steps 0, placebo", "latents, steps 0, placebo"]
+    summary = json.loads((out / "summary.json").read_text())
+    rows = {row["arm"] for row in summary["scores, against a single run"] if row["group"] == "all"}
+    assert rows == {"single run", *arms, "first frame held"}
+    assert len(list((out / "videos").rglob("*.mp4"))) == 2 * len(rows)
+    assert list(summary["movement right after"]) == arms
+    assert all(moved > 1e-3 for moved in summary["movement right after"].values())
+    costs = summary["cost in runs"]
+    assert (costs[arms[0]], costs[arms[1]]) == (1.5, 1.0)
+
+
 def test_a_table_counts_tasks_and_pairs_what_both_arms_have():
     from dit_lens.experiments.benchmark import table
 
