@@ -17,7 +17,6 @@ drawn at random.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,11 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens import analysis, plot
-from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.picks import agreed, sharpness
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
@@ -106,27 +105,21 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     return xr.Dataset(out, coords).transpose("sample", ...)
 
 
-def sharpness(batch: Batch, x0: torch.Tensor) -> list[float]:
-    """Return how much neighbouring pixels of the last frame differ, for every row."""
-    last = [batch.decode(row[None])[0][-1].astype(float) for row in x0]
-    return [float(np.abs(np.diff(f, axis=0)).mean() + np.abs(np.diff(f, axis=1)).mean()) for f in last]
-
-
 def picks(early: xr.Dataset, sharp: np.ndarray) -> np.ndarray:
     """Return the seed that each way but the random one picks, [at, pick, sample]."""
     answers, right, score = (early[name].values for name in ("answer", "solved", "score"))
     rows = []
     for step in range(len(answers)):
-        agreed = [row.tolist().index(Counter(row.tolist()).most_common(1)[0][0]) for row in answers[step]]
+        frequent = [agreed(row.tolist()) for row in answers[step]]
         best = (right[step] * 2.0 + score[step]).argmax(1)
-        rows.append([agreed, sharp[step].argmax(1), best])
+        rows.append([frequent, sharp[step].argmax(1), best])
     return np.array(rows)
 
 
 def whole_runs(final: xr.Dataset, name: str) -> np.ndarray:
     """Return what comes of one run, of the most frequent answer of all whole runs, and of the best of them, [way, sample]."""
     values, answers = final[name].values.astype(float), final.answer.values
-    first = [row.tolist().index(Counter(row.tolist()).most_common(1)[0][0]) for row in answers]
+    first = [agreed(row.tolist()) for row in answers]
     return np.array([values.mean(1), values[np.arange(len(values)), first], values.max(1)])
 
 

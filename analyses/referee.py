@@ -7,8 +7,8 @@ stands after the first steps. Four experiments, each with its controls, decide b
   `MARGIN_RATE`.
 - Frames settle in order (`steps_or_frames.py`): the slope over frames, minus the ideal denoiser's. For it above 0, against it
   below `MARGIN_SLOPE`.
-- Going back along steps rescues more than holding frames (`steps_or_frames.py`): of wrong runs, the middle way of each, paired.
-  For it above 0, against it below 0.
+- Going back along steps rescues more than holding frames (`steps_or_frames.py`): of wrong runs, the middle way of each, paired,
+  at equal compute: back along steps is repeated until the steps of one run are used up. For it above 0, against it below 0.
 - The answer stands within the first quarter of the steps (`causal_commitment.py`): where forks come to give one answer,
   halfway from chance. For it where the interval ends before, against it where it begins after.
 
@@ -178,8 +178,8 @@ def slope(summary: dict[str, Any]) -> Interval:
 
 
 def rescued(summary: dict[str, Any]) -> Interval | None:
-    """Return the primary contrast of the rescues: the middle of the ways along steps, minus the middle of those along frames."""
-    found = summary.get("rescued, of wrong runs, middle steps minus middle frames")
+    """Return the primary contrast of the rescues: the middle way along steps, repeated, minus the middle one along frames."""
+    found = summary.get("rescued, of wrong runs, middle steps repeated minus middle frames")
     return None if found is None else (found["effect"], found["low"], found["high"])
 
 

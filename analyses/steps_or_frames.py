@@ -9,10 +9,12 @@ Chain-of-Steps (arXiv 2603.16870) says that a video model reasons along its step
    answers of the scene, so its slope is what the videos themselves make (for tasks whose answers are enumerable).
 2. The first frame that is wrong, as a share of the video, in runs that have one: where it is in the first fifth, as
    arXiv 2606.13861 finds, what comes later follows from it.
-3. Rescue. A run that came out wrong is taken up again, with the compute of one more run at most: along the steps, its last x0
-   gets the noise of step r anew and goes on from there; along the frames, its first k latent frames are held and the rest is
-   drawn from other noise; or it starts over. A model that reasons along frames gains by what is held while it is right; one
-   that reasons along steps gains by going back far enough.
+3. Rescue. A run that came out wrong is taken up again: along the steps, its last x0 gets the noise of step r anew and goes on
+   from there; along the frames, its first k latent frames are held and the rest is drawn from other noise; or it starts over.
+   A model that reasons along frames gains by what is held while it is right; one that reasons along steps gains by going
+   back far enough. Frames held, and a new start, take all S steps of a run; back to step r is S - r of them. At equal compute,
+   going back is therefore repeated, each time with other noise, until S steps are used up (the last time from as far back as
+   what is left allows), and one of the tries is picked: the most frequent answer, and of the most frequent ones the sharpest.
 
 A positive control reasons along frames by construction: `--model organism-causal`, whose tokens see no later frame.
 
@@ -33,21 +35,22 @@ from torch import Tensor
 import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.engine.batch import Batch
-from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.rescues import Way, rescues, runs_of_ways, until_used_up
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 
+REPEATED = "steps repeated"
+"""Going back along steps as often as one run's compute allows."""
 SETTLED = 0.5
 """Share of the distance between x0 of step 0 and the end, within which a frame is settled."""
-OTHER_NOISE = 1_000_003
-"""Added to a noise seed for the noise that a rescue draws."""
 
 
 @dataclass
@@ -70,7 +73,7 @@ def main(options: Options) -> int:
         "steps_or_frames",
         lens,
         lambda part: measure(lens, part, options),
-        runs=lambda batch: 1 + sum(cost for _, _, cost in ways_of(batch, options)),
+        runs=lambda batch: 1 + runs_of_ways(ways_of(batch, options), batch.steps),
     )
     conclude(measured, options)
     return measured.exit_code
@@ -101,7 +104,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     parts = [
         out.assign_coords(frame=np.arange(1, x.shape[2])),
         ideal_settled(lens, batch),
-        by_sample(rescues(batch, x, options), pairs),
+        by_sample(rescues(batch, x, ways_of(batch, options)), pairs),
     ]
     return xr.merge(parts, compat="override", join="exact")
 
@@ -140,65 +143,19 @@ def ideal_settled(lens: dl.Lens, batch: Batch) -> xr.Dataset:
     return out.assign_coords(frame=np.arange(1, 1 + out.sizes["frame"]))
 
 
-def rescues(batch: Batch, ended: Tensor, options: Options) -> xr.Dataset:
-    """Take every run up again in every way; return whether it then is right, and what that costs in runs, by way."""
-    noise, ways = other_noise(batch), ways_of(batch, options)
-    again = [
-        rerun(batch, noise, noise, ended, *((number, 0) if name == "steps" else (0, number)))
-        for name, number, _ in ways
-    ]
-    judged = outcomes(batch, torch.stack(again), ended)
-    text = np.dtypes.StringDType()
-    labels = [name if name == "start over" else f"{name} {number}" for name, number, _ in ways]
-    costs = [cost for *_, cost in ways]
-    out = xr.Dataset({"rescued": (("way", "pair"), judged.solved.values)})
-    return out.assign_coords(way=np.array(labels, text), cost=("way", costs))
-
-
-def ways_of(batch: Batch, options: Options) -> list[tuple[str, int, float]]:
-    """Return the ways to take a run up again: what along, the step or the number of frames, and the cost in runs."""
+def ways_of(batch: Batch, options: Options) -> list[Way]:
+    """Return the ways to take a run up again: from the start, back to a step once and repeatedly, with frames held."""
     back = choose(options.back_to, batch.steps, "back-to", auto=4, first=1)
     # The first latent frame is given: to hold it alone is to start over.
     held = choose(
         options.hold, batch.noise.shape[2], "hold", auto=4, first=2 if options.hold == "auto" else 1
     )
     return [
-        ("start over", 0, 1.0),
-        *(("steps", step, (batch.steps - step) / batch.steps) for step in back),
-        *(("frames", count, 1.0) for count in held),
+        Way("start over", (0,)),
+        *(Way(f"steps {step}", (step,)) for step in back),
+        *(Way(f"steps {step}, repeated", until_used_up(step, batch.steps)) for step in back),
+        *(Way(f"frames {count}", (0,), count) for count in held),
     ]
-
-
-def other_noise(batch: Batch) -> Tensor:
-    """Return noise of other seeds, on the grid of the batch's own."""
-    rows = [
-        torch.randn(batch.noise.shape[1:], generator=torch.Generator().manual_seed(seed + OTHER_NOISE))
-        for _, seed in batch.pairs
-    ]
-    return torch.stack(rows).to(batch.noise)
-
-
-def rerun(batch: Batch, start: Tensor, noise: Tensor, ended: Tensor, first: int, held: int) -> Tensor:
-    """Run every pair again from a step on, its first latent frames held at what they were.
-
-    Args:
-        batch: the pairs.
-        start: latents of step 0, where the run begins there.
-        noise: that the run's last latents get, to go back to a step, or to be held at one.
-        ended: last latents of the runs.
-        first: step to begin with.
-        held: latent frames that are held.
-    """
-    sigma = batch.sigmas[first]
-    x = start if first == 0 else (1 - sigma) * ended + sigma * noise
-    for step in range(first, batch.steps):
-        sigma = batch.sigmas[step]
-        x = x.clone()
-        x[:, :, :held] = ((1 - sigma) * ended + sigma * noise)[:, :, :held]
-        x = batch.step(step, x).latents
-    x = x.clone()
-    x[:, :, :held] = ended[:, :, :held]
-    return x
 
 
 def slopes(values: xr.DataArray) -> xr.DataArray:
@@ -239,7 +196,7 @@ def conclude(measured: Measured, options: Options) -> None:
     wrong = results.rescued.astype(float).where(~results.solved.astype(bool)).mean("seed").dropna("sample")
     if wrong.sizes["sample"] > 1:
         title = f"Runs that came out wrong, taken up again · {options.source}"
-        rescued = analysis.mean(wrong.drop_vars("cost"), bounds=(0, 1))
+        rescued = analysis.mean(wrong.drop_vars(["cost", "nfe"]), bounds=(0, 1))
         figure = plot.curves(rescued, "way", value_label="right then (share)", title=title)
         plot.save(figure, options.out / "rescued_by_way.png")
 
@@ -266,6 +223,9 @@ def of_rescues(results: xr.Dataset) -> dict[str, Any]:
     out: dict[str, Any] = {
         "runs that came out wrong": int(wrong.sum()),
         "cost in runs": dict(zip(results.way.values.tolist(), results.cost.values.tolist(), strict=True)),
+        "forwards of the model": dict(
+            zip(results.way.values.tolist(), results.nfe.values.tolist(), strict=True)
+        ),
     }
     for name, chosen in (("rescued, of wrong runs", wrong), ("kept, of right runs", ~wrong)):
         # A sample counts once, by the share of its runs.
@@ -278,16 +238,24 @@ def of_rescues(results: xr.Dataset) -> dict[str, Any]:
         out[f"{name}, minus start over"] = headline(
             analysis.effect(rates, against, along="way", bounds=(0, 1))
         )
-        steps, frames = (rates.sel(way=middle(results, kind), drop=True) for kind in ("steps", "frames"))
-        primary = analysis.effect(steps, frames, bounds=(0, 1))
-        out[f"{name}, middle steps minus middle frames"] = headline(primary)
+        frames = rates.sel(way=middle(results, "frames"), drop=True)
+        for along, way in (
+            ("steps", middle(results, "steps")),
+            (REPEATED, f"{middle(results, 'steps')}, repeated"),
+        ):
+            contrast = analysis.effect(rates.sel(way=way, drop=True), frames, bounds=(0, 1))
+            out[f"{name}, middle {along} minus middle frames"] = headline(contrast)
     return out
 
 
 def middle(results: xr.Dataset, kind: str) -> str:
-    """Return the middle one of the ways along steps, or along frames: the primary contrast, chosen before anything is run."""
+    """Return the middle one of the ways along steps, or along frames: what is compared is chosen before anything is run.
+
+    The primary contrast is the one at equal compute, of the way along steps repeated.
+    """
     ways: list[str] = [way for way in results.way.values.tolist() if way.startswith(f"{kind} ")]
-    return ways[len(ways) // 2]
+    once = [way for way in ways if not way.endswith("repeated")]
+    return once[len(once) // 2]
 
 
 if __name__ == "__main__":

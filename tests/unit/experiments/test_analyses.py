@@ -509,34 +509,6 @@ def test_frames_that_are_settled_in_order_have_a_slope_and_others_none(slope):
     assert script_.slopes(array.astype(float)).item() == pytest.approx(slope)
 
 
-def test_a_rescue_goes_on_from_where_it_says(organism):
-    script_ = script("steps_or_frames")
-    samples = [dl.tasks.choose(1_000_000 + n) for n in range(2)]
-    batch = organism.batch([(s, 0) for s in samples], steps=4)
-    x = batch.noise
-    for step in range(4):
-        x = batch.step(step, x).latents
-    noise = script_.other_noise(batch)
-    assert not torch.equal(noise, batch.noise) and torch.equal(noise, script_.other_noise(batch))
-    # Its own noise from the start, nothing held: the run itself.
-    torch.testing.assert_close(script_.rerun(batch, batch.noise, noise, x, 0, 0), x)
-    # From other noise: what a loop from there gives.
-    y = noise
-    for step in range(4):
-        y = batch.step(step, y).latents
-    torch.testing.assert_close(script_.rerun(batch, noise, noise, x, 0, 0), y)
-    # Back to step 2: between the end and the noise, and two steps more.
-    sigma = batch.sigmas[2]
-    y = (1 - sigma) * x + sigma * noise
-    for step in (2, 3):
-        y = batch.step(step, y).latents
-    torch.testing.assert_close(script_.rerun(batch, noise, noise, x, 2, 0), y)
-    held = script_.rerun(batch, noise, noise, x, 0, 2)
-    assert torch.equal(held[:, :, :2], x[:, :, :2]) and not torch.allclose(
-        held[:, :, 2:], x[:, :, 2:], atol=1e-2
-    )
-
-
 def test_the_first_wrong_frame_is_counted_by_fifths():
     script_ = script("steps_or_frames")
     frames = [[True] * 25, [False] * 25, [True] * 5 + [False] + [True] * 19, [True] * 24 + [False], None]
@@ -570,6 +542,9 @@ def test_a_score_says_which_frames_are_wrong(task):
             "surprise",
             3 * 2 / 4 + 2 * 3,
         ),  # three videos at 2 of 4 steps; two inverted, made again, and from other noise
+            "steps_or_frames",
+            1 + 1 + 2 * 2 / 4 + 2,
+        ),  # start over; back to step 2, twice; one frame held, and two
         ("seed_ensemble", 1 + 3 * (1 + 2 + 3) / 3),  # three thirds of the layers; K = 1, 2 and 3 of 3 seeds
         ("noise_sensitivity", 1 + (3 + 2 + 1) / 4 + 2 * 4 * 3 / 4 + 2 * 4 * 3 / 4 + 4 * (3 / 4 + 1 / 4)),
     ],
