@@ -51,7 +51,7 @@ from dit_lens.engine.sweep import Now, run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import BOUNDS, arms_as, family, headline
+from dit_lens.experiments.outcomes import BOUNDS, arms_as, family, headline, unfold
 from dit_lens.experiments.partners import partners
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import batch_of, pairs_of
@@ -266,17 +266,6 @@ def gather(
             *parts,
         ]
     )
-
-
-def unfold(data: xr.Dataset, labels: dict[str, list[Any]]) -> xr.Dataset:
-    """Turn the dimension `arm` into several, the last of them the fastest."""
-    sizes = [len(values) for values in labels.values()]
-    out = {
-        n: ((*labels, "pair"), v.transpose("arm", "pair").values.reshape(*sizes, -1)) for n, v in data.items()
-    }
-    text = np.dtypes.StringDType()
-    coords = {n: np.array(v, text if isinstance(v[0], str) else None) for n, v in labels.items()}
-    return xr.Dataset(out, coords)
 
 
 def conclude(measured: Measured, options: Options) -> None:

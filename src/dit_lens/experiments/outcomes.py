@@ -22,6 +22,17 @@ def arms_as(data: xr.Dataset, arms: slice, dim: str, labels: Sequence[Any], pref
     return part.assign_coords({dim: np.array(labels, np.dtypes.StringDType() if text else None)})
 
 
+def unfold(data: xr.Dataset, labels: Mapping[str, Sequence[Any]]) -> xr.Dataset:
+    """Turn the dimension `arm` into several, the last of them the fastest."""
+    sizes = [len(values) for values in labels.values()]
+    out = {
+        n: ((*labels, "pair"), v.transpose("arm", "pair").values.reshape(*sizes, -1)) for n, v in data.items()
+    }
+    text = np.dtypes.StringDType()
+    coords = {n: np.array(v, text if isinstance(v[0], str) else None) for n, v in labels.items()}
+    return xr.Dataset(out, coords)
+
+
 def headline(data: xr.Dataset) -> Any:
     """Return what `analysis.mean` or `analysis.effect` found as plain data: a dict, or a list of them by label."""
     centre = "effect" if "effect" in data else "mean"
@@ -53,3 +64,4 @@ def family(dim: str, summaries: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 
 __all__ = ["BOUNDS", "OUTCOMES", "arms_as", "family", "headline"]
+__all__ = ["BOUNDS", "OUTCOMES", "arms_as", "headline", "unfold"]

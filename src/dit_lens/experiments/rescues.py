@@ -111,7 +111,7 @@ def rescues(batch: Batch, ended: Tensor, ways: list[Way]) -> xr.Dataset:
     for i, way in enumerate(ways):
         rows = [place[first, way.held, number] for number, first in enumerate(way.first)]
         for pair in range(len(batch.pairs)):
-            pick = agreed(judged.answer.values[rows, pair].tolist(), sharp[rows, pair])
+            pick = agreed(judged.answer.values[rows, pair].tolist(), sharp[rows, pair].tolist())
             rescued[i, pair] = judged.solved.values[rows[pick], pair]
     steps = np.array([way.steps(batch.steps) for way in ways])
     out = xr.Dataset({"rescued": (("way", "pair"), rescued)})
