@@ -4,11 +4,11 @@ A video model may work its answer out in frames 1 to F-2 of its latents (the fir
 answer), or each frame may come to the answer by itself. So what stands in these frames is replaced, at the steps of `--at-steps`,
 and the last frame alone is judged. Two levels:
 
-- Latents. x_s becomes (1 - sigma_s) z + sigma_s eps in these frames, eps the noise that the run began with, so that nothing is
-  left of what the run has written there. z is zeros, the mean of its x0 over time, its x0 with all tokens shuffled, x0 of
-  another scene's run, the right answer (encoded; of several the one nearest to the clean run's end), or another answer than that
-  run shows: a wrong one of `circle`, `odd` and `tictac`, else another right one. "itself" keeps x0 of the run: what its first
-  noise does alone.
+- Latents. x_s becomes (1 - sigma_s) z + sigma_s eps in these frames, eps the noise that the run began with: of what the run
+  has written there nothing goes on to the next step but what z takes from x0. z is zeros, the mean of its x0 over time, its x0
+  with all tokens shuffled, x0 of another scene's run, the right answer (encoded; of several the one nearest to the clean run's
+  end), or another answer than that run shows: a wrong one of `circle`, `odd` and `tictac`, else another right one. "itself"
+  keeps x0 of the run: what its first noise does alone.
 - States: the output of one of `--layers` (every branch) becomes zeros, the mean of these frames' tokens, these tokens
   shuffled, or another scene's states.
 

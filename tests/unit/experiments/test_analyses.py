@@ -38,6 +38,7 @@ STUDIES = {
     "plan_commitment": {"task": "maze", "at": "0,2"},
     "cross_step_similarity": {"task": "choose", "cka_layers": "0,9", "cka_tokens": 40},
     "surprise": {"task": "occlude", "comparisons": ("colour", "reversed"), "at": "0,3", "refine": 0},
+    "scratch_space": {"task": "choose", "contents": "zeros", "layers": "4", "at_steps": "none"},
 }
 
 
@@ -545,6 +546,10 @@ def test_a_score_says_which_frames_are_wrong(task):
             "steps_or_frames",
             1 + 1 + 2 * 2 / 4 + 2,
         ),  # start over; back to step 2, twice; one frame held, and two
+        (
+            "scratch_space",
+            1 + (2 + 4 * 3 / 4) + (2 + 4 * 4 * 3 / 4),
+        ),  # from step 1 on; four contents of states
         ("seed_ensemble", 1 + 3 * (1 + 2 + 3) / 3),  # three thirds of the layers; K = 1, 2 and 3 of 3 seeds
         ("noise_sensitivity", 1 + (3 + 2 + 1) / 4 + 2 * 4 * 3 / 4 + 2 * 4 * 3 / 4 + 4 * (3 / 4 + 1 / 4)),
     ],
@@ -563,6 +568,7 @@ def test_a_study_says_what_it_costs_before_it_begins_and_not_again(
 
 
 @pytest.mark.parametrize("name", ["causal_commitment", "early_selection", "steps_or_frames", "surprise"])
+@pytest.mark.parametrize("name", ["causal_commitment", "early_selection", "steps_or_frames", "scratch_space"])
 def test_samples_without_a_scorer_are_refused_before_a_model_is_loaded(name, tmp_path, monkeypatch):
     module = script(name)
     monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("a model is loaded"))

@@ -251,7 +251,7 @@ def go(module, lens, out, monkeypatch, **changes):
     monkeypatch.setattr(ModelOptions, "load", lambda _: lens)
     settings = {
         "task": "circle",
-        "samples": 3,
+        "samples": 2,
         "steps": 8,
         "contents": "token shuffle",
         "at_steps": "none",
