@@ -16,7 +16,7 @@ Steps are from 1 on: at step 0 there is nothing but noise. The first third of th
 
 Beside each arm:
 
-- a placebo: every token changed by as much, in a random direction;
+- a placebo: every token of x0, or of the state, changed by as much, in a random direction (the noise is the first one, too);
 - the same in frames 2 to F-1, as many with the last among them: the positive control, which hits the answer itself;
 - leverage: how far the last frame is from the clean run's right after the first step that is edited, in the latents and in x0;
 - the ideal denoiser, edited likewise from the same noise: it holds all frames of the right videos jointly, and computes nothing.
@@ -234,19 +234,28 @@ def conclude(measured: Measured, options: Options) -> None:
 
 
 def primary(results: xr.Dataset) -> dict[str, Any]:
-    """Return the primary contrast, zeros minus placebo in the first third, beside the null and the positive control."""
+    """Return the primary contrast, zeros minus placebo in the first third, beside the null and the positive control.
+
+    Each of the two also minus the clean run: where the placebo does as much harm as zeros, their contrast says nothing.
+    """
     out = {}
     for where in WHERE:
-        placed = {"content": "zeros", "span": FIRST, "where": where}
+        place = f"{where} frames, first third"
         differences = {}
         for level, name in (("latents", "model"), ("ideal", "ideal denoiser")):
-            solved = results[f"{level}_last_solved"].sel(placed, drop=True)
-            pair = [solved.sel(edit=edit, drop=True) for edit in EDITS]
-            title = f"right in the last frame, zeros minus placebo, {where} frames, first third, {name}"
-            out[title] = headline(analysis.effect(*pair, bounds=(0, 1)))
-            differences[name] = pair[0].astype(float) - pair[1]
-        title = f"right in the last frame, zeros minus placebo, {where} frames, first third, model minus ideal denoiser"
-        out[title] = headline(analysis.effect(*differences.values(), bounds=(-1, 1)))
+            solved = results[f"{level}_last_solved"].sel(content="zeros", span=FIRST, where=where, drop=True)
+            zeros, placebo = (solved.sel(edit=edit, drop=True) for edit in EDITS)
+            contrast = analysis.effect(zeros, placebo, bounds=(0, 1))
+            out[f"right in the last frame, zeros minus placebo, {place}, {name}"] = headline(contrast)
+            differences[name] = zeros.astype(float) - placebo
+            if level == "latents":
+                for what, values in (("zeros", zeros), ("placebo", placebo)):
+                    against = analysis.effect(values, results.clean_last_solved, bounds=(0, 1))
+                    out[f"right in the last frame, {what} minus clean, {place}"] = headline(against)
+        beyond = analysis.effect(*differences.values(), bounds=(-1, 1))
+        out[f"right in the last frame, zeros minus placebo, {place}, model minus ideal denoiser"] = headline(
+            beyond
+        )
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,31 +39,23 @@ Source = Callable[[Spot], Tensor]
 
 @options
 def plant(
-    h: Tensor,
-    at: Spot,
-    x0: Tensor,
-    *,
-    content: str,
-    frames: Sequence[int],
-    noise: Tensor,
-    source: Source | None = None,
+    h: Tensor, at: Spot, x0: Tensor, *, edit: Callable[[Tensor, Spot], Tensor], noise: Tensor
 ) -> Tensor:
     """Put another belief into latents at their noise level: x_s becomes (1 - sigma_s) z + sigma_s eps.
 
-    z is what `fill` makes of x0 of the step before, and eps the noise that the run began with: of what the run has written into
-    these frames nothing is left, neither in x0 nor in the noise that its latents imply.
+    z is what an edit makes of x0 of the step before, and eps the noise that the run began with: of what the run has written
+    nothing goes on but what z takes from x0. The noise that its latents imply would hold, with the sign turned, what was
+    taken away before.
 
     Args:
         h: latents x_s, [frame, y, x, channel].
         at: the place, from step 1 on.
         x0: of the step before, on the same grid.
-        content: one of `OF_LATENTS`.
-        frames: whose tokens count for means and shuffles.
+        edit: of the belief.
         noise: that the run began with, on the same grid.
-        source: gives what other runs and answers hold there.
     """
     exact = torch.promote_types(h.dtype, torch.float32)
-    belief = fill(x0.to(exact), at, content, frames, source)
+    belief = edit(x0.to(exact), at)
     return ((1 - at.sigma) * belief + at.sigma * noise.to(h.device, exact)).to(h.dtype)
 
 
@@ -75,12 +67,7 @@ plant.function.site = "latents"  # type: ignore[attr-defined]
 def overwrite(
     h: Tensor, at: Spot, *, content: str, frames: Sequence[int], source: Source | None = None
 ) -> Tensor:
-    """Put something else in the place of a state [frame, y, x, channel]; the options are those of `plant`, of `OF_STATES`."""
-    return fill(h, at, content, frames, source)
-
-
-def fill(value: Tensor, at: Spot, content: str, frames: Sequence[int], source: Source | None) -> Tensor:
-    """Return a value [frame, y, x, channel] with something else in some of its frames.
+    """Put something else into some frames of a value [frame, y, x, channel].
 
     | content | a token of these frames becomes |
     |---|---|
@@ -92,11 +79,11 @@ def fill(value: Tensor, at: Spot, content: str, frames: Sequence[int], source: S
     | any other | what `source` gives there |
     """
     if content == "itself":
-        return value
+        return h
+    inside = h[list(frames)]
     if source is not None:
-        return source(at).to(value)
-    inside = value[list(frames)]
-    if content == "zeros":
+        new = source(at).to(h)[list(frames)]
+    elif content == "zeros":
         new = torch.zeros_like(inside)
     elif content == "token shuffle":
         tokens = inside.flatten(0, 2)
@@ -105,7 +92,7 @@ def fill(value: Tensor, at: Spot, content: str, frames: Sequence[int], source: S
     else:
         dims = {"mean over time": (0,), "token mean": (0, 1, 2)}[content]
         new = inside.mean(dims, keepdim=True).expand_as(inside)
-    out = value.clone()
+    out = h.clone()
     out[list(frames)] = new
     return out
 
@@ -118,7 +105,8 @@ class Change:
         content: what takes their place, of `OF_LATENTS`; of a layer's states of `OF_STATES`.
         steps: at which they are replaced, from 1 on.
         frames: latent frames.
-        is_placebo: whether they are changed by as much in a random direction instead (`dl.controls.placebo`).
+        is_placebo: whether what would be replaced (x0, or a state) is changed by as much in a random direction instead
+            (`dl.controls.placebo`).
         layer: whose block's output it is; None for the latents.
     """
 
@@ -133,15 +121,15 @@ class Change:
 
         Args:
             noise: that the run began with, [channel, frame, y, x].
-            source: as in `plant`, of contents that take one.
+            source: as in `overwrite`, of contents that take one.
         """
-        how: dict[str, Any] = {"content": self.content, "frames": list(self.frames), "source": source}
-        if self.layer is None:
-            edit, site = plant(noise=noise.permute(1, 2, 3, 0), **how), "latents"
-        else:
-            edit, site = overwrite(**how), "block"
-        place = place_at(site=site, layer=self.layer, step=list(self.steps), frame=list(self.frames))
-        return [Placed(placebo(edit=edit) if self.is_placebo else edit, place)]
+        frames, steps = list(self.frames), list(self.steps)
+        edit = overwrite(content=self.content, frames=frames, source=source)
+        edit = placebo(edit=edit) if self.is_placebo else edit
+        if self.layer is not None:
+            return [Placed(edit, place_at(site="block", layer=self.layer, step=steps, frame=frames))]
+        planted = plant(edit=edit, noise=noise.permute(1, 2, 3, 0))
+        return [Placed(planted, place_at(site="latents", step=steps, frame=frames))]
 
 
 class OtherScenes:
@@ -193,7 +181,6 @@ __all__ = [
     "Change",
     "OtherScenes",
     "Source",
-    "fill",
     "other_scene",
     "overwrite",
     "plant",

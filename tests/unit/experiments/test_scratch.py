@@ -15,7 +15,7 @@ import dit_lens as dl
 from dit_lens import tasks
 from dit_lens.engine.applied import apply_edit
 from dit_lens.experiments.last_frame import KnownAnswers, judge, last_alone
-from dit_lens.experiments.scratch import OF_LATENTS, Change, fill, other_scene
+from dit_lens.experiments.scratch import OF_LATENTS, Change, other_scene, overwrite
 from dit_lens.experiments.scratch_runs import IdealRuns, Planted, run_changes
 from dit_lens.lens import Lens
 from dit_lens.models.options import ModelOptions
@@ -67,18 +67,22 @@ def test_latents_become_another_belief_with_the_noise_that_the_run_began_with(co
 
 def test_a_mean_of_tokens_is_that_of_the_frames_alone():
     h = torch.randn(4, 3, 5, 2)
-    out = fill(h, SPOT, "token mean", MIDDLE, None)
+    out = overwrite(content="token mean", frames=MIDDLE)(h, SPOT)
     assert torch.equal(out[[0, 3]], h[[0, 3]])
     torch.testing.assert_close(out[1:3], h[1:3].mean((0, 1, 2)).expand(2, 3, 5, 2))
 
 
-def test_a_placebo_changes_every_token_by_as_much_elsewhere():
-    h, x0, noise = torch.randn(3, 4, 3, 5, 8).unbind()
-    both = (Change("zeros", [3], MIDDLE, is_placebo) for is_placebo in (False, True))
-    out = [apply_edit(change.placed(noise.permute(3, 0, 1, 2), None)[0], SPOT, h, x0) - h for change in both]
-    torch.testing.assert_close(out[0].norm(dim=-1), out[1].norm(dim=-1))
-    along = torch.cosine_similarity(out[0][MIDDLE].flatten(), out[1][MIDDLE].flatten(), 0)
-    assert abs(along) < 0.5
+def test_a_placebo_changes_what_is_believed_by_as_much_in_another_direction_and_does_not_add_up():
+    x0, noise = torch.randn(2, 4, 3, 5, 8)
+    h, moved = torch.zeros_like(x0), []
+    for step in range(8):  # from what the placebo of the step before left
+        at = replace(SPOT, step=step)
+        (edit,) = Change("zeros", range(8), MIDDLE, True).placed(noise.permute(3, 0, 1, 2), None)
+        h = apply_edit(edit, at, h, x0)
+        moved.append(((h - 0.75 * noise) / 0.25 - x0)[MIDDLE])
+        torch.testing.assert_close(moved[-1].norm(dim=-1), x0[MIDDLE].norm(dim=-1), atol=1e-4, rtol=1e-4)
+        assert abs(torch.cosine_similarity(moved[-1].flatten(), x0[MIDDLE].flatten(), 0)) < 0.5
+    assert not torch.allclose(moved[0], moved[1])
 
 
 @pytest.mark.parametrize("task", ["maze", "circle", "arrows", "latin", "tictac", "occlude", "pick"])
