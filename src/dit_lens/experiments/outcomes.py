@@ -63,5 +63,4 @@ def family(dim: str, summaries: Mapping[str, xr.Dataset]) -> xr.Dataset:
     return joined.assign_attrs(n_samples=min(one.attrs["n_samples"] for one in summaries.values()))
 
 
-__all__ = ["BOUNDS", "OUTCOMES", "arms_as", "family", "headline"]
-__all__ = ["BOUNDS", "OUTCOMES", "arms_as", "headline", "unfold"]
+__all__ = ["BOUNDS", "OUTCOMES", "arms_as", "family", "headline", "unfold"]

@@ -538,14 +538,14 @@ def test_a_score_says_which_frames_are_wrong(task):
     [
         ("causal_commitment", 1 + 2 * (3 / 4 + 1 / 4)),  # two forks at steps 1 and 3 of 4
         ("early_selection", 1),
-        ("steps_or_frames", 1 + 1 + 2 / 4 + 2),  # start over; back to step 2; one frame held, and two
+        (
+            "steps_or_frames",
+            1 + 1 + 2 * 2 / 4 + 2,
+        ),  # start over; back to step 2, twice; one frame held, and two
         (
             "surprise",
             3 * 2 / 4 + 2 * 3,
         ),  # three videos at 2 of 4 steps; two inverted, made again, and from other noise
-            "steps_or_frames",
-            1 + 1 + 2 * 2 / 4 + 2,
-        ),  # start over; back to step 2, twice; one frame held, and two
         (
             "scratch_space",
             1 + (2 + 4 * 3 / 4) + (2 + 4 * 4 * 3 / 4),
