@@ -13,6 +13,7 @@ from dit_lens.analysis.crossing import crossing
 from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
 from dit_lens.analysis.ideal import IdealDenoiser, ideal_denoiser
+from dit_lens.analysis.leaning import leaning
 from dit_lens.analysis.logistic import logistic
 from dit_lens.analysis.masked import masked_energy, token_shares
 from dit_lens.analysis.massive import massive_channels
@@ -39,6 +40,7 @@ __all__ = [
     "energy_by_layer",
     "energy_by_step",
     "ideal_denoiser",
+    "leaning",
     "logistic",
     "masked_energy",
     "massive_channels",
