@@ -67,7 +67,7 @@ def draw(options: Options, lens: Lens | None = None) -> Drawn:
     Raises:
         TaskError: no such task, picture or benchmark; or options that contradict each other.
     """
-    _refuse_contradictions(options)
+    refuse_contradictions(options)
     if options.eval_root is not None:
         frames, size = (1, 1) if lens is None else lens.family.anatomy.multiples
         bench = Bench(
@@ -90,10 +90,15 @@ def draw(options: Options, lens: Lens | None = None) -> Drawn:
             **_frames(options),
         )
         return Drawn([sample], options.changes)
-    return Drawn(_scenes(options), options.changes)
+    return Drawn(scenes(options), options.changes)
 
 
-def _refuse_contradictions(options: Options) -> None:
+def refuse_contradictions(options: Options) -> None:
+    """Refuse options that do not say which samples there are, before anything is read.
+
+    Raises:
+        TaskError: it names the options.
+    """
     if options.eval_root is not None and (options.image is not None or options.prompt is not None):
         raise TaskError("--eval-root and --image: the samples come from one of them.")
     if options.eval_root is None and (options.split or options.tasks):
@@ -114,18 +119,30 @@ def _frames(options: Options) -> dict[str, Any]:
     return {} if options.num_frames is None else {"num_frames": options.num_frames}
 
 
-def _scenes(options: Options) -> list[Sample]:
-    """Draw scenes of a task, none of them twice: equal scenes are no independent samples."""
-    scenes: dict[Any, Sample] = {}
-    for i in range(20 * options.scene_count + 100):
+def scenes(options: Options, count: int | None = None, pictures: bool = False) -> list[Sample]:
+    """Draw scenes of a task, none of them twice: equal scenes are no independent samples.
+
+    Args:
+        options: of the script.
+        count: how many. Default: what the options ask for.
+        pictures: whether scenes of one picture count as one, whatever is asked of it.
+
+    Raises:
+        TaskError: no such task, or it has too few scenes.
+    """
+    count = options.scene_count if count is None else count
+    drawn: dict[Any, Sample] = {}
+    for i in range(20 * count + 100):
         sample = tasks.make(options.task, options.scene + i, **_frames(options))
         picture = None if sample.image is None else sample.image.tobytes()
-        scenes.setdefault((picture, sample.prompt), sample)
-        if len(scenes) == options.scene_count:
-            return list(scenes.values())
+        drawn.setdefault((picture, None if pictures else sample.prompt), sample)
+        if len(drawn) == count:
+            return list(drawn.values())
+    per_sample = max(count // options.scene_count, 1)
     raise TaskError(
-        f"--task {options.task} --samples {options.scene_count}: it has so few scenes that only {len(scenes)} exist; "
-        f"ask for --samples {len(scenes)}, and for more noise seeds (--seeds)."
+        f"--task {options.task} --samples {options.scene_count}: it has so few scenes that only {len(drawn)} exist"
+        f"{'' if per_sample == 1 else f', and a sample takes {per_sample}'}; "
+        f"ask for --samples {len(drawn) // per_sample}, and for more noise seeds (--seeds)."
     )
 
 
@@ -139,20 +156,20 @@ def training_samples(options: Options, count: int) -> list[Sample]:
     """
     if not options.draws_scenes:
         raise TaskError("--eval-root and --image: there are no scenes to fit anything on.")
-    evaluated = {(s.image.tobytes(), s.prompt) for s in _scenes(options) if s.image is not None}
-    scenes: list[Sample] = []
+    evaluated = {(s.image.tobytes(), s.prompt) for s in scenes(options) if s.image is not None}
+    chosen: list[Sample] = []
     for seed in range(20 * count + 100):
         sample = tasks.make(options.task, seed, **_frames(options))
-        if len(scenes) == count:
+        if len(chosen) == count:
             break
         if sample.image is None or (sample.image.tobytes(), sample.prompt) not in evaluated:
-            scenes.append(sample.with_(**options.changes))
-    if len(scenes) < count:
+            chosen.append(sample.with_(**options.changes))
+    if len(chosen) < count:
         raise TaskError(
-            f"--task {options.task}: it has so few scenes that only {len(scenes)} of {count} to fit on are none of the "
+            f"--task {options.task}: it has so few scenes that only {len(chosen)} of {count} to fit on are none of the "
             f"{options.scene_count} that are evaluated; ask for fewer of both."
         )
-    return scenes
+    return chosen
 
 
 def noise_seeds(sample: Sample, options: StudyOptions) -> list[int]:
@@ -211,7 +228,9 @@ __all__ = [
     "folder_of",
     "noise_seeds",
     "pairs_of",
+    "refuse_contradictions",
     "remove_results",
     "require_scorer",
+    "scenes",
     "training_samples",
 ]

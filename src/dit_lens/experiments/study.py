@@ -24,7 +24,7 @@ from dit_lens.experiments.cache import kept, kept_json, save
 from dit_lens.experiments.cost import Runs, announce
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
-from dit_lens.experiments.samples import draw, folder_of, remove_results
+from dit_lens.experiments.samples import Drawn, draw, folder_of, remove_results
 from dit_lens.experiments.summary import report_failure, write_summary
 from dit_lens.tasks.pairs import by_shape, label
 from dit_lens.tasks.sample import Sample, folder_name
@@ -58,6 +58,8 @@ def study(
     measure: Callable[[list[Sample]], xr.Dataset],
     using: xr.Dataset | None = None,
     runs: Runs | None = None,
+    drawn: Drawn | None = None,
+    least: int = 2,
 ) -> Measured:
     """Measure all samples, a block of one shape at a time; blocks of an earlier command are read, not made again.
 
@@ -70,21 +72,23 @@ def study(
         measure: samples to a Dataset with the dimension `sample`. Other code that it reaches makes other blocks.
         using: what was fitted beforehand (see `once`); another fit makes other blocks.
         runs: how many runs the study makes of a pair, to say what it costs before its first block is measured.
+        drawn: the samples. Default: those that the options ask for.
+        least: how many samples there have to be: 2 for an interval over samples.
 
     Returns:
         The blocks together, also written to `results.zarr`.
 
     Raises:
-        TaskError: no seeds, fewer than 2 samples, or options that contradict each other.
+        TaskError: no seeds, too few samples, or options that contradict each other.
         DitLensError: no block could be measured, or results of samples of several shapes do not fit together.
     """
     if options.seeds < 1:
         raise TaskError(f"--seeds {options.seeds}: give at least 1.")
-    drawn = draw(options, lens)
+    drawn = draw(options, lens) if drawn is None else drawn
     samples = list(drawn)
-    if len(samples) < 2:
+    if len(samples) < least:
         raise TaskError(
-            f"{len(samples)} samples of {options.source}: a study takes at least 2, for an interval."
+            f"{len(samples)} samples of {options.source}: a study takes at least {least}{', for an interval' * (least > 1)}."
         )
     remove_results(options.out)
     begin = None if runs is None else partial(announce, name, lens, len(samples), options, runs)
