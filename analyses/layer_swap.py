@@ -1,304 +1,261 @@
-"""In which layer does the answer stand? Swap one layer's states between two prompts on one scene.
+"""In which layer, at which site and step does the answer stand? Swap states between two samples, in both directions.
 
-The paper's latent swapping (arXiv 2603.16870). Scene and noise are the same, the prompts differ ("circle the
-disc" / "circle the square"). While run A is made, layer k's states are replaced by those that run B holds at
-the same step; the answer flips if A's video shows B's answer. Both directions, over the scenes that are solved
-under both prompts.
+The paper's latent swapping (arXiv 2603.16870), graded. While the run of A is made, what a layer holds is replaced by what it
+holds in the run of B, from the same noise at the same step; and the other way round. A and B are two prompts on one scene
+(`circle`), two scenes of a task, two samples of a benchmark's task, or two pictures of your own (--image, --donor-image).
 
-What a flip says: from layer k on, everything is B's, unless the latents say otherwise; so a flip means that no later
-layer undid it, and the rate rises with depth. At the last layer, on every branch and step, the velocity is B's own:
-that flip is an identity, as is the control with another seed, which shows only that the donor holds the same
-answer. Where the rate rises along the layers says by which layer the answer is settled.
+How far that goes (`leaning`): with z_A, z_B the ends of the clean runs, (d(x, z_A) - d(x, z_B)) / d(z_A, z_B), d over all
+latents but a given first frame. -1 is A's, 1 is B's. Of the last latents, and of x0 at the swapped step (of several the last),
+where a clean run does not lean to -1 either: read it against `leaning_x0_clean`. Where there is a scorer, beside it: flips (the
+video solves B), keeps (it solves A), neither.
 
-Arms, for each layer: all steps, on the conditional branch alone and on every branch; the first, middle and last
-third of the steps; one step at a time (a layer x step map). Controls: the run's own states (nothing may change),
-states of the same prompt under another noise seed (should not flip), and states that B holds in another layer,
-by several random orders in which no layer keeps its own.
+`--sites`: `block`, the state after a block; `update`, what the block adds; `self_attn`, `cross_attn`, `ffn`, and what other
+sites the model has. Swapping a whole state puts B in from there on: at the last layer, on all branches and steps, that is an
+identity (but where the head reads the prompt itself, as FLUX's does), and along the layers it says by where the answer is
+settled. Swapping an update or a part of it says what that part carries alone. Other streams (text, sound) are never swapped.
 
-Donors and receivers take every step together, the donors first, layer after layer: of states, one step of one
-layer (and of the layers that its controls draw) is held at a time, for the 4 clean rows of a scene and seed.
+Arms, for each site and layer: all steps, thirds of the steps, thirds of the noise level, one step at a time; on all branches of
+guidance, and on the conditional one. Controls, at the first of these places: the run's own states (nothing may change), those of
+the same sample from other noise, those that B holds in another layer (random orders in which no layer keeps its own), and a
+placebo: a change of every token by as much, in a random direction.
+
+Donors and receivers take every step together, the donors first, layer after layer: of states, one step of one layer (and of the
+layers that its controls draw) is held at a time, for the 4 clean rows of a couple and seed.
 
     python analyses/layer_swap.py --samples 64 --cfg-scale 3 --out runs/layer_swap
+    python analyses/layer_swap.py --image cat.png --prompt "..." --donor-image bicycle.png --donor-prompt "..." --paper
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 import dit_lens as dl
-from dit_lens import analysis, plot
+from dit_lens import plot
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample
-from dit_lens.engine.stepped import Stepped
-from dit_lens.engine.sweep import Arm, run_arms
-from dit_lens.errors import TaskError
-from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.cost import runs_of_arms
+from dit_lens.experiments.couples import KINDS, TWO_PROMPTS, CoupleOptions, check_donor, couples
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
-from dit_lens.plan.plan import Placed
-
-KINDS = ("disc", "square")
-OTHER_SEED = 500_009
-"""Added to a noise seed for the control."""
-THIRDS = ("first", "middle", "last")
-OWN, ANOTHER = "own states", "another layer's states"
+from dit_lens.experiments.swap_outcomes import Ends, outcomes_of
+from dit_lens.experiments.swap_summary import RATES, Told, of_units, told, told_of_leaning
+from dit_lens.experiments.swaps import (
+    ANOTHER,
+    BRANCHES,
+    LEVELS,
+    OTHER_NOISE,
+    PLACEBO,
+    ROWS,
+    WHERE,
+    Swap,
+    arm_of,
+    branches_of,
+    derangements,
+    names_in,
+    places_of,
+    rows_of,
+    sites_of,
+    swaps_of,
+)
 
 
 @dataclass
-class Options(StudyOptions):
-    """Swap states between two prompts."""
+class Options(CoupleOptions):
+    """Swap states between two samples."""
 
-    task: str = "circle"
-    """The task: circle alone has two prompts on one scene."""
+    task: str = TWO_PROMPTS
+    """The task: circle has two prompts on one scene, of others a scene is the donor of another."""
     cfg_scale: float | None = 3.0
     """Guidance scale. Over 1 there are two branches, and swapping one is not swapping both."""
+    sites: str = "block"
+    """What is swapped: block, update (what a block adds), or other sites of the model: block,self_attn,cross_attn,ffn."""
     layers: str = "all"
     """Layers to swap: all, auto (5 of them), or a list such as 0,4,9."""
+    where: str = ",".join(WHERE)
+    """Where along the steps: whole (all), thirds (of them), sigma (thirds of the noise level), step (each of --map-steps)."""
+    branches: str = ",".join(BRANCHES)
+    """On all branches of guidance, on the conditional one alone (cond), or each."""
     map_steps: str = "auto"
     """Steps that are swapped alone: all, auto (5 of them), or a list such as 0-9."""
     orders: int = 3
     """Random orders of the layers for the control with another layer's states, drawn by --draw."""
     out: Path = Path("runs/layer_swap")
 
+    PAPER: ClassVar[dict[str, Any]] = {
+        "steps": 50,
+        "sites": "block",
+        "layers": "all",
+        "where": "step",
+        "map_steps": "0",
+    }
+
 
 def main(options: Options) -> int:
-    """Run all swaps on every scene, count flips, draw, save."""
-    if not options.draws_scenes or options.task != "circle":
-        raise TaskError(f"--task {options.source}: a swap needs two prompts on one scene; circle has them.")
+    """Run all swaps on every couple, in both directions; say how far they go; draw, save."""
+    options = options.with_preset()
+    check_donor(options)
+    names_in(options.where, WHERE, "where")
+    names_in(options.branches, BRANCHES, "branches")
     lens = options.load()
-    measured = study(options, "layer_swap", lens, lambda part: measure(lens, part, options))
-    conclude(measured, options)
+    sites_of(options.sites, list(lens.sites))
+    choose(options.layers, lens.layers, "layers")
+    choose(options.map_steps, options.steps or lens.family.call.default_steps, "map-steps")
+    drawn = couples(options, lens)
+    measured = study(
+        options,
+        "layer_swap",
+        lens,
+        lambda part: measure(lens, part, options),
+        runs=lambda batch: runs_of(lens, batch, options),
+        drawn=drawn,
+        least=1,  # of one couple, its noise seeds are what an interval is over
+    )
+    conclude(measured, options, drawn.alone)
     return measured.exit_code
 
 
-def measure(lens: dl.Lens, scenes: list[dl.Sample], options: Options) -> xr.Dataset:
-    """Swap in every scene, layer after layer, and read who answers what."""
-    both = {
-        s.id: [dl.tasks.circle(int(s.id), kind=k).with_(**options.changes) for k in KINDS] for s in scenes
-    }
-    pairs = pairs_of(scenes, options)
-    # Rows of one scene and seed: A, B, and both again under another noise seed.
-    rows = [
-        (one, seed + extra) for scene, seed in pairs for extra in (0, OTHER_SEED) for one in both[scene.id]
-    ]
-    batch = batch_of(lens, rows, options)
-    layers = choose(options.layers, lens.layers, "layers")
-    steps = choose(options.map_steps, batch.steps, "map-steps")
+def measure(lens: dl.Lens, part: list[dl.Sample], options: Options) -> xr.Dataset:
+    """Swap in every couple, site after site and layer after layer, and read what that comes to."""
+    pairs = pairs_of(part, options)
+    batch = batch_of(lens, rows_of(pairs), options)
+    ends = Ends.of(batch, all(sample.scorer is not None for sample, _ in batch.pairs))
+    sites, layers = sites_of(options.sites, list(lens.sites)), choose(options.layers, lens.layers, "layers")
     orders = derangements(layers, options.orders, options.draw)
-    parts = []
-    for i, layer in enumerate(layers):
-        swaps = swaps_of(layer, [order[i] for order in orders], steps, batch.steps)
-        clean, ended = swap(batch, layer, swaps)
-        parts.append(judge(batch, clean, ended, swaps))
-    names = [name for name, _, _ in swaps]
-    by_layer = ["flip", "kept", "own_change"]
-    data = xr.concat(
-        parts, xr.Variable("layer", layers), data_vars=by_layer, coords="minimal", compat="override"
-    )
-    return by_sample(table(data, names, steps, orders), pairs)
-
-
-def derangements(layers: Sequence[int], count: int, seed: int) -> list[list[int]]:
-    """Draw different orders of the layers in which no layer keeps its place: `count` of them, or all that exist."""
-    rng, orders = np.random.default_rng(seed), []
-    for _ in range(1000 * count if len(layers) > 1 else 0):
-        order = rng.permutation(layers).tolist()
-        if order not in orders and all(a != b for a, b in zip(order, layers, strict=True)):
-            orders.append(order)
-        if len(orders) == count:
-            break
-    return orders
-
-
-def partner(row: int) -> int:
-    """Return the row of the other prompt, same scene and seed."""
-    return row ^ 1
-
-
-Swap = tuple[str, Callable[[int], int], tuple[int, dict[str, Any]]]
-"""Name of an arm, the row that a row's states come from, and from which layer and to which steps and branches."""
-
-
-def swaps_of(layer: int, others: Sequence[int], map_steps: Sequence[int], steps: int) -> list[Swap]:
-    """Return the arms of one layer; `others` are the layers of the control, one for each order."""
-    thirds = zip(THIRDS, np.array_split(np.arange(steps), 3), strict=True)
-    return [
-        ("conditional branch", partner, (layer, {"branch": "cond"})),
-        ("all branches", partner, (layer, {})),
-        *(
-            (f"{name} third of the steps", partner, (layer, {"step": third.tolist()}))
-            for name, third in thirds
-            if len(third)
-        ),
-        ("same prompt, other seed", lambda row: row + 2, (layer, {})),
-        (OWN, lambda row: row, (layer, {})),
-        *((ANOTHER, partner, (other, {})) for other in others),
-        *(("one step", partner, (layer, {"step": step})) for step in map_steps),
-    ]
-
-
-def swap(batch: Batch, layer: int, swaps: Sequence[Swap]) -> tuple[Tensor, Tensor]:
-    """Run the arms of one layer: return the latents of the clean rows, and of [arm, row]."""
-    held: dict[tuple[str, int], Tensor] = {}
-
-    def hold(_: int, clean: Stepped) -> None:
-        held.update({(branch, n): value for (_, branch, n), value in clean.states.items()})
-
-    def arm(source: Callable[[int], int], from_layer: int, where: dict[str, Any]) -> Arm:
-        place = dl.at(layer=layer, **where)
-
-        def edits(row: int) -> list[Placed]:
-            def put(h: Tensor, at: dl.Spot) -> Tensor:
-                return held[str(at.branch), from_layer][source(row)]
-
-            return [Placed(put, place)] if row % 4 < 2 else []
-
-        return edits
-
-    watch = [("block", b, n) for b in batch.layout.branches for n in sorted({f for _, _, (f, _) in swaps})]
-    arms = [arm(source, from_layer, where) for _, source, (from_layer, where) in swaps]
-    return run_arms(batch, arms, watch, progress=f"swap layer {layer}", clean_first=hold)
-
-
-def judge(batch: Batch, clean: Tensor, ended: Tensor, swaps: Sequence[Swap]) -> xr.Dataset:
-    """Read the answers of the receivers: [pair, direction], and [arm, pair, direction] of the swaps."""
-    receivers = [r for r in range(len(batch.pairs)) if r % 4 < 2]
-
-    def solved(latents: Tensor) -> np.ndarray:
-        """Return whether a video solves its own prompt, and the other one: [2, pair, direction]."""
-        videos = {r: batch.decode(latents[r : r + 1])[0] for r in receivers}
-        prompts = {r: batch.pairs[r][0] for r in receivers}
-        hits = [[prompts[whose(r)].score(videos[r]).solved for r in receivers] for whose in (int, partner)]
-        return np.reshape(hits, (2, -1, len(KINDS)))
-
-    self_swapped = ended[[name for name, _, _ in swaps].index(OWN)]
-    change = (self_swapped - clean).float().abs().amax((1, 2, 3, 4))[receivers].cpu().numpy()
-    answers = np.array([solved(latents) for latents in ended])
-    dims = ("pair", "direction")
-    return xr.Dataset(
-        {
-            "right": (dims, solved(clean)[0]),
-            "kept": (("arm", *dims), answers[:, 0]),
-            "flip": (("arm", *dims), answers[:, 1]),
-            "own_change": (dims, change.reshape(-1, len(KINDS))),
-        }
-    )
-
-
-def table(data: xr.Dataset, names: list[str], steps: list[int], orders: list[list[int]]) -> xr.Dataset:
-    """Sort outcomes [layer, arm, ...]: arms by name, another layer's by order, one step's by step."""
-    arms = [n for n in names if n not in (ANOTHER, "one step")]
-    parts = [data[["right", "own_change"]]]
-    for dim, wanted, suffix in (
-        ("arm", arms, ""),
-        ("order", [ANOTHER], "_another_layer"),
-        ("step", ["one step"], "_one_step"),
-    ):
-        chosen = data[["flip", "kept"]].isel(arm=[i for i, n in enumerate(names) if n in wanted])
-        parts.append(
-            chosen.rename({"arm": dim} if dim != "arm" else {}).rename({n: n + suffix for n in chosen})
-        )
+    by_site = []
+    for site in sites:
+        by_layer = []
+        for i, layer in enumerate(layers):
+            swaps = arms_of(batch, layer, [order[i] for order in orders], options)
+            by_layer.append(outcomes_of(ends, site, layer, swaps))
+        by_site.append(xr.concat(by_layer, xr.Variable("layer", layers)))
     text = np.dtypes.StringDType()
-    directions = [f"{b} into {a}" for a, b in (KINDS, KINDS[::-1])]
-    merged = xr.merge(parts, compat="override")
-    if orders:
-        merged["from_layer"] = (("order", "layer"), np.array(orders))
-    return merged.assign_coords(
-        direction=np.array(directions, text),
-        arm=np.array(arms, text),
-        step=steps,
-        order=np.arange(len(orders)),
+    data = xr.concat(by_site, xr.Variable("site", np.array(sites, text))).merge(ends.clean())
+    data["from_layer"] = ("order", "layer"), np.array(orders, int).reshape(len(orders), len(layers))
+    data = data.assign_coords(
+        arm=np.array([swap.name for swap in swaps], text),
+        last_step=("arm", [swap.steps[-1] for swap in swaps]),
+        direction=np.array(directions(options), text),
     )
+    donors = np.array([sample.both[1].id for sample in part], text)
+    return by_sample(data, pairs).assign(donor=("sample", donors))
 
 
-def conclude(measured: Measured, options: Options) -> None:
-    """Summarise over the scenes that are solved under both prompts; draw; save."""
-    results = measured.results
-    solved = results.right.all(("seed", "direction"))
-    chosen = results.isel(sample=solved.values)
-    summary = {
-        "scenes": results.sizes["sample"],
-        "solved under both prompts": int(solved.sum()),
+def arms_of(batch: Batch, layer: int, others: list[int], options: Options) -> list[Swap]:
+    """Return the arms of one layer; `others` are the layers of the control, one for each order."""
+    steps = choose(options.map_steps, batch.steps, "map-steps")
+    places = places_of(names_in(options.where, WHERE, "where"), steps, batch.sigmas)
+    return swaps_of(layer, others, places, branches_of(batch, options.branches))
+
+
+def runs_of(lens: dl.Lens, batch: Batch, options: Options) -> float:
+    """Return how many whole runs a couple and a noise seed cost."""
+    layers = choose(options.layers, lens.layers, "layers")
+    others = [order[0] for order in derangements(layers, options.orders, options.draw)]
+    site = sites_of(options.sites, list(lens.sites))
+    arms = [arm_of(swap, site[0], layers[0], {}) for swap in arms_of(batch, layers[0], others, options)]
+    edited = 2 * (runs_of_arms(batch, arms) - 1)
+    return ROWS + len(site) * len(layers) * (ROWS + edited)
+
+
+def directions(options: Options) -> tuple[str, str]:
+    """Return what is swapped into what: into A, and into B."""
+    a, b = KINDS if options.draws_scenes and options.task == TWO_PROMPTS else ("A", "B")
+    return f"{b} into {a}", f"{a} into {b}"
+
+
+def conclude(measured: Measured, options: Options, alone: Sequence[str] = ()) -> None:
+    """Say how far swaps go, of all couples, and how often they flip the answer, of those that are solved; draw; save."""
+    results, units = of_units(measured.results)
+    summary = counts(measured.results) | {"intervals are over": units}
+    if "sigma" in options.where and (empty := [n for n in LEVELS if n not in results.arm.values]):
+        summary["no step is in the"] = empty
+    summary |= {"samples without another of their shape in their task": list(alone)} if alone else {}
+    bootstrap: dict[str, Any] = {}
+    is_defined = results.leaning.notnull().all([dim for dim in results.leaning.dims if dim != "sample"])
+    defined = results.isel(sample=is_defined.values)
+    summary["leaning is defined for"] = f"{defined.sizes['sample']} of {results.sizes['sample']}"
+    if defined.sizes["sample"]:
+        said = told_of_leaning(defined)
+        summary, bootstrap = summary | said.summary, dict(said.by_arm.attrs)
+        draw(said, "leaning", (-1.05, 1.05), options)
+    else:
+        summary["no leaning"] = "the clean runs of A and B end alike: there is nothing to lean to"
+        print(summary["no leaning"])
+    if "right" in results:
+        summary |= of_answers(results, options)
+    write_summary(options, summary, measured.left_out, bootstrap)
+
+
+def counts(results: xr.Dataset) -> dict[str, Any]:
+    """Return what the summary says of all couples."""
+    first = str(results.arm.values[0])
+    place = "all steps" if first == "all branches" else first
+    return {
+        "couples": results.sizes["sample"],
         "seeds": results.sizes["seed"],
+        "distance of the clean ends of A and B": float(results.apart.mean()),
         "own states, largest change of a latent": float(results.own_change.max()),
+        "controls are at": place,
         "orders of the layers in the control": results.sizes["order"],
+        "layers that the states came from, by order": results.from_layer.values.tolist(),
     }
-    if chosen.sizes["sample"] < 2:
-        summary["no flip rates"] = (
-            f"{int(solved.sum())} of {results.sizes['sample']} scenes are solved under both prompts, and an interval needs 2: "
-            "take more --samples, or more --steps"
-        )
-        print(summary["no flip rates"])
-        return write_summary(options, summary, measured.left_out)
-    by_arm, one_step, more = rates(chosen)
-    write_summary(options, summary | more, measured.left_out, by_arm.attrs)
-    draw(by_arm, one_step, options)
-    for line in headline(by_arm.sel(arm="all branches")[["mean", "low", "high"]]):
-        print(f"layer {line['layer']}: flips {line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}]")
 
 
-def rates(chosen: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset, dict[str, Any]]:
-    """Return the flip rates by arm and layer, by layer and step, and all that goes into the summary."""
-    flip, keep = (both_kinds(chosen, name).mean("direction") for name in ("flip", "kept"))
-    by_arm = analysis.mean(flip, bounds=(0, 1), along=["arm", "layer"])
-    by_direction = analysis.mean(chosen.flip.sel(arm="all branches", drop=True), along=["layer", "direction"])
-    one_step = chosen.flip_one_step.astype(float).mean("direction")
-    one_step = analysis.mean(one_step, bounds=(0, 1), along=["layer", "step"])
+def of_answers(results: xr.Dataset, options: Options) -> dict[str, Any]:
+    """Return how often the answer flips, of couples that are solved clean both ways and whose answers differ."""
+    solved, confused = results.right.all(("seed", "direction")), results.confused.any(("seed", "direction"))
+    chosen = results.isel(sample=(solved & ~confused).values)
+    total, count = results.sizes["sample"], chosen.sizes["sample"]
     summary: dict[str, Any] = {
-        "flips": headline(by_arm),
-        "flips by direction, all branches": headline(by_direction),
-        "flips, one step": headline(one_step),
-        "keeps its own answer": headline(analysis.mean(keep, bounds=(0, 1))),
+        "solved clean under both": int(solved.sum()),
+        "of these, one video solves both": int((solved & confused).sum()),
     }
-    if chosen.sizes["order"]:
-        by_order = chosen.flip_another_layer.astype(float).mean("direction")
-        summary["flips with another layer's states, by order"] = headline(
-            analysis.mean(by_order, bounds=(0, 1))
-        )
-        summary["layers that the states came from, by order"] = chosen.from_layer.values.tolist()
-    return by_arm, one_step, summary
+    if count < 2:
+        reason = f"{count} of {total} couples are solved under both, by videos that differ, and an interval needs 2"
+        print(f"no flip rates: {reason}")
+        return summary | {"no flip rates": f"{reason}: take more --samples, or more --steps"}
+    flips = told(chosen.flip.astype(float), "flips", RATES)
+    for name, values in (("keeps", chosen.kept), ("neither", ~(chosen.flip | chosen.kept))):
+        summary |= told(values.astype(float), name, RATES).summary
+    draw(flips, "flips", (-0.03, 1.03), options)
+    return summary | flips.summary
 
 
-def both_kinds(chosen: xr.Dataset, name: str) -> xr.DataArray:
-    """Return outcomes by arm, another layer's states among them, as their mean over the orders."""
-    plain = chosen[name].astype(float)
-    if not chosen.sizes["order"]:
-        return plain
-    another = chosen[f"{name}_another_layer"].astype(float).mean("order")
-    label = np.array([ANOTHER], np.dtypes.StringDType())
-    return xr.concat([plain, another.expand_dims(arm=label).rename(name)], "arm")
-
-
-def draw(by_arm: xr.Dataset, one_step: xr.Dataset, options: Options) -> None:
-    """Draw flips by layer, by third of the steps, and the layer x step map."""
-    n = by_arm.attrs["n_samples"]
-    thirds = by_arm.arm.str.contains("third").values
-    others = ~thirds & (by_arm.arm != OWN).values  # of one's own states the summary has the number: 0
-    for name, part in (("by_layer", others), ("by_third", thirds)):
-        title = f"Swapping a layer between two prompts · {n} scenes"
-        figure = plot.curves(
-            by_arm.isel(arm=part),
-            "layer",
-            value_label="flip rate",
-            title=title,
-            limits=(-0.03, 1.03),
-            marks=True,
-        )
-        plot.save(figure, options.out / f"flips_{name}.png")
-    title = f"Swapping one layer at one step · {n} scenes"
-    figure = plot.heatmap(one_step["mean"], value_label="flip rate", title=title, limits=(0, 1))
-    plot.save(figure, options.out / "flips_one_step.png")
+def draw(said: Told, name: str, limits: tuple[float, float], options: Options) -> None:
+    """Draw an outcome by layer, by third of the steps and of the noise level, and the layer x step map, a site each."""
+    arms = said.by_arm.arm.values.tolist()
+    controls, first = (OTHER_NOISE, PLACEBO, ANOTHER), arms[0]
+    of_first = (first, "conditional branch", f"{first}, conditional branch")
+    # Of one's own states the summary has the number: nothing changes.
+    groups = {
+        "by_layer": [n for n, arm in enumerate(arms) if arm in (*of_first, *controls)],
+        "by_third": [n for n, arm in enumerate(arms) if "third" in arm and "conditional" not in arm],
+    }
+    for site in said.by_arm.site.values.tolist():
+        title = f"Swapping {site} between two samples \u00b7 {options.source}"
+        suffix = "" if said.by_arm.sizes["site"] == 1 else f"_{site}"
+        for group, chosen in groups.items():
+            if chosen and "low" in said.by_arm:
+                part = said.by_arm.sel(site=site, drop=True).isel(arm=chosen)
+                figure = plot.curves(part, "layer", value_label=name, title=title, limits=limits, marks=True)
+                plot.save(figure, options.out / f"{name}_{group}{suffix}.png")
+        if said.by_step is not None:
+            values = said.by_step["mean"].sel(site=site, drop=True)
+            bounds = (0.0, 1.0) if name == "flips" else (-1.0, 1.0)
+            figure = plot.heatmap(
+                values, value_label=name, title=f"{title}, one step", limits=bounds, diverging=bounds[0] < 0
+            )
+            plot.save(figure, options.out / f"{name}_one_step{suffix}.png")
 
 
 if __name__ == "__main__":

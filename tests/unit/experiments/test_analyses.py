@@ -12,9 +12,12 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens.engine.batch import Batch
+from dit_lens.experiments import swaps
+from dit_lens.experiments.couples import Couple
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.samples import draw
 from dit_lens.experiments.study import Measured
+from dit_lens.experiments.swap_outcomes import Ends, outcomes_of
 from dit_lens.models.options import ModelOptions
 from dit_lens.plan.plan import Placed
 from dit_lens.tasks import explore
@@ -25,7 +28,13 @@ SCRIPTS = Path(__file__).parents[3] / "analyses"
 SMALL = {"samples": 4, "block": 2, "steps": 4}
 STUDIES = {
     "noise_sensitivity": {"task": "circle", "noise": "add", "cka_layers": "0,9", "stops": "0,2"},
-    "layer_swap": {"layers": "2,8", "map_steps": "1,3", "cfg_scale": 2.0},
+    "layer_swap": {
+        "layers": "2,8",
+        "map_steps": "1,3",
+        "cfg_scale": 2.0,
+        "where": "whole,thirds,step",
+        "branches": "all",
+    },
     "seed_ensemble": {"task": "choose", "ks": (1, 2, 3), "layers": "each"},
     "depth_lens": {"task": "circle", "layers": "4,8", "tuning_scenes": 4, "sheets": 1, "vis_steps": "0,3"},
     "step_count": {"task": "circle", "counts": (1, 2, 4), "steps": None},
@@ -273,64 +282,78 @@ def test_an_ensemble_of_one_is_the_single_run(tmp_path, monkeypatch, organism):
 
 
 def test_a_swap_with_its_own_states_changes_nothing_and_of_the_last_layer_everything(organism):
-    module = script("layer_swap")
-    both = [dl.tasks.circle(1_000_000, kind=k) for k in module.KINDS]
-    batch = organism.batch([(s, seed) for seed in (0, 1) for s in both], steps=3)
-    own = ("own states", lambda row: row, (9, {}))
-    clean, ended = module.swap(batch, 9, [own, ("all branches", module.partner, (9, {}))])
-    assert torch.allclose(ended[0], clean, atol=1e-5)
-    assert torch.allclose(ended[1, :2], clean[[1, 0]], atol=0.5)
-    assert not torch.allclose(ended[1, :2], clean[:2], atol=0.5)
-    assert torch.equal(ended[:, 2:], clean[2:].expand(2, *clean[2:].shape))
+    scene = [dl.tasks.circle(1_000_000, kind=k) for k in ("disc", "square")]
+    batch = organism.batch(swaps.rows_of([(Couple.of(*scene), 0)]), steps=3)
+    arms = swaps.swaps_of(9, [], {"all steps": (0, 1, 2)}, [None])
+    clean, ended = swaps.run_swaps(batch, "block", 9, arms)
+    whole, own = ended[0], ended[[arm.name for arm in arms].index(swaps.OWN)]
+    assert torch.allclose(own, clean, atol=1e-5)
+    assert torch.allclose(whole[:2], clean[[1, 0]], atol=1e-4)
+    assert not torch.allclose(whole[:2], clean[:2], atol=0.5)
+    assert torch.equal(ended[:, 2:], clean[2:].expand(len(arms), *clean[2:].shape))
 
 
-def test_a_swap_in_lockstep_equals_one_from_stored_states(organism):
-    module = script("layer_swap")
-    both = [dl.tasks.circle(1_000_000, kind=k) for k in module.KINDS]
-    batch = organism.batch([(s, seed) for seed in (0, 1) for s in both], steps=3, cfg_scale=2.0)
-    swaps = module.swaps_of(4, [7, 2], [1], 3)
-    _, ended = module.swap(batch, 4, swaps)
+@pytest.mark.parametrize("site", ["block", "update", "cross_attn"])
+def test_a_swap_in_lockstep_equals_one_from_stored_states(organism, site):
+    scene = [dl.tasks.circle(1_000_000, kind=k) for k in ("disc", "square")]
+    batch = organism.batch(swaps.rows_of([(Couple.of(*scene), 0)]), steps=3, cfg_scale=2.0)
+    places = swaps.places_of(swaps.WHERE, [1], batch.sigmas)
+    arms = [arm for arm in swaps.swaps_of(4, [7, 2], places, [None, "cond"]) if not arm.is_placebo]
+    _, ended = swaps.run_swaps(batch, site, 4, arms)
     # All steps and layers of the clean runs first, then every row alone with what is read from there.
-    watch = [("block", b, n) for b in ("cond", "uncond") for n in (2, 4, 7)]
+    ends = ("block_in", "block") if site == "update" else (site,)
+    watch = [(end, b, n) for end in ends for b in ("cond", "uncond") for n in (2, 4, 7)]
     states, x = [], batch.noise
     for step in range(3):
         out = batch.step(step, x, watch=watch)
         states.append(out.states)
         x = out.latents
-    for arm, (_, source, (layer, where)) in enumerate(swaps):
+    for number, swap in enumerate(arms):
         for row in (0, 1):
-            donor = source(row)
+            inside = {}
 
-            def stored(h, at, layer=layer, donor=donor):
-                return states[at.step]["block", at.branch, layer][donor]
+            def stored(h, at, swap=swap, row=row, inside=inside):
+                values = [states[at.step][e, at.branch, swap.layer][swap.source(row)] for e in ends]
+                return values[0] if len(values) == 1 else inside[at.branch] + values[1] - values[0]
 
             alone = batch.noise[row : row + 1]
             for step in range(3):
-                alone = batch.step(
-                    step, alone, rows=[row], edits=[[Placed(stored, dl.at(layer=4, **where))]]
-                ).latents
-            assert torch.allclose(ended[arm, row], alone[0], atol=1e-4), swaps[arm][0]
+                if site == "update":
+                    clear = batch.step(
+                        step, alone, rows=[row], watch=[("block_in", b, 4) for b in ("cond", "uncond")]
+                    )
+                    inside.update({b: value[0] for (_, b, _), value in clear.states.items()})
+                where = dl.at(site=ends[-1], layer=4, step=list(swap.steps), branch=swap.branch)
+                alone = batch.step(step, alone, rows=[row], edits=[[Placed(stored, where)]]).latents
+            assert torch.allclose(ended[number, row], alone[0], atol=1e-4), swap.name
 
 
-def test_the_orders_of_the_control_keep_no_layer_and_differ():
-    module = script("layer_swap")
-    orders = module.derangements(range(6), 5, seed=3)
-    assert len(orders) == 5 and len(set(map(tuple, orders))) == 5
-    assert all(sorted(order) == list(range(6)) for order in orders)
-    assert all(a != b for order in orders for a, b in enumerate(order))
-    assert orders == module.derangements(range(6), 5, seed=3) != module.derangements(range(6), 5, seed=4)
-    assert module.derangements([2, 8], 3, seed=0) == [[8, 2]] and module.derangements([2], 3, seed=0) == []
+def test_swaps_between_two_scenes_are_judged_with_the_frame_that_the_donor_was_given():
+    organism = dl.load("organism")
+    scenes = [dl.tasks.choose(1_000_000 + n) for n in range(4)]
+    pairs = [(Couple.of(*scenes[:2]), 3), (Couple.of(*scenes[2:]), 4)]
+    batch = organism.batch(swaps.rows_of(pairs), steps=6)
+    last, ends = organism.layers - 1, Ends.of(batch, True)
+    arms = swaps.swaps_of(last, [], {"all steps": tuple(range(6))}, [None])
+    found = outcomes_of(ends, "block", last, arms).sel(arm=0)
+    right = ends.clean().right.values
+    assert right.any() and np.array_equal(found.flip.values, right[:, ::-1])  # the donor's own video
+    assert not found.kept.any() and np.allclose(found.leaning, 1, atol=1e-4)
 
 
-def test_swaps_on_scenes_that_are_not_solved_say_so_and_end_well(tmp_path, monkeypatch, organism):
+def test_swaps_on_scenes_that_are_not_solved_say_so_and_still_lean(tmp_path, monkeypatch, organism):
     results = go("layer_swap", tmp_path, monkeypatch, organism, steps=1, samples=2, layers="3", map_steps="0")
     module = script("layer_swap")
     assert float(results.own_change.max()) < 1e-4 and results.sizes["order"] == 0
     none = results.assign(right=results.right & False)
     module.conclude(Measured(none, {}), module.Options(samples=2, out=tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["no flip rates"].startswith("0 of 2 scenes are solved under both prompts")
-    assert "flips" not in summary
+    assert summary["no flip rates"].startswith("0 of 2 couples are solved under both")
+    assert "flips" not in summary and summary["leaning is defined for"] == "2 of 2"
+    confused = results.assign(right=results.right | True, confused=results.confused | True)
+    module.conclude(Measured(confused, {}), module.Options(samples=2, out=tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["of these, one video solves both"] == 2 and "flips" not in summary
 
 
 def test_perception_and_action_are_dated_by_one_rule_on_runs_whose_probe_ends_right():
@@ -386,9 +409,7 @@ def test_working_memory_is_read_and_probed_while_the_ball_is_hidden(tmp_path, mo
         assert results[f"{name}_right"].values[0, 0] == {"colour": colour, "lane": str(lane)}[name]
 
 
-def test_a_swap_needs_two_prompts_and_an_ensemble_a_run(tmp_path, monkeypatch, organism):
-    with pytest.raises(dl.TaskError, match="two prompts"):
-        go("layer_swap", tmp_path, monkeypatch, organism, task="maze")
+def test_an_ensemble_needs_a_run(tmp_path, monkeypatch, organism):
     with pytest.raises(dl.TaskError, match="at least one run"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, ks=(0, 3))
     with pytest.raises(dl.TaskError, match=r"--seeds 2: the largest of --ks .* takes 3 seeds"):

@@ -45,7 +45,7 @@ def test_every_script_starts_in_that_way(script):
 
 
 def test_a_script_that_is_given_what_is_not_there_says_so(tmp_path):
-    script = [sys.executable, str(ANALYSES / "layer_swap.py"), "--task", "maze", "--out", str(tmp_path)]
+    script = [sys.executable, str(ANALYSES / "layer_swap.py"), "--donor-prompt", "go", "--out", str(tmp_path)]
     done = subprocess.run(script, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: --task maze: a swap needs two prompts")
+    assert done.returncode == 1 and done.stderr.startswith("error: --donor-image and --donor-prompt go with")
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 
 import dit_lens as dl
@@ -130,3 +131,33 @@ def test_a_script_runs_on_a_task(name, family, lenses, tmp_path, monkeypatch):
     given |= {"num_frames": None} if name == "frame_count" else {}
     assert run(name, monkeypatch, lenses(family), **given, **ON_A_TASK[name]) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["samples left out"] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_swaps_at_every_site_of_a_family_and_of_the_last_layer_everything(
+    family, lenses, bench, tmp_path, monkeypatch
+):
+    lens, out = lenses(family), tmp_path / "out"
+    (bench / TASK / "00001" / "prompt.txt").write_text("walk the other way\n")
+    sites = ["block", "update", *(name for name in ("self_attn", "cross_attn", "ffn") if name in lens.sites)]
+    given = {
+        "sites": ",".join(sites),
+        "layers": f"0,{lens.layers - 1}",
+        "where": "whole,step",
+        "map_steps": "0",
+        "branches": "all",
+    }
+    given |= {"text_only": family == "flux", "orders": 0}
+    assert (
+        run("layer_swap", monkeypatch, lens, eval_root=bench, out=out, steps=2, cfg_scale=2.0, **given) == 0
+    )
+    results = xr.open_zarr(out / "results.zarr", consolidated=False)
+    assert results.site.values.tolist() == sites and (results.own_change < 1e-3).all()
+    if family == "blocks":  # it reads neither prompt nor picture: A and B are one
+        assert results.leaning.isnull().all() and (results.apart == 0).all()
+        return
+    assert np.allclose(results.leaning.sel(arm="own states"), -1, atol=1e-3)
+    last = results.leaning.sel(site="block", arm="all branches").isel(layer=-1)
+    # FLUX's head reads the prompt itself, so there not even the last state is all.
+    assert (last < 0.9).all() if family == "flux" else np.allclose(last, 1, atol=1e-3)
+    assert (out / "leaning_one_step_update.png").stat().st_size > 3000
