@@ -47,7 +47,7 @@ from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
-from dit_lens.experiments.swap_outcomes import Ends, outcomes_of
+from dit_lens.experiments.swap_outcomes import CleanEnds, outcomes_of
 from dit_lens.experiments.swap_summary import RATES, Told, of_units, told, told_of_leaning
 from dit_lens.experiments.swaps import (
     ANOTHER,
@@ -128,7 +128,7 @@ def measure(lens: dl.Lens, part: list[dl.Sample], options: Options) -> xr.Datase
     """Swap in every couple, site after site and layer after layer, and read what that comes to."""
     pairs = pairs_of(part, options)
     batch = batch_of(lens, rows_of(pairs), options)
-    ends = Ends.of(batch, all(sample.scorer is not None for sample, _ in batch.pairs))
+    ends = CleanEnds.of(batch, all(sample.scorer is not None for sample, _ in batch.pairs))
     sites, layers = sites_of(options.sites, list(lens.sites)), choose(options.layers, lens.layers, "layers")
     orders = derangements(layers, options.orders, options.draw)
     by_site = []

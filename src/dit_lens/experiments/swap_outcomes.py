@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -23,7 +24,7 @@ LATENTS = ("row", "latent_channel", "frame", "latent_y", "latent_x")
 
 
 @dataclass(frozen=True)
-class Ends:
+class CleanEnds:
     """Where the clean runs of the rows end, and what the runs of receivers are measured by.
 
     Attributes:
@@ -39,7 +40,7 @@ class Ends:
     is_judged: bool
 
     @classmethod
-    def of(cls, batch: Batch, is_judged: bool) -> Ends:
+    def of(cls, batch: Batch, is_judged: bool) -> CleanEnds:
         """Run the rows clean."""
         latents = apart(run_arms(batch, [])[0])["video"]
         has_picture = batch.pairs[0][0].image is not None
@@ -100,12 +101,12 @@ class Ends:
         return xr.Dataset(data)
 
 
-def by_direction(rows: NDArray[np.generic]) -> NDArray[np.generic]:
+def by_direction(rows: NDArray[Any]) -> NDArray[Any]:
     """Return values of the receivers, [..., row], as [..., pair, direction]."""
     return rows.reshape(*rows.shape[:-1], -1, ROWS // 2)
 
 
-def outcomes_of(ends: Ends, site: str, layer: int, swaps: Sequence[Swap]) -> xr.Dataset:
+def outcomes_of(ends: CleanEnds, site: str, layer: int, swaps: Sequence[Swap]) -> xr.Dataset:
     """Run the arms of one site of one layer, and read them.
 
     Returns:
@@ -139,7 +140,7 @@ class _Belief:
         clean: [arm, row].
     """
 
-    def __init__(self, ends: Ends, swaps: Sequence[Swap]) -> None:
+    def __init__(self, ends: CleanEnds, swaps: Sequence[Swap]) -> None:
         self.ends, self.last = ends, [swap.steps[-1] for swap in swaps]
         self.edited = np.full((len(swaps), len(ends.latents)), np.nan)
         self.clean = self.edited.copy()
@@ -158,4 +159,4 @@ class _Belief:
             self.edited[arms, rows] = self.ends.leaning(apart(now.edited.x0)["video"][here], rows)
 
 
-__all__ = ["Ends", "by_direction", "outcomes_of"]
+__all__ = ["CleanEnds", "by_direction", "outcomes_of"]

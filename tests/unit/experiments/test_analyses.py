@@ -17,7 +17,7 @@ from dit_lens.experiments.couples import Couple
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.samples import draw
 from dit_lens.experiments.study import Measured
-from dit_lens.experiments.swap_outcomes import Ends, outcomes_of
+from dit_lens.experiments.swap_outcomes import CleanEnds, outcomes_of
 from dit_lens.models.options import ModelOptions
 from dit_lens.plan.plan import Placed
 from dit_lens.tasks import explore
@@ -333,7 +333,7 @@ def test_swaps_between_two_scenes_are_judged_with_the_frame_that_the_donor_was_g
     scenes = [dl.tasks.choose(1_000_000 + n) for n in range(4)]
     pairs = [(Couple.of(*scenes[:2]), 3), (Couple.of(*scenes[2:]), 4)]
     batch = organism.batch(swaps.rows_of(pairs), steps=6)
-    last, ends = organism.layers - 1, Ends.of(batch, True)
+    last, ends = organism.layers - 1, CleanEnds.of(batch, True)
     arms = swaps.swaps_of(last, [], {"all steps": tuple(range(6))}, [None])
     found = outcomes_of(ends, "block", last, arms).sel(arm=0)
     right = ends.clean().right.values

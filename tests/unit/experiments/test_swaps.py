@@ -15,7 +15,7 @@ from torch import nn
 import dit_lens as dl
 from dit_lens.experiments import swaps
 from dit_lens.experiments.couples import Couple, couples, neighbours
-from dit_lens.experiments.swap_outcomes import Ends, outcomes_of
+from dit_lens.experiments.swap_outcomes import CleanEnds, outcomes_of
 from dit_lens.models.options import ModelOptions
 
 SCRIPT = Path(__file__).parents[3] / "analyses" / "layer_swap.py"
@@ -99,7 +99,7 @@ def outcomes(lens, site, layer, couple=None, places=None):
     batch = lens.batch(swaps.rows_of(pairs))
     every = places or swaps.places_of(swaps.WHERE, [0, 5], batch.sigmas)
     arms = swaps.swaps_of(layer, [(layer + 1) % 3], every, swaps.branches_of(batch, "all,cond"))
-    found = outcomes_of(Ends.of(batch, True), site, layer, arms)
+    found = outcomes_of(CleanEnds.of(batch, True), site, layer, arms)
     names = np.array([arm.name for arm in arms], np.dtypes.StringDType())
     return found.assign_coords(arm=names).isel(pair=0)
 
