@@ -138,6 +138,16 @@ FAMILY: dict[str, Experiment] = {
         )
         for model in ("organism", "organism-two-expert")
     },
+    "full_layer_swap_circle": study(
+        *("layer_swap.py", "circle", 24, "--layers", "5,8,9,10,12", "--where", "whole"),
+        *("--branches", "all", "--orders", 1, "--cfg-scale", 1),
+        figures=["leaning_by_layer", "flips_by_layer"],
+    ),
+    "full_average_maze": study("what_to_average.py", "maze", 48, "--what", "states", "x0", "--until", "none"),
+    **{
+        f"full_scratch_{task}": study("scratch_space.py", task, 32, "--layers", "none", "--at-steps", "all")
+        for task in ("latin", "choose")
+    },
     "full_surprise_maze": study("surprise.py", "maze", 64, figures=["share_by_step"]),
     "full_surprise_maze_random": study("surprise.py", "maze", 64, "--weights", "random", "--no-invert"),
 }

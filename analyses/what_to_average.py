@@ -22,7 +22,7 @@ In and out of domain: a command for each task (`--task maze`, `--task queens`), 
 
     python analyses/what_to_average.py --task maze --samples 64 --out runs/what_to_average
     python analyses/what_to_average.py --paper --model wan2.2 --lora vbvr --eval-root VBVR-Bench --split In-Domain_50 \
-        --score vbvr --until --out runs/what_to_average_vbvr
+        --score vbvr --until none --out runs/what_to_average_vbvr
 """
 
 from __future__ import annotations
@@ -77,13 +77,30 @@ class Options(ScoredOptions):
     """Layers whose states are averaged: first, middle or last (a third of them), each (all thirds), or a list such as 3-6."""
     at_steps: str = "0"
     """Steps at which there is averaging, such as 0 or 0-4."""
-    until: tuple[float, ...] = (0.95, 0.9, 0.75, 0.5)
-    """Noise levels: averages are also taken at every step from the first down to each of these. Nothing leaves them out."""
+    until: str = "0.95,0.9,0.75,0.5"
+    """Noise levels: averages are also taken at every step from the first down to each of these. none leaves them out."""
     placebo: bool = True
     """Whether a placebo stands beside every average; it doubles the cost."""
     out: Path = Path("runs/what_to_average")
 
     PAPER: ClassVar[dict[str, Any]] = {"steps": 50, "layers": "20-29", "at_steps": "0", "seeds": 3}
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise levels of `until`.
+
+        Raises:
+            TaskError: one is no noise level.
+        """
+        try:
+            levels = () if self.until == "none" else tuple(float(level) for level in self.until.split(","))
+        except ValueError:
+            levels = (0.0,)
+        if any(not 0 < level <= 1 for level in levels):
+            raise TaskError(
+                f"--until {self.until}: give none, or noise levels over 0 and at most 1, such as 0.9,0.5."
+            )
+        return levels
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -94,8 +111,7 @@ class Options(ScoredOptions):
 def main(options: Options) -> int:
     """Average, compare, draw, save."""
     options = options.with_preset()
-    if any(not 0 < level <= 1 for level in options.until):
-        raise TaskError(f"--until {options.until}: noise levels are over 0 and at most 1.")
+    options.levels  # noqa: B018  (refused before a model is loaded)
     if not options.what or len({*options.what}) < len(options.what):
         raise TaskError(f"--what {' '.join(options.what)}: name each average once, and at least one.")
     benchmark.refuse_unscored(options)
@@ -130,7 +146,7 @@ def arms_of(lens: dl.Lens, batch: Batch, options: Options) -> tuple[list[Placed]
     first step and leaves none out. Of an average in an interval: the cost in runs.
     """
     chosen = choose(options.at_steps, batch.steps, "at-steps")
-    steps = intervals(chosen, options.until, batch.sigmas)
+    steps = intervals(chosen, options.levels, batch.sigmas)
     kept = averages(options.what, options.layers, lens.layers)
     edits = [
         (average.averaged if kind == AVERAGED else average.placebo)(when)

@@ -16,7 +16,7 @@ from dit_lens.models.options import ModelOptions
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[3] / "analyses" / "what_to_average.py"
-SMALL = {"task": "choose", "samples": 2, "steps": 2, "until": (0.7,), "placebo": False}
+SMALL = {"task": "choose", "samples": 2, "steps": 2, "until": "0.7", "placebo": False}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_x0_averaged_at_the_last_step_ends_as_the_mean_of_the_clean_ends(go, mod
 
 def test_one_seed_and_equal_seeds_change_nothing_bit_for_bit(go, monkeypatch):
     """The planted nulls; rows go through the model as many at once as the clean ones, so nothing rounds otherwise."""
-    results, summary = go(seeds=1, at_once=2, block=2, placebo=True, until=())
+    results, summary = go(seeds=1, at_once=2, block=2, placebo=True, until="none")
     assert results.sizes["average"] == 5 and results.sizes["kind"] == 2
     assert (results.movement == 0).all() and (results.distance == 0).all()
     assert (results.score == results.clean_score.isel(rival=0, drop=True)).all()
@@ -89,7 +89,7 @@ def test_one_seed_and_equal_seeds_change_nothing_bit_for_bit(go, monkeypatch):
         return noise_seeds(sample, options)[:1] * options.seeds
 
     monkeypatch.setattr("dit_lens.experiments.samples.noise_seeds", one_seed)
-    results, summary = go(seeds=2, at_once=4, block=2, what=("states", "medoid"), at_steps="1", until=())
+    results, summary = go(seeds=2, at_once=4, block=2, what=("states", "medoid"), at_steps="1", until="none")
     assert (results.movement == 0).all() and (results.distance == 0).all()
     assert "give --until" in summary["at equal movement, one goes on"]["not compared"]
 
@@ -127,8 +127,9 @@ def test_one_sample_that_is_left_is_said_and_nothing_crashes(module, tmp_path):
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"until": (0.5, 0.0)}, "--until"),
-        ({"until": (1.5,)}, "--until"),
+        ({"until": "0.5,0.0"}, "--until"),
+        ({"until": "1.5"}, "--until"),
+        ({"until": "late"}, "--until"),
         ({"what": ("x0", "x0")}, "--what x0 x0"),
         ({"what": ()}, "--what"),
         ({"layers": "20-29"}, "--layers 20-29"),
