@@ -143,7 +143,9 @@ FAMILY: dict[str, Experiment] = {
         *("--branches", "all", "--orders", 1, "--cfg-scale", 1),
         figures=["leaning_by_layer", "flips_by_layer"],
     ),
-    "full_average_maze": study("what_to_average.py", "maze", 48, "--what", "states", "x0", "--until", "none"),
+    "full_average_maze": study(
+        "what_to_average.py", "maze", 48, "--what", "states", "x0", "--until", "0.75,0.5", "--no-placebo"
+    ),
     **{
         f"full_scratch_{task}": study("scratch_space.py", task, 32, "--layers", "none", "--at-steps", "all")
         for task in ("latin", "choose")
