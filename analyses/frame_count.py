@@ -7,6 +7,12 @@ Arms share their scenes, not their noise: noise of another length is other noise
 So the differences between numbers of frames hold the scatter between seeds, too; --seeds averages over it.
 
     python analyses/frame_count.py --task maze --samples 64 --counts 5 9 13 17 25 --out runs/frame_count
+
+On a folder of VBVR-Bench (`--score vbvr`) the official evaluator judges every number of frames against the last one, beside the
+first frame held. It reads videos of any length, at most 200 frames of them, evenly spaced; some of its rules give fewer than 5
+frames 0 without a look, so these are refused. The table says how many frames it read.
+
+    python analyses/frame_count.py --model wan2.2 --eval-root VBVR-Bench --score vbvr --counts 41 81 121 --out runs/frames
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import xarray as xr
@@ -21,14 +28,16 @@ from tqdm import tqdm
 
 import dit_lens as dl
 from dit_lens.engine.outcomes import by_sample, outcomes
-from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments import benchmark, benchmark_table
+from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.samples import batch_of, draw, pairs_of
 from dit_lens.experiments.script import run_script
-from dit_lens.experiments.study import compare, study
+from dit_lens.experiments.study import Measured, compare, study
+from dit_lens.experiments.summary import write_summary
 
 
 @dataclass
-class Options(StudyOptions):
+class Options(ScoredOptions):
     """Vary the number of frames."""
 
     counts: tuple[int, ...] = (5, 9, 13, 17, 25)
@@ -46,18 +55,23 @@ NOISE = "scenes are paired between numbers of frames; the initial noise is not: 
 
 def main(options: Options) -> int:
     """Generate with every number of frames, compare, draw, save."""
-    lens = options.load()
     if options.num_frames is not None:
         raise dl.TaskError(
             f"--num-frames {options.num_frames}: this script compares numbers of frames; give them as --counts."
         )
+    benchmark.refuse_unscored(options)
+    lens = options.load()
     first = next(iter(draw(options, lens)), None)
-    if first is None or first.scorer is None:
+    if first is None or (options.score == "own" and first.scorer is None):
         raise dl.TaskError("frame_count compares scores, and these samples have no scorer: use a --task.")
     counts_of = true_counts(lens, first, options.counts)
+    if options.score == "vbvr":
+        benchmark.refuse_short("--counts", list(counts_of))
     options = replace(options, counts=tuple(counts_of))
     measured = study(options, "frame_count", lens, lambda part: measure(lens, part, options))
     more = {"noise": NOISE, "frames made, by frames asked for": counts_of}
+    if options.score == "vbvr":
+        return max(measured.exit_code, conclude_benchmark(measured, more, options))
     compare(measured, "frames", options.title, options, more)
     return measured.exit_code
 
@@ -76,8 +90,8 @@ def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
-    """Judge the video of every number of frames."""
-    tables = []
+    """Judge the video of every number of frames, or write it for the evaluator."""
+    pairs, tables, written = pairs_of(samples, options), [], {}
     for count in tqdm(options.counts, desc="number of frames", leave=False):
         # The same scene, prompt and first frame; only the length is another.
         longer = [replace(sample, num_frames=count) for sample in samples]
@@ -85,9 +99,30 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         x = batch.noise
         for step in range(batch.steps):
             x = batch.step(step, x).latents
-        tables.append(outcomes(batch, x[None], x).isel(arm=0).drop_vars("distance"))
+        if options.score == "vbvr":
+            written[arm_of(count)] = benchmark.write_arm(options, arm_of(count), batch, x)
+        else:
+            tables.append(outcomes(batch, x[None], x).isel(arm=0).drop_vars("distance"))
+    if options.score == "vbvr":
+        written[benchmark.FLOOR] = benchmark.write_floor(options, pairs, batch.rates)
+        return xr.Dataset({"video": benchmark.videos_of(pairs, written)})
     every = xr.concat(tables, xr.Variable("frames", list(options.counts)))
-    return by_sample(every, pairs_of(samples, options))
+    return by_sample(every, pairs)
+
+
+def arm_of(frames: int) -> str:
+    """Return how an arm is called."""
+    return f"{frames} frames"
+
+
+def conclude_benchmark(measured: Measured, more: dict[str, Any], options: Options) -> int:
+    """Let the official evaluator judge every number of frames; write the paired table; return the exit code."""
+    results = measured.results
+    curves = {"frames": {arm_of(n): n for n in options.counts}}
+    report = benchmark_table.conclude(options, results.video, arm_of(options.counts[-1]), curves=curves)
+    counted = {"samples": results.sizes["sample"], "seeds": results.sizes["seed"]}
+    write_summary(options, {**counted, **more, **report.summary}, measured.left_out)
+    return report.exit_code
 
 
 if __name__ == "__main__":

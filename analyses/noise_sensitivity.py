@@ -28,6 +28,12 @@ The noise comes after steps 0 to S-2: after the last one nothing is left to run,
 the model.
 
     python analyses/noise_sensitivity.py --task maze --noise replace --samples 64 --out runs/noise_sensitivity
+
+Samples of a folder of VBVR-Bench give distances, and with `--score vbvr` the official evaluator's scores of every arm,
+"elsewhere" among them, beside the clean run and the first frame held. Every arm is a video for each sample and seed;
+`--stops none` leaves most arms out.
+
+    python analyses/noise_sensitivity.py --paper --model wan2.2 --eval-root VBVR-Bench --score vbvr --stops none --out runs/noise
 """
 
 from __future__ import annotations
@@ -49,8 +55,9 @@ from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.sweep import Now, run_arms
 from dit_lens.errors import TaskError
+from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.cost import runs_of_arms
-from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import BOUNDS, arms_as, family, headline, unfold
 from dit_lens.experiments.partners import partners
 from dit_lens.experiments.pictures import choose
@@ -65,9 +72,14 @@ BUDGETS = ("same scale", "same energy")
 STOPPED = ("up to step", "at step")
 """Of the noise in a frame that comes last when that at a step does: spread over the steps before, or at once."""
 
+CLEAN = "clean run"
+"""The arm without noise."""
+ELSEWHERE = ", elsewhere"
+"""What an arm is called by that is judged with the latents of the frame that was hit from the clean run."""
+
 
 @dataclass
-class Options(StudyOptions):
+class Options(ScoredOptions):
     """Noise at a step, and noise in a frame."""
 
     noise: Literal["replace", "add", "renoise"] = "replace"
@@ -97,16 +109,16 @@ def main(options: Options) -> int:
         raise TaskError(
             f"--noise renoise --scale {options.scale}: it keeps the noise level, so its scale is 1."
         )
+    benchmark.refuse_unscored(options, needs_scorer=False)
     lens = options.load()
     measured = study(
         options,
         "noise_sensitivity",
         lens,
         lambda part: measure(lens, part, options),
-        runs=lambda batch: runs_of_arms(batch, arms_of(options, *sizes(batch, options))),
+        runs=lambda batch: runs_of_arms(batch, list(arms_of(options, *sizes(batch, options)).values())),
     )
-    conclude(measured, options)
-    return measured.exit_code
+    return max(measured.exit_code, conclude(measured, options))
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
@@ -122,15 +134,28 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     layers = [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
     arms = arms_of(options, frames, after, stops)
     states = Moved(batch, layers, after, options)
-    clean, ended = run_arms(batch, arms, states.watch, states.look, "noise", states.compare_clean)
-    data = gather(batch, clean, ended, after, stops, options.budgets).merge(states.dataset())
+    edits = list(arms.values())
+    clean, ended = run_arms(batch, edits, states.watch, states.look, "noise", states.compare_clean)
+    healed = heal(clean, ended[after:])
+    data = gather(batch, clean, ended, healed, stops, options.budgets).merge(states.dataset())
     data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
     if options.noise == "add":
         # Variances that each arm adds to a row of latents, summed over frames and steps.
         energy = options.scale**2 * np.array([frames, after, frames, frames, frames])
         data["noise_energy"] = ("kind", energy)
         data = data.assign_coords(kind=np.array(["step", *BUDGETS, *STOPPED], np.dtypes.StringDType()))
-    return by_sample(data.assign_coords(sigma=("step", batch.sigmas)), pairs)
+    out = by_sample(data.assign_coords(sigma=("step", batch.sigmas)), pairs)
+    if options.score == "vbvr":
+        latents = dict(zip(arms, ended, strict=True)) | {
+            arm + ELSEWHERE: one for arm, one in zip(list(arms)[after:], healed, strict=True)
+        }
+        written = {
+            arm: benchmark.write_arm(options, arm, batch, one)
+            for arm, one in {CLEAN: clean, **latents}.items()
+        }
+        written[benchmark.FLOOR] = benchmark.write_floor(options, pairs, batch.rates)
+        out["video"] = benchmark.videos_of(pairs, written)
+    return out
 
 
 def sizes(batch: Batch, options: Options) -> tuple[int, int, list[int]]:
@@ -139,19 +164,30 @@ def sizes(batch: Batch, options: Options) -> tuple[int, int, list[int]]:
     return frames, after, choose(options.stops, after, "stops") if options.stops != "none" and after else []
 
 
-def arms_of(options: Options, frames: int, after: int, stops: list[int]) -> list[list[Placed]]:
+def arms_of(options: Options, frames: int, after: int, stops: list[int]) -> dict[str, list[Placed]]:
     """Return the arms: all frames after each step; each frame by budget; each frame by kind and stop."""
     is_added = options.noise == "add"
-    arms = [noise(options, step=s + 1) for s in range(after)]
+    arms = {after_step(s): noise(options, step=s + 1) for s in range(after)}
     # (a) gives every element noise once; (b) gives the elements of one frame noise after each step but the last.
-    for share in (1.0, frames / after)[: len(options.budgets)]:
-        arms += [noise(options, share, step="1-", frame=f) for f in range(frames)]
+    for budget, share in zip(options.budgets, (1.0, frames / after), strict=False):
+        arms |= {in_frame(f, budget): noise(options, share, step="1-", frame=f) for f in range(frames)}
     for kind in STOPPED:
         for stop in stops:
             times, when = (stop + 1, f"1-{stop + 1}") if kind == "up to step" else (1, str(stop + 1))
             share = frames / times if is_added else 1.0
-            arms += [noise(options, share, step=when, frame=f) for f in range(frames)]
+            how = f"{kind} {stop}"
+            arms |= {in_frame(f, how): noise(options, share, step=when, frame=f) for f in range(frames)}
     return arms
+
+
+def after_step(step: int) -> str:
+    """Return how the arm with noise in all frames after a step is called."""
+    return f"after step {step}"
+
+
+def in_frame(frame: int, how: str) -> str:
+    """Return how the arm with noise in one frame is called."""
+    return f"frame {frame}, {how}"
 
 
 def noise(options: Options, share: float = 1.0, **where: Any) -> list[Placed]:
@@ -234,20 +270,25 @@ class Moved:
         )
 
 
+def heal(clean: Tensor, ended: Tensor) -> Tensor:
+    """Return what came of noise in one frame, with this frame's latents from the clean run, [arm, pair, ...]."""
+    healed = ended.clone()
+    for arm in range(len(healed)):
+        frame = arm % clean.shape[2]
+        healed[arm, :, :, frame] = clean[:, :, frame]
+    return healed
+
+
 def gather(
-    batch: Batch, clean: Tensor, ended: Tensor, after: int, stops: list[int], budgets: tuple[str, ...]
+    batch: Batch, clean: Tensor, ended: Tensor, healed: Tensor, stops: list[int], budgets: tuple[str, ...]
 ) -> xr.Dataset:
     """Judge the arms, and sort what came out: by step, by budget and frame, by kind, stop and frame; and clean."""
-    frames = clean.shape[2]
-    # Where only one frame was hit: the same, with this frame's latents from the clean run.
-    healed = ended[after:].clone()
-    for arm in range(len(healed)):
-        healed[arm, :, :, arm % frames] = clean[:, :, arm % frames]
-    elsewhere = outcomes(batch, healed, clean)
-    elsewhere["distance"] = elsewhere.distance * (frames / (frames - 1)) ** 0.5  # a mean over the others
+    frames, after = clean.shape[2], len(ended) - len(healed)
+    others = outcomes(batch, healed, clean)
+    others["distance"] = others.distance * (frames / (frames - 1)) ** 0.5  # a mean over the others
     judged = outcomes(batch, ended, clean)
     of_frames = xr.merge(
-        [judged.isel(arm=slice(after, None)), elsewhere.rename({n: f"{n}_elsewhere" for n in elsewhere})]
+        [judged.isel(arm=slice(after, None)), others.rename({n: f"{n}_elsewhere" for n in others})]
     )
     shapes = {"frame": {"budget": list(budgets)}, "stopped": {"stopping": list(STOPPED), "stop": stops}}
     parts, start = [], 0
@@ -268,8 +309,8 @@ def gather(
     )
 
 
-def conclude(measured: Measured, options: Options) -> None:
-    """Summarise, draw, save."""
+def conclude(measured: Measured, options: Options) -> int:
+    """Summarise, draw, save; return the exit code of the benchmark's scores."""
     results = measured.results
     outcome = "score" if "step_score" in results else "distance"
     limits = BOUNDS.get(outcome)
@@ -307,8 +348,31 @@ def conclude(measured: Measured, options: Options) -> None:
     if options.noise == "add":
         energies = zip(results.kind.values.tolist(), results.noise_energy.values.tolist(), strict=True)
         summary["noise_energy"] = dict(energies)
-    write_summary(options, summary, measured.left_out, step.attrs)
+    report = on_benchmark(results, options) if options.score == "vbvr" else None
+    write_summary(
+        options, summary | ({} if report is None else report.summary), measured.left_out, step.attrs
+    )
     draw(results, outcome, limits, options)
+    return 0 if report is None else report.exit_code
+
+
+def on_benchmark(results: xr.Dataset, options: Options) -> benchmark_table.Report:
+    """Let the official evaluator judge every arm, and compare steps with frames as `contrasts` does."""
+    steps, frames = results.after_step.values.tolist(), results.frame.values.tolist()
+    means, pairs = {"mean over steps": [after_step(s) for s in steps]}, []
+    stops = results.stop.values.tolist() if "stop" in results.dims else []
+    rivals = {budget: "mean over steps" for budget in results.budget.values.tolist()}
+    rivals |= {f"{kind} {stop}": after_step(stop) for kind in STOPPED for stop in stops}
+    for how, rival in rivals.items():
+        for judged in ("", ELSEWHERE):
+            mean = f"mean over frames, {how}{judged}"
+            means[mean] = [in_frame(f, how) + judged for f in frames]
+            pairs.append((rival, mean))
+    curves = {
+        "after_step": {after_step(s): s for s in steps},
+        "frame": {in_frame(f, BUDGETS[0]): f for f in frames},
+    }
+    return benchmark_table.conclude(options, results.video, CLEAN, means, pairs, curves)
 
 
 def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None) -> dict[str, Any]:

@@ -81,9 +81,8 @@ def main(options: Options) -> int:
         runs=lambda batch: runs_of(batch, lens, options),
     )
     if options.score == "vbvr":
-        conclude_videos(measured, options, {"steps averaged": options.at_steps}, title_of(options))
-    else:
-        conclude(measured, options)
+        return conclude_videos(measured, options, {"steps averaged": options.at_steps})
+    conclude(measured, options)
     return measured.exit_code
 
 

@@ -5,6 +5,11 @@ answer out along the steps has less room with few of them. Where the task has a 
 results by the length of the path, which show whether long paths gain from steps.
 
     python analyses/step_count.py --task maze --samples 64 --counts 1 2 4 8 20 --out runs/step_count
+
+Samples of a folder of VBVR-Bench have no scorer: they give distances to the video of the most steps, and with `--score vbvr` the
+official evaluator's scores, each number of steps against the last one, beside the first frame held.
+
+    python analyses/step_count.py --model wan2.2 --eval-root VBVR-Bench --score vbvr --counts 4 10 50 --out runs/steps
 """
 
 from __future__ import annotations
@@ -16,13 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 from tqdm import tqdm
 
 import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.lengths import bins
-from dit_lens.experiments.options import StudyOptions
+from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
@@ -31,7 +38,7 @@ from dit_lens.tasks import explore
 
 
 @dataclass
-class Options(StudyOptions):
+class Options(ScoredOptions):
     """Vary the number of steps."""
 
     counts: tuple[int, ...] = (1, 2, 4, 8, 12, 20, 40)
@@ -45,28 +52,50 @@ def main(options: Options) -> int:
         raise dl.TaskError(
             f"--steps {options.steps}: this script compares numbers of steps; give them as --counts."
         )
+    benchmark.refuse_unscored(options, needs_scorer=False)
     lens = options.load()
     measured = study(options, "step_count", lens, lambda part: measure(lens, part, options))
-    lengths = by_length(measured.results, options) if "length" in measured.results else {}
-    compare(measured, "steps", f"Number of steps · {options.source}", options, lengths)
-    return measured.exit_code
+    more, code = conclude(measured.results, options)
+    compare(measured, "steps", f"Number of steps · {options.source}", options, more)
+    return max(measured.exit_code, code)
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
-    """Judge the video of every number of steps; the distance is to that of the most."""
+    """Judge the video of every number of steps, or write it for the evaluator; the distance is to that of the most."""
     pairs = pairs_of(samples, options)
     batches = {n: batch_of(lens, pairs, options, n) for n in options.counts}
-    ended = {}
+    ended: dict[int, Tensor] = {}
+    written: dict[str, list[str]] = {}
     for n, batch in tqdm(batches.items(), desc="number of steps", leave=False):
         x = batch.noise
         for step in range(n):
             x = batch.step(step, x).latents
         ended[n] = x
+        if options.score == "vbvr":
+            written[arm_of(n)] = benchmark.write_arm(options, arm_of(n), batch, x)
     most = max(options.counts)
     judged = outcomes(batches[most], torch.stack(list(ended.values())), ended[most])
     data = by_sample(judged.rename(arm="steps").assign_coords(steps=list(ended)), pairs)
+    if options.score == "vbvr":
+        written[benchmark.FLOOR] = benchmark.write_floor(options, pairs, batches[most].rates)
+        return data.assign(video=benchmark.videos_of(pairs, written))
     lengths = [explore.path_length(sample) for sample in samples]
     return data if None in lengths else data.assign(length=("sample", lengths))
+
+
+def arm_of(steps: int) -> str:
+    """Return how an arm is called."""
+    return f"{steps} steps"
+
+
+def conclude(results: xr.Dataset, options: Options) -> tuple[dict[str, Any], int]:
+    """Return what the summary says beside the outcomes, the benchmark's scores or results by length; and the exit code."""
+    if options.score == "vbvr":
+        curves = {"steps": {arm_of(n): n for n in options.counts}}
+        last = arm_of(int(results.steps[-1]))
+        report = benchmark_table.conclude(options, results.video, last, curves=curves)
+        return report.summary, report.exit_code
+    return (by_length(results, options) if "length" in results else {}), 0
 
 
 def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:

@@ -133,9 +133,8 @@ def main(options: Options) -> int:
             n: dict(zip(v.ensemble.values.tolist(), v.values.tolist(), strict=True))
             for n, v in columns.items()
         }
-        conclude_videos(measured, options, {"steps averaged": options.at_steps, **more}, title_of(options))
-    else:
-        conclude(measured, options)
+        return conclude_videos(measured, options, {"steps averaged": options.at_steps, **more})
+    conclude(measured, options)
     return measured.exit_code
 
 

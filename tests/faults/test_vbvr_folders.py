@@ -14,7 +14,7 @@ from dit_lens.experiments.options import PictureOptions
 from dit_lens.experiments.samples import draw
 from dit_lens.plot import write_video
 from dit_lens.tasks.vbvr import read_scores, vbvr
-from dit_lens.tasks.vbvr.evaluate import _truth
+from dit_lens.tasks.vbvr.evaluator import _truth
 
 IN, OUT = "In-Domain_50", "Out-of-Domain_50"
 TASK = "G-3_stable_sort_data-generator"
@@ -152,6 +152,7 @@ def test_a_sound_benchmark_says_nothing(make):
 )
 def test_metadata_that_is_no_json_is_reported_and_the_sample_read(make, text, words):
     root = make(f"{IN}/{TASK}/00000", f"{IN}/{TASK}/00001")
+    (root / IN / TASK / "00000" / "metadata.json").write_text("{}")
     (root / IN / TASK / "00001" / "metadata.json").write_text(text)
     bench, samples, said = opened(root)
     assert len(samples) == 2

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from dit_lens import analysis, plot
+from dit_lens import analysis
 from dit_lens.engine.outcomes import by_sample, outcomes
-from dit_lens.experiments import benchmark
+from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.study import Measured
@@ -98,55 +98,37 @@ def write_videos(
         arm: benchmark.write_arm(options, arm, batch, latents, firsts)
         for arm, latents in {SINGLE: clean, **arms}.items()
     }
-    written[benchmark.FLOOR] = benchmark.write_floor(options, batch, firsts)
+    judged_pairs = [batch.pairs[pair] for pair in firsts]
+    written[benchmark.FLOOR] = benchmark.write_floor(options, judged_pairs, batch.rates)
     judged = outcomes(batch, torch.stack(list(arms.values())), clean)
-    text = np.dtypes.StringDType()
     out = by_sample(judged[["distance"]], batch.pairs).isel(seed=0, drop=True).rename(arm="ensemble")
-    out = out.assign_coords(ensemble=np.array(list(arms), text), arm=np.array(list(written), text))
-    out["video"] = ("arm", "sample"), np.array(list(written.values()), text)
+    out = out.assign_coords(ensemble=np.array(list(arms), np.dtypes.StringDType()))
+    out["video"] = benchmark.videos_of(judged_pairs, written)
     return out.transpose("sample", ...)
 
 
-def conclude_videos(measured: Measured, options: ScoredOptions, more: Mapping[str, Any], title: str) -> None:
+def conclude_videos(measured: Measured, options: ScoredOptions, more: Mapping[str, Any]) -> int:
     """Let the official evaluator judge every arm; write the paired table, draw, save.
 
     Args:
         measured: what `write_videos` returned, of all blocks.
         options: of the script.
         more: what else the summary says.
-        title: of the figure.
+
+    Returns:
+        The exit code: 1 where a sample was left out, or a video has no score.
     """
     results = measured.results
-    judged = benchmark.scores(options, results.video.transpose("arm", "sample"))
-    rows = benchmark.table(judged, SINGLE)
-    benchmark.write_table(options, rows)
-    errors = {
-        arm: {str(s.sample.values): str(s.values) for s in judged.error.sel(arm=arm) if str(s.values)}
-        for arm in judged.arm.values.tolist()
-    }
+    report = benchmark_table.conclude(options, results.video, SINGLE)
     moved = analysis.mean(results.distance, bounds=BOUNDS["distance"])
     summary = {
         "samples": results.sizes["sample"],
         **more,
-        "measure": judged.attrs["measure"],
-        "scores, against a single run": rows,
-        "videos without a score": {arm: said for arm, said in errors.items() if said},
+        **report.summary,
         "distance of the latents to the single run's": headline(moved),
     }
     write_summary(options, summary, measured.left_out, moved.attrs)
-    shown = [row for row in rows if row["group"] == "all" and "low" in row and row["arm"] != SINGLE]
-    if shown:
-        figure = plot.curves(_compared(shown), "arm", value_label="score, minus a single run", title=title)
-        plot.save(figure, options.out / "vbvr_difference.png")
-
-
-def _compared(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
-    """Return rows of the table as a summary to draw."""
-    text = np.dtypes.StringDType()
-    columns = {"effect": "difference", "low": "low", "high": "high"}
-    data = {name: ("arm", [row[column] for row in rows]) for name, column in columns.items()}
-    attrs = {"n_samples": min(row["tasks"] for row in rows), "n_seeds": 1, "level": 0.95}
-    return xr.Dataset(data, {"arm": np.array([row["arm"] for row in rows], text)}, attrs)
+    return max(measured.exit_code, report.exit_code)
 
 
 __all__ = [

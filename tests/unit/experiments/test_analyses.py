@@ -218,14 +218,14 @@ def test_what_happens_in_the_frame_that_was_hit_is_not_counted_elsewhere(organis
     ended = clean.repeat(arms, 1, 1, 1, 1, 1)
     for arm in range(1, arms):
         ended[arm, :, :, (arm - 1) % 4] += 3 * torch.randn_like(ended[arm, :, :, 0])
-    found = module.gather(batch, clean, ended, 1, [0], module.BUDGETS)
+    found = module.gather(batch, clean, ended, module.heal(clean, ended[1:]), [0], module.BUDGETS)
     for name in ("frame", "stopped"):
         assert (found[f"{name}_distance"] > 1).all() and (found[f"{name}_distance_elsewhere"] == 0).all()
         assert (found[f"{name}_score_elsewhere"] == found.clean_score).all()
     assert (found.frame_score.sel(frame=3) < found.clean_score).any()
     assert found.stopped_distance.dims == ("stopping", "stop", "frame", "pair")
     ended[2, 0, :, 2] += 1.0  # of the arm of frame 1, another frame
-    found = module.gather(batch, clean, ended, 1, [0], module.BUDGETS)
+    found = module.gather(batch, clean, ended, module.heal(clean, ended[1:]), [0], module.BUDGETS)
     assert float(found.frame_distance_elsewhere[0, 1, 0]) == pytest.approx((1 / 3) ** 0.5)
 
 

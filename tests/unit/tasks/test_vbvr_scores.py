@@ -420,7 +420,10 @@ def test_scores_by_step_are_put_together(stand_in, bench, videos):
 def test_without_an_evaluator_the_message_says_how_to_get_one(bench, videos, stand_in, tmp_path):
     given = videos("1")
     for asked, said in (
-        ({}, f"not in {sys.executable} (lmms_eval, vbvr_bench). Install it with `pip install lmms-eval"),
+        (
+            {},
+            f"not in {sys.executable} (lmms_eval, vbvr_bench, vbvr_pro_bench). Install it with `pip install lmms-eval",
+        ),
         ({"evaluator": tmp_path}, f"not in {tmp_path}. Install it with"),
         ({"evaluator": stand_in, "python": tmp_path / "python"}, "cannot be asked for the evaluator"),
     ):
@@ -456,8 +459,8 @@ def test_the_evaluator_is_found_in_lmms_eval_without_importing_it(tmp_path, monk
     (package / "__init__.py").touch()
     (tmp_path / "lmms_eval" / "__init__.py").write_text("raise ImportError('heavy')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert child.find(None) == os.fspath(package.parent)
-    assert child.find(tmp_path / "nothing") is None
+    assert child.find(None) == [os.fspath(package.parent)]
+    assert child.find(tmp_path / "nothing") == []
 
 
 def test_the_benchmark_needs_nothing_heavy():

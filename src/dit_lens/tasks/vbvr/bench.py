@@ -16,7 +16,8 @@ from dit_lens.tasks.vbvr.evaluate import score
 from dit_lens.tasks.vbvr.join import join
 from dit_lens.tasks.vbvr.layout import SampleEntry
 from dit_lens.tasks.vbvr.manifest import Known, read_manifest
-from dit_lens.tasks.vbvr.sample import VbvrSample, metadata_problem, read_sample
+from dit_lens.tasks.vbvr.metadata import read_metadata, unread
+from dit_lens.tasks.vbvr.sample import VbvrSample, read_sample
 from dit_lens.tasks.vbvr.scores import read_scores
 
 
@@ -77,7 +78,7 @@ class Summary:
 
 
 class Bench:
-    """A folder of VBVR-Bench: iterate to get its samples, `dl.tasks.vbvr(root)`.
+    """A folder of VBVR-Bench, or of the video setting of VBVR-Pro-Bench: iterate to get its samples, `dl.tasks.vbvr(root)`.
 
     `dl.tasks.vbvr` is this class. Like `range` or `zip` it is used as a function, and what it returns is lazy;
     as it is a class, what else belongs to the benchmark is found on it: `vbvr.read_scores`, `vbvr.join` and
@@ -131,8 +132,8 @@ class Bench:
                 frames of that video.
 
         Raises:
-            TaskError: no such folder, no samples in it, no such split or task (with a hint), or a number
-                below 1.
+            TaskError: no such folder, no samples in it, no such split or task (with a hint), samples of pictures in
+                place of videos, or a number below 1.
         """
         for name, n in (
             ("max_samples", max_samples),
@@ -146,10 +147,11 @@ class Bench:
         self._asked = (layout.names(split), layout.names(tasks))
         self.frames_multiple, self.size_multiple, self.num_frames = frames_multiple, size_multiple, num_frames
         self.entries = layout.find(self.root, split, tasks)[:max_samples]
-        self._hints = layout.hints(self.root)
+        self._hints = [*layout.hints(self.root), *layout.hints_of_metadata(self.entries)]
         for hint in self._hints:
             warnings.warn(f"vbvr({str(root)!r}): {hint}", stacklevel=2)
         self._odd: dict[str, str] = {}
+        self._unread: set[str] = set()
         self._read: set[str] = set()
         self._skipped: dict[str, Skipped] = {}
 
@@ -210,8 +212,10 @@ class Bench:
     def _report(self, entry: SampleEntry) -> None:
         """Warn of what no model is shown, and the evaluator will refuse."""
         self._odd.pop(entry.label, None)
-        if problem := metadata_problem(entry.folder):
-            self._odd[entry.label] = f"{entry.label}: {problem}"
+        try:
+            self._unread |= unread(read_metadata(entry.folder))
+        except BrokenFileError as error:
+            self._odd[entry.label] = f"{entry.label}: {error}"
             warnings.warn(self._odd[entry.label], stacklevel=4)
 
     @property
@@ -236,6 +240,8 @@ class Bench:
     def summary(self) -> Summary:
         """Return what became of the samples so far."""
         note = self._manifest[1]
-        notes = (*self._hints, *self._odd.values(), *((note,) if note else ()))
+        keys = ", ".join(sorted(self._unread))
+        left = f"metadata.json also has {keys}, which the evaluator alone may read" if keys else ""
+        notes = (*self._hints, *self._odd.values(), *(said for said in (note, left) if said))
         skipped = tuple(self._skipped[e.label] for e in self.entries if e.label in self._skipped)
         return Summary(len(self), len(self._read), skipped, self.missing, notes)

@@ -8,6 +8,7 @@ more, of which `vbvr_bench` needs nothing.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -15,45 +16,62 @@ import os
 import sys
 from typing import Any
 
-WHERE = (
+NAMES = ("vbvr_pro_bench", "vbvr_bench")
+"""Packages in a clone: of VBVR-Pro-Bench, and of VBVR-EvalKit and the first versions of VBVR-Pro-Bench."""
+INSTALLED = (
     ("lmms_eval", os.path.join("tasks", "vbvr", "vbvr_bench")),
     ("vbvr_bench", ""),
     ("vbvr_pro_bench", ""),
 )
 
 
-def find(folder: str | None) -> str | None:
-    """Return the folder of the evaluator's package, or None."""
+def find(folder: str | None) -> list[str]:
+    """Return the folders of the evaluators' packages; of a clone, the first alone."""
     if folder:
-        places = [folder, *(os.path.join(folder, name) for name in ("vbvr_bench", "vbvr_pro_bench"))]
+        places = [folder, *(os.path.join(folder, name) for name in NAMES)]
     else:
-        specs = [(importlib.util.find_spec(name), below) for name, below in WHERE]
+        specs = [(importlib.util.find_spec(name), below) for name, below in INSTALLED]
         places = [
             os.path.join(place, below).rstrip(os.sep)
             for spec, below in specs
             if spec is not None
             for place in spec.submodule_search_locations or ()
         ]
-    packages = [p for p in places if os.path.isfile(os.path.join(p, "evaluators", "__init__.py"))]
-    return os.path.abspath(packages[0]) if packages else None
+    packages = [
+        os.path.abspath(p) for p in places if os.path.isfile(os.path.join(p, "evaluators", "__init__.py"))
+    ]
+    return packages[:1] if folder else packages
+
+
+def describe(package: str) -> dict[str, Any]:
+    """Say which code a package is, and whether its rules read the metadata of a sample, as those of VBVR-Pro-Bench do."""
+    digest, reads_metadata = hashlib.sha256(), False
+    for place, folders, files in os.walk(package):
+        folders.sort()
+        for name in sorted(name for name in files if name.endswith(".py")):
+            path = os.path.join(place, name)
+            with open(path, "rb") as file:
+                code = file.read()
+            digest.update(os.path.relpath(path, package).encode() + b"\0" + code + b"\0")
+            reads_metadata |= b"metafile_path" in code
+    return {"evaluator": package, "code": digest.hexdigest(), "reads_metadata": reads_metadata}
 
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
-    """Say which evaluator and which OpenCV there are."""
-    folder = find(request["evaluator"])
+    """Say which evaluators and which OpenCV there are."""
+    packages = [describe(package) for package in find(request["evaluator"])]
     try:
         import cv2
 
         opencv, why = cv2.__version__, ""
     except Exception as error:  # also a shared library that is missing
         opencv, why = "", str(error)
-    return {"evaluator": folder, "opencv": opencv, "why": why}
+    return {"packages": packages, "opencv": opencv, "why": why}
 
 
 def judge(request: dict[str, Any]) -> dict[str, Any]:
     """Judge one video."""
-    folder = find(request["evaluator"])
-    assert folder, "check comes first"
+    folder = request["evaluator"]
     sys.path.insert(0, os.path.dirname(folder))
     evaluators = importlib.import_module(os.path.basename(folder) + ".evaluators")
     task = request["info"]["task_name"]

@@ -5,6 +5,10 @@ Samples stand in `ROOT/In-Domain_50/<task>/<00000>/` and `ROOT/Out-of-Domain_50/
 Truth Data"). The data generators themselves write another layout,
 `questions/<task>/<name>_task/<name>_00000000/` (https://github.com/Video-Reason/VBVR-DataFactory, README,
 "Output Structure"), which is named as such where it is found. Whatever else lies around is left alone.
+
+The video setting of VBVR-Pro-Bench has the same folders, and a `metadata.json` in each sample; its image setting has
+`frame_1.png` and so on in place of the video, and is refused
+(https://github.com/Video-Reason/VBVR-Pro-Bench, README, "Download Ground Truth Data").
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dit_lens.errors import TaskError
+from dit_lens.tasks.vbvr.metadata import NAME as METADATA
 
 SPLITS = ("In-Domain_50", "Out-of-Domain_50")
 TASK = re.compile(r"[A-Z]-\d+_")
@@ -110,7 +115,22 @@ def find(
     for task_name in wanted or ():
         if not any(is_task(e.task, task_name) for e in entries):
             raise TaskError(_no_task(task_name, chosen, tasks_of, root))
+    _refuse_pictures(root, entries)
     return entries
+
+
+def _refuse_pictures(root: Path, entries: Sequence[SampleEntry]) -> None:
+    pictures = [e.label for e in entries if _is_of_pictures(e.folder)]
+    if pictures:
+        raise TaskError(
+            f"vbvr({str(root)!r}): {len(pictures)} samples, such as {pictures[0]}, have frame_1.png in place of "
+            "ground_truth.mp4: they are of the image setting of VBVR-Pro-Bench, which asks for pictures. Give the folder of its "
+            "video setting, VBVR-Pro-Bench-Video."
+        )
+
+
+def _is_of_pictures(sample: Path) -> bool:
+    return (sample / "frame_1.png").exists() and not (sample / "ground_truth.mp4").exists()
 
 
 def names(listed: str | Sequence[str] | None) -> list[str] | None:
@@ -177,7 +197,8 @@ def _hint(root: Path) -> str:
     if any(_samples(f) for f in inside):
         return f"This is the folder of one split; give vbvr({str(root.parent)!r}, split={root.name!r})."
     for below in inside:
-        if any(_tasks(f) for f in folders(below)):
+        tasks = [task for split in folders(below) for task in _tasks(split)]
+        if tasks and not _is_of_pictures(_samples(tasks[0])[0]):
             return f"The benchmark is one folder further down: vbvr({str(below)!r})."
     packed = sorted(p.name for p in root.iterdir() if p.name.endswith((".tar.gz", ".tar", ".zip")))
     if packed:
@@ -206,6 +227,18 @@ def hints(root: Path) -> list[str]:
     if raw is not None:
         hints.append(f"{raw} is passed over: it is in the data generators' raw layout; expected: {EXPECTED}.")
     return hints
+
+
+def hints_of_metadata(entries: Sequence[SampleEntry]) -> list[str]:
+    """Say which samples lack the metadata that others have: the evaluator of VBVR-Pro-Bench cannot judge them."""
+    lacking = [e.label for e in entries if not (e.folder / METADATA).exists()]
+    if not lacking or len(lacking) == len(entries):
+        return []
+    shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+    return [
+        f"{len(lacking)} of {len(entries)} samples have no {METADATA}, without which the evaluator of VBVR-Pro-Bench gives no "
+        f"score: {shown}."
+    ]
 
 
 def _hints_in_task(task: Path) -> list[str]:

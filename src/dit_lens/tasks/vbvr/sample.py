@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,25 +117,6 @@ def _frames_in_truth(video: Path, optional: bool) -> int | None:
             return None
         raise
     return count_frames(video)
-
-
-def metadata_problem(folder: Path) -> str:
-    """Say what is wrong with a sample's `metadata.json`, which the evaluator of VBVR-Pro-Bench reads; empty where nothing is.
-
-    Args:
-        folder: of the sample.
-    """
-    path = folder / "metadata.json"
-    if not path.exists():
-        return ""
-    try:
-        check(path)
-        json.loads(path.read_text("utf-8-sig"))
-    except BrokenFileError as error:
-        return str(error)
-    except (OSError, ValueError) as error:
-        return f"{path}: metadata is not JSON ({error}). Copy or download it again."
-    return ""
 
 
 def up(value: int, multiple: int) -> int:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,7 @@ class Scored:
         error: why there is no score; empty where there is one.
         category: the evaluator's group of tasks, where it says.
         dimensions: scores by dimension, where it says.
+        frames: of the video that the evaluator read, where it says.
     """
 
     split: str
@@ -62,6 +63,7 @@ class Scored:
     error: str = ""
     category: str = ""
     dimensions: Mapping[str, float] = field(default_factory=dict)
+    frames: int | None = None
 
     @property
     def label(self) -> str:
@@ -77,8 +79,9 @@ def read_scores(path: str | Path | Sequence[str | Path]) -> xr.Dataset:
 
     Returns:
         On `sample`, labelled `split/task/id`, with the coordinates `split`, `task` and `id`: `score` in [0, 1],
-        NaN where there is an error; `error`, why there is no score, empty where there is one; `category`; and
-        `dimensions` [sample, dimension]. `attrs` names the form, the measure and the files.
+        NaN where there is an error; `error`, why there is no score, empty where there is one; `category`; `frames`, how many
+        of the video the evaluator read, NaN where it does not say; and `dimensions` [sample, dimension]. `attrs` names the
+        form, the measure and the files.
 
     Raises:
         TaskError: no such file, a form that is not known, several forms (their scores measure different
@@ -158,6 +161,7 @@ def scored(entry: Mapping[str, Any], where: str) -> Scored:
         error=error,
         category=str(entry.get("category") or ""),
         dimensions={k: float(v) for k, v in dimensions.items() if isinstance(v, int | float)},
+        frames=_frames(entry),
     )
 
 
@@ -167,11 +171,17 @@ def _error(entry: Mapping[str, Any]) -> str:
         return str(entry["error"])
     if entry.get("status", "ok") != "ok":
         return str(entry["status"])
-    details = entry.get("details")
-    if isinstance(details, dict) and details.get("video_frame_count") == 0:
+    if _frames(entry) == 0:
         # The evaluator goes on, and gives half marks for what it did not see.
         return "the evaluator read no frames of the video"
     return "the score is not a number" if _is_nan(entry.get("score")) else ""
+
+
+def _frames(entry: Mapping[str, Any]) -> int | None:
+    """Return how many frames of the video the evaluator read, where it says."""
+    details = entry.get("details")
+    count = details.get("video_frame_count") if isinstance(details, dict) else None
+    return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
 def _is_nan(score: Any) -> bool:
@@ -232,6 +242,7 @@ def as_dataset(scores: Sequence[Scored], source: str) -> xr.Dataset:
             ),
             "error": ("sample", np.array([s.error for s in scores], text)),
             "category": ("sample", np.array([s.category for s in scores], text)),
+            "frames": ("sample", np.array([s.frames for s in scores], float)),
             "dimensions": (("sample", "dimension"), table.reshape(len(scores), len(names))),
         },
         {
@@ -240,8 +251,12 @@ def as_dataset(scores: Sequence[Scored], source: str) -> xr.Dataset:
             **{k: ("sample", v) for k, v in columns.items()},
         },
     )
-    measures = {
-        TASK_ONLY if set(s.dimensions) == {"task_specific"} else WEIGHTED for s in scores if s.dimensions
-    }
-    data.attrs["measure"] = ", ".join(sorted(measures)) or "unknown"
+    data.attrs["measure"] = ", ".join(measures_of(scores)) or "unknown"
     return data
+
+
+def measures_of(scores: Iterable[Scored]) -> list[str]:
+    """Return what scores measure, as far as they say."""
+    return sorted(
+        {TASK_ONLY if set(s.dimensions) == {"task_specific"} else WEIGHTED for s in scores if s.dimensions}
+    )
