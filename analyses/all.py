@@ -188,10 +188,13 @@ def main(options: Options) -> int:
 
 
 def publish(name: str, out: Path, docs: Path, figures: list[str]) -> None:
-    """Copy the summary, and the figures in few colours: they are drawings."""
+    """Copy the summary, and the figures that there are, in few colours: they are drawings."""
     docs.mkdir(parents=True, exist_ok=True)
     shutil.copy(out / "summary.json", docs / f"{name}.json")
     for figure in figures:
+        if not (out / f"{figure}.png").exists():
+            print(f"{name}: no {figure}.png, for its summary has nothing to draw there", flush=True)
+            continue
         picture = Image.open(out / f"{figure}.png").convert("RGB").quantize(128, dither=Image.Dither.NONE)
         picture.save(docs / f"{name}_{figure}.png", optimize=True)
 

@@ -1,9 +1,6 @@
 """The scripts, each run small on the shipped organism: what they write, what they repeat, and exact controls."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +19,9 @@ from dit_lens.models.options import ModelOptions
 from dit_lens.plan.plan import Placed
 from dit_lens.tasks import explore
 from dit_lens.tasks.permanence import ball
+from scripts import script
 
 pytestmark = pytest.mark.slow
-SCRIPTS = Path(__file__).parents[3] / "analyses"
 SMALL = {"samples": 4, "block": 2, "steps": 4}
 STUDIES = {
     "noise_sensitivity": {"task": "circle", "noise": "add", "cka_layers": "0,9", "stops": "0,2"},
@@ -54,14 +51,6 @@ STUDIES = {
 @pytest.fixture(scope="module")
 def organism():
     return dl.load("organism-v1")  # the smallest: 10 layers
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def go(name, out, monkeypatch, organism, **changes):
@@ -588,8 +577,18 @@ def test_a_study_says_what_it_costs_before_it_begins_and_not_again(
     assert "by the speed of one row alone" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["causal_commitment", "early_selection", "steps_or_frames", "surprise"])
-@pytest.mark.parametrize("name", ["causal_commitment", "early_selection", "steps_or_frames", "scratch_space"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "causal_commitment",
+        "early_selection",
+        "steps_or_frames",
+        "scratch_space",
+        "surprise",
+        "revision",
+        "plan_commitment",
+    ],
+)
 def test_samples_without_a_scorer_are_refused_before_a_model_is_loaded(name, tmp_path, monkeypatch):
     module = script(name)
     monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("a model is loaded"))

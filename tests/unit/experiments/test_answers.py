@@ -1,7 +1,5 @@
 """Scripts that read answers, plans and states at every step: what they find where it was planted, and what they refuse."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +11,7 @@ from dit_lens import analysis
 from dit_lens.errors import TaskError
 from dit_lens.experiments.study import Measured
 from dit_lens.models.options import ModelOptions
-
-SCRIPTS = Path(__file__).parents[3] / "analyses"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from scripts import script
 
 
 @pytest.fixture(scope="module")

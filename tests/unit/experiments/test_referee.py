@@ -1,21 +1,15 @@
 """The referee's rules: verdicts by intervals alone, and a card that says what it was made of."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "analyses" / "referee.py"
+from scripts import script
 
 
 @pytest.fixture(scope="module")
 def referee():
-    spec = importlib.util.spec_from_file_location("referee", SCRIPT)
-    sys.modules["referee"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("referee")
 
 
 @pytest.mark.parametrize(

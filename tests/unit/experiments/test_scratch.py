@@ -1,10 +1,7 @@
 """Frames replaced: what stands there instead, the last frame alone, a toy that writes into them, and one that does not."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +16,8 @@ from dit_lens.experiments.scratch import OF_LATENTS, Change, other_scene, overwr
 from dit_lens.experiments.scratch_runs import IdealRuns, Planted, run_changes
 from dit_lens.lens import Lens
 from dit_lens.models.options import ModelOptions
+from scripts import script
 
-SCRIPT = Path(__file__).parents[3] / "analyses" / "scratch_space.py"
 MIDDLE = [1, 2]
 SPOT = dl.Spot("latents", 3, 0.75, 750.0, 5, "dit")
 
@@ -32,10 +29,7 @@ def organism():
 
 @pytest.fixture(scope="module")
 def scratch_space():
-    spec = importlib.util.spec_from_file_location("scratch_space", SCRIPT)
-    sys.modules["scratch_space"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("scratch_space")
 
 
 # ---- contents

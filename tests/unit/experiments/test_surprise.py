@@ -12,24 +12,12 @@ import dit_lens as dl
 from dit_lens.experiments.samples import draw
 from dit_lens.models.options import ModelOptions
 from dit_lens.tasks.impossible import videos_of
+from scripts import script
 
 TEXT = np.dtypes.StringDType()
 
 
-def load_script():
-    import importlib.util
-    import sys
-    from pathlib import Path
-
-    path = Path(__file__).parents[3] / "analyses" / "surprise.py"
-    spec = importlib.util.spec_from_file_location("surprise", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["surprise"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-surprise = load_script()
+surprise = script("surprise")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """Swaps on a model that says what they must do: one site of one layer reads the prompt, and the last step makes the video."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +14,8 @@ from dit_lens.experiments import swaps
 from dit_lens.experiments.couples import Couple, couples, neighbours
 from dit_lens.experiments.swap_outcomes import CleanEnds, outcomes_of
 from dit_lens.models.options import ModelOptions
+from scripts import script
 
-SCRIPT = Path(__file__).parents[3] / "analyses" / "layer_swap.py"
 READS = 1
 """The layer whose cross-attention says what the prompt asks; none other does."""
 SAID = {"dark": -1.0, "bright": 1.0}
@@ -213,28 +210,22 @@ def test_the_orders_of_the_control_keep_no_layer_and_differ():
 # ---- couples
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("layer_swap", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["layer_swap"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_circle_is_coupled_by_prompt_and_other_tasks_by_scene_and_no_picture_comes_twice():
-    options = script().Options(samples=24)
+    options = script("layer_swap").Options(samples=24)
     found = list(couples(options))
     assert len({couple.image.tobytes() for couple in found}) == 24
     assert all(couple.both[0].image.tobytes() == couple.donor.image.tobytes() for couple in found)
     assert {tuple(s.prompt for s in couple.both) for couple in found} == {
         ("circle the disc", "circle the square")
     }
-    mazes = list(couples(script().Options(task="maze", samples=3)))
+    mazes = list(couples(script("layer_swap").Options(task="maze", samples=3)))
     ids = [s.id for couple in mazes for s in couple.both]
     assert len(set(ids)) == 6 and all(couple.is_judged for couple in mazes)
-    assert [couple.id for couple in couples(script().Options(task="maze", samples=2))] == ids[:4:2]
-    (couple,) = couples(script().Options(samples=1, num_frames=5))
+    assert [couple.id for couple in couples(script("layer_swap").Options(task="maze", samples=2))] == ids[
+        :4:2
+    ]
+    (couple,) = couples(script("layer_swap").Options(samples=1, num_frames=5))
     assert couple.num_frames == 5 and couple.score(couple.truth).solved
 
 
@@ -251,7 +242,7 @@ def test_neighbours_are_of_one_shape_and_task_and_who_is_alone_is_named():
 
 
 def test_contradictions_are_refused_before_a_model_is_loaded(tmp_path):
-    module, picture = script(), tmp_path / "cat.png"
+    module, picture = script("layer_swap"), tmp_path / "cat.png"
     Image.new("RGB", (16, 16)).save(picture)
     wide = tmp_path / "wide.png"
     Image.new("RGB", (32, 16)).save(wide)
@@ -275,7 +266,7 @@ def test_contradictions_are_refused_before_a_model_is_loaded(tmp_path):
 
 
 def go(monkeypatch, lens, out, **options):
-    module = script()
+    module = script("layer_swap")
     monkeypatch.setattr(ModelOptions, "load", lambda _: lens)
     assert module.main(module.Options(out=out, cfg_scale=2.0, **options)) == 0
     results = xr.open_zarr(out / "results.zarr", consolidated=False).load()

@@ -1,8 +1,6 @@
 """Averaging over seeds, small on the shipped organism: a planted answer, planted nulls, and what is refused."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,9 @@ import dit_lens as dl
 from dit_lens.engine.batch import Batch
 from dit_lens.experiments.samples import draw, noise_seeds
 from dit_lens.models.options import ModelOptions
+from scripts import script
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parents[3] / "analyses" / "what_to_average.py"
 SMALL = {"task": "choose", "samples": 2, "steps": 2, "until": "0.7", "placebo": False}
 
 
@@ -26,11 +24,7 @@ def organism():
 
 @pytest.fixture(scope="module")
 def module():
-    spec = importlib.util.spec_from_file_location("what_to_average", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["what_to_average"] = script  # dataclasses look their module up
-    spec.loader.exec_module(script)
-    return script
+    return script("what_to_average")
 
 
 @pytest.fixture
