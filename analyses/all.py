@@ -147,7 +147,7 @@ FAMILY: dict[str, Experiment] = {
         "what_to_average.py", "maze", 48, "--what", "states", "x0", "--until", "0.75,0.5", "--no-placebo"
     ),
     **{
-        f"full_scratch_{task}": study("scratch_space.py", task, 32, "--layers", "none", "--at-steps", "all")
+        f"full_scratch_{task}": study("scratch_space.py", task, 32, "--layers", "none", "--at-steps", "none")
         for task in ("latin", "choose")
     },
     "full_surprise_maze": study("surprise.py", "maze", 64, figures=["share_by_step"]),
