@@ -356,7 +356,6 @@ warnings.filterwarnings("error", "This run gets a name")
 import numpy as np, torch
 import dit_lens as dl
 
-kind, store = sys.argv[1:]
 words = {"a", "b", "c", "d", "e"}
 table = {word: {word, "x", "y"} for word in sorted(words)}
 
@@ -369,39 +368,53 @@ def helper(h): return h if len(words) > 3 and table else -h
 def f(h, at): return helper(h)
 
 edits = [f, Push(1.0)]
-torch.manual_seed(0)
-if kind == "organism":
-    lens, sample, more = dl.load("organism"), dl.tasks.maze(seed=1_000_007), {}
-elif kind == "blocks":
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-    model.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
-    lens = dl.blocks(
-        model, "blocks", latent=lambda sample: (4, 1, 2, 2), grid=lambda size: size[1:],
-        forward=lambda m, x, t: m.blocks[0](x.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(x), steps=2,
-    )
-    sample, more = dl.Sample(prompt="p", size=(8, 8), num_frames=1), {}
-else:
+
+def made(kind):
+    torch.manual_seed(0)
+    if kind == "organism":
+        return dl.load("organism"), dl.tasks.maze(seed=1_000_007), {}
+    if kind == "blocks":
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        model.blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+        lens = dl.blocks(
+            model, "blocks", latent=lambda sample: (4, 1, 2, 2), grid=lambda size: size[1:],
+            forward=lambda m, x, t: m.blocks[0](x.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(x), steps=2,
+        )
+        return lens, dl.Sample(prompt="p", size=(8, 8), num_frames=1), {}
     from unit.families import conftest
     pipe = getattr(conftest, kind)()
-    sample, more = dl.Sample(**conftest.CASES[kind][1]), conftest.CASES[kind][2]
-    lens = dl.Lens(pipe)
-for _ in range(2):
-    print(lens.run(sample, steps=2, store=store, edit=edits, **more).path.name)
+    return dl.Lens(pipe), dl.Sample(**conftest.CASES[kind][1]), conftest.CASES[kind][2]
+
+for kind in sys.argv[2:]:
+    lens, sample, more = made(kind)
+    for _ in range(2):
+        print(kind, lens.run(sample, steps=2, store=f"{sys.argv[1]}/{kind}", edit=edits, **more).path.name)
 """
 
 
-@pytest.mark.parametrize("kind", ["organism", "blocks", "ltx", "wan"])
-def test_equal_runs_have_one_name_in_every_process(kind, tmp_path):
-    names = set()
+KINDS = ["organism", "blocks", "ltx", "wan"]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """Make runs of every kind in processes with other seeds of hashes; return the folder of their stores, and names by kind."""
+    root, names = tmp_path_factory.mktemp("stores"), {kind: set() for kind in KINDS}
     for seed in ("0", "1", "2", "3"):
         out = subprocess.run(
-            [sys.executable, "-c", SCRIPT, kind, str(tmp_path / "store")],
+            [sys.executable, "-c", SCRIPT, str(root), *KINDS],
             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": f"{TESTS.parent / 'src'}:{TESTS}", "OMP_NUM_THREADS": "1"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert out.returncode == 0, out.stderr[-2000:]
-        names |= set(out.stdout.split()[-2:])
-    assert len(names) == 1 and len(list((tmp_path / "store").glob("*-*"))) == 1
+        for kind, name in (line.split() for line in out.stdout.splitlines()[-2 * len(KINDS) :]):
+            names[kind].add(name)
+    return root, names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_runs_have_one_name_in_every_process(kind, stores):
+    root, names = stores
+    assert len(names[kind]) == 1 and len(list((root / kind).glob("*-*"))) == 1
 
 
 # ---- settings of all of torch
