@@ -45,16 +45,26 @@ def run_of(lens, sample, edits):
     return lens.run(sample, 3, steps=3, cfg_scale=2.0, edit=edits, record=[dl.x0])
 
 
+@pytest.fixture(scope="module")
+def clean(pipe, sample):
+    """x0 of the run without edits."""
+    return run_of(dl.Lens(pipe), sample, [])["x0"].values
+
+
+@pytest.fixture(scope="module")
+def batch(pipe, sample):
+    """A batch without edits of its own, for single steps."""
+    return dl.Lens(pipe).batch([(sample, 3), (sample, 4)], steps=3, cfg_scale=2.0)
+
+
 @pytest.mark.parametrize("region", [{}, {"y": 0}, {"frame": 1, "x": 0}], ids=["all", "row", "cells"])
 @pytest.mark.parametrize("site", SITES)
-def test_an_edit_in_place_is_the_pure_one_in_a_run_and_in_a_batch(lens, sample, site, region):
+def test_an_edit_in_place_is_the_pure_one_in_a_run_and_in_a_batch(lens, sample, clean, batch, site, region):
     where = place(site, **region)
     runs = [run_of(lens, sample, [(f, where)]) for f in (pure, in_place)]
     assert np.array_equal(runs[0]["x0"].values, runs[1]["x0"].values)
     assert np.array_equal(runs[0].video, runs[1].video)
-    clean = run_of(lens, sample, [])
-    assert not np.array_equal(runs[0]["x0"].values, clean["x0"].values)
-    batch = lens.batch([(sample, 3), (sample, 4)], steps=3, cfg_scale=2.0)
+    assert not np.array_equal(runs[0]["x0"].values, clean)
     rows = [last_latents(batch, [Placed(f, where)]) for f in (pure, in_place)]
     assert torch.equal(*rows)
     last = torch.from_numpy(np.array(runs[0]["x0"].isel(step=-1).values)).permute(3, 0, 1, 2)
