@@ -2,11 +2,11 @@
 
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import forked
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -20,7 +20,7 @@ def test_the_code_of_a_page_runs(tmp_path, name, least):
     assert len(blocks) >= least
     script = tmp_path / "page.py"  # a file: nnsight compiles the body of a trace from its source
     script.write_text("\n".join(blocks))
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    done = forked.run(script, folder=tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -1,9 +1,6 @@
 """An interrupted run goes on where it stopped, and equals one that was not."""
 
 import os
-import signal
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 
 import dit_lens as dl
+import forked
 from loops import Interrupted, interruptible, same
 
 PLAN = {"record": [dl.energy, dl.hidden, dl.x0], "steps": 5}
@@ -121,7 +119,7 @@ def test_kill_9_in_the_middle_loses_no_committed_step(tmp_path):
     script.write_text(textwrap.dedent(SCRIPT))
     store, other = tmp_path / "killed.zarr", tmp_path / "whole.zarr"
     steps = "60"
-    process = subprocess.Popen([sys.executable, str(script), str(store), steps], stdout=subprocess.PIPE)
+    process = forked.start(script, store, steps)
     deadline = time.time() + 120
     while time.time() < deadline:
         journals = list(store.glob("*/journal.jsonl"))
@@ -130,8 +128,8 @@ def test_kill_9_in_the_middle_loses_no_committed_step(tmp_path):
         ):
             break
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     (path,) = store.glob("occlude-*")
     from dit_lens.store import open_run, status
 
@@ -142,7 +140,8 @@ def test_kill_9_in_the_middle_loses_no_committed_step(tmp_path):
     assert np.isnan(energy.isel(step=slice(len(found.committed_steps), None)).values).all()
     assert len(found.missing["energy"]) == 60 - len(found.committed_steps)
     for where in (store, other):
-        subprocess.run([sys.executable, str(script), str(where), steps], check=True, capture_output=True)
+        done = forked.run(script, where, steps, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
     (whole,) = other.glob("occlude-*")
     assert whole.name == path.name
     a, b = open_run(path), open_run(whole)

@@ -2,7 +2,6 @@
 
 import builtins
 import dataclasses
-import subprocess
 import sys
 import types
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 import dit_lens as dl
+import forked
 from dit_lens.plan.digests import digest
 from dit_lens.plan.functions import describe
 from dit_lens.plan.source import describe_source
@@ -141,8 +141,8 @@ def test_a_lens_of_a_class_of_the_users_has_one_name_from_the_first_look_on(tmp_
         "print(content(Study(), []) == content(Study(), []))\n"
     )
     (tmp_path / "script.py").write_text(script)
-    out = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=True)
-    assert out.stdout == "True\n"
+    done = forked.run(tmp_path / "script.py", folder=tmp_path)
+    assert done.stdout == "True\n", done.stderr
 
 
 # ---- forwards below nnsight

@@ -3,7 +3,6 @@
 import linecache
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 import dit_lens as dl
+import forked
 
 SITES = ("self_attn", "cross_attn", "ffn")
 
@@ -653,11 +653,10 @@ print(tr.run.complete, len(names), flush=True)
 def test_a_killed_trace_leaves_the_complete_run_and_is_swept(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    command = [sys.executable, str(script), str(tmp_path / "runs")]
     printed = []
     for step in ("never", "1", "never"):
         environment = {**WITH_TESTS, "FAIL_AT": step}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+        done = forked.run(script, tmp_path / "runs", folder=tmp_path, env=environment)
         assert (done.returncode == -signal.SIGKILL) == (step == "1"), done.stderr
         printed.append(done.stdout.strip())
         if step == "1":

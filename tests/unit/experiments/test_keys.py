@@ -15,6 +15,7 @@ import xarray as xr
 from PIL import Image
 
 import dit_lens as dl
+import forked
 from dit_lens.experiments import keys
 from dit_lens.experiments.options import StudyOptions
 
@@ -219,25 +220,33 @@ def copy(tmp_path_factory):
     return root
 
 
-def ask(root, seed="0"):
-    space = {
-        **os.environ,
-        "PYTHONPATH": str(root / "src"),
-        "PYTHONHASHSEED": seed,
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    done = subprocess.run([sys.executable, "-c", ASK], cwd=root, env=space, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.split()
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory):
+    """Ask for the keys in a process that imports a copy; with a seed of hashes, in a Python of its own."""
+    folder = tmp_path_factory.mktemp("asked")
+    script = folder / "ask.py"
+    script.write_text(ASK)
+
+    def answer(root, seed=None):
+        space = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        if seed is None:
+            done = forked.run(script, folder=folder, cwd=root, env=space)
+        else:
+            command, space = [sys.executable, str(script)], space | {"PYTHONHASHSEED": seed}
+            done = subprocess.run(command, cwd=root, env=space, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.split()
+
+    return answer
 
 
 @pytest.fixture(scope="module")
-def unchanged(copy):
+def unchanged(copy, ask):
     return ask(copy)
 
 
 @pytest.mark.slow
-def test_a_key_is_the_same_in_every_process_and_place(copy, unchanged):
+def test_a_key_is_the_same_in_every_process_and_place(copy, unchanged, ask):
     assert ask(copy, seed="7") == unchanged == ask(ROOT)
 
 
@@ -280,7 +289,7 @@ def edit(copy):
 
 
 @pytest.mark.slow
-def test_comments_docstrings_and_code_out_of_reach_keep_every_block(copy, unchanged, edit):
+def test_comments_docstrings_and_code_out_of_reach_keep_every_block(copy, unchanged, edit, ask):
     for change in SAME:
         edit(*change)
     assert ask(copy)[0] == unchanged[0]
@@ -288,7 +297,7 @@ def test_comments_docstrings_and_code_out_of_reach_keep_every_block(copy, unchan
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", OTHER, ids=[file for file, *_ in OTHER])
-def test_what_a_measurement_reaches_in_the_library_makes_new_blocks(copy, unchanged, edit, change):
+def test_what_a_measurement_reaches_in_the_library_makes_new_blocks(copy, unchanged, edit, ask, change):
     edit(*change)
     assert ask(copy)[0] != unchanged[0]
 

@@ -1,14 +1,13 @@
 """Random weights, the control: the same in every process, in the trained codec and words."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import tyro
 
 import dit_lens as dl
+import forked
 from dit_lens.models import organism
 from dit_lens.models.options import ModelOptions
 from dit_lens.models.organism.loading import load
@@ -46,15 +45,17 @@ def test_experts_are_drawn_apart(organisms):
     assert not torch.equal(pipe.dit.head.head.weight, pipe.dit2.head.head.weight)
 
 
-def test_they_are_the_same_every_time_and_draw_nothing_of_the_users():
+def test_they_are_the_same_every_time_and_draw_nothing_of_the_users(tmp_path):
     torch.manual_seed(7)
     expected = torch.randn(3)
     torch.manual_seed(7)
     here = dl.load("organism", weights="random")
     assert torch.equal(torch.randn(3), expected)
     code = "import dit_lens as dl; print(dl.load('organism', weights='random').fingerprint())"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split()[-1] == here.fingerprint() != dl.load("organism").fingerprint()
+    (tmp_path / "script.py").write_text(code)
+    done = forked.run(tmp_path / "script.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == here.fingerprint() != dl.load("organism").fingerprint()
 
 
 @pytest.mark.parametrize("weights", ["Random", "", None, 3])
