@@ -160,22 +160,21 @@ def test_arguments_of_the_pipeline_reach_it_or_are_refused(tmp_path, monkeypatch
         StudyOptions(pipe_arg=("a=1", "a=2")).arguments  # noqa: B018
     found = {}
     for name, more in (
-        ("early_selection", {"seeds": 2, "at": "1"}),
-        ("decode_steps", {}),
-        ("token_maps", {"layers": "0"}),
+        ("early_selection", {"samples": 2, "seeds": 2, "at": "1"}),
+        ("decode_steps", {"vis_steps": "0"}),
+        ("token_maps", {"vis_steps": "0", "layers": "0"}),
     ):
         for shift in ((), ("sigma_shift=2",)):
             out = tmp_path / f"{name}{len(shift)}"
-            options = {"task": "circle", "samples": 2, "steps": 3, "out": out, "pipe_arg": shift, **more}
+            options = {"task": "circle", "steps": 3, "out": out, "pipe_arg": shift, **more}
             assert run(name, monkeypatch, organism, **options) == 0
             if name == "early_selection":
                 found[shift] = xr.open_zarr(out / "results.zarr", consolidated=False).sigma.values
     assert not np.allclose(*found.values())
-    levels = [
-        dl.open_run(next((tmp_path / f"decode_steps{n}" / "store.zarr").glob("*"))).sigma.values
-        for n in (0, 1)
-    ]
-    assert not np.allclose(*levels)
+    for name in ("decode_steps", "token_maps"):
+        stores = [tmp_path / f"{name}{n}" / "store.zarr" for n in (0, 1)]
+        levels = [dl.open_run(next(store.glob("circle-*"))).sigma.values for store in stores]
+        assert not np.allclose(*levels)
     with pytest.raises(dl.DitLensError, match="no block of samples"):  # the reason is on stderr
         run(
             "early_selection",
