@@ -22,6 +22,8 @@ from dit_lens.tasks.permanence import ball
 from scripts import script
 
 pytestmark = pytest.mark.slow
+SCRIPTS = Path(__file__).parents[3] / "analyses"
+SPEED = "by the speed of one row alone"
 SMALL = {"samples": 4, "block": 2, "steps": 4}
 STUDIES = {
     "noise_sensitivity": {"task": "circle", "noise": "add", "cka_layers": "0,9", "stops": "0,2"},
@@ -62,13 +64,27 @@ def go(name, out, monkeypatch, organism, **changes):
     return xr.open_zarr(out / "results.zarr", consolidated=False).load()
 
 
+RUNS = {  # what a study says that it costs, in whole runs of every pair
+    "causal_commitment": 1 + 2 * (3 / 4 + 1 / 4),  # two forks at steps 1 and 3 of 4
+    "early_selection": 1,
+    "steps_or_frames": 1 + 1 + 2 / 4 + 2,  # start over; back to step 2; one frame held, and two
+    "seed_ensemble": 1 + 3 * (1 + 2 + 3) / 3,  # three thirds of the layers; K = 1, 2 and 3 of 3 seeds
+    "noise_sensitivity": 1 + (3 + 2 + 1) / 4 + 2 * 4 * 3 / 4 + 2 * 4 * 3 / 4 + 4 * (3 / 4 + 1 / 4),
+}
+
+
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_leaves_numbers_figures_and_the_command_and_is_not_made_twice(
-    name, tmp_path, monkeypatch, organism
+def test_a_study_says_what_it_costs_leaves_numbers_figures_and_the_command_and_is_not_made_twice(
+    name, tmp_path, monkeypatch, organism, capsys
 ):
     if name == "layer_swap":  # which needs scenes that are solved, every frame of them
         organism = dl.load("organism")
     results = go(name, tmp_path, monkeypatch, organism)
+    if name in RUNS:
+        said = [line for line in capsys.readouterr().err.splitlines() if SPEED in line]
+        assert len(said) == 1 and said[0].startswith(f"{name}: 4 samples x ")
+        pairs = 4 * max(STUDIES[name].get("ks", (STUDIES[name].get("seeds", 1),)))  # an ensemble has K seeds
+        assert f"{RUNS[name]:.1f} runs = {pairs * RUNS[name]:,.0f} runs of 4 steps" in said[0]
     assert results.sizes["sample"] == 4
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["command"].startswith("python ")
@@ -85,12 +101,17 @@ def test_a_study_leaves_numbers_figures_and_the_command_and_is_not_made_twice(
 
     monkeypatch.setattr(Batch, "step", refuse)
     assert go(name, tmp_path, monkeypatch, organism).identical(results)
+    assert SPEED not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "name, options, pictures",
     [
-        ("decode_steps", {"vis_steps": "0,3"}, ["steps.png", "schedule.png", "video.mp4", "x0/step_003.mp4"]),
+        (
+            "decode_steps",
+            {"samples": 2, "vis_steps": "0,3"},
+            ["steps.png", "schedule.png", "video.mp4", "x0/step_003.mp4"],
+        ),
         (
             "token_maps",
             {"vis_steps": "0,3", "layers": "4"},
@@ -108,9 +129,9 @@ def test_the_papers_pictures_are_there_and_are_not_made_twice(
 ):
     module = script(name)
     monkeypatch.setattr(ModelOptions, "load", lambda _: organism)
-    given = module.Options(task="circle", steps=4, samples=2, out=tmp_path, **options)
+    given = module.Options(task="circle", steps=4, out=tmp_path, **options)
     assert module.main(given) == 0
-    for sample in ("1000000", "1000001"):
+    for sample in ("1000000", "1000001")[: options.get("samples", 1)]:
         for picture in pictures:
             assert (tmp_path / "circle" / sample / picture).stat().st_size > 500
     made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("circle/**/*.*")}
@@ -120,11 +141,11 @@ def test_the_papers_pictures_are_there_and_are_not_made_twice(
 
 def test_noise_of_scale_0_does_nothing_and_budgets_are_what_they_say(tmp_path, monkeypatch, organism):
     module = script("noise_sensitivity")
-    still = go("noise_sensitivity", tmp_path / "a", monkeypatch, organism, scale=0.0)
+    still = go("noise_sensitivity", tmp_path / "a", monkeypatch, organism, scale=0.0, samples=2)
     assert (still.step_distance == 0).all() and (still.frame_distance == 0).all()
     measured = still.dissimilarity.values[np.isfinite(still.dissimilarity.values)]
     assert measured.size and np.abs(measured).max() < 1e-5
-    noisy = go("noise_sensitivity", tmp_path / "b", monkeypatch, organism, scale=0.7)
+    noisy = go("noise_sensitivity", tmp_path / "b", monkeypatch, organism, scale=0.7, samples=2)
     energy = dict(
         zip(
             noisy.kind.values.tolist(),
@@ -157,7 +178,8 @@ def test_noise_in_place_of_latents_and_noise_drawn_anew_are_what_they_say(
     kind, tmp_path, monkeypatch, organism
 ):
     module = script("noise_sensitivity")
-    found = go("noise_sensitivity", tmp_path, monkeypatch, organism, noise=kind, cka_tokens=40, seeds=2)
+    small = {"samples": 2, "seeds": 2, "cka_tokens": 40}
+    found = go("noise_sensitivity", tmp_path, monkeypatch, organism, noise=kind, **small)
     assert found.budget.values.tolist() == ["same scale"] and "noise_energy" not in found
     one = next(iter(draw(StudyOptions(task="circle", samples=2))))
     batch = organism.batch([(one, int(found.noise_seed[0, 0]))], steps=4)
@@ -262,7 +284,7 @@ def test_a_tuned_readout_comes_nearer_to_the_final_x0_on_scenes_it_was_not_fitte
 
 
 def test_an_ensemble_of_one_is_the_single_run(tmp_path, monkeypatch, organism):
-    results = go("seed_ensemble", tmp_path, monkeypatch, organism)
+    results = go("seed_ensemble", tmp_path, monkeypatch, organism, samples=2)
     alone = results.rival_score.sel(k=1)
     assert np.allclose(results.score.sel(k=1).transpose("layers", "sample"), alone.sel(rival="single run"))
     assert (alone.sel(rival="majority vote") == alone.sel(rival="single run")).all()
@@ -589,6 +611,7 @@ def test_a_study_says_what_it_costs_before_it_begins_and_not_again(
         "plan_commitment",
     ],
 )
+@pytest.mark.parametrize("name", ["causal_commitment", "early_selection", "steps_or_frames"])
 def test_samples_without_a_scorer_are_refused_before_a_model_is_loaded(name, tmp_path, monkeypatch):
     module = script(name)
     monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("a model is loaded"))
