@@ -9,7 +9,7 @@ So the differences between numbers of frames hold the scatter between seeds, too
     python analyses/frame_count.py --task maze --samples 64 --counts 5 9 13 17 25 --out runs/frame_count
 
 On a folder of VBVR-Bench (`--score vbvr`) the official evaluator judges every number of frames against the last one, beside the
-first frame held. It reads videos of any length, at most 200 frames of them, evenly spaced; some of its rules give fewer than 5
+first frame held. It reads videos of any length, at most 100 frames of them, evenly spaced; some of its rules give fewer than 5
 frames 0 without a look, so these are refused. The table says how many frames it read.
 
     python analyses/frame_count.py --model wan2.2 --eval-root VBVR-Bench --score vbvr --counts 41 81 121 --out runs/frames
@@ -30,7 +30,7 @@ import dit_lens as dl
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.options import ScoredOptions
-from dit_lens.experiments.samples import batch_of, draw, pairs_of
+from dit_lens.experiments.samples import batch_of, draw, pairs_of, refuse_repeated
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, compare, study
 from dit_lens.experiments.summary import write_summary
@@ -59,6 +59,7 @@ def main(options: Options) -> int:
         raise dl.TaskError(
             f"--num-frames {options.num_frames}: this script compares numbers of frames; give them as --counts."
         )
+    refuse_repeated(options.counts)
     benchmark.refuse_unscored(options)
     lens = options.load()
     first = next(iter(draw(options, lens)), None)
@@ -67,7 +68,9 @@ def main(options: Options) -> int:
     counts_of = true_counts(lens, first, options.counts)
     if options.score == "vbvr":
         benchmark.refuse_short("--counts", list(counts_of))
-    options = replace(options, counts=tuple(counts_of))
+    # The last one asked for is what others are compared with, also where it comes to the frames of an earlier one.
+    baseline = next(made for made, asked in counts_of.items() if options.counts[-1] in asked)
+    options = replace(options, counts=(*(made for made in counts_of if made != baseline), baseline))
     measured = study(options, "frame_count", lens, lambda part: measure(lens, part, options))
     more = {"noise": NOISE, "frames made, by frames asked for": counts_of}
     if options.score == "vbvr":

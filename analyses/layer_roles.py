@@ -50,7 +50,7 @@ from dit_lens.experiments.masks import NAMED, OTHERS, digests, masks_of, regions
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, family, headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, draw, pairs_of
+from dit_lens.experiments.samples import Drawn, batch_of, draw, pairs_of, scenes
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -103,7 +103,13 @@ def main(options: Options) -> int:
     if options.masks is not None and not options.masks.is_dir():
         raise TaskError(f"--masks {options.masks}: there is no such folder.")
     lens = options.load()
-    samples = list(draw(options, lens))
+    # A picture that is asked both questions is one scene: it is measured under both prompts anyway.
+    drawn = (
+        Drawn(scenes(options, pictures=True), options.changes)
+        if options.draws_scenes
+        else draw(options, lens)
+    )
+    samples = list(drawn)
     files = {} if options.masks is None else digests(samples, options.masks)
     names = sorted({name for sample in samples for name in masks_of(sample, options.masks)})
     measured = study(
@@ -114,6 +120,7 @@ def main(options: Options) -> int:
         runs=lambda batch: (
             (1 + has_other_prompt(options)) * (1 + places(lens, batch, options)[0][-1]) / batch.steps
         ),
+        drawn=drawn,
     )
     conclude(measured, options)
     return measured.exit_code
@@ -184,7 +191,10 @@ def regions_by_kind(
 ) -> np.ndarray:
     """Return which tokens are whose by each kind of masks, [kind, object, frame, y, x], the background last."""
     own = regions_of(masks_of(sample, options.masks), names, batch.grid, options.threshold)
-    regions = {OWN: own, MOVED: np.roll(own, [n // 2 for n in batch.grid[1:]], (2, 3))}
+    # Where a moved mask would fall onto an object, it is cut: named and others would trade places there.
+    moved = np.roll(own, [n // 2 for n in batch.grid[1:]], (2, 3))
+    moved[:-1] &= own[-1]
+    regions = {OWN: own, MOVED: moved}
     if ELSEWHERE in kinds:
         masks = masks_of(another_scene(sample, options))
         regions[ELSEWHERE] = regions_of(masks, names, batch.grid, options.threshold)

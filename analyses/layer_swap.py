@@ -177,7 +177,9 @@ def conclude(measured: Measured, options: Options, alone: Sequence[str] = ()) ->
     """Say how far swaps go, of all couples, and how often they flip the answer, of those that are solved; draw; save."""
     results, units = of_units(measured.results)
     summary = counts(measured.results) | {"intervals are over": units}
-    if "sigma" in options.where and (empty := [n for n in LEVELS if n not in results.arm.values]):
+    if "sigma" in options.where and (
+        empty := [level for level in LEVELS if not any(str(n).startswith(level) for n in results.arm.values)]
+    ):
         summary["no step is in the"] = empty
     summary |= {"samples without another of their shape in their task": list(alone)} if alone else {}
     bootstrap: dict[str, Any] = {}

@@ -340,7 +340,9 @@ def by_layer(values: xr.DataArray) -> Any:
             "not measured": f"{int(whole.sum())} samples have finite values everywhere, and an interval needs 2"
         }
     means = values.isel(sample=whole).mean("step")
-    return headline(analysis.mean(means, along="layer", bounds=BOUNDS["distance"]))
+    rows = headline(analysis.mean(means, along="layer", bounds=BOUNDS["distance"]))
+    left_out = int((~whole).sum())
+    return {"samples without a finite value, left out": left_out, "by layer": rows} if left_out else rows
 
 
 def draw_states(results: xr.Dataset, options: Options) -> None:

@@ -180,6 +180,8 @@ def slope(summary: dict[str, Any]) -> Interval:
 def rescued(summary: dict[str, Any]) -> Interval | None:
     """Return the primary contrast of the rescues: the middle way along steps, repeated, minus the middle one along frames."""
     found = summary.get("rescued, of wrong runs, middle steps repeated minus middle frames")
+    if summary.get("rescued, of wrong runs, samples", 0) < LEAST:
+        return None
     return None if found is None else (found["effect"], found["low"], found["high"])
 
 

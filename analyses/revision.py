@@ -8,14 +8,16 @@ Two readings of what the model believes (x0) at every step of clean runs:
    and so of those that were committed to a right one. A part of an answer is none, so that one that is still being made is no
    revision.
 2. Superposition, on tasks with several candidates (choose, loop, latin, queens, apart: the right answers; tictac, odd, pattern:
-   wrong ones too). x0 is fitted by a mixture of the candidates' latents: how many bits the weights hold, how much of the distance
-   to the nearest candidate the mixture takes away, and how far the weights are from the posterior of the candidates given what
-   the step starts from.
+   wrong ones too). x0 is fitted by a mixture of the candidates' latents: how many bits the weights hold, how much of the squared
+   distance to the nearest candidate the mixture takes away, and how far the weights are from the posterior of the candidates
+   given what the step starts from.
 
 Nulls, from the same noise: the ideal denoiser, which knows all right answers and computes nothing. It holds several answers,
 and they become one; it is never committed to a wrong one, but where a blend of right answers reads as one, which the summary
-counts. Of tictac, odd and pattern the null of superposition takes all candidates for equally likely. The floor: how often the
-right video, after the codec, is read as a complete right answer.
+counts. Of tictac, odd and pattern the null of superposition takes all candidates for equally likely. Floors: how often the
+right video, after the codec, is read as a complete right answer; and how many bits the weights have where there is one answer
+alone, at the end of the runs, and in right videos that are a frame late. Entropy is steep at 0: only bits over these say that
+there are several answers.
 
     python analyses/revision.py --task latin --samples 64 --out runs/revision
 """
@@ -38,7 +40,7 @@ from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, study
@@ -63,6 +65,7 @@ def main(options: Options) -> int:
     refusals = reasons(dl.tasks.make(options.task, options.scene))
     if len(refusals) == 2:
         raise TaskError(f"--task {options.task}: {' '.join(refusals.values())}")
+    require_two_steps(options)
     lens = options.load()
     measured = study(
         options, "revision", lens, lambda part: measure(lens, part, options), runs=lambda batch: 1.0
@@ -86,8 +89,6 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     """Run every pair; read what x0 holds at every step, and what the nulls hold from the same noise."""
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
-    if batch.steps < 2:
-        raise TaskError(f"{batch.steps} steps: an answer is held for 2 at least; raise --steps.")
     starts, beliefs = [], []
     for _, start, now in clean_steps(batch):
         starts.append(start.double().cpu().numpy())
@@ -138,18 +139,24 @@ def weigh(lens: dl.Lens, batch: Batch, starts: Latents, beliefs: Latents) -> xr.
     """Fit x0 by the candidates at every step, [pair, step]; NaN of samples whose candidates' weights are not told apart."""
     steps, pairs = batch.steps, len(batch.pairs)
     names = ("bits", "explained", "single", "mixed", "null_bits", "posterior_bits", "divergence", "wrong")
+    drawn = slice(first_drawn(batch), None)
     by_step = {name: np.full((pairs, steps), np.nan) for name in names}
-    by_pair = {name: np.full(pairs, np.nan) for name in ("same_pick", "chance_pick")}
+    by_pair = {
+        name: np.full(pairs, np.nan) for name in ("same_pick", "chance_pick", "late_bits", "most_bits")
+    }
     for pair, (sample, _) in enumerate(batch.pairs):
         null, right = candidates(sample, lens)
         if apart(null.videos) < APART:
             continue
-        fit = analysis.mixture(np.stack([x0[pair] for x0 in beliefs]), null.videos)
+        known = null.videos[:, :, drawn]
+        fit = analysis.mixture(np.stack([x0[pair][:, drawn] for x0 in beliefs]), known)
         posterior = np.concatenate(
             [null.weights(x[pair : pair + 1], s) for x, s in zip(starts, batch.sigmas, strict=True)]
         )
         noise = batch.noise[pair : pair + 1].double().cpu().numpy()
-        course = analysis.mixture(np.concatenate(null.run(noise, batch.sigmas)), null.videos).weight.values
+        course = analysis.mixture(
+            np.concatenate(null.run(noise, batch.sigmas))[:, :, drawn], known
+        ).weight.values
         found = {
             **{name: fit[name].values for name in ("bits", "explained", "single", "mixed")},
             "null_bits": bits(course),
@@ -161,9 +168,23 @@ def weigh(lens: dl.Lens, batch: Batch, starts: Latents, beliefs: Latents) -> xr.
             by_step[name][pair] = values
         by_pair["same_pick"][pair] = fit.weight.values[-1].argmax() == course[-1].argmax()
         by_pair["chance_pick"][pair] = (null.prior**2).sum()
+        by_pair["late_bits"][pair] = late_bits(sample, lens, known, drawn)
+        by_pair["most_bits"][pair] = np.log2(len(known))
     return xr.Dataset(
         {n: (("pair", "step"), v) for n, v in by_step.items()} | {n: ("pair", v) for n, v in by_pair.items()}
     )
+
+
+def first_drawn(batch: Batch) -> int:
+    """Return the first latent frame that the model draws itself: a first frame that is given to it says nothing of an answer."""
+    return int(any(sample.image is not None for sample, _ in batch.pairs))
+
+
+def late_bits(sample: dl.Sample, lens: dl.Lens, known: np.ndarray, drawn: slice) -> float:
+    """Return the bits of what holds one answer: the right videos a frame late, on average. Weights are never exactly 0 and 1."""
+    late = [np.concatenate([a.video[:1], a.video[:-1]]) for a in sample.answers]
+    latents = np.stack([lens.encode(video).permute(3, 0, 1, 2).double().cpu().numpy() for video in late])
+    return float(analysis.mixture(latents[:, :, drawn], known).bits.mean())
 
 
 def candidates(sample: dl.Sample, lens: dl.Lens) -> tuple[analysis.IdealDenoiser, np.ndarray]:
@@ -252,15 +273,25 @@ def of_superposition(results: xr.Dataset, options: Options) -> tuple[dict[str, A
     out: dict[str, Any] = {"samples whose candidates are mixtures of one another, left out": left}
     if told.sizes["sample"] < 2:
         return {**out, "superposition not measured": "fewer than 2 samples are left"}, {}
+    bounds = (0.0, float(told.most_bits.max()))
     lines = {
         "model": told.bits,
         "null, own course": told.null_bits,
         "posterior of the model's x": told.posterior_bits,
     }
     held = xr.concat([v.rename("bits") for v in lines.values()], xr.Variable("weights", list(lines)))
-    means = analysis.mean(held, along="step")
+    means = analysis.mean(held, along="step", bounds=bounds)
     out["bits of the weights by step"] = headline(means)
-    out["bits, model minus null"] = headline(analysis.effect(told.bits, told.null_bits, along="step"))
+    out["bits of right videos a frame late"] = headline(analysis.mean(told.late_bits, bounds=bounds))
+    last = told.bits.isel(step=-1, drop=True)
+    for name, other in (
+        ("null", told.null_bits),
+        ("its own last step", last),
+        ("right videos a frame late", told.late_bits),
+    ):
+        out[f"bits, model minus {name}"] = headline(
+            analysis.effect(told.bits, other, along="step", bounds=bounds)
+        )
     figure = plot.curves(
         means,
         "step",
@@ -268,10 +299,10 @@ def of_superposition(results: xr.Dataset, options: Options) -> tuple[dict[str, A
         title=f"Answers held at once · {options.source}",
     )
     plot.save(figure, options.out / "bits_by_step.png")
-    for name, (label, bounds) in LABELS.items():
+    for name, (label, limits) in LABELS.items():
         if bool(told[name].isnull().any()):  # `wrong`, where all candidates are right
             continue
-        by_step = analysis.mean(told[name], bounds=bounds, along="step")
+        by_step = analysis.mean(told[name], bounds=limits, along="step")
         out[f"{label}, by step"] = headline(by_step)
         figure = plot.curves(
             by_step, "step", value_label=label, title=f"Mixture of candidates · {options.source}"
@@ -284,8 +315,11 @@ def of_superposition(results: xr.Dataset, options: Options) -> tuple[dict[str, A
 
 
 LABELS = {
-    "explained": ("share of the distance to the nearest candidate that a mixture takes away", (0.0, 1.0)),
-    "divergence": ("divergence of the weights from the posterior (bits)", (0.0, np.inf)),
+    "explained": (
+        "share of the squared distance to the nearest candidate that a mixture takes away",
+        (0.0, 1.0),
+    ),
+    "divergence": ("divergence of the weights from the posterior (bits)", (0.0, 20.0)),
     "wrong": ("weight of wrong candidates", (0.0, 1.0)),
 }
 """What is drawn of the weights by step, with its bounds."""

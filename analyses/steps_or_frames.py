@@ -160,8 +160,21 @@ def ways_of(batch: Batch, options: Options) -> list[Way]:
 
 def slopes(values: xr.DataArray) -> xr.DataArray:
     """Return the least-squares slope over frames, in steps a latent frame."""
-    frame = values.frame.astype(float) - float(values.frame.mean())
+    frame = centred(values.frame)
     return (values * frame).sum("frame") / float((frame**2).sum())
+
+
+def centred(frames: xr.DataArray) -> xr.DataArray:
+    """Return the numbers of frames about their mean."""
+    return frames.astype(float) - float(frames.mean())
+
+
+def steps_of(results: xr.Dataset) -> int:
+    """Return how many steps a run has, by what going back to a step once costs: S - r steps of S."""
+    way = next(
+        w for w in results.way.values.tolist() if w.startswith("steps ") and not w.endswith("repeated")
+    )
+    return round(int(way.split()[1]) / (1 - float(results.cost.sel(way=way))))
 
 
 def conclude(measured: Measured, options: Options) -> None:
@@ -171,22 +184,29 @@ def conclude(measured: Measured, options: Options) -> None:
     if "ideal_settled" in results:
         settled_at["ideal denoiser"] = results.ideal_settled.astype(float)
     slope = {name: slopes(values) for name, values in settled_at.items()}
+    last = steps_of(results) - 1.0
+    steep = (
+        last
+        * float(abs(centred(results.settled.frame)).sum())
+        / 2
+        / float((centred(results.settled.frame) ** 2).sum())
+    )
     summary: dict[str, Any] = {
         "samples": results.sizes["sample"],
         "seeds": results.sizes["seed"],
         "solved": headline(analysis.mean(results.solved)),
         **{
-            f"slope of commitment over frames, {name}": headline(analysis.mean(v))
+            f"slope of commitment over frames, {name}": headline(analysis.mean(v, bounds=(-steep, steep)))
             for name, v in slope.items()
         },
     }
     if len(slope) > 1:
-        difference = analysis.effect(slope["model"], slope["ideal denoiser"])
+        difference = analysis.effect(slope["model"], slope["ideal denoiser"], bounds=(-steep, steep))
         summary["slope of commitment over frames, model minus ideal denoiser"] = headline(difference)
     both = xr.concat(
         [v.rename("settled") for v in settled_at.values()], xr.Variable("denoiser", list(settled_at))
     )
-    means = analysis.mean(both)
+    means = analysis.mean(both, bounds=(0.0, last))
     summary["settled from step on, by frame"] = headline(means)
     summary |= of_failures(results) | of_rescues(results)
     write_summary(options, summary, measured.left_out, means.attrs)

@@ -237,6 +237,10 @@ def inversions(
     return xr.Dataset({name: (("video", "sample"), values) for name, values in columns.items()})
 
 
+ROUNDING = 1e-12
+"""Difference of two losses, which are of the order of 1, up to which they are one."""
+
+
 def surprise(loss: xr.DataArray) -> xr.DataArray:
     """Return by how much the loss of the other video is larger than that of the right one."""
     return loss.sel(video="other", drop=True) - loss.sel(video="right", drop=True)
@@ -244,7 +248,8 @@ def surprise(loss: xr.DataArray) -> xr.DataArray:
 
 def share(larger: xr.DataArray) -> xr.DataArray:
     """Return whether the other video has the larger loss, over a sample's seeds: 1, 0, or a half where both have one loss."""
-    return (np.sign(larger.mean("seed")) + 1) / 2
+    mean = larger.mean("seed")
+    return (np.sign(mean.where(abs(mean) > ROUNDING, 0.0)) + 1) / 2
 
 
 def conclude(measured: Measured, options: Options) -> None:

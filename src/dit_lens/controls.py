@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 def placebo(h: Tensor, at: Spot, *x0: Tensor, edit: Callable[..., Any], seed: int = 0) -> Tensor:
     """Change every token by as much as an edit does, in a random direction.
 
-    The change of a token, its vector over channels, keeps its Euclidean norm; its direction is uniform on the sphere, drawn from
-    the place and the seeds. What the edit leaves as it is stays as it is, bit for bit.
+    The change of a token, its vector over channels, keeps its Euclidean norm, as far as the type of h has digits; its direction
+    is uniform on the sphere, drawn from the place and the seeds, one for all branches of guidance. What the edit leaves as it is
+    stays as it is, bit for bit. How far the latents then move is not matched: measure it beside an effect.
 
     Args:
         h: what the edit takes: [frame, y, x, channel], or [seed, frame, y, x, channel] of an edit over seeds.
@@ -41,7 +43,9 @@ def placebo(h: Tensor, at: Spot, *x0: Tensor, edit: Callable[..., Any], seed: in
         )
     exact = torch.promote_types(h.dtype, torch.float32)
     size = (edited.to(exact) - h.to(exact)).norm(dim=-1, keepdim=True)
-    drawn = torch.randn(h.shape, generator=generator_at(at, "placebo", seed)).to(h.device, exact)
+    # One direction for all branches of guidance: what is alike on them cancels in their difference, as it does of the edit.
+    place = replace_fields(at, branch=None)
+    drawn = torch.randn(h.shape, generator=generator_at(place, "placebo", seed)).to(h.device, exact)
     moved = h.to(exact) + size * drawn / drawn.norm(dim=-1, keepdim=True)
     return torch.where(size > 0, moved.to(h.dtype), h)
 

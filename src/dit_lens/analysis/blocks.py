@@ -62,8 +62,13 @@ def block_score(
 
 
 def _beyond_distance(values: NDArray[np.float64], apart: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Take the polynomial in the distance [pair] that is nearest to values [..., pair] off them."""
-    basis = np.linalg.qr(np.vander(apart / max(float(apart.max()), 1e-300), DEGREE + 1))[0]
+    """Take the polynomial in the distance [pair] that is nearest to values [..., pair] off them.
+
+    Where there are fewer distances than it has coefficients, it is of a lower degree: it then takes their means off.
+    """
+    scaled = apart / max(float(apart.max()), 1e-300)
+    different = len(np.unique(scaled.round(9)))
+    basis = np.linalg.qr(np.vander(scaled, min(DEGREE + 1, different)))[0]
     return values - values @ basis @ basis.T
 
 

@@ -9,7 +9,8 @@ Percentiles of a bootstrap over n samples are too narrow: they match z and the d
 the levels are widened until they match t on symmetric data, the expanded percentile interval of Hesterberg
 (2015, arXiv 1411.5279). BCa corrects skew, not this narrowness, and under-covers a mean at small n (Owen 2025,
 arXiv 2508.10083); the bootstrap t is infinite where a draw of few, discrete outcomes happens to be constant.
-Limit: an interval stays within the samples' means, as a rate should, so with n < 6 it cannot cover 95%.
+Limit: an interval stays within the samples' means, as a rate should, so with n < 6 it cannot cover 95%: of so few
+samples intervals are Student's t, and bands Bonferroni's.
 
 Measured, 95% intervals that miss the true mean (1,500 simulations each; plain percentiles in brackets):
 
@@ -27,6 +28,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+FEW_SAMPLES = 6
+"""With fewer samples than these, intervals are Student's t."""
 BLOCK_BYTES = 2**26
 """Size of the weights that are in memory at once."""
 
@@ -60,7 +63,9 @@ class Bootstrap:
         self.drawn: Array = (_drawn_means(totals, draws, seed) + origin) / seeds
 
     def interval(self, level: float) -> tuple[Array, Array]:
-        """Return the expanded percentile interval, low [...] and high [...], at each position on its own."""
+        """Return the expanded percentile interval, low [...] and high [...], at each position on its own; Student's of few."""
+        if self.samples < FEW_SAMPLES:
+            return self._student(level, 1)
         tail = expanded_tail(level, self.samples)
         low, high = np.quantile(self.drawn, [tail, 1 - tail], axis=0)
         return low, high
@@ -80,11 +85,20 @@ class Bootstrap:
         from scipy.stats import norm, t
 
         n = self.samples
+        if n < FEW_SAMPLES:
+            return self._student(level, int(np.prod([self.error.shape[a] for a in axes])))
         z = self.drawn - self.estimate
         np.divide(z, self.error * np.sqrt((n - 1) / n), out=z, where=self.error > 0)
         largest = np.abs(z, out=z).max(axis=tuple(a + 1 for a in axes), keepdims=True)
         c = t.isf(norm.sf(np.quantile(largest, level, axis=0)), n - 1)
         return self.estimate - c * self.error, self.estimate + c * self.error
+
+    def _student(self, level: float, places: int) -> tuple[Array, Array]:
+        """Return Student's interval, of several places at once by Bonferroni's share of the chance to miss."""
+        from scipy.stats import t
+
+        reach = t.isf((1 - level) / (2 * places), self.samples - 1) * self.error
+        return self.estimate - reach, self.estimate + reach
 
 
 def expanded_tail(level: float, n: int) -> float:

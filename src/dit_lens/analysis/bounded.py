@@ -30,6 +30,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from dit_lens.analysis.bootstrap import FEW_SAMPLES
+
 Array = NDArray[np.float64]
 Bounds = tuple[float, float]
 
@@ -207,10 +209,10 @@ def settle(
         places: how many positions the band is over.
 
     Returns:
-        [...], how each interval was made: "bootstrap", "wilson", "tango" or "unanimous".
+        [...], how each interval was made: "bootstrap", "student", "wilson", "tango" or "unanimous".
     """
     bounds = float(bounds[0]), float(bounds[1])
-    method = np.full(estimate.shape, "bootstrap", "<U9")
+    method = np.full(estimate.shape, "student" if len(outcomes) < FEW_SAMPLES else "bootstrap", "<U9")
     right_or_wrong: NDArray[np.bool_] = np.zeros(estimate.shape, bool)
     if bounds in (RATES, DIFFERENCES):
         right_or_wrong = np.asarray(np.isin(outcomes, np.arange(bounds[0], 2)).all((0, 1)))

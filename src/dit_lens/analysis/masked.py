@@ -86,9 +86,12 @@ def region_energy(tokens: Any, regions: Any) -> NDArray[np.float64]:
     weights = regions / count[:, None]
     centred = tokens - tokens.mean(0)
     squares = (centred**2).sum(1)
-    spread = weights @ squares - ((weights @ centred) ** 2).sum(1)
-    parts = weights @ (tokens**2).sum(1) ** 0.5, weights @ squares**0.5, spread
-    raw, about_mean, variance, tokens_inside = (on_host(part) for part in (*parts, count))
+    # About each region's own mean: the difference of two large sums would be rounding.
+    means = weights @ centred
+    spread = [weight @ ((centred - mean) ** 2).sum(1) for weight, mean in zip(weights, means, strict=True)]
+    parts = weights @ (tokens**2).sum(1) ** 0.5, weights @ squares**0.5
+    raw, about_mean, tokens_inside = (on_host(part) for part in (*parts, count))
+    variance = np.array([float(part) for part in spread])
     return np.stack([raw, about_mean, np.where(tokens_inside > 1, variance.clip(0), np.nan)])
 
 

@@ -24,6 +24,7 @@ from dit_lens.errors import DitLensError
 
 NO_BOUNDS: Bounds = (-np.inf, np.inf)
 METHODS = {
+    "student": "student: fewer than 6 samples, of which a bootstrap says too little; Student's t",
     "tango": "tango: Tango's score interval of a paired difference, n what the outcomes are worth",
     "bootstrap": "bootstrap: over samples, each with all its seeds; expanded percentiles",
     "unanimous": "unanimous: all samples agree; Wilson's bound on how often another value comes, n the samples",
@@ -58,9 +59,9 @@ def mean(
         Dataset on [...], float64, in the unit of the values: `mean`, and `low`, `high`, which hold one
         position at a time. With `along` also `band_low`, `band_high`, which hold all positions of a family
         at once: read these to say *where* along a curve something happens. `method` names how each position
-        got its interval: "bootstrap" (see `dit_lens.analysis.bootstrap`), "wilson" (right or wrong, or few samples that
-        differ, within bounds), "tango" (a difference of such) or "unanimous" (all samples agree, within bounds; see
-        `dit_lens.analysis.bounded`).
+        got its interval: "bootstrap" (see `dit_lens.analysis.bootstrap`; "student" of fewer than 6 samples), "wilson" (right
+        or wrong, or few samples that differ, within bounds), "tango" (a difference of such) or "unanimous" (all samples agree,
+        within bounds; see `dit_lens.analysis.bounded`).
         Attributes: `n_samples`, `n_seeds`, `level`, `draws`, `draws_seed`, `methods` (what the names mean,
         of those that were used), and `along`.
 
@@ -162,6 +163,7 @@ def _summarise(
     if family:
         parts |= dict(zip(("band_low", "band_high"), bootstrap.band(level, axes), strict=True))
     places = int(np.prod([outcomes.shape[2 + a] for a in axes]))
+    parts = {part: np.clip(ends, *bounds) for part, ends in parts.items()}
     method = settle(outcomes, bootstrap.estimate, parts, level, bounds, places)
     coords = {n: c for n, c in values.coords.items() if set(c.dims) <= set(dims)}
     variables = {n: (dims, v) for n, v in {name: bootstrap.estimate, **parts, "method": method}.items()}

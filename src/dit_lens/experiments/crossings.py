@@ -14,7 +14,7 @@ MOST_CHANCE = 0.8
 
 
 def dated(values: xr.DataArray, results: xr.Dataset, along: str) -> dict[str, Any]:
-    """Return the step and the noise level from which on the mean stays at 0 or above, with an interval.
+    """Return the step and the noise level from which on the mean stays at 0 or above, with an interval where samples differ.
 
     Args:
         values: [sample, seed, along] or [sample, along].
@@ -22,6 +22,7 @@ def dated(values: xr.DataArray, results: xr.Dataset, along: str) -> dict[str, An
         along: the dimension of the steps.
     """
     found = analysis.crossing(values, along)
+    alike = not bool(values.std("sample").any())
     steps, sigmas = results[along].values.astype(float), results.sigma.values
     out: dict[str, Any] = {}
     for name in ("crossing", "low", "high"):
@@ -29,6 +30,8 @@ def dated(values: xr.DataArray, results: xr.Dataset, along: str) -> dict[str, An
         settled = bool(np.isfinite(step))
         sigma = float(np.interp(step, steps, sigmas)) if settled else None
         out["value" if name == "crossing" else name] = {"step": step if settled else None, "sigma": sigma}
+    if alike:
+        return {"value": out["value"], "no interval": "all samples agree at every step"}
     return out
 
 
@@ -37,7 +40,8 @@ def committed(
 ) -> dict[str, Any]:
     """Return the step and the noise level from which on agreement is over halfway between chance and 1.
 
-    Where two runs agree nearly always, nothing is left to be committed to.
+    A sample counts by how often two of its runs differ: one whose runs always agree has nothing to be committed to. Where runs
+    of most samples agree, nothing is dated.
 
     Args:
         same: agreement, [sample, seed, along].
@@ -47,7 +51,7 @@ def committed(
     """
     if float(chance.mean()) > MOST_CHANCE:
         return {"not measured": f"two runs give one answer in {float(chance.mean()):.2f}"}
-    return dated(same - (1 + chance) / 2, results, along)
+    return dated((1 - chance) * (same - (1 + chance) / 2), results, along)
 
 
 __all__ = ["MOST_CHANCE", "committed", "dated"]

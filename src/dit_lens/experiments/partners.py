@@ -11,13 +11,28 @@ if TYPE_CHECKING:
 
 
 def partners(batch: Batch) -> dict[str, dict[int, int]]:
-    """Return the pair that each is compared with: `seed`, the next one of its sample, and `sample`, that of another sample."""
+    """Return the pairs that are compared: by what differs, the number of a pair to that of the other one.
+
+    `seed`: each with the next one of its sample. `sample`: samples by two, each with the one beside it, seed by seed, so that no
+    sample is in two couples and couples are independent; they stand at the first of the two. Which two these are depends on the
+    block, and the last sample of an odd number is left alone.
+    """
     samples = numbers(batch.pairs)
-    out: dict[str, dict[int, int]] = {"seed": {}, "sample": {}}
+    pairs_of: dict[int, list[int]] = {}
     for pair, sample in enumerate(samples):
-        for other in (*range(pair + 1, len(samples)), *range(pair)):
-            out["seed" if samples[other] == sample else "sample"].setdefault(pair, other)
-    return out
+        pairs_of.setdefault(sample, []).append(pair)
+    groups = list(pairs_of.values())
+    seeds = {
+        pair: group[(n + 1) % len(group)]
+        for group in groups
+        if len(group) > 1
+        for n, pair in enumerate(group)
+    }
+    couples = zip(groups[::2], groups[1::2], strict=False)
+    return {
+        "seed": seeds,
+        "sample": {a: b for one, other in couples for a, b in zip(one, other, strict=False)},
+    }
 
 
 __all__ = ["partners"]

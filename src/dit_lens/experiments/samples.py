@@ -195,6 +195,30 @@ def require_scorer(options: Options) -> None:
         )
 
 
+def refuse_repeated(counts: Sequence[int]) -> None:
+    """Refuse numbers of which one comes twice.
+
+    Raises:
+        TaskError: one does.
+    """
+    if len({*counts}) < len(counts):
+        raise TaskError(
+            f"--counts {' '.join(map(str, counts))}: give each number once; the last is what others are compared with."
+        )
+
+
+def require_two_steps(options: Options) -> None:
+    """Refuse one step where what holds from step to step is read, before anything is computed.
+
+    Raises:
+        TaskError: `--steps` is under 2.
+    """
+    if options.steps is not None and options.steps < 2:
+        raise TaskError(
+            f"--steps {options.steps}: this study reads what holds from step to step; give 2 or more."
+        )
+
+
 def batch_of(lens: Lens, pairs: Sequence[Pair], options: StudyOptions, steps: int | None = None) -> Batch:
     """Prepare pairs as the options say.
 
@@ -229,8 +253,10 @@ __all__ = [
     "noise_seeds",
     "pairs_of",
     "refuse_contradictions",
+    "refuse_repeated",
     "remove_results",
     "require_scorer",
+    "require_two_steps",
     "scenes",
     "training_samples",
 ]

@@ -116,7 +116,7 @@ def arms_together(values: xr.DataArray) -> xr.DataArray:
     """Return outcomes by arm: the orders of the control as their mean, and of steps that stand alone the controls' alone."""
     names = values.arm.values.tolist()
     is_order = [name.startswith(ANOTHER) for name in names]
-    place = names[0]
+    place = names[0].partition(",")[0]
     plain = [
         n
         for n, name in enumerate(names)

@@ -163,7 +163,7 @@ def places_of(
 def swaps_of(
     layer: int, others: Sequence[int], places: dict[str, tuple[int, ...]], branches: Sequence[str | None]
 ) -> list[Swap]:
-    """Return the arms of one layer: the donor's values at every place and branch, then the controls at the first place.
+    """Return the arms of one layer: the donor's values at every place and branch, then the controls at the first.
 
     Args:
         layer: that is swapped.
@@ -176,13 +176,13 @@ def swaps_of(
         for place, steps in places.items()
         for branch in branches
     ]
-    steps = next(iter(places.values()))
+    steps, branch = arms[0].steps, arms[0].branch
     return [
         *arms,
-        Swap(OTHER_NOISE, other_noise, layer, steps),
-        Swap(OWN, itself, layer, steps),
-        Swap(PLACEBO, partner, layer, steps, is_placebo=True),
-        *(Swap(f"{ANOTHER}, order {n}", partner, other, steps) for n, other in enumerate(others)),
+        Swap(OTHER_NOISE, other_noise, layer, steps, branch),
+        Swap(OWN, itself, layer, steps, branch),
+        Swap(PLACEBO, partner, layer, steps, branch, is_placebo=True),
+        *(Swap(f"{ANOTHER}, order {n}", partner, other, steps, branch) for n, other in enumerate(others)),
     ]
 
 

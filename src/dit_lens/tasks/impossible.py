@@ -80,7 +80,8 @@ def through_wall(sample: Sample) -> Videos:
 def where_open(sample: Sample) -> Videos:
     """Return the same two walks where those walls are away: both are right, and differ by as many pixels.
 
-    The board with the opening is what both are asked with. Mazes of training have none: there are two ways to the goal here.
+    The board with the opening is what both are asked with. Mazes of training have one way to the goal; here there are two,
+    and more where the openings make others, so that a denoiser that knows these two alone does not know all.
     """
     board, path, astray, crossed = _astray(sample)
     open_board = route_sample(

@@ -82,8 +82,8 @@ def test_a_study_says_what_it_costs_leaves_numbers_figures_and_the_command_and_i
     if name == "layer_swap":  # which needs scenes that are solved, every frame of them
         organism = dl.load("organism")
     results = go(name, tmp_path, monkeypatch, organism)
+    said = [line for line in capsys.readouterr().err.splitlines() if SPEED in line]
     if name in RUNS:
-        said = [line for line in capsys.readouterr().err.splitlines() if SPEED in line]
         assert len(said) == 1 and said[0].startswith(f"{name}: 4 samples x ")
         pairs = 4 * max(STUDIES[name].get("ks", (STUDIES[name].get("seeds", 1),)))  # an ensemble has K seeds
         assert f"{RUNS[name]:.1f} runs = {pairs * RUNS[name]:,.0f} runs of 4 steps" in said[0]

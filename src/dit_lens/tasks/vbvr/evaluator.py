@@ -5,7 +5,7 @@ this one, or a clone of https://github.com/Video-Reason/VBVR-EvalKit (VBVR-Bench
 https://github.com/Video-Reason/VBVR-Pro-Bench. A process for each video, as its rules are a hundred small programs, some of
 which take minutes on a video that they were not made for, and OpenCV can take the process down with it.
 
-Its rules read a video of any length, at most 200 frames of it, evenly spaced (`max_frames` of its `base_evaluator.py`).
+Its rules read a video of any length, at most 100 frames of it, evenly spaced (`max_frames` of its `base_evaluator.py`).
 """
 
 from __future__ import annotations
