@@ -1,6 +1,7 @@
 """Controls: an edit of equal norm in a random direction, and weights whose numbers are in a random order."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,3 +125,10 @@ def test_shuffled_weights_have_the_same_numbers_and_know_nothing():
 def test_shuffled_weights_are_not_moved_about():
     with pytest.raises(dl.PlanError, match="without offload and vram_limit"):
         dl.load("wan2.2", weights="shuffled", offload="cpu")
+
+
+def test_what_is_alike_on_all_branches_is_so_of_the_placebo():
+    h = state()
+    conditional, other = (dl.controls.placebo(half)(h, replace(SPOT, branch=b)) for b in ("cond", "uncond"))
+    assert torch.equal(conditional, other)
+    assert not torch.equal(conditional, dl.controls.placebo(half)(h, replace(SPOT, layer=7)))

@@ -71,3 +71,11 @@ def test_other_dimensions_are_kept_and_matrices_that_are_none_are_refused():
         block_score(matrix(drift()).isel(other_step=slice(None, None, -1)))
     with pytest.raises(DitLensError, match="NaN or Inf"):
         block_score(matrix(drift() * np.nan))
+
+
+def test_four_even_steps_have_a_score_too():
+    coords = {"step": range(4), "other_step": range(4)}
+    same = np.equal.outer(np.arange(4) < 2, np.arange(4) < 2).astype(float)
+    found = block_score(xr.DataArray(same, coords, ("step", "other_step")))
+    # Of distances 1, 2, 3 the means are taken off: of the pairs (0,1), (1,2), (2,3) that is 2/3, and 0 of the others.
+    assert found.values == pytest.approx([0.5]) and found.border.values.tolist() == [2]

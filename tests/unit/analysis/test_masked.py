@@ -128,3 +128,12 @@ def test_what_does_not_share_out_is_refused():
         token_shares(np.zeros((6, 4, 4), bool), (4, 2, 2))
     with pytest.raises(DitLensError, match=r"give \[time, height, width\]"):
         token_shares(np.zeros(4, bool), (1, 1, 1))
+
+
+def test_the_variance_of_a_region_far_from_the_others_is_exact():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(40, 3)).astype(np.float32)
+    regions = np.repeat(np.eye(2, dtype=np.float32), 20, 1)
+    near = region_energy(tokens, regions)[2]
+    far = region_energy(tokens + 1e4 * regions[0][:, None], regions)[2]
+    assert np.allclose(far, near, rtol=1e-2)

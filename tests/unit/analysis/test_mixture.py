@@ -72,3 +72,12 @@ def test_weights_that_are_not_told_are_refused(templates):
         mixture(templates[:, :2], templates)
     with pytest.raises(DitLensError, match="finite numbers"):
         mixture(np.full((1, *SHAPE), np.nan), templates)
+
+
+def test_one_answer_that_is_a_little_off_has_bits_too():
+    """Why a study needs a floor: weights of what shows one answer are never exactly 0 and 1."""
+    rng = np.random.default_rng(0)
+    templates = rng.normal(size=(3, 50))
+    off = templates[0] + 0.2 * (templates[1:].mean(0) - templates[0])
+    found = mixture(off[None], templates)
+    assert float(found.bits[0]) > 0.5 and int(found.weight[0].argmax()) == 0

@@ -399,3 +399,26 @@ def test_what_cannot_be_paired() -> None:
     per_layer = with_edit.assign_coords(layer=np.arange(6))
     with pytest.raises(DitLensError, match=r"no layer 6 without the edit.*select what both have"):
         effect(with_edit, per_layer, drop_unpaired=True)
+
+
+# ---- few samples
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_of_few_samples_intervals_and_bands_miss_as_often_as_they_say(n: int) -> None:
+    rng = np.random.default_rng(n)
+    values = xr.DataArray(rng.normal(size=(n, 2000)), dims=("sample", "trial"))
+    out = mean(values, along=())
+    assert set(out.method.values.tolist()) == {"student"} and "Student" in out.attrs["methods"]
+    missed = float(((out.low > 0) | (out.high < 0)).mean())
+    assert missed == pytest.approx(0.05, abs=0.02)
+    families = values.rename(trial="x").coarsen(x=10).construct(x=("family", "place")).rename(family="trial")
+    band = mean(families, along="place")
+    missed = float(((band.band_low > 0) | (band.band_high < 0)).any("place").mean())
+    assert missed < 0.09
+
+
+def test_of_few_samples_an_interval_keeps_to_its_bounds_and_of_six_it_is_the_bootstraps() -> None:
+    out = mean(xr.DataArray([0.2, 0.9], dims="sample"), bounds=(0, 1))
+    assert (float(out.low), float(out.high)) == (0.0, 1.0)
+    assert str(mean(xr.DataArray(np.linspace(0.1, 0.9, 6), dims="sample")).method.values) == "bootstrap"

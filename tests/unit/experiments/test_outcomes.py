@@ -55,3 +55,32 @@ def test_a_family_says_how_few_samples_its_smallest_member_has():
     assert found.contrast.values.tolist() == ["all", "some"] and found.attrs["n_samples"] == 3
     for name, summary in summaries.items():
         np.testing.assert_array_equal(found["mean"].sel(contrast=name), summary["mean"])
+
+
+def test_dates_are_those_of_samples_whose_runs_differ():
+    from dit_lens.experiments.crossings import committed, dated
+
+    steps = np.arange(6)
+    results = xr.Dataset({"sigma": ("at", np.linspace(1, 0.2, 6))}, {"at": steps})
+    differ = np.tile(np.where(steps < 2, 0.0, 1.0), (4, 1))  # settled at step 2
+    alike = np.tile(np.where(steps < 5, 0.8, 1.0), (12, 1))  # whatever the noise, nearly one answer
+    same = xr.DataArray(
+        np.concatenate([differ, alike])[:, None], dims=("sample", "seed", "at"), coords={"at": steps}
+    )
+    chance = xr.DataArray(np.r_[np.zeros(4), np.ones(12)], dims="sample")
+    found = committed(same, chance, results)
+    assert found["value"]["step"] == pytest.approx(1.5) and found["high"]["step"] < 2
+    one = dated(same.isel(sample=slice(0, 4)) - 0.5, results, "at")
+    assert one == {"value": found["value"], "no interval": "all samples agree at every step"}
+
+
+def test_runs_of_two_samples_are_compared_in_couples_that_share_none():
+    from types import SimpleNamespace
+
+    from dit_lens.experiments.partners import partners
+
+    scenes = [dl.tasks.circle(1_000_000 + i) for i in range(3)]
+    batch = SimpleNamespace(pairs=[(scene, seed) for scene in scenes for seed in (0, 1)])
+    found = partners(batch)
+    assert found["seed"] == {0: 1, 1: 0, 2: 3, 3: 2, 4: 5, 5: 4}
+    assert found["sample"] == {0: 2, 1: 3}  # the third is left alone

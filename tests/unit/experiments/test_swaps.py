@@ -334,3 +334,16 @@ def test_the_papers_settings_swap_one_layer_at_step_0(monkeypatch, lens, mine, t
     first = summary["leaning of x0 at the last swapped step"]["site block"]["layer 1"][0]
     assert first["arm"] == "step 0" and first["mean"] == pytest.approx(1)
     assert summary["leaning"]["site block"]["layer 1"][0]["mean"] == pytest.approx(-1)  # later steps undo it
+
+
+def test_controls_stand_on_the_branch_of_the_first_arm_and_an_arm_of_one_step_is_shown():
+    from dit_lens.experiments.swap_summary import arms_together
+
+    places = swaps.places_of(["step"], [0, 3], [1.0, 0.9, 0.8, 0.7])
+    arms = swaps.swaps_of(2, [5], places, ["cond"])
+    assert [arm.branch for arm in arms] == ["cond"] * len(arms)
+    names = [arm.name for arm in arms]
+    assert names[:2] == ["step 0, conditional branch", "step 3, conditional branch"]
+    values = xr.DataArray(np.arange(len(names), dtype=float), {"arm": np.array(names, object)}, "arm")
+    shown = arms_together(values).arm.values.tolist()
+    assert names[0] in shown and names[1] not in shown
