@@ -81,7 +81,10 @@ def bits(weights: Any) -> NDArray[np.float64]:
     """Return the entropy of weights [..., answer] of sum 1, in bits [...]."""
     from scipy.stats import entropy
 
-    return np.asarray(entropy(np.asarray(weights, np.float64), base=2, axis=-1))
+    shares = np.asarray(weights, np.float64)
+    return np.clip(
+        entropy(shares, base=2, axis=-1), 0.0, np.log2(shares.shape[-1])
+    )  # without what rounding adds
 
 
 def divergence(weights: Any, chances: Any) -> NDArray[np.float64]:

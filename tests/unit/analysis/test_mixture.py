@@ -81,3 +81,11 @@ def test_one_answer_that_is_a_little_off_has_bits_too():
     off = templates[0] + 0.2 * (templates[1:].mean(0) - templates[0])
     found = mixture(off[None], templates)
     assert float(found.bits[0]) > 0.5 and int(found.weight[0].argmax()) == 0
+
+
+def test_bits_are_within_their_bounds():
+    from dit_lens.analysis.mixture import bits
+
+    for count in range(2, 20):
+        assert float(bits(np.full(count, 1 / count))) <= np.log2(count)
+    assert float(bits(np.eye(3)[0])) == 0
