@@ -156,7 +156,7 @@ def _summarise(
     family = [along] if isinstance(along, str) else list(along)
     _check(values, dims, family, draws, level, name)
     _check_bounds(values, bounds, name)
-    outcomes = values.to_numpy()
+    outcomes = values.to_numpy().clip(*bounds)
     bootstrap = Bootstrap(outcomes, draws, seed)
     parts = dict(zip(("low", "high"), bootstrap.interval(level), strict=True))
     axes = tuple(dims.index(d) for d in family)
@@ -203,9 +203,10 @@ def _check(
 
 
 def _check_bounds(values: xr.DataArray, bounds: Bounds, caller: str) -> None:
-    """Refuse outcomes outside of the bounds that were stated."""
+    """Refuse outcomes outside of the bounds that were stated, by more than rounding."""
     low, high = (float(end(values)) for end in (np.min, np.max))
-    if low < bounds[0] or high > bounds[1]:
+    rounding = 1e-9 * float(np.abs([low, high]).max())
+    if low < bounds[0] - rounding or high > bounds[1] + rounding:
         raise DitLensError(
             f"{caller}: values run from {low:g} to {high:g}, outside of the bounds {bounds}; state wider ones, "
             "or (-inf, inf)."

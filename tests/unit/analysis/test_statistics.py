@@ -422,3 +422,10 @@ def test_of_few_samples_an_interval_keeps_to_its_bounds_and_of_six_it_is_the_boo
     out = mean(xr.DataArray([0.2, 0.9], dims="sample"), bounds=(0, 1))
     assert (float(out.low), float(out.high)) == (0.0, 1.0)
     assert str(mean(xr.DataArray(np.linspace(0.1, 0.9, 6), dims="sample")).method.values) == "bootstrap"
+
+
+def test_a_sum_that_is_above_its_bound_by_rounding_counts_as_it() -> None:
+    out = mean(xr.DataArray([np.nextafter(1, 2), 0.5, 0.25], dims="sample"), bounds=(0, 1))
+    assert float(out.high) <= 1
+    with pytest.raises(DitLensError, match="outside of the bounds"):
+        mean(xr.DataArray([1.001, 0.5, 0.25], dims="sample"), bounds=(0, 1))
