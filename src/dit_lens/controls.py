@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace as replace_fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dit_lens.edits import generator_at
-from dit_lens.errors import ModelError, PlanError
+from dit_lens.errors import PlanError
+from dit_lens.models.shuffled import shuffle_weights
 from dit_lens.plan.functions import options
 from dit_lens.plan.places import Spot
-
-if TYPE_CHECKING:
-    from dit_lens.lens import Lens
 
 
 @options
@@ -51,33 +49,6 @@ def placebo(h: Tensor, at: Spot, *x0: Tensor, edit: Callable[..., Any], seed: in
 
 
 placebo.function.like = "edit"  # type: ignore[attr-defined]
-
-
-def shuffle_weights(lens: Lens, seed: int = 0) -> Lens:
-    """Put the numbers of every weight of the DiTs in a random order, in place: their sizes stay, and what was learned goes.
-
-    The order is drawn where the weights are, so it is another one on another device.
-
-    Args:
-        lens: its DiTs are changed.
-        seed: of the order.
-
-    Returns:
-        The same lens.
-
-    Raises:
-        ModelError: weights are not in one place: DiffSynth or accelerate moves them about (`offload`, `vram_limit`).
-    """
-    draws: dict[torch.device, torch.Generator] = {}
-    for expert, dit in lens.dits.items():
-        for name, weight in dit.named_parameters():
-            if weight.is_meta:
-                raise ModelError(f"{expert}.{name} is not in memory: load the model without offload.")
-            device = weight.device
-            draw = draws.setdefault(device, torch.Generator(device).manual_seed(seed))
-            order = torch.randperm(weight.numel(), generator=draw, device=device)
-            weight.data.copy_(weight.data.flatten()[order].view_as(weight))
-    return lens
 
 
 __all__ = ["placebo", "shuffle_weights"]

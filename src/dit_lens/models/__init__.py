@@ -61,7 +61,7 @@ def load(
     lora_options = {"lora": lora, "high_noise_lora": high_noise_lora, "low_noise_lora": low_noise_lora}
     options = {"model_root": model_root, "vram_limit": vram_limit, "offload": offload, **lora_options}
     if weights == "shuffled":
-        from dit_lens.controls import shuffle_weights
+        from dit_lens.models.shuffled import shuffle_weights
 
         if offload is not None or vram_limit is not None:
             raise PlanError(

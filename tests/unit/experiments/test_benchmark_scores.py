@@ -215,7 +215,7 @@ def test_what_is_averaged_on_a_benchmark_has_a_video_a_movement_and_a_cost_for_e
 ):
     out = tmp_path / "out"
     given = {"eval_root": bench, "split": OUT, "out": out, "steps": 2, "cfg_scale": 1.0, "seeds": 2}
-    averages = {"what": ("x0", "latents"), "until": "none", "score": "vbvr"}
+    averages = {"what": ("x0", "latents"), "until": "none", "score": "vbvr", "evaluator": quick}
     assert run("what_to_average", monkeypatch, organism, **given, **averages) == 0
     arms = ["x0, steps 0", "latents, steps 0", "x0, steps 0, placebo", "latents, steps 0, placebo"]
     summary = json.loads((out / "summary.json").read_text())
