@@ -282,7 +282,8 @@ def of_superposition(results: xr.Dataset, options: Options) -> tuple[dict[str, A
     held = xr.concat([v.rename("bits") for v in lines.values()], xr.Variable("weights", list(lines)))
     means = analysis.mean(held, along="step", bounds=bounds)
     out["bits of the weights by step"] = headline(means)
-    out["bits of right videos a frame late"] = headline(analysis.mean(told.late_bits, bounds=bounds))
+    late = analysis.mean(told.late_bits, bounds=bounds)
+    out["bits of right videos a frame late"] = headline(late)
     last = told.bits.isel(step=-1, drop=True)
     for name, other in (
         ("null", told.null_bits),
@@ -297,6 +298,8 @@ def of_superposition(results: xr.Dataset, options: Options) -> tuple[dict[str, A
         "step",
         value_label="entropy of the weights (bits)",
         title=f"Answers held at once · {options.source}",
+        reference=late,
+        reference_label="a right video a frame late",
     )
     plot.save(figure, options.out / "bits_by_step.png")
     for name, (label, limits) in LABELS.items():
