@@ -29,6 +29,7 @@ DRAWS = {
     "heatmap": LABELS,
     "layer_grid": {},
     "pca_frames": {},
+    "response": {**LABELS, "amounts": LATENTS, "along": "step", "amount_label": "a"},
     "schedule": {},
     "temporal_energy": {},
     "temporal_heatmap": {},
