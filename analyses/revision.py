@@ -40,7 +40,7 @@ from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps
+from dit_lens.experiments.samples import batch_of, given_frames, pairs_of, require_scorer, require_two_steps
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, study
@@ -139,7 +139,8 @@ def weigh(lens: dl.Lens, batch: Batch, starts: Latents, beliefs: Latents) -> xr.
     """Fit x0 by the candidates at every step, [pair, step]; NaN of samples whose candidates' weights are not told apart."""
     steps, pairs = batch.steps, len(batch.pairs)
     names = ("bits", "explained", "single", "mixed", "null_bits", "posterior_bits", "divergence", "wrong")
-    drawn = slice(first_drawn(batch), None)
+    # A first frame that is given to the model says nothing of an answer.
+    drawn = slice(max(given_frames(sample) for sample, _ in batch.pairs), None)
     by_step = {name: np.full((pairs, steps), np.nan) for name in names}
     by_pair = {
         name: np.full(pairs, np.nan) for name in ("same_pick", "chance_pick", "late_bits", "most_bits")
@@ -173,11 +174,6 @@ def weigh(lens: dl.Lens, batch: Batch, starts: Latents, beliefs: Latents) -> xr.
     return xr.Dataset(
         {n: (("pair", "step"), v) for n, v in by_step.items()} | {n: ("pair", v) for n, v in by_pair.items()}
     )
-
-
-def first_drawn(batch: Batch) -> int:
-    """Return the first latent frame that the model draws itself: a first frame that is given to it says nothing of an answer."""
-    return int(any(sample.image is not None for sample, _ in batch.pairs))
 
 
 def late_bits(sample: dl.Sample, lens: dl.Lens, known: np.ndarray, drawn: slice) -> float:

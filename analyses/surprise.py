@@ -48,7 +48,7 @@ from dit_lens.experiments.inversion import generate, invert, require_flow, veloc
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, given_frames, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -57,6 +57,8 @@ from dit_lens.tasks.impossible import COMPARISONS, comparisons_of, videos_of
 from dit_lens.tasks.pairs import Pair
 
 VIDEOS = ("right", "other")
+ROUNDING = 1e-12
+"""Difference of two losses, which are of the order of 1, up to which they are one."""
 """The two videos of a comparison."""
 
 
@@ -174,11 +176,6 @@ def encoded(lens: dl.Lens, video: dl.Sample) -> Tensor:
     return lens.encode(video.truth).permute(3, 0, 1, 2)
 
 
-def given(video: dl.Sample) -> int:
-    """Return how many latent frames, and so how many frames, the model is given of a video."""
-    return int(video.image is not None)
-
-
 def losses(lens: dl.Lens, videos: Sequence[dl.Sample], like: Batch, options: Options) -> np.ndarray:
     """Return the loss of the model and of the ideal denoiser, NaN where that is not known, [denoiser, step, pair].
 
@@ -189,7 +186,7 @@ def losses(lens: dl.Lens, videos: Sequence[dl.Sample], like: Batch, options: Opt
         options: of the script.
     """
     batch, clean = prepared(lens, videos, like.pairs, options)
-    first = given(videos[0])
+    first = given_frames(videos[0])
     noise = batch.noise[:, :, first:]
     if not torch.equal(noise, like.noise[:, :, first:]):
         raise PlanError(
@@ -219,7 +216,7 @@ def inversions(
     columns: dict[str, list[list[float]]] = {}
     for videos in zip(*made, strict=True):
         batch, clean = prepared(lens, videos, pairs, options)
-        first = given(videos[0])
+        first = given_frames(videos[0])
         noise = invert(batch, clean, options.refine, first)
         back, others = generate(batch, noise), generate(batch, batch.noise)
         near: dict[str, list[float]] = {
@@ -235,10 +232,6 @@ def inversions(
         for name, values in near.items():
             columns.setdefault(name, []).append(values)
     return xr.Dataset({name: (("video", "sample"), values) for name, values in columns.items()})
-
-
-ROUNDING = 1e-12
-"""Difference of two losses, which are of the order of 1, up to which they are one."""
 
 
 def surprise(loss: xr.DataArray) -> xr.DataArray:

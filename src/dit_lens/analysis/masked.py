@@ -91,8 +91,8 @@ def region_energy(tokens: Any, regions: Any) -> NDArray[np.float64]:
     spread = [weight @ ((centred - mean) ** 2).sum(1) for weight, mean in zip(weights, means, strict=True)]
     parts = weights @ (tokens**2).sum(1) ** 0.5, weights @ squares**0.5
     raw, about_mean, tokens_inside = (on_host(part) for part in (*parts, count))
-    variance = np.array([float(part) for part in spread])
-    return np.stack([raw, about_mean, np.where(tokens_inside > 1, variance.clip(0), np.nan)])
+    variance = np.array([on_host(part) for part in spread])
+    return np.stack([raw, about_mean, np.where(tokens_inside > 1, variance, np.nan)])
 
 
 def on_host(values: Any) -> NDArray[np.float64]:

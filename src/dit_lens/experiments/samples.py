@@ -195,6 +195,11 @@ def require_scorer(options: Options) -> None:
         )
 
 
+def given_frames(sample: Sample) -> int:
+    """Return how many latent frames, and so how many frames, the model is given of a sample."""
+    return int(sample.image is not None)
+
+
 def refuse_repeated(counts: Sequence[int]) -> None:
     """Refuse numbers of which one comes twice.
 
@@ -250,6 +255,7 @@ __all__ = [
     "batch_of",
     "draw",
     "folder_of",
+    "given_frames",
     "noise_seeds",
     "pairs_of",
     "refuse_contradictions",
