@@ -27,6 +27,7 @@ _FROM = {
     "dit_lens.records": (
         *("channel_mean", "channel_variance", "energy", "hidden", "keeps", "latents", "velocity", "x0"),
     ),
+    "dit_lens.attention_records": ("attention",),
     "dit_lens.edits": (
         "ablate",
         "add_noise",
@@ -43,6 +44,7 @@ _FROM = {
     "dit_lens.plan.functions": ("options",),
     "dit_lens.analysis": ("cka", "commitment", "effect", "pca_maps", "trajectory_distance"),
     "dit_lens.plan.plan": ("Plan",),
+    "dit_lens.families.site": ("Site",),
     "dit_lens.lens": ("Lens", "blocks"),
     "dit_lens.store.run": ("Run",),
     "dit_lens.models": ("load",),
@@ -57,6 +59,7 @@ __all__ = sorted([*_HOME, *_ROOMS])
 if TYPE_CHECKING:
     from dit_lens import analysis, controls, plot, store, tasks
     from dit_lens.analysis import cka, commitment, effect, pca_maps, trajectory_distance
+    from dit_lens.attention_records import attention
     from dit_lens.edits import (
         ablate,
         add_noise,
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
         zero,
     )
     from dit_lens.errors import CaptureError, DitLensError, ModelError, PlanError, StoreError, TaskError
+    from dit_lens.families.site import Site
     from dit_lens.lens import Lens, blocks
     from dit_lens.models import load
     from dit_lens.plan.functions import options

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dit_lens.engine.capture import Capture
     from dit_lens.engine.trace import Trace
     from dit_lens.families.family import Family
+    from dit_lens.families.site import Site
 
 RecordEntries = Iterable[Entry] | Callable[..., Any]
 P = ParamSpec("P")
@@ -60,6 +61,22 @@ class Lens:
         lens = cls.__new__(cls)
         lens.specimen = specimen
         return lens
+
+    def with_sites(self, sites: Mapping[str, str | Site], stream: str = "video") -> Lens:
+        """Return a lens on the same pipeline that knows more sites.
+
+        Args:
+            sites: name to the path below a block of a module, whose output is read, or to a `Site`.
+            stream: whose tokens they hold.
+
+        Raises:
+            PlanError: a name is taken, the model has no such stream, or a path is not there.
+
+        Example:
+            >>> import dit_lens as dl
+            >>> lens = dl.load("organism-v1").with_sites({"gelu": dl.Site("ffn.1", channels=512)})
+        """
+        return Lens.of(self.specimen.with_sites(sites, stream))
 
     # ---- running
 
@@ -333,8 +350,22 @@ class Lens:
 
     @property
     def streams(self) -> dict[str, dict[str, str]]:
-        """Streams that a block carries, each with its sites."""
-        return self.specimen.paths
+        """Streams that a block carries or is given, each with its sites, where values stand."""
+        return {
+            stream: {
+                name: path for name, path in sites.items() if name not in self.attentions.get(stream, ())
+            }
+            for stream, sites in self.specimen.paths.items()
+        }
+
+    @property
+    def attentions(self) -> dict[str, list[str]]:
+        """By stream whose tokens look, the sites of attentions, which `dl.attention(...)` reads."""
+        found: dict[str, list[str]] = {}
+        for (stream, name), held in self.specimen.carried.items():
+            if held.is_attention:
+                found.setdefault(stream, []).append(name)
+        return found
 
     @property
     def nnsight(self) -> Any:

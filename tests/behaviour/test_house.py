@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "units", "video"},
     {"plan", "tasks"},
     {"families"},
-    {"store", "engine", "records", "edits"},
+    {"store", "engine", "records", "attention_records", "edits"},
     {"lens", "models", "analysis", "plot", "controls"},
     {"experiments"},
     {"cli"},

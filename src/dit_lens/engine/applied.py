@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.plan.places import Spot
+from dit_lens.plan.binding import Binding
+from dit_lens.plan.places import Spot, positions
 from dit_lens.plan.plan import Placed
 
 
+def apply_to_heads(edit: Binding, spot: Spot, value: Tensor, *more: Tensor) -> Tensor:
+    """Apply an edit to a value; where heads are places of their own, to each that it selects. See `apply_edit`."""
+    if not edit.by_head:
+        return apply_edit(edit.placed, spot, value, *more)
+    heads = value.unflatten(-1, (edit.head_count, -1)).clone()
+    for head in edit.heads:
+        heads[..., head, :] = apply_edit(edit.placed, replace(spot, head=head), heads[..., head, :], *more)
+    return heads.flatten(-2)
+
+
 def apply_edit(edit: Placed, spot: Spot, value: Tensor, *more: Tensor) -> Tensor:
-    """Apply an edit in its region of the grid alone, and check what it returns.
+    """Apply an edit in its region of the value alone, and check what it returns.
 
     The function is handed a copy, which it may write into; what counts is what it returns.
 
@@ -32,5 +45,9 @@ def apply_edit(edit: Placed, spot: Spot, value: Tensor, *more: Tensor) -> Tensor
         )
     if not edit.place.region:
         return new
-    mask = torch.from_numpy(edit.inside(tuple(value.shape[-4:-1])))  # type: ignore[arg-type]
-    return torch.where(mask.to(value.device)[..., None], new, value)
+    mask = torch.from_numpy(edit.inside(tuple(value.shape[-4:-1])))[..., None]  # type: ignore[arg-type]
+    if edit.place.channel is not None:
+        chosen = torch.zeros(value.shape[-1], dtype=torch.bool)
+        chosen[list(positions("channel", edit.place.channel, len(chosen)))] = True
+        mask = mask & chosen
+    return torch.where(mask.to(value.device), new, value)

@@ -74,7 +74,9 @@ class ArmRuns:
     def __enter__(self) -> Self:
         """Open the runs that are missing."""
         self.batch.name_anew(self.requests.values())
-        coords = coordinates(self.batch.layout, self.batch.schedule, self.batch.grids)
+        coords = coordinates(
+            self.requests[None, 0].stages[0].plan, self.batch.layout, self.batch.schedule, self.batch.grids
+        )
         names = ["sweep", *(request.stages[0].name for request in self.requests.values())]
         due = is_due(self.batch.verify, self.requests[None, 0].store, self.batch.specimen)
         with ExitStack() as opened:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_lens.engine.applied import apply_edit
+from dit_lens.engine.applied import apply_to_heads
 from dit_lens.engine.batch_rows import batching_of, parts
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.in_place import reads_refused, scheduler_in_place
@@ -42,7 +42,7 @@ from dit_lens.families.patching import traced, undisturbed
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.content import Walk
-from dit_lens.plan.places import positions
+from dit_lens.plan.places import TEXT, positions
 from dit_lens.plan.plan import Entry, Placed, Plan
 from dit_lens.tasks.sample import Sample
 
@@ -338,7 +338,8 @@ class Batch:
         def edit(meeting: Meeting, members: list[int], values: Tensor) -> Tensor:
             placed, where, branch, _ = meeting
             moment = Moment(step, self.sigmas[step], self.timesteps[step], self.expert(step))
-            return apply_edit(placed, spot_of(rows[members[0]], moment, where, branch), values)
+            spot = spot_of(rows[members[0]], moment, where, branch)
+            return apply_to_heads(placed.bind(True, self.layout, self.sigmas), spot, values)
 
         return exchange.settle(forward, edit, last=any(row.recorders for row in rows))
 
@@ -358,16 +359,33 @@ class Batch:
             PlanError: it cannot be carried out.
         """
         if id(placed) not in self._bindings:
-            plan = Plan(edits=(placed,)) if is_edit else Plan(records=(placed,))
+            spelt = self._spelt(placed)
+            plan = Plan(edits=(spelt,)) if is_edit else Plan(records=(spelt,))
             plan.check(self.layout, over_seeds=True)
             plan.check_grids(grids_of(self.inputs.streams, apart(self.inputs.noise)))
+            if TEXT in self.grids:
+                plan.check_text(self.layout.text, self.grids[TEXT][2])
             plan.check_sources(self.specimen.fingerprint)
-            binding = placed.bind(is_edit, self.layout, self.sigmas)
+            binding = spelt.bind(is_edit, self.layout, self.sigmas)
             if problem := binding.never_fired([self.expert(step) for step in range(self.steps)]):
                 raise PlanError(problem)
             # What is placed is held too, so that its id is not given to another.
             self._bindings[id(placed)] = placed, binding
         return self._bindings[id(placed)][1]
+
+    def _spelt(self, placed: Placed) -> Placed:
+        """Return it with the positions of its words, where they are the same in all prompts of the batch.
+
+        Raises:
+            PlanError: they are not, or a word is not there.
+        """
+        others = [request.stages[0].layout for request in self.requests]
+        spelt = [placed.spelt(layout) for layout in others] if placed.place.words else [placed]
+        if any(one != spelt[0] for one in spelt):
+            raise PlanError(
+                f"{placed}: its words stand elsewhere in other prompts of this batch: run one prompt after the other."
+            )
+        return spelt[0]
 
     def _check_watched(self, watch: Sequence[Place]) -> None:
         sites = self.specimen.sites["video"]

@@ -102,7 +102,7 @@ def _make(
         progress: name of a progress bar.
         memory: what the plan's functions held before the first part, where several rows share them.
     """
-    coords = coordinates(batch.layout, batch.schedule, batch.grids)
+    coords = coordinates(batch.requests[0].stages[0].plan, batch.layout, batch.schedule, batch.grids)
     beside = company(batch, part)
     with ExitStack() as opened:  # a run that was not finished when something fails stays incomplete
         places: dict[int, RunPlace] = {}

@@ -104,8 +104,10 @@ class Capture:
             self.branches,
             tuple(specimen.dits),
             specimen.family.anatomy.latents,
+            carried=specimen.carried,
         )
         check_schedule(self.schedule, self.layout)
+        self.plan = plan = plan.spelt(self.layout)
         plan.check(self.layout)
         self._refuse_x0()
         plan.check_sources(specimen.fingerprint)
@@ -279,7 +281,7 @@ class Capture:
             "loop": f"capture {uuid.uuid4().hex}",
             "versions": versions(),
         }
-        coords = coordinates(self.layout, self.schedule, {"video": tokens["video"].grid})
+        coords = coordinates(plan, self.layout, self.schedule, {"video": tokens["video"].grid})
         label = "capture" if self.sample is None else f"{self.sample.task}-{self.sample.id}"
         name = run_name(identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in label))
         manifest = {"identity": identity, "plan": str(plan)}

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
 from dit_lens.engine.recorder import kept_type
 from dit_lens.engine.request import Request
 from dit_lens.errors import PlanError
+from dit_lens.families.attention import Attention
 from dit_lens.families.call import Sizes
-from dit_lens.families.site import submodule
-from dit_lens.families.specimen import Specimen
+from dit_lens.families.site import Tokens
+from dit_lens.plan.places import TEXT, positions
 from dit_lens.plan.plan import Layout, Placed, Plan
 from dit_lens.units import human
 
@@ -70,7 +71,6 @@ def estimate(
     sizes: Mapping[str, Sizes],
     dtype: torch.dtype,
     samples: int = 1,
-    widths: Mapping[tuple[str, str], int] | None = None,
 ) -> Estimate:
     """Estimate a plan on one stage of a run.
 
@@ -84,27 +84,57 @@ def estimate(
         sizes: of its streams, by name.
         dtype: of the states.
         samples: rows of a prompt batch.
-        widths: channels at sites whose width is not that of the residual stream, by (stream, site).
 
     Raises:
         PlanError: a record does not run on shapes alone, or returns what a store cannot hold.
     """
-
-    def shape(record: Placed) -> tuple[int, ...]:
-        size = sizes[record.stream]
-        if record.on_latents:
-            return (*size.latent[1:], size.latent[0])
-        if not size.channels:
-            raise PlanError(
-                "lens.estimate of a bare model: say how wide its states are, with dl.blocks(..., channels=...)."
-            )
-        return (*size.tokens, (widths or {}).get((record.stream, record.site), size.channels))
-
-    return Estimate(tuple(_line(record, layout, shape(record), dtype, samples) for record in plan.records))
+    return Estimate(tuple(_line(record, layout, sizes, dtype, samples) for record in plan.records))
 
 
-def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.dtype, samples: int) -> Line:
-    result = _on_shapes(record, shape, dtype)
+def _value(record: Placed, layout: Layout, sizes: Mapping[str, Sizes], dtype: torch.dtype) -> Any:
+    """Return what a record reads, without values: a tensor on the meta device, or an attention of such tensors."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    held, size = record.held(layout), sizes.get(record.stream)
+    if record.on_latents and size is not None:
+        return empty(*size.latent[1:], size.latent[0])
+    tokens = _tokens(record.stream, layout, sizes)
+    channels = held.channels or (0 if size is None else size.channels)
+    if not channels:
+        raise PlanError(
+            "lens.estimate of a bare model: say how wide its states are, with dl.blocks(..., channels=...)."
+        )
+    place = record.place
+    if not held.is_attention:
+        return empty(*tokens.grid, len(positions("channel", place.channel, channels)))
+    keys = _tokens(held.keys, layout, sizes)
+    q, k = (empty(one.count, len(record.heads(layout)), channels) for one in (tokens, keys))
+    return Attention(q, k, k, None, 1.0, tokens, keys, record.text_tokens(keys.count))
+
+
+def _tokens(stream: str, layout: Layout, sizes: Mapping[str, Sizes]) -> Tokens:
+    if stream in sizes:
+        return Tokens(sizes[stream].tokens)
+    if stream == TEXT and layout.text:
+        return Tokens((1, 1, len(next(iter(layout.text.values())))))
+    raise PlanError(
+        f"How many tokens {stream} has is known only when the model runs: leave its records out of the estimate."
+    )
+
+
+def _line(
+    record: Placed, layout: Layout, sizes: Mapping[str, Sizes], dtype: torch.dtype, samples: int
+) -> Line:
+    result = _on_shapes(record, _value(record, layout, sizes, dtype))
+    samples *= (
+        record.held(layout).heads if record.by_head(layout) else 1
+    )  # heads stand beside one another, too
+    if record.by_head(layout) and record.reads_attention:
+        result = result[0]
+    if result.ndim != len(record.function.dims):  # type: ignore[attr-defined]
+        raise PlanError(f"record {record.name} keeps {record.kept} but returns {result.ndim} dimensions.")
     number = kept_type(result.dtype, record.is_whole)
     if number is None:
         raise PlanError(f"record {record.name} returns {result.dtype}, which a store cannot hold.")
@@ -123,10 +153,10 @@ def _line(record: Placed, layout: Layout, shape: tuple[int, ...], dtype: torch.d
     return Line(name, steps, steps * file, file)  # gathered for one step
 
 
-def _on_shapes(record: Placed, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Run a record on a tensor without storage: only shapes and types are computed."""
+def _on_shapes(record: Placed, value: Any) -> torch.Tensor:
+    """Run a record on tensors without storage: only shapes and types are computed."""
     try:
-        result = record.function(torch.empty(shape, dtype=dtype, device="meta"))
+        result = record.function(value)
     except Exception as error:
         raise PlanError(
             f"record {record.name} does not run on shapes alone ({type(error).__name__}: {error}): it needs values, "
@@ -134,23 +164,7 @@ def _on_shapes(record: Placed, shape: tuple[int, ...], dtype: torch.dtype) -> to
         ) from error
     if not isinstance(result, torch.Tensor):
         raise PlanError(f"record {record.name} returns {type(result).__name__}: return a tensor.")
-    if result.ndim != len(record.kept):
-        raise PlanError(f"record {record.name} keeps {record.kept} but returns {result.ndim} dimensions.")
     return result
-
-
-def _widths(specimen: Specimen) -> dict[tuple[str, str], int]:
-    """Return the channels at the sites that a linear layer gives or is given, by (stream, site)."""
-    block = specimen.blocks(next(iter(specimen.dits.values())))[0]
-    widths = {}
-    for stream, sites in specimen.sites.items():
-        for name, site in sites.items():
-            layer = submodule(block, site.path)
-            while isinstance(layer, nn.Sequential) and len(layer):
-                layer = layer[-1 if site.end == "output" else 0]
-            if isinstance(layer, nn.Linear):
-                widths[stream, name] = layer.out_features if site.end == "output" else layer.in_features
-    return widths
 
 
 def estimate_request(request: Request) -> Estimate:
@@ -166,7 +180,6 @@ def estimate_request(request: Request) -> Estimate:
             anatomy.sizes(specimen.pipe, request.sample, request.keywords, stage.layout.stage),
             specimen.dtype,
             samples=1 if isinstance(prompt, str) else len(prompt),
-            widths=_widths(specimen),
         ).lines
     ]
     return Estimate(tuple(lines))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_lens.errors import CaptureError, StoreError
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.places import GRID_DIMS, Spot, grid_dim
+from dit_lens.plan.places import GRID_DIMS, TEXT, At, Spot, grid_dim, head_dim
 from dit_lens.plan.plan import Layout, Placed
 from dit_lens.store import Variable
 from dit_lens.store.metadata import Recorded
@@ -39,7 +39,7 @@ class Sink:
     Attributes:
         record: what returned them.
         spot: where the first of them was read.
-        outer: sizes of the dimensions before those of a value in a unit: branch, layer, and sample before them.
+        outer: sizes of the dimensions before those of a value in a unit: branch and layer, sample before them, head after.
         shape: of every value.
         dtype: in which every value is kept.
         is_whole: whether the values are whole states, in the model's own number type.
@@ -134,20 +134,20 @@ class Recorder:
             self._writer = self._writer()
         return self._writer
 
-    def take(self, record: Binding, spot: Spot, read: Tensor, value: Any) -> None:
+    def take(self, record: Binding, spot: Spot, read: Sequence[int], value: Any) -> None:
         """Take what a record returned at a spot.
 
         Args:
             record: what read it.
             spot: where it read.
-            read: what it was given, [frame, y, x, channel].
+            read: shape of what it was given, (frame, y, x, channel).
             value: what it returned.
 
         Raises:
             CaptureError: it is not a tensor with values, not of the dimensions that the record declares, or of another
                 shape or type than before.
         """
-        value = _with_values(record, spot, value)
+        value = _arranged(record, _with_values(record, spot, value))
         sink = self._sinks.get(record) or self._open(record, spot, read, value)
         if value.shape != sink.shape or kept_type(value.dtype, sink.is_whole) != sink.dtype:
             raise self._changed(record, spot, sink, value)
@@ -155,10 +155,11 @@ class Recorder:
         index: tuple[int, ...] = ()
         if spot.branch is not None and spot.layer is not None:
             index = (self.layout.branches.index(spot.branch), spot.layer)
+        head = () if spot.head is None else (spot.head,)
         if not sink.is_unit:
-            sink.gather((spot.sample, *index) if self.samples > 1 else index, value)
-        elif self.samples > 1:
-            self._gather_rows(sink, spot, index, value)
+            sink.gather((spot.sample, *index, *head) if self.samples > 1 else (*index, *head), value)
+        elif self.samples > 1 or head:
+            self._gather_state(sink, spot, index, value)
         else:
             # A GPU copies to the host before it computes what may write over the value.
             own = value if value.is_cuda else value.clone(memory_format=torch.contiguous_format)
@@ -203,16 +204,16 @@ class Recorder:
 
     # ---- what a record writes
 
-    def _open(self, record: Binding, spot: Spot, read: Tensor, value: Tensor) -> Sink:
+    def _open(self, record: Binding, spot: Spot, read: Sequence[int], value: Tensor) -> Sink:
         """Check a record's first value."""
-        placed, dims = record.placed, record.placed.kept
+        placed, dims = record.placed, record.kept
         if value.ndim != len(dims):
             raise CaptureError(
                 f"record {placed.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
                 "return a tensor of those."
             )
-        names = [grid_dim(dim, placed.site, placed.stream) for dim in GRID_DIMS]
-        grid = dict(zip(names, read.shape, strict=True))
+        names = [record.of_head(grid_dim(dim, placed.site, placed.stream)) for dim in GRID_DIMS]
+        grid = dict(zip(names, read, strict=True))
         for dim, size in zip(dims, value.shape, strict=True):
             if dim in grid and size != grid[dim]:
                 raise CaptureError(
@@ -228,6 +229,8 @@ class Recorder:
         outer = () if placed.on_latents else (len(self.layout.branches), self.layout.layers)
         if self.samples > 1:
             outer = (self.samples, *outer)
+        if record.by_head:
+            outer = (*outer, record.head_count)
         sink = Sink(record, spot, outer, value.shape, dtype, placed.is_whole, placed.is_state)
         self._sinks[record] = sink
         return sink
@@ -249,12 +252,14 @@ class Recorder:
             sizes |= {"branch": len(layout.branches), "layer": layout.layers}
         if self.samples > 1:
             sizes = {"sample": self.samples, **sizes}
+        if sink.record.by_head:
+            sizes[head_dim(placed.stream)] = sink.record.head_count
         stored = str(sink.dtype).removeprefix("torch.")
         function: Any = placed.function
         try:
             return Variable(
                 name=placed.variable,
-                dims=(*sizes, *placed.kept),
+                dims=(*sizes, *sink.record.kept),
                 shape=(*sizes.values(), *sink.shape),
                 dtype=stored,
                 unit="state" if placed.is_state else "step",
@@ -270,7 +275,8 @@ class Recorder:
         if record.placed.on_latents:
             return {"step": sorted(record.steps)}
         branches = sorted(self.layout.branches.index(b) for b in record.branches)
-        return {"step": sorted(record.steps), "branch": branches, "layer": sorted(record.layers)}
+        asked = {"step": sorted(record.steps), "branch": branches, "layer": sorted(record.layers)}
+        return asked | ({head_dim(record.placed.stream): [*record.heads]} if record.by_head else {})
 
     def _recorded(self, record: Binding) -> list[dict[str, list[int]]] | dict[str, list[int]]:
         """Return the positions at which a record fired: for each set of branches that ran, the steps in which they did."""
@@ -293,12 +299,16 @@ class Recorder:
 
     # ---- full states
 
-    def _gather_rows(self, sink: Sink, spot: Spot, index: tuple[int, ...], value: Tensor) -> None:
-        """Put the rows of a prompt batch together; they come one after another."""
+    def _gather_state(self, sink: Sink, spot: Spot, index: tuple[int, ...], value: Tensor) -> None:
+        """Put the rows of a prompt batch and the heads of an attention together; they come one after another."""
+        outer = ((self.samples,) if self.samples > 1 else ()) + (
+            (sink.record.head_count,) if sink.record.by_head else ()
+        )
         if sink.buffer is None:
-            sink.buffer = value.new_empty((self.samples, *value.shape))
-        sink.buffer[spot.sample].copy_(value)
-        if spot.sample == self.samples - 1:
+            sink.buffer = value.new_full((*outer, *value.shape), fill_of(value.dtype))
+        place = ((spot.sample,) if self.samples > 1 else ()) + (() if spot.head is None else (spot.head,))
+        sink.buffer[place].copy_(value)
+        if spot.sample == self.samples - 1 and spot.head in (None, *sink.record.heads[-1:]):
             whole, sink.buffer = sink.buffer, None
             self._send(sink, (spot.step, *index), whole)
 
@@ -325,10 +335,32 @@ class Recorder:
 
 
 def _elsewhere(record: Placed) -> str:
-    """Return the site and the stream of a record in words, where its name in the store tells them too."""
-    if record.variable == record.name:
-        return ""
-    return f", {record.site}" + ("" if record.stream == "video" else f", {record.stream}")
+    """Return the site and the stream of a record in words, where its name in the store tells them too; and its channels."""
+    words = ""
+    if record.variable != record.name:
+        words = f", {record.site}" + ("" if record.stream == "video" else f", {record.stream}")
+    if record.place.channel is not None:
+        words += f", {At(channel=record.place.channel)}"
+    return words
+
+
+def _arranged(record: Binding, value: Tensor) -> Tensor:
+    """Return what a record of text returned without the two dimensions that text does not have in an array.
+
+    Raises:
+        CaptureError: it is larger there than one.
+    """
+    placed = record.placed
+    if placed.stream != TEXT or value.ndim != len(dims := placed.function.dims):  # type: ignore[attr-defined]
+        return value
+    dropped = [n for n, dim in enumerate(dims) if not grid_dim(dim, placed.site, placed.stream)]
+    if any(value.shape[n] != 1 for n in dropped):
+        raise CaptureError(
+            f"record {placed.name} returned {_named(value)} for text, whose grid is one frame of one row: keep both whole."
+        )
+    for n in reversed(dropped):
+        value = value.squeeze(n)
+    return value
 
 
 def _with_values(record: Binding, spot: Spot, value: Any) -> Tensor:

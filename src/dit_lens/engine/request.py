@@ -106,7 +106,7 @@ class Request:
         Raises:
             PlanError: it cannot be carried out.
         """
-        self.plan = plan
+        self.plan = plan.spelt(self.stages[0].layout)
         for stage in self.stages:
             stage.check(over_seeds=self.loop == "batch")
         plan.check_sources(self.specimen.fingerprint)
@@ -191,6 +191,8 @@ class StageRequest:
             specimen.family.anatomy.latents,
             number,
             len(passes),
+            specimen.carried,
+            specimen.text_tokens(request.keywords),
         )
 
     @property
@@ -237,7 +239,10 @@ class StageRequest:
         """All that makes this run what it is, under `identity`; the rest may differ between tries."""
         stages = self.request.stages
         several = {"stages": [stage.name for stage in stages]} if len(stages) > 1 else {}
-        return {"identity": self.identity, "plan": str(self.plan), **several}
+        text = self.layout.text if self.plan.reads_text else {}
+        words = {branch: [[one.text, one.kind] for one in tokens] for branch, tokens in text.items()}
+        known = {"text_tokens": words} if words else {}
+        return {"identity": self.identity, "plan": str(self.plan), **several, **known}
 
     @property
     def name(self) -> str:

@@ -24,7 +24,7 @@ from dit_lens.families.kept import Holdings
 from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.content import Walk
 from dit_lens.plan.digests import digest
-from dit_lens.plan.places import GRID_DIMS, grid_dim
+from dit_lens.plan.places import GRID_DIMS, TEXT, grid_dim, positions
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, journal, open_run
 from dit_lens.store.draft import Draft
@@ -212,7 +212,7 @@ class Destination:
         if path is None:
             later = partial(self._open_draft, schedule, grids)
             return Opened(Recorder(stage.layout, samples, later, request.encoding))
-        coords = coordinates(stage.layout, schedule, grids)
+        coords = coordinates(stage.plan, stage.layout, schedule, grids)
         make = partial(RunWriter, manifest=stage.manifest, coords=coords, lease=self._lease)
         self._place = place = RunPlace(path, make, self._beside)
         self._writer = writer = place.open()
@@ -257,7 +257,7 @@ class Destination:
         """Begin a run in no store, now that there is something to write. Nobody asks for its name before it ends."""
         assert self.scratch is not None
         layout = self.stage.layout
-        coords = coordinates(layout, schedule, grids)
+        coords = coordinates(self.stage.plan, layout, schedule, grids)
         self._writer = draft = Draft(self.scratch().path / f"stage{layout.stage}", coords)
         return draft
 
@@ -311,9 +311,12 @@ def to_latents(stored: xr.DataArray, step: int) -> Tensor:
 
 
 def coordinates(
-    layout: Layout, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]
+    plan: Plan, layout: Layout, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]
 ) -> dict[str, Any]:
     """Return the coordinates of a run's group; `grids` are (frame, y, x) by stream."""
+    text = {}
+    if TEXT in grids:
+        text = {"text_token": np.asarray(positions("text_token", plan.text_tokens, grids[TEXT][2]))}
     return {
         "step": np.arange(layout.steps),
         "sigma": ("step", np.asarray(schedule.sigmas, np.float64)),
@@ -324,6 +327,8 @@ def coordinates(
         **{
             grid_dim(dim, "block", stream): np.arange(size)
             for stream, grid in grids.items()
+            if stream != TEXT
             for dim, size in zip(GRID_DIMS, grid, strict=False)
         },
+        **text,
     }

@@ -20,6 +20,7 @@ from dit_lens.families.call import Forward, Schedule
 from dit_lens.families.patching import guarded
 from dit_lens.families.site import Tokens
 from dit_lens.plan.binding import Binding
+from dit_lens.plan.places import TEXT
 from dit_lens.plan.plan import Layout, Plan
 
 if TYPE_CHECKING:
@@ -248,6 +249,8 @@ class StageLoop:
         plan, scheduler = self._plan(), self.specimen.pipe.scheduler
         plan.check(self.layout)
         plan.check_grids(grids_of(forward.streams, latents))
+        if TEXT in forward.streams:
+            plan.check_text(self.layout.text, forward.streams[TEXT].count)
         flow = self.specimen.family.flow
         schedule = flow.schedule(scheduler)
         check_schedule(schedule, self.layout)

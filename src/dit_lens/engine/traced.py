@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dit_lens.engine.body import Body, current_body
 from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.attention import AttentionSite
 from dit_lens.families.site import Item, Site, submodule
 from dit_lens.plan.places import positions
 
@@ -136,6 +137,11 @@ class TracedCall:
         """
         if stream not in (streams := self._specimen.sites):
             raise PlanError(f"block({layer}, stream={stream!r}): this model has {', '.join(streams)}.")
+        if "block" not in streams[stream]:
+            raise PlanError(
+                f"block({layer}, stream={stream!r}): no block carries it on; it has {', '.join(streams[stream])}, where "
+                "tr.record and tr.edit place functions."
+            )
         (layer,) = positions("layer", ((layer, layer),), self._specimen.layers)
         return TracedBlock(self, layer, stream)
 
@@ -195,7 +201,8 @@ class TracedCall:
         branches = placed.branches(self._layout)
         modules = (submodule(self.module(layer), site.path) for layer in placed.layers(self._layout))
         return (
-            site.end == end.site.end
+            not isinstance(site, AttentionSite)
+            and site.end == end.site.end
             and _is_one_item(site.item, end.site.item)
             and placed.in_stage(self._layout)
             and self.step in placed.steps(self._layout)
@@ -343,6 +350,11 @@ class TracedBlock(TracedSite):
         if name not in self._sites:
             raise PlanError(f"{self._label} has no site {name!r}, only {', '.join(self._sites)}.")
         site = self._sites[name]
+        if isinstance(site, AttentionSite):
+            raise PlanError(
+                f"{self._label}.site({name!r}) stands inside of an attention, where a body cannot read: place a function there, "
+                f"as tr.record(f, dl.at(site={name!r})) or tr.edit."
+            )
         ends = {site.end: self._end(site)}
         if (other := self._other(site)) is not None:
             ends[other.end] = self._end(other)
@@ -352,7 +364,7 @@ class TracedBlock(TracedSite):
         """Return the other end of a site's module: as another site says it; None where the module carries more than one state."""
         end = "input" if site.end == "output" else "output"
         for one in self._sites.values():
-            if (one.path, one.end) == (site.path, end):
+            if (one.path, one.end) == (site.path, end) and not isinstance(one, AttentionSite):
                 return one
         return Site(site.path, end) if _is_one_item(site.item, None) else None
 

@@ -6,23 +6,24 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dit_lens.engine.applied import apply_edit
+from dit_lens.engine.applied import apply_to_heads
 from dit_lens.engine.checkpoints import is_checkpointed
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.recorder import is_left_alone, same_bits
 from dit_lens.engine.rows import Moment, Row, Shared, Where
 from dit_lens.errors import CaptureError, DitLensError, PlanError
+from dit_lens.families.attention import Attention, AttentionSite, Heard, listening
 from dit_lens.families.call import Forward
 from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
-from dit_lens.plan.functions import kept_by
-from dit_lens.plan.places import Spot
+from dit_lens.plan.functions import is_packages_own, kept_by
+from dit_lens.plan.places import Spot, positions
 from dit_lens.plan.plan import Placed
 from dit_lens.records import PURE
 
@@ -76,6 +77,7 @@ class Visitor:
         self.states: dict[Place, Tensor] = {}
         self.forward: Forward | None = None
         self._with_gradients = False  # in the running call
+        self._listens = False  # to attention functions
         self._moment: Moment | None = None
         self._x0: Mapping[str, Tensor] = {}  # of the step before
         self.reads_x0 = any(edit.reads_x0 for row in rows for edit in row.edits)
@@ -104,6 +106,7 @@ class Visitor:
                             self._hooked.append(
                                 (module, visit)
                             )  # before it is hooked: an interrupt may come in between
+                            self._listens = self._listens or isinstance(site, AttentionSite)
                             site.attach(module, visit)
 
     def _wanted(self) -> set[tuple[str, Where]]:
@@ -136,9 +139,12 @@ class Visitor:
             self._hooked.pop()
 
     def _visit_at(self, where: Where) -> Any:
-        def visit(h: Tensor) -> Tensor | None:
+        def visit(h: Tensor | Heard) -> Tensor | None:
             if self.forward is not None:
-                return self._visit(self.forward, where, h)
+                if not isinstance(h, Heard):
+                    return self._visit(self.forward, where, h)
+                self._visit_attention(self.forward, where, h)
+                return None
             if self._owner == threading.get_ident():
                 raise CaptureError(
                     f"{where[0]} at layer {where[2]}: the model ran outside of a call that was told, so what is placed there "
@@ -153,7 +159,8 @@ class Visitor:
         """Label what the hooks see while one forward of a DiT runs."""
         self.forward, self._with_gradients = forward, torch.is_grad_enabled()
         try:
-            yield
+            with listening() if self._listens else nullcontext():
+                yield
         finally:
             self.forward = None
 
@@ -246,6 +253,21 @@ class Visitor:
                 "in the backward pass, without the edit: turn checkpointing off."
             )
         return out
+
+    def _visit_attention(self, forward: Forward, where: Where, heard: Heard) -> None:
+        """Let the records that read an attention read it, row by row."""
+        site, stream, _ = where
+        keys = self.specimen.sites[stream][site].keys  # type: ignore[attr-defined]  # an attention is heard there
+        for branch, rows in forward.rows.items():
+            selected = self._selected.get((where, branch))
+            if selected is None:
+                continue
+            looking = self._tokens(forward, where, heard.q.flatten(2))
+            seen = self._tokens(forward, (site, keys, where[2]), heard.k.flatten(2))
+            for number, selection in selected.items():
+                attention = heard.of_row((rows.start or 0) + number, looking, seen)
+                for record in selection.records:
+                    self._read_attention(number, record, where, branch, attention)
 
     def _keep_state(self, where: Where, branch: str, state: Tensor) -> None:
         site, _, layer = where
@@ -342,7 +364,8 @@ class Visitor:
                 else:
                     del waiting[number]
             for (_, placed), numbers in meetings.items():
-                out[numbers] = self._meet(numbers, (placed, where, branch, ordinal), out[numbers])
+                edit = waiting[numbers[0]][0]
+                out[numbers] = self._meet(numbers, (placed, where, branch, ordinal), edit, out[numbers])
                 for number in numbers:
                     self._mark(number, waiting[number].popleft(), where, branch)
             ordinal += 1
@@ -352,7 +375,7 @@ class Visitor:
         self._mark(number, edit, where, branch)
         spot = spot_of(self.rows[number], self.moment, where, branch)
         more = [self._x0_before(number, edit, spot)] if edit.reads_x0 else []
-        return self._call(edit.placed, spot, lambda: apply_edit(edit.placed, spot, value, *more))
+        return self._call(edit.placed, spot, lambda: apply_to_heads(edit, spot, value, *more))
 
     def _x0_before(self, number: int, edit: Binding, spot: Spot) -> Tensor:
         """Return a row's x0 of the step before, [frame, y, x, channel].
@@ -407,21 +430,44 @@ class Visitor:
             )
         return group
 
-    def _meet(self, numbers: list[int], meeting: Meeting, values: Tensor) -> Tensor:
+    def _meet(self, numbers: list[int], meeting: Meeting, edit: Binding, values: Tensor) -> Tensor:
         if self.exchange is not None:
             return self.exchange.meet(meeting, values[0])[None]
-        placed, where, branch, _ = meeting
-        return apply_edit(placed, spot_of(self.rows[numbers[0]], self.moment, where, branch), values)
+        _, where, branch, _ = meeting
+        return apply_to_heads(edit, spot_of(self.rows[numbers[0]], self.moment, where, branch), values)
 
     def _read(self, number: int, record: Binding, where: Where, branch: str | None, value: Tensor) -> None:
         row = self.rows[number]
         spot = spot_of(row, self.moment, where, branch)
         self._mark(number, record, where, branch)
-        function = record.placed.function
-        pure = id(function) in PURE
-        result = function(value) if pure else self._call_record(number, record, spot, value)
-        for recorder in row.recorders:
-            recorder.take(record, spot, value, result)
+        for at, part in _parts(record, spot, value):
+            function = record.placed.function
+            pure = id(function) in PURE
+            result = function(part) if pure else self._call_record(number, record, at, part)
+            for recorder in row.recorders:
+                recorder.take(record, at, part.shape, result)
+
+    def _read_attention(
+        self, number: int, record: Binding, where: Where, branch: str, attention: Attention
+    ) -> None:
+        row = self.rows[number]
+        spot = spot_of(row, self.moment, where, branch)
+        self._mark(number, record, where, branch)
+        attention = attention.of_heads(record.heads).of_keys(record.placed.text_tokens(attention.keys.count))
+        if not is_packages_own(record.placed.function):
+            attention = attention.copied()
+        result = self._call(record.placed, spot, lambda: record.placed.function(attention))
+        parts = [(spot, result)]
+        if record.by_head:
+            if not isinstance(result, Tensor) or not result.ndim or len(result) != len(record.heads):
+                raise CaptureError(
+                    f"record {record.placed.name} at {spot} reads {len(record.heads)} heads: return a tensor with one value "
+                    "each, along its first dimension."
+                )
+            parts = [(replace(spot, head=head), result[n]) for n, head in enumerate(record.heads)]
+        for at, part in parts:
+            for recorder in row.recorders:
+                recorder.take(record, at, attention.shape, part)
 
     def _call_record(self, number: int, record: Binding, spot: Spot, value: Tensor) -> Any:
         """Call a record of the user's on a copy of the value, and refuse one that changes it.
@@ -481,11 +527,17 @@ class Visitor:
     ) -> CaptureError:
         branch, layer = min(missing, key=str)
         moment, sample = self.moment, self.rows[number].sample
+        site = self.specimen.sites[binding.placed.stream].get(binding.placed.site)
+        kernel = (
+            " Or its attention does not go through torch's scaled_dot_product_attention: switch the model to that backend."
+            if isinstance(site, AttentionSite)
+            else ""
+        )
         return CaptureError(
             f"{binding.placed}: nothing was captured at step={moment.step}, branch={branch}, layer={layer}, "
             f"expert={moment.expert}{f', sample={sample}' if sample else ''}{self._module(binding.placed, layer)}, and at "
             f"{len(missing) - 1} more places: the module did not run there. Leave the place out, or switch off what skips the "
-            "module."
+            f"module.{kernel}"
         )
 
     def _module(self, placed: Placed, layer: int | None) -> str:
@@ -510,6 +562,17 @@ def _select(
                 selection = selected[where, branch].setdefault(number, Selection())
                 (selection.edits if binding.is_edit else selection.records).append(binding)
     return dict(selected)
+
+
+def _parts(record: Binding, spot: Spot, value: Tensor) -> Iterator[tuple[Spot, Tensor]]:
+    """Yield what a record reads of a value, with its place: the selected heads one by one, the selected channels of each."""
+    channel = record.placed.place.channel
+    heads = value.unflatten(-1, (record.head_count, -1)) if record.by_head else value[..., None, :]
+    for head in record.heads if record.by_head else (0,):
+        part = heads[..., head, :]
+        if channel is not None:
+            part = part[..., list(positions("channel", channel, part.shape[-1]))]
+        yield (replace(spot, head=head) if record.by_head else spot), part
 
 
 def spot_of(row: Row, moment: Moment, where: Where, branch: str | None) -> Spot:

@@ -16,9 +16,9 @@ def family_of(pipe: Any) -> Family:
     """
     names = [c.__name__ for c in type(pipe).__mro__]
     if "WanVideoPipeline" in names:
-        from dit_lens.families.diffsynth.wan import WAN
+        from dit_lens.families.diffsynth.wan import wan_for
 
-        return WAN
+        return wan_for(pipe)
     if "LTX2AudioVideoPipeline" in names:
         from dit_lens.families.diffsynth.ltx2 import LTX2
 

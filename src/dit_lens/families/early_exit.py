@@ -53,8 +53,9 @@ def _passing(
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         inputs = args, kwargs
-        out: Any = (None,) * len(anatomy.sites) if len(anatomy.sites) > 1 else None
-        for stream, sites in anatomy.sites.items():
+        carried = {stream: sites for stream, sites in anatomy.sites.items() if "block_in" in sites}
+        out: Any = (None,) * len(carried) if len(carried) > 1 else None
+        for stream, sites in carried.items():
             value = sites["block_in"].of_inputs(block, inputs)
             if stream == "video" and state is not None:
                 value = torch.cat([value[:, :before], state, value[:, value.shape[1] - after :]], 1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from dit_lens.plan.text import TextToken
     from dit_lens.tasks.sample import Sample
 
 Keywords = Mapping[str, Any]
@@ -127,6 +128,8 @@ class Calling:
         silent: keywords that do not change results.
         facts: pipeline to what of it changes results beside its components and arguments, as plain data.
         release: what the pipeline does to its models when a call is over; a call that was cut short has to.
+        words: (pipe, keywords) to the tokens of each branch's prompt, as the blocks are given them, padding too. None where
+            that is not known.
     """
 
     arguments: Callable[[Sample, int, int, float, Keywords], dict[str, Any]]
@@ -140,6 +143,7 @@ class Calling:
     silent: tuple[str, ...] = ()
     facts: Callable[[Any], dict[str, Any]] = field(default=lambda pipe: {})
     release: Callable[[Any], None] = field(default=lambda pipe: None)
+    words: Callable[[Any, Keywords], Mapping[str, tuple[TextToken, ...]]] | None = None
 
 
 def flow_x0(scheduler: Any, latents: Tensor, velocity: Tensor, step: int) -> Tensor:

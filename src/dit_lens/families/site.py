@@ -14,7 +14,10 @@ from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import Linear, Sequential
+
 from dit_lens.errors import CaptureError, PlanError
+from dit_lens.plan.plan import Carried
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,12 +69,53 @@ class Site:
         item: where the hidden state stands in the output, such as (0, "x"); of an input, the first step is the
             argument's position or name. By default the value itself, or the first of a tuple; the first
             argument.
+        heads: dotted path below the block to the number of heads that the value's channels are divided into, such as
+            "self_attn.num_heads". Empty where they are not.
+        channels: of the value, where they are neither those of a linear layer there nor of the residual stream; 0 else.
     """
 
     path: str
     end: str = "output"
     long_name: str = ""
     item: Item | None = None
+    heads: str = ""
+    channels: int = 0
+
+    def carried(self, block: nn.Module, channels: int) -> Carried:
+        """Return what the site holds of every token.
+
+        Args:
+            block: one of the model's.
+            channels: of the residual stream; 0 where that is not known.
+        """
+        heads = self.head_count(block)
+        width = self.channels or self.width(block) or channels
+        return Carried(width // heads if heads else width, heads)
+
+    def head_count(self, block: nn.Module) -> int:
+        """Return the number of heads that the value's channels are divided into; 0 where they are not.
+
+        Raises:
+            PlanError: the block has no such number.
+        """
+        if not self.heads:
+            return 0
+        try:
+            count = int(attrgetter(self.heads)(block))
+        except (AttributeError, TypeError, ValueError):
+            raise PlanError(
+                f"{type(block).__name__} has no number of heads at {self.heads!r}: say where it is, with Site(heads=...)."
+            ) from None
+        return count
+
+    def width(self, block: nn.Module) -> int:
+        """Return the channels that a linear layer at the site gives, or is given; 0 where there is none."""
+        layer = submodule(block, self.path)
+        while isinstance(layer, Sequential) and len(layer):
+            layer = layer[-1 if self.end == "output" else 0]
+        if not isinstance(layer, Linear):
+            return 0
+        return layer.out_features if self.end == "output" else layer.in_features
 
     def attach(self, module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
         """Hook a module, so that `visit` sees the hidden state, and may replace it.
@@ -186,13 +230,14 @@ def _tensor(value: Any, site: Site) -> Tensor:
 
 def detach(module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> None:
     """Remove the hook by which `Site.attach` lets a function see a module's hidden state, where it is there."""
-    for hooks, also in (
-        (module._forward_hooks, module._forward_hooks_with_kwargs),
+    for hooks, *others in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
         (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
     ):
         for key in [key for key, hook in hooks.items() if getattr(hook, "visit", None) is visit]:
             hooks.pop(key, None)
-            also.pop(key, None)
+            for also in others:
+                also.pop(key, None)
 
 
 def blocks_of(dit: nn.Module, paths: Sequence[str]) -> list[nn.Module]:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from dit_lens.errors import PlanError
 from dit_lens.families import family_of, unwrap
 from dit_lens.families.family import Family
 from dit_lens.families.fingerprint import tensor_data
 from dit_lens.families.identity import fingerprint, identity, marked, refuse_on_disk
 from dit_lens.families.patching import one_interrupt, traced, undisturbed
-from dit_lens.families.site import blocks_of, experts_of
+from dit_lens.families.site import Site, blocks_of, experts_of
 from dit_lens.plan import objects
 from dit_lens.plan.attributes import is_part
+from dit_lens.plan.places import GRID_SITES
 
 if TYPE_CHECKING:
-    from dit_lens.families.site import Site
+    from dit_lens.plan.plan import Carried
+    from dit_lens.plan.text import TextToken
 
 
 @dataclass(eq=False)
@@ -59,6 +62,23 @@ class Specimen:
         specimen.dits  # noqa: B018  (a wrong path names itself here)
         marked(pipe)
         return specimen
+
+    def with_sites(self, sites: Mapping[str, str | Site], stream: str = "video") -> Specimen:
+        """Return a specimen of the same pipeline with more sites; see `Lens.with_sites`.
+
+        Raises:
+            PlanError: a name is taken, the model has no such stream, or a path is not there.
+        """
+        anatomy = self.family.anatomy
+        if stream not in anatomy.sites:
+            raise PlanError(f"This model has no stream {stream!r}, only {', '.join(anatomy.sites)}.")
+        taken = [name for name in sites if name in (*anatomy.sites[stream], *GRID_SITES)]
+        if taken:
+            raise PlanError(f"{stream} has a site {taken[0]!r} already: give yours another name.")
+        more = {name: Site(site) if isinstance(site, str) else site for name, site in sites.items()}
+        known = {**anatomy.sites, stream: {**anatomy.sites[stream], **more}}
+        family = replace(self.family, anatomy=replace(anatomy, sites=known))
+        return Specimen.of(self.pipe, family, self.info)
 
     @property
     def dits(self) -> dict[str, nn.Module]:
@@ -107,6 +127,26 @@ class Specimen:
     def sites(self) -> Mapping[str, Mapping[str, Site]]:
         """Stream name to site name to where it is."""
         return self.family.anatomy.sites
+
+    @property
+    def carried(self) -> dict[tuple[str, str], Carried]:
+        """What each site holds of every token, by (stream, site)."""
+        anatomy, dit = self.family.anatomy, next(iter(self.dits.values()))
+        block = self.blocks(dit)[0]
+        return {
+            (stream, name): site.carried(block, anatomy.channels(dit) if stream == "video" else 0)
+            for stream, sites in self.sites.items()
+            for name, site in sites.items()
+        }
+
+    def text_tokens(self, keywords: Mapping[str, Any]) -> dict[str, tuple[TextToken, ...]]:
+        """Return the tokens of the prompt of each branch; nothing where the family does not know them.
+
+        Args:
+            keywords: of the pipeline's call.
+        """
+        words = self.family.call.words
+        return {} if words is None else dict(words(self.pipe, keywords))
 
     @property
     def paths(self) -> dict[str, dict[str, str]]:

@@ -23,6 +23,9 @@ class Binding:
         experts: selected DiTs.
         served: (step, expert) at which the function fires, where that expert serves that step.
         places: (branch, layer) at which it fires in such a step; (None, None) outside the blocks.
+        heads: selected heads of an attention, in order; empty where the site has none.
+        by_head: whether it is told every head on its own, as a coordinate of the place.
+        head_count: heads that the site has.
         over_seeds: whether it is an edit that sees the rows of several seeds together.
         reads_x0: whether it is an edit that takes x0 of the step before.
     """
@@ -37,6 +40,18 @@ class Binding:
     places: tuple[tuple[str | None, int | None], ...]
     over_seeds: bool
     reads_x0: bool
+    heads: tuple[int, ...] = ()
+    by_head: bool = False
+    head_count: int = 0
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The dimensions that a record writes beside step, branch, layer and head."""
+        return tuple(self.of_head(dim) for dim in self.placed.kept)
+
+    def of_head(self, dim: str) -> str:
+        """Return the name that a dimension of a value has here: channels of a head are others than those of a state."""
+        return f"head_{dim}" if self.by_head and dim.partition("_")[0] == "channel" else dim
 
     def never_fired(self, experts: Sequence[str], branches: Sequence[Collection[str]] | None = None) -> str:
         """Say in a sentence that the function fires in no step of a run; "" where it does.

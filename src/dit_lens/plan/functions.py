@@ -18,9 +18,10 @@ from dit_lens.plan.content import Walk, unnamed_by
 from dit_lens.plan.digests import digest
 from dit_lens.plan.origin import FRAMEWORKS, is_own_code
 
-DECLARED = ("over_seeds", "reads_x0")
+DECLARED = ("over_seeds", "reads_x0", "reads_attention")
 """What an edit may declare of itself by an attribute that is true: that it sees the values of all seeds of a sample together
-(h is [seed, frame, y, x, channel]), or that it takes x0 of the step before as a third argument.
+(h is [seed, frame, y, x, channel]), or that it takes x0 of the step before as a third argument. A record, that it reads the
+queries and keys of an attention, not a value.
 
 An edit that is made of another one names the option that holds it, by its attribute `like`, and declares what that one does."""
 
@@ -42,6 +43,8 @@ class Configured:
             return declares(edit, name) if name in DECLARED else getattr(edit, name)
         if name in ("dims", "site", "units", "long_name", *DECLARED):  # what is declared of the function
             return getattr(self.function, name)
+        if name == "per_head":  # of a record of attention: whether it returns every head on its own
+            return self.options.get("heads") == "all"
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dit_lens.errors import PlanError
 
-DIMS = ("sample", "seed", "step", "branch", "layer", "frame", "y", "x", "channel")
+DIMS = ("sample", "seed", "step", "branch", "layer", "head", "frame", "y", "x", "text_token", "channel")
 """Dimension names, in the order in which every array has them."""
 
 GRID_SITES = ("latents", "velocity", "x0")
@@ -27,9 +27,15 @@ LATENT_DIMS = {"y": "latent_y", "x": "latent_x", "channel": "latent_channel"}
 GRID_DIMS = ("frame", "y", "x", "channel")
 """Dimensions of a value arranged on its grid; every stream has its own sizes of them."""
 
+TEXT = "text"
+"""The stream of a prompt's tokens. Its grid is one frame of one row, so in arrays it stands on `text_token` alone."""
+
 Selector = int | str | slice | Iterable[int] | None
 Ranges = tuple[tuple[int, int | None], ...]
 """Inclusive ranges; an end of None is open. Negative positions count from the end."""
+
+Words = tuple[str, ...]
+"""Words of a prompt, by name."""
 
 Mask = tuple[tuple[int, int, int], str]
 """A boolean mask over (frame, y, x) as data: its shape, and its values packed, in hex."""
@@ -48,6 +54,7 @@ class Spot:
         expert: the DiT that serves the step.
         branch: guidance branch; None on the latent grid.
         layer: block index; None on the latent grid.
+        head: of an attention, at a site that has its heads apart; None elsewhere.
         sample: row of a prompt batch.
         stream: `video`, or another that the model carries beside it.
         stage: pass of the sampling loop.
@@ -64,12 +71,13 @@ class Spot:
     sample: int = 0
     stream: str = "video"
     stage: int = 0
+    head: int | None = None
 
     def __str__(self) -> str:
         known = {
             k: v
             for k, v in asdict(self).items()
-            if v is not None and k in ("step", "branch", "layer", "expert")
+            if v is not None and k in ("step", "branch", "layer", "expert", "head")
         }
         if self.stream != "video":
             known["stream"] = self.stream
@@ -98,6 +106,9 @@ class At:
     mask: Mask | None = None
     stream: str = "video"
     stage: Ranges | None = None
+    head: Ranges | None = None
+    channel: Ranges | None = None
+    text_token: Ranges | Words | None = None
 
     def __str__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -106,8 +117,15 @@ class At:
 
     @property
     def region(self) -> dict[str, Any]:
-        """The selected part of the grid, by dimension or as a mask; empty where all of it is."""
-        return {k: v for k in ("frame", "y", "x", "mask") if (v := getattr(self, k)) is not None}
+        """The selected part of a value, by dimension or as a mask; empty where all of it is."""
+        names = ("frame", "y", "x", "mask", "text_token", "channel")
+        return {k: v for k in names if (v := getattr(self, k)) is not None}
+
+    @property
+    def words(self) -> Words:
+        """Words of the prompt that are selected by name; none where text tokens are selected by position."""
+        chosen = self.text_token or ()
+        return tuple(word for word in chosen if isinstance(word, str))
 
     def holds_sigma(self, sigma: float) -> bool:
         """Say whether a noise level is in the selected range, both ends included; schedules are float32, whose 0.9 is less."""
@@ -121,7 +139,7 @@ class At:
             PlanError: a position is not there, the mask is of another grid, or no cell is selected.
         """
         chosen = np.ones(shape, bool)
-        for axis, dim in enumerate(("frame", "y", "x")):
+        for axis, dim in ((0, "frame"), (1, "y"), (2, "x"), (2, "text_token")):
             here = np.zeros(shape[axis], bool)
             here[list(positions(dim, getattr(self, dim), shape[axis]))] = True
             chosen &= here.reshape([-1 if a == axis else 1 for a in range(3)])
@@ -147,16 +165,27 @@ class At:
 
 
 def grid_dim(dim: str, site: str, stream: str) -> str:
-    """Return the name that a dimension of the grid has in an array: its own for latents, and for each stream.
+    """Return the name that a dimension of a value has in an array: its own for latents, and for each stream.
+
+    Text stands on one dimension, `text_token`; "" for the two of its grid that an array of it does not have.
 
     Example:
         >>> grid_dim("y", "block", "video"), grid_dim("y", "x0", "video"), grid_dim("y", "x0", "audio")
         ('y', 'latent_y', 'latent_y_audio')
+        >>> grid_dim("frame", "block", "text"), grid_dim("x", "block", "text")
+        ('', 'text_token')
     """
+    if stream == TEXT and dim in ("frame", "y", "x"):
+        return "text_token" if dim == "x" else ""
     if dim not in GRID_DIMS:
         return dim
     name = LATENT_DIMS.get(dim, dim) if site in GRID_SITES else dim
     return name if stream == "video" else f"{name}_{stream}"
+
+
+def head_dim(stream: str) -> str:
+    """Return the name that the dimension of the heads has in an array; each stream has its own number of them."""
+    return "head" if stream == "video" else f"head_{stream}"
 
 
 def positions(name: str, ranges: Ranges | None, count: int) -> tuple[int, ...]:
@@ -184,8 +213,8 @@ def positions(name: str, ranges: Ranges | None, count: int) -> tuple[int, ...]:
 
 
 def _spell(name: str, value: Any) -> str:
-    if name in ("step", "layer", "frame", "y", "x", "stage"):
-        return _spell_ranges(value)
+    if name in ("step", "layer", "frame", "y", "x", "stage", "head", "channel", "text_token"):
+        return "/".join(value) if isinstance(value[0], str) else _spell_ranges(value)
     if name == "mask":
         return f"{int(value[1], 16).bit_count()} of {'x'.join(map(str, value[0]))} cells"
     if name == "sigma":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dit_lens.errors import PlanError
@@ -13,10 +13,28 @@ from dit_lens.plan.binding import Binding
 from dit_lens.plan.digests import digest
 from dit_lens.plan.functions import KEEPS, Configured, declares, describe, is_packages_own, restore
 from dit_lens.plan.names import record_problem
-from dit_lens.plan.places import GRID_DIMS, GRID_SITES, At, Spot, grid_dim, positions
+from dit_lens.plan.places import GRID_DIMS, GRID_SITES, TEXT, At, Ranges, Spot, grid_dim, positions
+from dit_lens.plan.text import TextToken, positions_of_words
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a site holds of every token.
+
+    Attributes:
+        channels: of a value; of each head where it has heads. 0 where that is not known.
+        heads: of an attention; 0 where the site does not have them apart.
+        is_attention: whether it is an attention itself, its queries and keys, which only records of attention read.
+        keys: stream of the keys of such an attention.
+    """
+
+    channels: int = 0
+    heads: int = 0
+    is_attention: bool = False
+    keys: str = "video"
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,8 @@ class Layout:
         latents: streams that have latents of their own.
         stage: which pass of the sampling loop this is.
         stages: how many there are.
+        carried: what each site holds, by (stream, site), where that is known.
+        text: by branch, the tokens of the prompt; empty where they are not known.
     """
 
     sites: Mapping[str, Mapping[str, str]]
@@ -42,6 +62,13 @@ class Layout:
     latents: tuple[str, ...] = ("video",)
     stage: int = 0
     stages: int = 1
+    carried: Mapping[tuple[str, str], Carried] = field(default_factory=dict)
+    text: Mapping[str, Sequence[TextToken]] = field(default_factory=dict)
+
+    def having(self, fact: Callable[[Carried], bool], stream: str) -> str:
+        """Return the names of a stream's sites of which something is so, for messages."""
+        names = [site for (of, site), held in self.carried.items() if of == stream and fact(held)]
+        return ", ".join(names) or "none"
 
 
 @dataclass(frozen=True)
@@ -93,14 +120,55 @@ class Placed:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The dimensions that a record writes beside step, branch and layer."""
+        """The dimensions that a record writes beside step, branch, layer and head."""
         dims: tuple[str, ...] = self.function.dims  # type: ignore[attr-defined]  # checked below
-        return tuple(grid_dim(dim, self.site, self.stream) for dim in dims)
+        return tuple(name for dim in dims if (name := grid_dim(dim, self.site, self.stream)))
 
     @property
     def is_whole(self) -> bool:
         """Whether a record keeps all dimensions of the value that it reads."""
         return set(GRID_DIMS) <= set(self.function.dims)  # type: ignore[attr-defined]  # checked below
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether it is a record that reads the queries and keys of an attention."""
+        return declares(self.function, "reads_attention")
+
+    def held(self, layout: Layout) -> Carried:
+        """Return what the site holds."""
+        return layout.carried.get((self.stream, self.site), Carried())
+
+    def text_tokens(self, count: int) -> tuple[int, ...] | None:
+        """Return which tokens of the prompt a record of attention keeps; None for all. Words are spelt before.
+
+        Raises:
+            PlanError: one is not there, or is still a word.
+        """
+        chosen = self.place.text_token
+        if chosen is None:
+            return None
+        if self.place.words:
+            raise PlanError(f"{self}: the positions of its words are not known here.")
+        return positions("text_token", chosen, count)  # type: ignore[arg-type]  # no words
+
+    def spelt(self, layout: Layout) -> Placed:
+        """Return it with the positions of the words that its place names.
+
+        Raises:
+            PlanError: a word is not in the prompt of each of its branches, or stands elsewhere there.
+        """
+        if not (words := self.place.words):
+            return self
+        try:
+            found = positions_of_words(words, layout.text, self.branches(layout))
+        except PlanError as error:
+            raise PlanError(f"{self}: {error}") from None
+        return replace(self, place=replace(self.place, text_token=tuple((n, n) for n in found)))
+
+    def by_head(self, layout: Layout) -> bool:
+        """Say whether every head is a place of its own: at a site with heads, and in attention where it is asked for."""
+        held = self.held(layout)
+        return held.heads > 0 and (not held.is_attention or bool(getattr(self.function, "per_head", False)))
 
     @property
     def is_state(self) -> bool:
@@ -141,6 +209,9 @@ class Placed:
             places=outside if self.on_latents else tuple((b, n) for b in branches for n in layers),
             over_seeds=is_edit and self.over_seeds,
             reads_x0=is_edit and self.reads_x0,
+            heads=self.heads(layout),
+            by_head=self.by_head(layout),
+            head_count=self.held(layout).heads,
         )
 
     def steps(self, layout: Layout) -> tuple[int, ...]:
@@ -154,6 +225,11 @@ class Placed:
     def layers(self, layout: Layout) -> tuple[int, ...]:
         """Return the selected layers."""
         return positions("layer", self.place.layer, layout.layers)
+
+    def heads(self, layout: Layout) -> tuple[int, ...]:
+        """Return the selected heads; none where the site has none."""
+        count = self.held(layout).heads
+        return positions("head", self.place.head, count) if count else ()
 
     def in_stage(self, layout: Layout) -> bool:
         """Say whether the place is in the stage of a layout.
@@ -197,25 +273,54 @@ class Placed:
             raise PlanError(
                 f"{what}: {self.site} stands outside the blocks, after guidance: drop layer and branch."
             )
+        self._check_inside(what, kind, layout)
         try:
             self.steps(layout)
             self.layers(layout)
+            self.heads(layout)
+            if channels := self.held(layout).channels:
+                positions("channel", self.place.channel, channels)
         except PlanError as error:
             raise PlanError(f"{what}: {error}") from None
-        for field, selected, present in (
+        for name, selected, present in (
             ("branch", self.place.branch, layout.branches),
             ("expert", self.place.expert, layout.experts),
         ):
-            for name in selected or ():
-                if name not in present:
-                    hint = "; with cfg_scale=1 only cond runs" if field == "branch" else ""
+            for one in selected or ():
+                if one not in present:
+                    hint = "; with cfg_scale=1 only cond runs" if name == "branch" else ""
                     raise PlanError(
-                        f"{what}: this run has no {field} {name!r}, only {', '.join(present)}{hint}."
+                        f"{what}: this run has no {name} {one!r}, only {', '.join(present)}{hint}."
                     )
         if kind == "record":
             self._check_record(what, layout)
         elif self.reads_x0:
             self._check_reading(what)
+
+    def _check_inside(self, what: str, kind: str, layout: Layout) -> None:
+        """Refuse heads and text tokens where there are none, and what does not go with an attention itself."""
+        held = self.held(layout)
+        if self.place.head is not None and not held.heads:
+            raise PlanError(
+                f"{what}: {self.site} does not have its heads apart; the sites of {self.stream} that do: "
+                f"{layout.having(lambda one: one.heads > 0, self.stream)}."
+            )
+        if self.place.text_token is not None and TEXT not in (self.stream, held.is_attention and held.keys):
+            raise PlanError(
+                f"{what}: {self.site} of {self.stream} holds no tokens of the prompt: name a site of the text, as "
+                "dl.at(stream='text', site=...), or record attention to it."
+            )
+        if held.is_attention and kind == "edit":
+            raise PlanError(
+                f"{what}: an attention is never held, so it cannot be edited as a whole: edit its queries, keys, values or "
+                "heads."
+            )
+        if held.is_attention != self.reads_attention:
+            reads = "reads an attention" if self.reads_attention else "reads a value"
+            raise PlanError(
+                f"{what}: it {reads}, and {self.site} is {'one' if held.is_attention else 'none'}; sites that are one: "
+                f"{layout.having(lambda one: one.is_attention, self.stream)}. Record those with dl.attention(...)."
+            )
 
     def _check_reading(self, what: str) -> None:
         """Refuse an edit that takes x0 of the step before where that is not on its grid, or not of one row."""
@@ -234,10 +339,12 @@ class Placed:
             raise PlanError(
                 f"{what}: declare the dimensions that it keeps, with @dl.keeps('frame', 'y', 'x')."
             )
-        if self.place.region:
-            raise PlanError(
-                f"{what}: a record reads the whole grid; select {', '.join(self.place.region)} afterwards."
-            )
+        reads = () if "channel" in dims or self.reads_attention else ("channel",)
+        reads = (*reads, "text_token") if self.reads_attention and "text_token" in dims else reads
+        if region := [name for name in self.place.region if name not in reads]:
+            raise PlanError(f"{what}: a record reads the whole grid; select {', '.join(region)} afterwards.")
+        if self.by_head(layout) and "head" in dims:
+            raise PlanError(f"{what}: every head is a place of its own here; declare no dimension 'head'.")
         units = getattr(self.function, "units", "1")
         problem = record_problem(_hashable(dims), str(units), self.variable, tuple(layout.sites))
         if problem:
@@ -305,6 +412,11 @@ class Plan:
         if self.state() != before:
             raise PlanError(KEEPS)
 
+    def spelt(self, layout: Layout) -> Plan:
+        """Return the plan with the positions of all words that its places name; see `Placed.spelt`."""
+        records, edits = (tuple(item.spelt(layout) for item in items) for items in (self.records, self.edits))
+        return Plan(records, edits)
+
     def in_stage(self, layout: Layout) -> Plan:
         """Return what of the plan is placed in the stage of a layout.
 
@@ -340,6 +452,42 @@ class Plan:
                 )
             if problem := record_problem(_hashable(record.function.dims), "1", "", (), tuple(names)):  # type: ignore[attr-defined]
                 raise PlanError(f"record {record}: {problem}.")
+        if len({record.place.text_token for record in self.records if "text_token" in record.kept}) > 1:
+            raise PlanError(
+                "Records keep different text tokens, and a run has one coordinate of them: select the same ones in all, or run "
+                "them apart."
+            )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether something in it has to do with the tokens of the prompt."""
+        placed = [*self.records, *self.edits]
+        return any(item.stream == TEXT or item.place.text_token is not None for item in placed) or any(
+            "text_token" in record.kept for record in self.records
+        )
+
+    def check_text(self, text: Mapping[str, Sequence[TextToken]], count: int) -> None:
+        """Refuse to name the tokens of the prompt where the model is given another number of them.
+
+        Args:
+            text: the tokens that the tokenizer makes, by branch; nothing where they are not known.
+            count: tokens that the model is given.
+
+        Raises:
+            PlanError: they are not as many.
+        """
+        for branch, tokens in text.items():
+            if self.reads_text and len(tokens) != count:
+                raise PlanError(
+                    f"The prompt of {branch} has {len(tokens)} tokens by the pipeline's tokenizer, and the model is given "
+                    f"{count}: which is which is not known, so nothing can be placed at them."
+                )
+
+    @property
+    def text_tokens(self) -> Ranges | None:
+        """Which text tokens its records keep; None where all."""
+        kept = [record.place.text_token for record in self.records if "text_token" in record.kept]
+        return kept[0] if kept else None  # type: ignore[return-value]  # words are spelt
 
     def completed(self, always: Iterable[Placed]) -> Plan:
         """Return the plan with records that every run writes, after its own and in place of the same ones.
@@ -377,6 +525,12 @@ class Plan:
             grid = grids.get(f"latent_{edit.stream}" if edit.on_latents else edit.stream)
             if grid is not None and edit.place.region:
                 edit.inside(grid)
+        for record in self.records:
+            if TEXT in grids and record.place.text_token is not None:
+                try:
+                    record.text_tokens(grids[TEXT][2])
+                except PlanError as error:
+                    raise PlanError(f"record {record}: {error}") from None
 
     def check_sources(self, fingerprint: Callable[[], str]) -> None:
         """Refuse edits with states that another model held: they mean nothing in this one.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dit_lens.errors import PlanError
-from dit_lens.plan.places import At, Mask, Ranges, Selector, whole_number
+from dit_lens.plan.places import At, Mask, Ranges, Selector, Words, whole_number
 
 MOST_POSITIONS = 1 << 20
 """Of a slice with a stride, which lists its positions."""
@@ -36,6 +36,9 @@ def at(
     mask: ArrayLike | None = None,
     stream: str = "video",
     stage: Selector = None,
+    head: Selector = None,
+    channel: Selector = None,
+    text_token: Selector | Iterable[str] = None,
 ) -> At:
     """Select places over the coordinates; what is not named is selected whole.
 
@@ -54,6 +57,11 @@ def at(
             `DataArray` is transposed by its dimensions.
         stream: `video`, or `audio` where a block carries both.
         stage: pass of the sampling loop, like step, where a pipeline has several.
+        head: of an attention, like step, at a site that has its heads apart (`heads`, `attn_q`, ...) and in records of
+            attention.
+        channel: channels of the value at the site, like step; at a site with heads, those of each head.
+        text_token: tokens of the prompt, like step, or words of it by name ("maze", or a list): where a site holds the
+            prompt's tokens, and in records of attention to them.
 
     Returns:
         Frozen data; hashable, and equal to another that selects the same, as long as neither counts from the end.
@@ -63,7 +71,10 @@ def at(
     """
     ranges = {
         k: parse_selector(k, v)
-        for k, v in {"step": step, "layer": layer, "frame": frame, "y": y, "x": x, "stage": stage}.items()
+        for k, v in {
+            **{"step": step, "layer": layer, "frame": frame, "y": y, "x": x, "stage": stage},
+            **{"head": head, "channel": channel},
+        }.items()
     }
     return At(
         site=None if site is None else _word("site", site),
@@ -72,6 +83,7 @@ def at(
         sigma=_sigmas(sigma),
         mask=_mask(mask),
         stream=_word("stream", stream),
+        text_token=_text_tokens(text_token),
         **ranges,
     )
 
@@ -90,6 +102,17 @@ def _names(name: str, value: str | Iterable[str] | None) -> tuple[str, ...] | No
     if not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise PlanError(f"at({name}={value!r}): give a name, a list of names, or 'all'.")
     return tuple(sorted({str(n) for n in names}))  # a set has another order in every process
+
+
+def _text_tokens(value: Any) -> Ranges | Words | None:
+    """Read positions of text tokens, or words of the prompt: text that is no range is a word."""
+    is_word = isinstance(value, str) and value.strip() != "all" and any(c.isalpha() for c in value)
+    listed = [value] if is_word else list(value) if isinstance(value, list | tuple | set) else []
+    if not any(isinstance(word, str) for word in listed):
+        return parse_selector("text_token", value)
+    if not all(isinstance(word, str) and word.strip() for word in listed):
+        raise PlanError(f"at(text_token={value!r}): give positions, or words of the prompt, not both.")
+    return tuple(sorted({word.strip() for word in listed}))
 
 
 def _sigmas(value: tuple[float, float] | None) -> tuple[float, float] | None:

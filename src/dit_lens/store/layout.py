@@ -21,6 +21,12 @@ LAYOUT_VERSION = 1
 STATE_DIMS = ("step", "branch", "layer")
 """The dimensions that a full state is cut along: one file per position on these."""
 
+
+def is_place_dim(dim: str) -> bool:
+    """Say whether a dimension is a coordinate of places, of which a record may be asked for some only."""
+    return dim in STATE_DIMS or dim.partition("_")[0] == "head"
+
+
 Unit = Literal["state", "step", "run"]
 Encoding = Literal["raw", "float32", "codes", "float16"]
 
@@ -79,7 +85,7 @@ class Variable:
         return folder_problem(self.name) or units_problem(self.units)
 
     def _dims_problem(self) -> str:
-        known = [dim for dim in self.dims if dim in DIMS]
+        known = [dim for dim in self.dims if dim in DIMS and dim != "head"]
         if len(self.dims) != len(self.shape):
             return f"{len(self.dims)} dims {self.dims} but {len(self.shape)} sizes {self.shape}"
         if len(set(self.dims)) != len(self.dims) or min(self.shape, default=1) < 1:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dit_lens.errors import DamageError, StoreError
 from dit_lens.store import checksums, files, journal
-from dit_lens.store.layout import LAYOUT_VERSION, STATE_DIMS, Variable
+from dit_lens.store.layout import LAYOUT_VERSION, Variable, is_place_dim
 from dit_lens.store.shard import BLOSC
 
 LAYOUT_ATTR = "dit_lens_layout"
@@ -65,7 +65,7 @@ def recorded_json(variable: Variable, recorded: Recorded | None) -> Any:
     """
     if recorded is not None and not isinstance(recorded, Mapping):
         return [recorded_json(variable, part) for part in recorded]
-    sizes = {dim: variable.shape[variable.dims.index(dim)] for dim in STATE_DIMS if dim in variable.dims}
+    sizes = {dim: n for dim, n in zip(variable.dims, variable.shape, strict=True) if is_place_dim(dim)}
     positions = {
         dim: [int(position) for position in (recorded or {}).get(dim, range(size))]
         for dim, size in sizes.items()

@@ -88,6 +88,15 @@ class Run:
         return array.isel({dim: positions for dim, positions in recorded.items() if dim in array.dims})
 
     @property
+    def text_tokens(self) -> dict[str, list[tuple[str, str]]]:
+        """The tokens of the prompt by branch, each its text and what it is: "word", "special" or "padding".
+
+        Empty where the run does not read the prompt's tokens, or which they are is not known.
+        """
+        known = self.attrs["manifest"].get("text_tokens", {})
+        return {branch: [(text, kind) for text, kind in tokens] for branch, tokens in known.items()}
+
+    @property
     def stages(self) -> list[Run]:
         """The runs of all stages of the pipeline, in order; this one alone where there is one."""
         names = self.attrs["manifest"].get("stages", [self.path.name])

@@ -18,7 +18,7 @@ from dit_lens.store import journal
 from dit_lens.store.bfloat16 import checksum, narrow, widen_into
 from dit_lens.store.files import check_regular
 from dit_lens.store.journal import Entry
-from dit_lens.store.layout import STATE_DIMS, Variable
+from dit_lens.store.layout import Variable, is_place_dim
 from dit_lens.store.scratch import Scratch
 from dit_lens.store.shard import check_contiguous, decompress, read_compressed
 
@@ -146,7 +146,7 @@ class UnitArray(BackendArray):
             StoreError: It names one of them.
         """
         variable = self.variable
-        dims = [d for d in STATE_DIMS if d in variable.dims and d not in variable.unit_dims]
+        dims = [d for d in variable.dims if is_place_dim(d) and d not in variable.unit_dims]
         if self.recorded is None or not dims:
             return
         positions = dict(zip(variable.unit_dims, unit, strict=True))

@@ -261,7 +261,7 @@ def test_caches_and_compiled_blocks_are_refused(made):
         ("sd3", {"skip_guidance_layers": [0]}, "skip_guidance_layers.*third time"),
         ("wan", {"generator": torch.Generator()}, "give seed="),
         ("sd3", {"record": [(dl.hidden, dl.at(stream="text"))]}, "layer=1.*Leave the place out"),
-        ("wan", {"record": [(dl.hidden, dl.at(stream="text"))]}, "no stream 'text', only video"),
+        ("wan", {"record": [(dl.hidden, dl.at(stream="text"))]}, "unknown site 'block'; there are cross_k, cross_v"),
         ("flux", {"record": [(dl.hidden, dl.at(site="ffn"))]}, "unknown site 'ffn'; there are block, block_in"),
         ("flux", {"record": [(dl.x0, dl.at(stream="text"))]}, "unknown site 'x0'"),
     ],

@@ -16,7 +16,8 @@ from PIL import Image
 import dit_lens as dl
 from dit_lens.engine.sweep import run_arms
 from dit_lens.experiments.clean_runs import clean_runs
-from dit_lens.families.diffsynth.ltx2 import LTX2, SITES
+from dit_lens.families.diffsynth.ltx2 import LTX2
+from dit_lens.families.diffsynth.ltx2 import SITES as ALL
 from dit_lens.families.latents import apart
 from dit_lens.plan.plan import Placed
 
@@ -25,7 +26,17 @@ spec = importlib.util.spec_from_file_location("tiny_ltx", Path(__file__).parent 
 tiny_ltx = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny_ltx)
 
+SITES = {
+    s: {n: site for n, site in ALL[s].items() if not n.endswith("attention")} for s in ("video", "audio")
+}
+"""Of the streams that blocks carry, where values stand."""
+PLAIN = {
+    s: {n: site for n, site in sites.items() if not site.heads and n != "ffn_in"}
+    for s, sites in SITES.items()
+}
+"""Those that a plain hook on a module's output reads."""
 EVERYWHERE = [(s, n) for s, sites in SITES.items() for n in (*sites, "latents", "velocity", "x0")]
+EVERYWHERE += [("text", n) for n in ALL["text"]]
 SIZE = (64, 96)
 
 
@@ -118,7 +129,7 @@ class Independent:
         }
         self.original, self.handles = pipe.model_fn, []
         for layer, block in enumerate(pipe.dit.transformer_blocks):
-            for stream, sites in SITES.items():
+            for stream, sites in PLAIN.items():
                 for site, where in sites.items():
                     module = block.get_submodule(where.path) if where.path else block
                     hook = self.hook(stream, site, layer)
@@ -173,7 +184,7 @@ def test_every_value_stands_under_the_label_that_an_independent_recorder_gives(p
         bare(pipe, sample, **given)
     finally:
         watcher.close()
-    record = [(dl.hidden, dl.at(site=n, stream=s)) for s, sites in SITES.items() for n in sites]
+    record = [(dl.hidden, dl.at(site=n, stream=s)) for s, sites in PLAIN.items() for n in sites]
     stages = [loaded(run) for run in lens.run(sample, record=record, **given).stages]
     counts = {}
     for (stage, step, branch, stream, site, layer), expected in watcher.values.items():
@@ -193,7 +204,7 @@ def test_every_value_stands_under_the_label_that_an_independent_recorder_gives(p
         more = len(expected) - len(tokens)
         assert more == ({"later": 6, "context": 4}.get(case, 0) if stream == "video" else 0)
         counts[stage] = counts.get(stage, 0) + 1
-    a_call = sum(map(len, SITES.values())) * tiny_ltx.LAYERS
+    a_call = sum(map(len, PLAIN.values())) * tiny_ltx.LAYERS
     assert counts == ({0: 8 * a_call, 1: 3 * a_call} if case == "stages" else {0: 3 * 2 * a_call})
 
 
@@ -248,7 +259,7 @@ def clean(lens):
 
 @pytest.mark.parametrize(("stream", "site"), EVERYWHERE)
 def test_an_edit_at_every_site_reaches_the_model_and_no_other_place(lens, clean, stream, site):
-    place = {"layer": 0, "branch": "cond"} if site in SITES[stream] else {}
+    place = {"layer": 0, "branch": "cond"} if site in ALL[stream] else {}
     at = dl.at(site=site, stream=stream, step=1, **place)
     run = loaded(lens.run(WORDS, steps=2, record=BOTH, edit=[(dl.replace(value=0.5), at)]))
     # Guided velocity and x0 are edited after the model ran; all else reaches both streams through its blocks.

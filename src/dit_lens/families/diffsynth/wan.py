@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit_lens.errors import PlanError
+from dit_lens.families.attention import AttentionSite, sites_of_attention
 from dit_lens.families.call import Forward
 from dit_lens.families.diffsynth.common import (
     decoded,
@@ -34,20 +36,69 @@ from dit_lens.families.diffsynth.wan_limits import IMAGES, REFUSED
 from dit_lens.families.family import Anatomy, Batching, Calling, Codec, Family, Flow, Prepared
 from dit_lens.families.patching import refuse_compiled
 from dit_lens.families.site import Site, Tokens
+from dit_lens.families.words import text_tokens
+from dit_lens.plan.text import TextToken
 from dit_lens.tasks.sample import Sample
 
-SITES = {
+PLAIN = "AttentionModule"
+"""The class of DiffSynth's attention without a mask, whose call is softmax(q k / sqrt(d)) v, by whatever kernel there is."""
+
+
+def _attention(path: str, **words: Any) -> tuple[dict[str, Site], dict[str, Site]]:
+    projections = (f"{path}.q", f"{path}.k", f"{path}.v")
+    return sites_of_attention(
+        f"{path}.attn", f"{path}.num_heads", projections, f"{path}.o", plain=PLAIN, **words
+    )
+
+
+ATTENTION, _ = _attention("self_attn")
+CROSS_ATTENTION, CROSS_KEYS = _attention("cross_attn", cross=True, keys="text", words="cross-attention")
+
+SITES: dict[str, dict[str, Site]] = {
     "video": {
         "block": Site("", long_name="residual stream after the block"),
         "block_in": Site("", "input", long_name="residual stream before the block"),
         "self_attn": Site("self_attn", long_name="self-attention output, before its gate"),
         "cross_attn": Site("cross_attn", long_name="cross-attention output"),
         "ffn": Site("ffn", long_name="feed-forward output, before its gate"),
+        "ffn_in": Site("ffn", "input", long_name="feed-forward input, after modulation"),
         "q": Site("self_attn.q", long_name="self-attention queries, before norm and rotation"),
         "k": Site("self_attn.k", long_name="self-attention keys, before norm and rotation"),
         "v": Site("self_attn.v", long_name="self-attention values"),
-    }
+        **ATTENTION,
+        **CROSS_ATTENTION,
+    },
+    "text": CROSS_KEYS,
 }
+"""Where the values of Wan's blocks are."""
+
+
+def _image(words: str, part: str, like: str, keys: str = "image") -> AttentionSite:
+    path = "cross_attn"  # the second attention that is computed in it: the prompt's is the first
+    return AttentionSite(
+        path,
+        long_name=words,
+        heads=f"{path}.num_heads",
+        part=part,
+        number=1,
+        keys=keys,
+        like=f"{path}.{like}",
+    )
+
+
+IMAGE_SITES: dict[str, dict[str, Site]] = {
+    "video": {**SITES["video"], "image_attention": _image("cross-attention to the image", "whole", "q")},
+    "text": SITES["text"],
+    "image": {
+        "image_k": _image("keys of the image's tokens, after norm", "key", "k_img"),
+        "image_v": _image("values of the image's tokens", "value", "v_img"),
+    },
+}
+"""Those of a model whose cross-attention has an attention of its own to the tokens of an image (CLIP)."""
+
+
+IMAGE_TOKENS = 257
+"""Tokens of the context that an image-to-video model's cross-attention takes for an image's."""
 
 
 def look(pipe: Any, keywords: dict[str, Any]) -> Forward:
@@ -69,7 +120,36 @@ def look(pipe: Any, keywords: dict[str, Any]) -> Forward:
     _, _, *latent = latents.shape
     grid = token_grid(dit, (0, *latent))
     prefix = grid[1] * grid[2] if keywords.get("reference_latents") is not None else 0
-    return Forward(expert, rows, {"video": Tokens(grid, prefix)}, float(keywords["timestep"].flatten()[0]))
+    streams = {"video": Tokens(grid, prefix), **_context(dit, keywords)}
+    return Forward(expert, rows, streams, float(keywords["timestep"].flatten()[0]))
+
+
+def _context(dit: Any, keywords: Mapping[str, Any]) -> dict[str, Tokens]:
+    """Return how the prompt's tokens stand among the keys of the cross-attention.
+
+    Where the model takes an image, the first `IMAGE_TOKENS` of the context have an attention of their own, and what a second
+    image adds stands before the prompt.
+    """
+    image = keywords.get("clip_feature") if dit.require_clip_embedding else None
+    beside = 0 if image is None else image.shape[1]
+    streams = {}
+    if dit.has_image_input:
+        streams["image"] = Tokens((1, 1, IMAGE_TOKENS))
+        beside -= IMAGE_TOKENS
+    return {"text": Tokens((1, 1, keywords["context"].shape[1]), beside), **streams}
+
+
+def words(pipe: Any, keywords: Mapping[str, Any]) -> dict[str, tuple[TextToken, ...]]:
+    """Return the tokens of each branch's prompt, as the encoder is given them, padding too."""
+    tokenizer, prompts = pipe.tokenizer, {"cond": keywords["prompt"], "uncond": keywords["negative_prompt"]}
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if not hasattr(inner, "convert_ids_to_tokens") or not isinstance(keywords["prompt"], str):
+        return {}
+    out = {}
+    for branch in branches(keywords):
+        ids, mask = tokenizer(prompts[branch], return_mask=True, add_special_tokens=True)
+        out[branch] = text_tokens(inner, ids[0].tolist(), mask[0].tolist())
+    return out
 
 
 def token_grid(dit: Any, latent: Sequence[int]) -> tuple[int, int, int]:
@@ -310,6 +390,13 @@ def settle(latents: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     return latents
 
 
+def wan_for(pipe: Any) -> Family:
+    """Return the family of a pipeline: one whose model takes an image has that image's attention, too."""
+    if not getattr(pipe.dit, "has_image_input", False):
+        return WAN
+    return replace(WAN, anatomy=replace(WAN.anatomy, sites=IMAGE_SITES))
+
+
 WAN = Family(
     name="wan",
     anatomy=Anatomy(
@@ -330,6 +417,7 @@ WAN = Family(
         default_steps=50,
         default_cfg=5.0,
         facts=wan_facts,
+        words=words,
     ),
     flow=Flow(schedule=schedule, readout=readout),
     codec=Codec(decode=decode, outputs=outputs, encode=encode, decoded=decoded),
@@ -343,4 +431,4 @@ WAN = Family(
     ),
 )
 
-__all__ = ["REFUSED", "SITES", "WAN", "look"]
+__all__ = ["IMAGE_SITES", "REFUSED", "SITES", "WAN", "look", "wan_for"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dit_lens.errors import CaptureError, PlanError
+from dit_lens.families.attention import sites_of_attention
 from dit_lens.families.patching import refuse_compiled
 from dit_lens.families.site import Site
 
@@ -115,7 +116,7 @@ def sites(dit: nn.Module, lists: tuple[str, ...]) -> Sites:
         streams["text"] = _ends(first.encoder_hidden_states_argument_name, text)
     if len(known) == 1:  # what is inside differs between kinds of block
         for stream, inner in _inside(blocks, joint).items():
-            streams[stream] |= inner
+            streams.setdefault(stream, {}).update(inner)
     return streams
 
 
@@ -192,12 +193,34 @@ def _inside(blocks: list[nn.Module], joint: bool) -> Sites:
     if not joint:
         paths["cross_attn"] = module("attn2"), "cross-attention output"
     inner = {"video": {n: Site(p, long_name=words) for n, (p, words) in paths.items() if p is not None}}
+    if feed_forward := paths.get("ffn", (None,))[0]:
+        inner["video"]["ffn_in"] = Site(feed_forward, "input", "feed-forward input, after modulation")
+    if not joint and attention is not None:
+        inner["video"] |= _heads(blocks, attention)[0]
+        if (cross := module("attn2")) is not None:
+            looking, seen = _heads(blocks, cross, cross=True, keys="text", words="cross-attention")
+            inner["video"] |= looking
+            inner["text"] = seen
     if joint and attention is not None and module("ff_context"):
         inner["text"] = {
             "self_attn": Site(attention, long_name=f"{what} output, before its gate", item=(1,)),
             "ffn": Site("ff_context", long_name="feed-forward output, before its gate"),
         }
     return inner
+
+
+def _heads(blocks: list[nn.Module], path: str, **words: Any) -> tuple[dict[str, Site], dict[str, Site]]:
+    """Return the sites in an attention of diffusers' shape: `heads`, projections `to_q`, ..., and `to_out.0`."""
+    attentions = [block.get_submodule(path) for block in blocks]
+    parts = ("to_q", "to_k", "to_v", "to_out.0")
+    if not all(isinstance(getattr(one, "heads", None), int) for one in attentions) or not all(
+        _has(one, part) for one in attentions for part in parts
+    ):
+        return {}, {}
+    # An attention with added keys attends to them first: to the tokens of an image.
+    added = words.get("cross") and getattr(attentions[0], "add_k_proj", None) is not None
+    q, k, v, out = (f"{path}.{part}" for part in parts)
+    return sites_of_attention(path, f"{path}.heads", (q, k, v), out, number=int(bool(added)), **words)
 
 
 def _has(block: nn.Module, path: str) -> bool:

@@ -113,6 +113,16 @@ class ModelCall:
         return Transformer2DModelOutput(sample=zeros) if self.inputs.get("return_dict", True) else (zeros,)
 
 
+def _image_tokens(block: Any, inputs: Mapping[str, Any]) -> int:
+    """Return how many tokens of an image stand before the prompt's, where no attention of their own looks at them."""
+    image, attention = inputs.get("encoder_hidden_states_image"), getattr(block, "attn2", None)
+    if not isinstance(image, torch.Tensor) or getattr(attention, "add_k_proj", None) is not None:
+        return 0
+    return (
+        image.shape[0] * image.shape[1] // len(inputs["hidden_states"])
+    )  # a first and a last image are two rows
+
+
 class Loop(ABC):
     """The pipeline's denoising loop, as it goes.
 
@@ -282,7 +292,9 @@ class Loop(ABC):
         streams = {"video": Tokens(grid, before=self.before * grid[1] * grid[2], after=after)}
         text = inputs.get("encoder_hidden_states")
         if "text" in self.anatomy.sites and isinstance(text, torch.Tensor):
-            streams["text"] = Tokens((1, 1, text.shape[1]))
+            dit = self.anatomy.dits(self.pipe)[expert]
+            beside = _image_tokens(self.anatomy.block_list(dit)[0], inputs)
+            streams["text"] = Tokens((1, 1, text.shape[1]), before=beside)
         timestep = inputs["timestep"]
         told = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)
         return Forward(expert, self._rows(len(hidden), len(x), text), streams, told)

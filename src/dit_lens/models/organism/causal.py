@@ -8,20 +8,39 @@ import torch
 import torch.nn.functional as F
 from diffsynth.models.wan_video_dit import SelfAttention, rope_apply
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class MaskedAttention(nn.Module):
+    """Attention of queries, keys and values, [row, token, channel], where a mask [token, token] lets it see.
+
+    Args:
+        num_heads: that the channels are divided into.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attend."""
+        q, k, v = (rearrange(t, "b s (n d) -> b n s d", n=self.num_heads) for t in (q, k, v))
+        return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b n s d -> b s (n d)")
 
 
 class CausalSelfAttention(SelfAttention):
     """DiffSynth's self-attention of Wan with a mask over frames. Its weights have the same names."""
 
+    def __init__(self, dim: int, num_heads: int, eps: float = 1e-6) -> None:
+        super().__init__(dim, num_heads, eps)
+        self.attn = MaskedAttention(num_heads)
+
     def forward(self, x: Tensor, freqs: Tensor) -> Tensor:
         """Attend, [row, token, channel]; `freqs` are the rotations of the tokens, [token, 1, channel] complex."""
         q = rope_apply(self.norm_q(self.q(x)), freqs, self.num_heads)
         k = rope_apply(self.norm_k(self.k(x)), freqs, self.num_heads)
-        q, k, v = (rearrange(t, "b s (n d) -> b n s d", n=self.num_heads) for t in (q, k, self.v(x)))
         frame = frame_of_tokens(freqs)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=frame[:, None] >= frame)
-        out: Tensor = self.o(rearrange(x, "b n s d -> b s (n d)"))
+        out: Tensor = self.o(self.attn(q, k, self.v(x), frame[:, None] >= frame))
         return out
 
 

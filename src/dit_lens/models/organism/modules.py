@@ -40,6 +40,15 @@ class Tokenizer:
     def __init__(self, count: int = len(WORDS)) -> None:
         self.words = WORDS[:count]
 
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids that stand for no word."""
+        return [self.words.index("<pad>"), self.words.index("<end>")]
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """Return the words of ids."""
+        return [self.words[n] for n in ids]
+
     def __call__(self, prompt: str | list[str] | tuple[str, ...], **_: Any) -> tuple[Tensor, Tensor]:
         """Return the ids [prompt, token] and their mask, padded to a fixed length."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)

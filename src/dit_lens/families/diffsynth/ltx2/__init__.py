@@ -6,6 +6,9 @@ moment of the sound: the sound's grid is (time, 1, 1), its latents are (time, me
 
 from __future__ import annotations
 
+from typing import Any
+
+from dit_lens.families.attention import AttentionSite, sites_of_attention
 from dit_lens.families.diffsynth.common import quiet, schedule
 from dit_lens.families.diffsynth.ltx2.asked import arguments, branches, latent_grid, later, refuse, sizes
 from dit_lens.families.diffsynth.ltx2.batches import BATCHING
@@ -27,10 +30,32 @@ def _sites(stream: str, prefix: str, across: tuple[str, str, str]) -> dict[str, 
         "cross_attn": Site(f"{prefix}attn2", long_name="text cross-attention output, before its gate"),
         name: Site(module, long_name=words),
         "ffn": Site(f"{prefix}ff", long_name="feed-forward output, before its gate"),
+        "ffn_in": Site(f"{prefix}ff", "input", "feed-forward input, after modulation"),
         "q": Site(f"{prefix}attn1.to_q", long_name="self-attention queries, before norm and rotation"),
         "k": Site(f"{prefix}attn1.to_k", long_name="self-attention keys, before norm and rotation"),
         "v": Site(f"{prefix}attn1.to_v", long_name="self-attention values"),
+        **_attention(f"{prefix}attn1", keys=stream)[0],
+        **_attention(f"{prefix}attn2", cross=True, keys="text", words="text cross-attention")[0],
+        f"{name.removeprefix('from_')}_attention": AttentionSite(
+            module,
+            long_name=words.partition(",")[0],
+            heads=f"{module}.heads",
+            part="whole",
+            keys=name.removeprefix("from_"),
+            like=f"{module}.to_q",
+        ),
     }
+
+
+def _attention(path: str, **words: Any) -> tuple[dict[str, Site], dict[str, Site]]:
+    projections = (f"{path}.to_q", f"{path}.to_k", f"{path}.to_v")
+    return sites_of_attention(path, f"{path}.heads", projections, f"{path}.to_out", **words)
+
+
+def _keys(prefix: str) -> dict[str, Site]:
+    """Return the sites on the prompt's tokens, as the video's or the sound's attention to them gets them."""
+    seen = _attention(f"{prefix}attn2", cross=True, keys="text", words="text cross-attention")[1]
+    return {f"{prefix}{name}": site for name, site in seen.items()}
 
 
 SITES = {
@@ -44,6 +69,7 @@ SITES = {
         "audio_",
         ("from_video", "video_to_audio_attn", "what the sound reads of the video, before its gate"),
     ),
+    "text": {**_keys(""), **_keys("audio_")},
 }
 
 LTX2 = Family(

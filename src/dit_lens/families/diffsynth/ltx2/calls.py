@@ -31,6 +31,7 @@ def look(keywords: Mapping[str, Any]) -> Forward:
     streams = {
         "video": Tokens(grid(video), after=sum(_count(r) for r in references(keywords))),
         "audio": Tokens((audio.shape[2], 1, 1)),
+        "text": Tokens((1, 1, keywords["video_context"].shape[1])),
     }
     rows = {branches[0]: slice(0, max(video.shape[0], keywords["video_context"].shape[0]))}
     return Forward("dit", rows, streams, float(keywords["timestep"].flatten()[0]))
