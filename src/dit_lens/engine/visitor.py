@@ -18,7 +18,7 @@ from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.recorder import is_left_alone, same_bits
 from dit_lens.engine.rows import Moment, Row, Shared, Where
 from dit_lens.errors import CaptureError, DitLensError, PlanError
-from dit_lens.families.attention import Attention, AttentionSite, Heard, listening
+from dit_lens.families.attention import Attention, AttentionSite, Heard, listening, resting
 from dit_lens.families.call import Forward
 from dit_lens.families.site import Tokens, detach, submodule
 from dit_lens.plan.binding import Binding
@@ -141,10 +141,11 @@ class Visitor:
     def _visit_at(self, where: Where) -> Any:
         def visit(h: Tensor | Heard) -> Tensor | None:
             if self.forward is not None:
-                if not isinstance(h, Heard):
-                    return self._visit(self.forward, where, h)
-                self._visit_attention(self.forward, where, h)
-                return None
+                with resting() if self._listens else nullcontext():
+                    if not isinstance(h, Heard):
+                        return self._visit(self.forward, where, h)
+                    self._visit_attention(self.forward, where, h)
+                    return None
             if self._owner == threading.get_ident():
                 raise CaptureError(
                     f"{where[0]} at layer {where[2]}: the model ran outside of a call that was told, so what is placed there "

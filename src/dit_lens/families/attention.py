@@ -296,10 +296,20 @@ def listening() -> Iterator[None]:
         _THREADS.inside = before
 
 
+@contextmanager
+def resting() -> Iterator[None]:
+    """Hear nothing in this thread: what a record or an edit computes is no attention of the model's."""
+    before, _THREADS.inside = _THREADS.inside, None
+    try:
+        yield
+    finally:
+        _THREADS.inside = before
+
+
 class _Listener(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inside = _inside()
-        if func is not F.scaled_dot_product_attention or not inside.modules:
+        inside = _THREADS.inside
+        if func is not F.scaled_dot_product_attention or inside is None or not inside.modules:
             return func(*args, **(kwargs or {}))
         visits = inside.wanted()
         if not any(visits.values()):
@@ -360,4 +370,4 @@ def _whole_mask(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor
     return mask
 
 
-__all__ = ["Attention", "AttentionSite", "Heard", "listening"]
+__all__ = ["Attention", "AttentionSite", "Heard", "listening", "resting", "sites_of_attention"]

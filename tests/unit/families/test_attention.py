@@ -1,4 +1,4 @@
-"""Inside of an attention: what its sites hold is what the module itself computes with, and the map that is computed anew is its own.
+"""Inside of an attention: its sites hold what the module computes with, and the map that is computed anew is its own.
 
 Every check is against plain hooks and plain products, on the real classes.
 """
@@ -326,7 +326,7 @@ def test_a_record_of_attention_takes_one_reduction(options):
 
 
 def test_an_attention_is_not_edited_as_a_whole(lens, sample):
-    with pytest.raises(dl.PlanError, match="never held.*queries"):
+    with pytest.raises(dl.PlanError, match=r"never held.*queries"):
         lens.run(sample, steps=1, edit=[(dl.zero(), dl.at(site="attention"))])
 
 
