@@ -11,7 +11,7 @@ import dit_lens as dl
 from dit_lens.families.diffsynth.wan import SITES
 from dit_lens.plan.plan import Placed
 
-EVERY_SITE = [*SITES["video"], "latents", "velocity", "x0"]
+EVERY_SITE = [*(n for n in SITES["video"] if not n.endswith("attention")), "latents", "velocity", "x0"]
 
 
 def same(h, at):
@@ -58,7 +58,7 @@ class Independent:
             handle.remove()
 
 
-OUTPUT_SITES = {n: s.path for n, s in SITES["video"].items() if s.end == "output"}
+OUTPUT_SITES = {n: s.path for n, s in SITES["video"].items() if s.end == "output" and not s.heads}
 CASES = {
     "unguided": {"cfg_scale": 1.0},
     "guided": {"cfg_scale": 3.0},

@@ -117,8 +117,8 @@ def _value(record: Placed, layout: Layout, sizes: Mapping[str, Sizes], dtype: to
 def _tokens(stream: str, layout: Layout, sizes: Mapping[str, Sizes]) -> Tokens:
     if stream in sizes:
         return Tokens(sizes[stream].tokens)
-    if stream == TEXT and layout.text:
-        return Tokens((1, 1, len(next(iter(layout.text.values())))))
+    if stream == TEXT and (known := layout.text()):
+        return Tokens((1, 1, len(next(iter(known.values())))))
     raise PlanError(
         f"How many tokens {stream} has is known only when the model runs: leave its records out of the estimate."
     )

@@ -206,13 +206,13 @@ class Recorder:
 
     def _open(self, record: Binding, spot: Spot, read: Sequence[int], value: Tensor) -> Sink:
         """Check a record's first value."""
-        placed, dims = record.placed, record.kept
+        placed, dims = record.placed, _dims(record)
         if value.ndim != len(dims):
             raise CaptureError(
                 f"record {placed.name} at {spot} returned {_named(value)}; it declares the dimensions {dims}: "
                 "return a tensor of those."
             )
-        names = [record.of_head(grid_dim(dim, placed.site, placed.stream)) for dim in GRID_DIMS]
+        names = [_of_head(record, grid_dim(dim, placed.site, placed.stream)) for dim in GRID_DIMS]
         grid = dict(zip(names, read, strict=True))
         for dim, size in zip(dims, value.shape, strict=True):
             if dim in grid and size != grid[dim]:
@@ -259,7 +259,7 @@ class Recorder:
         try:
             return Variable(
                 name=placed.variable,
-                dims=(*sizes, *sink.record.kept),
+                dims=(*sizes, *_dims(sink.record)),
                 shape=(*sizes.values(), *sink.shape),
                 dtype=stored,
                 unit="state" if placed.is_state else "step",
@@ -342,6 +342,16 @@ def _elsewhere(record: Placed) -> str:
     if record.place.channel is not None:
         words += f", {At(channel=record.place.channel)}"
     return words
+
+
+def _dims(record: Binding) -> tuple[str, ...]:
+    """Return the dimensions that a record writes beside step, branch, layer and head."""
+    return tuple(_of_head(record, dim) for dim in record.placed.kept)
+
+
+def _of_head(record: Binding, dim: str) -> str:
+    """Return the name that a dimension of a value has: channels of a head are others than those of a state."""
+    return f"head_{dim}" if record.by_head and dim.partition("_")[0] == "channel" else dim
 
 
 def _arranged(record: Binding, value: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ class Request:
             )
         self.keywords = self.fresh_keywords()
         calling.refuse(specimen.pipe, self.keywords)
+        self.text = cache(partial(specimen.text_tokens, self.keywords))
         specimen.require_weights()
         self.store = None if store is None else absolute(store)
         later = () if calling.later is None else calling.later(self.keywords)
@@ -192,7 +193,7 @@ class StageRequest:
             number,
             len(passes),
             specimen.carried,
-            specimen.text_tokens(request.keywords),
+            request.text,
         )
 
     @property
@@ -239,7 +240,7 @@ class StageRequest:
         """All that makes this run what it is, under `identity`; the rest may differ between tries."""
         stages = self.request.stages
         several = {"stages": [stage.name for stage in stages]} if len(stages) > 1 else {}
-        text = self.layout.text if self.plan.reads_text else {}
+        text = self.layout.text() if self.plan.reads_text else {}
         words = {branch: [[one.text, one.kind] for one in tokens] for branch, tokens in text.items()}
         known = {"text_tokens": words} if words else {}
         return {"identity": self.identity, "plan": str(self.plan), **several, **known}

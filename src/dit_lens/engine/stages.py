@@ -250,7 +250,7 @@ class StageLoop:
         plan.check(self.layout)
         plan.check_grids(grids_of(forward.streams, latents))
         if TEXT in forward.streams:
-            plan.check_text(self.layout.text, forward.streams[TEXT].count)
+            plan.check_text(self.layout, forward.streams[TEXT].count)
         flow = self.specimen.family.flow
         schedule = flow.schedule(scheduler)
         check_schedule(schedule, self.layout)

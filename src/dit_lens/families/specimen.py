@@ -49,6 +49,7 @@ class Specimen:
     checked_stores: set[Path] = field(default_factory=set)
     _in_memory: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     _checked: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
+    _carried: weakref.WeakKeyDictionary[nn.Module, Any] = field(default_factory=weakref.WeakKeyDictionary)
 
     @classmethod
     def of(cls, pipe: Any, family: Family | None = None, info: Mapping[str, Any] | None = None) -> Specimen:
@@ -129,15 +130,17 @@ class Specimen:
         return self.family.anatomy.sites
 
     @property
-    def carried(self) -> dict[tuple[str, str], Carried]:
+    def carried(self) -> Mapping[tuple[str, str], Carried]:
         """What each site holds of every token, by (stream, site)."""
-        anatomy, dit = self.family.anatomy, next(iter(self.dits.values()))
-        block = self.blocks(dit)[0]
-        return {
-            (stream, name): site.carried(block, anatomy.channels(dit) if stream == "video" else 0)
-            for stream, sites in self.sites.items()
-            for name, site in sites.items()
-        }
+        dit = next(iter(self.dits.values()))
+        if dit not in self._carried:
+            block, channels = self.blocks(dit)[0], self.family.anatomy.channels(dit)
+            self._carried[dit] = {
+                (stream, name): site.carried(block, channels if stream == "video" else 0)
+                for stream, sites in self.sites.items()
+                for name, site in sites.items()
+            }
+        return self._carried[dit]
 
     def text_tokens(self, keywords: Mapping[str, Any]) -> dict[str, tuple[TextToken, ...]]:
         """Return the tokens of the prompt of each branch; nothing where the family does not know them.

@@ -44,15 +44,6 @@ class Binding:
     by_head: bool = False
     head_count: int = 0
 
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """The dimensions that a record writes beside step, branch, layer and head."""
-        return tuple(self.of_head(dim) for dim in self.placed.kept)
-
-    def of_head(self, dim: str) -> str:
-        """Return the name that a dimension of a value has here: channels of a head are others than those of a state."""
-        return f"head_{dim}" if self.by_head and dim.partition("_")[0] == "channel" else dim
-
     def never_fired(self, experts: Sequence[str], branches: Sequence[Collection[str]] | None = None) -> str:
         """Say in a sentence that the function fires in no step of a run; "" where it does.
 

@@ -51,7 +51,7 @@ class Layout:
         stage: which pass of the sampling loop this is.
         stages: how many there are.
         carried: what each site holds, by (stream, site), where that is known.
-        text: by branch, the tokens of the prompt; empty where they are not known.
+        text: gives, by branch, the tokens of the prompt; nothing where they are not known.
     """
 
     sites: Mapping[str, Mapping[str, str]]
@@ -63,7 +63,7 @@ class Layout:
     stage: int = 0
     stages: int = 1
     carried: Mapping[tuple[str, str], Carried] = field(default_factory=dict)
-    text: Mapping[str, Sequence[TextToken]] = field(default_factory=dict)
+    text: Callable[[], Mapping[str, Sequence[TextToken]]] = dict
 
     def having(self, fact: Callable[[Carried], bool], stream: str) -> str:
         """Return the names of a stream's sites of which something is so, for messages."""
@@ -132,7 +132,7 @@ class Placed:
     @property
     def reads_attention(self) -> bool:
         """Whether it is a record that reads the queries and keys of an attention."""
-        return declares(self.function, "reads_attention")
+        return bool(getattr(self.function, "reads_attention", False))
 
     def held(self, layout: Layout) -> Carried:
         """Return what the site holds."""
@@ -160,7 +160,7 @@ class Placed:
         if not (words := self.place.words):
             return self
         try:
-            found = positions_of_words(words, layout.text, self.branches(layout))
+            found = positions_of_words(words, layout.text(), self.branches(layout))
         except PlanError as error:
             raise PlanError(f"{self}: {error}") from None
         return replace(self, place=replace(self.place, text_token=tuple((n, n) for n in found)))
@@ -466,18 +466,18 @@ class Plan:
             "text_token" in record.kept for record in self.records
         )
 
-    def check_text(self, text: Mapping[str, Sequence[TextToken]], count: int) -> None:
+    def check_text(self, layout: Layout, count: int) -> None:
         """Refuse to name the tokens of the prompt where the model is given another number of them.
 
         Args:
-            text: the tokens that the tokenizer makes, by branch; nothing where they are not known.
+            layout: says which tokens the tokenizer makes.
             count: tokens that the model is given.
 
         Raises:
             PlanError: they are not as many.
         """
-        for branch, tokens in text.items():
-            if self.reads_text and len(tokens) != count:
+        for branch, tokens in layout.text().items() if self.reads_text else ():
+            if len(tokens) != count:
                 raise PlanError(
                     f"The prompt of {branch} has {len(tokens)} tokens by the pipeline's tokenizer, and the model is given "
                     f"{count}: which is which is not known, so nothing can be placed at them."

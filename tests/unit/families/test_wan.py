@@ -35,7 +35,7 @@ def keywords(pipe, **more):
 def test_a_call_is_labelled_from_its_own_keywords(pipe, more, rows):
     seen = look(pipe, keywords(pipe, **more))
     found = seen.rows, seen.streams, seen.timestep, seen.expert
-    assert found == (rows, {"video": Tokens((3, 3, 2))}, 500.0, "dit")
+    assert found == (rows, {"video": Tokens((3, 3, 2)), "text": Tokens((1, 1, 5))}, 500.0, "dit")
 
 
 def test_the_expert_is_the_dit_that_was_called(two_experts):
