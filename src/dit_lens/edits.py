@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dit_lens.errors import PlanError
 from dit_lens.plan.functions import Configured, options
-from dit_lens.plan.places import Spot
+from dit_lens.plan.places import TEXT, Spot, head_dim
 
 Edit = Callable[[Tensor, Spot], Tensor]
 GRID = ["frame", "y", "x", "channel"]
@@ -34,6 +34,8 @@ def generator_at(at: Spot, salt: str, seed: int) -> torch.Generator:
     key = f"{salt}/{seed}/{at.seed}/{at.site}/{at.step}/{at.branch}/{at.layer}/{at.sample}"
     if at.stream != "video" or at.stage:
         key += f"/{at.stream}/{at.stage}"
+    if at.head is not None:
+        key += f"/head {at.head}"
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
 
 
@@ -113,15 +115,16 @@ def replace(h: Tensor, at: Spot, *, value: Any) -> Tensor:
 
 
 @options
-def patch(h: Tensor, at: Spot, *, source: Any) -> Tensor:
+def patch(h: Tensor, at: Spot, *, source: Any, other_model: bool = False) -> Tensor:
     """Replace by the state that another run held at the same place.
 
     Args:
         h: [frame, y, x, channel].
-        at: the place; its step, branch and layer are looked up in the source.
+        at: the place; its step, branch, layer and head are looked up in the source.
         source: an `xarray.DataArray` as `run["hidden"]` gives it, with a coordinate for every one of `step`,
-            `branch` and `layer` that it spans; what it does not span is the same everywhere. One that says
+            `branch`, `layer` and `head` that it spans; what it does not span is the same everywhere. One that says
             which model it is of (as `run["hidden"]` does) must be of this one.
+        other_model: let it be of another model of the same architecture: a base model and its LoRA, two checkpoints.
 
     Raises:
         PlanError: the source was not recorded at this place, lacks a coordinate, or stands on another grid or
@@ -191,7 +194,7 @@ def ablate(h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0
     picked = _at_place(reference, at, "ablate", "reference")
     _require_dims(picked, ["sample", *GRID], at, "ablate", "reference")
     if to == "resample":
-        run = replace_fields(at, site="", step=0, branch=None, layer=None)
+        run = replace_fields(at, site="", step=0, branch=None, layer=None, head=None)
         drawn = torch.randint(len(picked), (), generator=generator_at(run, "resample", seed))
         return _fit(picked[int(drawn)], h, at, "ablate", "reference")
     return _fit(picked.mean("sample", skipna=False), h, at, "ablate", "reference")
@@ -283,7 +286,7 @@ def _require_array(edit: str, option: str, optional: bool, **chosen: Any) -> Non
 def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
     """Look a place up in states that may span step, branch and layer, by their coordinates."""
     picked, dims = source, getattr(source, "dims", ())
-    for dim in ("step", "branch", "layer"):
+    for dim in ("step", "branch", "layer", head_dim(at.stream)):
         if dim not in dims:
             continue
         if dim not in source.coords:
@@ -291,7 +294,7 @@ def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
                 f"{edit} at {at}: the {what} spans {dim} without a coordinate, so that nothing says which is "
                 f"which: add it with {what}.assign_coords({dim}=...)."
             )
-        label, labels = getattr(at, dim), source[dim].values.tolist()
+        label, labels = getattr(at, dim.partition("_")[0]), source[dim].values.tolist()
         if label not in labels:
             raise PlanError(
                 f"{edit} at {at}: the {what} has no {dim}={label!r}, only {labels}; "
@@ -303,7 +306,20 @@ def _at_place(source: Any, at: Spot, edit: str, what: str) -> Any:
             f"{edit} at {at}: the {what}'s step {at.step} has sigma {float(picked.sigma):.4f}, this run's {at.sigma:.4f}: "
             f"{edit} between runs of the same number of steps, or select one step of the {what} to put it anywhere."
         )
-    return picked
+    return _as_value(picked, at)
+
+
+def _as_value(picked: Any, at: Spot) -> Any:
+    """Return states of a store with the dimensions that a value has: channels of a head, and text on its grid."""
+    dims = getattr(picked, "dims", ())
+    channels = {dim: str(dim).removeprefix("head_") for dim in dims if str(dim).startswith("head_channel")}
+    if channels:
+        picked = picked.rename(channels)
+    if at.stream != TEXT or "text_token" not in dims or not hasattr(picked, "expand_dims"):
+        return picked
+    others = [dim for dim in dims if dim == "sample"]
+    lines = picked.rename(text_token="x").drop_vars("x", errors="ignore").expand_dims(["frame", "y"])
+    return lines.transpose(*others, "frame", "y", "x", ...)
 
 
 def _on_grid(value: Any, at: Spot) -> Any:

@@ -365,7 +365,7 @@ class Batch:
             plan.check_grids(grids_of(self.inputs.streams, apart(self.inputs.noise)))
             if TEXT in self.grids:
                 plan.check_text(self.layout, self.grids[TEXT][2])
-            plan.check_sources(self.specimen.fingerprint)
+            plan.check_sources(self.specimen.fingerprint, self.specimen.architecture)
             binding = spelt.bind(is_edit, self.layout, self.sigmas)
             if problem := binding.never_fired([self.expert(step) for step in range(self.steps)]):
                 raise PlanError(problem)

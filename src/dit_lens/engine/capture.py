@@ -110,7 +110,7 @@ class Capture:
         self.plan = plan = plan.spelt(self.layout)
         plan.check(self.layout)
         self._refuse_x0()
-        plan.check_sources(specimen.fingerprint)
+        plan.check_sources(specimen.fingerprint, specimen.architecture)
         self._model = specimen.identity()  # before anything of it is wrapped
         self._scratch: Scratch | None = None
         if store is None:
@@ -284,7 +284,7 @@ class Capture:
         coords = coordinates(plan, self.layout, self.schedule, {"video": tokens["video"].grid})
         label = "capture" if self.sample is None else f"{self.sample.task}-{self.sample.id}"
         name = run_name(identity, "".join(c if c.isalnum() or c in "-_" else "_" for c in label))
-        manifest = {"identity": identity, "plan": str(plan)}
+        manifest = {"identity": identity, "plan": str(plan), "architecture": self.specimen.architecture}
         self._writer = RunWriter(self._root, name, manifest, coords, durable=self._scratch is None)
         self._cleanup.callback(self._writer.abort)
         recorder = Recorder(self.layout, rows, self._writer, self.encoding)

@@ -110,7 +110,7 @@ class Request:
         self.plan = plan.spelt(self.stages[0].layout)
         for stage in self.stages:
             stage.check(over_seeds=self.loop == "batch")
-        plan.check_sources(self.specimen.fingerprint)
+        plan.check_sources(self.specimen.fingerprint, self.specimen.architecture)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -243,7 +243,14 @@ class StageRequest:
         text = self.layout.text() if self.plan.reads_text else {}
         words = {branch: [[one.text, one.kind] for one in tokens] for branch, tokens in text.items()}
         known = {"text_tokens": words} if words else {}
-        return {"identity": self.identity, "plan": str(self.plan), **several, **known}
+        architecture = self.request.specimen.architecture
+        return {
+            "identity": self.identity,
+            "plan": str(self.plan),
+            "architecture": architecture,
+            **several,
+            **known,
+        }
 
     @property
     def name(self) -> str:

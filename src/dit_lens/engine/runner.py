@@ -24,7 +24,7 @@ from dit_lens.families.kept import Holdings
 from dit_lens.families.patching import one_interrupt, traced
 from dit_lens.plan.content import Walk
 from dit_lens.plan.digests import digest
-from dit_lens.plan.places import GRID_DIMS, TEXT, grid_dim, positions
+from dit_lens.plan.places import GRID_DIMS, TEXT, grid_dim, head_dim, positions
 from dit_lens.plan.plan import Layout, Plan
 from dit_lens.store import RunWriter, Variable, journal, open_run
 from dit_lens.store.draft import Draft
@@ -314,6 +314,11 @@ def coordinates(
     plan: Plan, layout: Layout, schedule: Schedule, grids: Mapping[str, tuple[int, int, int]]
 ) -> dict[str, Any]:
     """Return the coordinates of a run's group; `grids` are (frame, y, x) by stream."""
+    heads = {
+        head_dim(record.stream): np.arange(record.held(layout).heads)
+        for record in plan.records
+        if record.by_head(layout)
+    }
     text = {}
     if TEXT in grids:
         text = {"text_token": np.asarray(positions("text_token", plan.text_tokens, grids[TEXT][2]))}
@@ -331,4 +336,5 @@ def coordinates(
             for dim, size in zip(GRID_DIMS, grid, strict=False)
         },
         **text,
+        **heads,
     }

@@ -120,6 +120,15 @@ class Specimen:
             refuse_on_disk(unknown)
             self._in_memory.update(unknown)
 
+    @property
+    def architecture(self) -> str:
+        """What two models have to share for states of one to mean something in the other, in words."""
+        parts = [
+            f"{name} {type(dit).__name__} of {len(self.blocks(dit))} blocks, {self.family.anatomy.channels(dit)} channels"
+            for name, dit in self.dits.items()
+        ]
+        return f"{self.family.name}: {'; '.join(parts)}"
+
     def blocks(self, dit: nn.Module) -> list[nn.Module]:
         """Return the blocks of an expert, in the order of the layers."""
         return blocks_of(dit, self.family.anatomy.blocks)

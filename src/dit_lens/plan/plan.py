@@ -532,7 +532,7 @@ class Plan:
                 except PlanError as error:
                     raise PlanError(f"record {record}: {error}") from None
 
-    def check_sources(self, fingerprint: Callable[[], str]) -> None:
+    def check_sources(self, fingerprint: Callable[[], str], architecture: str) -> None:
         """Refuse edits with states that another model held: they mean nothing in this one.
 
         An array says where it is from in its attribute `model_fingerprint`, as `run["hidden"]` does; one
@@ -540,19 +540,27 @@ class Plan:
 
         Args:
             fingerprint: gives this model's; asked only where an array names one.
+            architecture: this model's, which another model's has to be where an edit takes its states.
 
         Raises:
             PlanError: it names the edit, both models and the remedy.
         """
         for edit in self.edits:
-            for name, value in getattr(edit.function, "options", {}).items():
+            options = getattr(edit.function, "options", {})
+            for name, value in options.items():
                 attrs = getattr(value, "attrs", None)
-                source = attrs.get("model_fingerprint") if isinstance(attrs, Mapping) else None
-                if source is not None and source != fingerprint():
+                of = attrs if isinstance(attrs, Mapping) else {}
+                source = of.get("model_fingerprint")
+                if options.get("other_model") and of.get("model_architecture", architecture) != architecture:
+                    raise PlanError(
+                        f"edit {edit}: its {name} is of another architecture ({of['model_architecture']}; this one: "
+                        f"{architecture}), in which states mean something else."
+                    )
+                if source is not None and source != fingerprint() and not options.get("other_model"):
                     raise PlanError(
                         f"edit {edit}: its {name} is of a run of another model (fingerprint {source}; this model: "
                         f"{fingerprint()}): record it with this model. Where the two are meant to be mixed, "
-                        f"pass {name}.drop_attrs()."
+                        "say dl.patch(..., other_model=True)."
                     )
 
     def to_json(self, unnamed: list[str] | None = None) -> dict[str, Any]:

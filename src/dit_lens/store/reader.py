@@ -71,7 +71,7 @@ def open_run(path: Path | str, keep: object = None) -> xr.Dataset:
     Floats that were not recorded read as NaN; integers have no NaN, so select what their attribute `recorded` names, as `Run`
     does. bfloat16 codes read as float32; nothing is cached (`.load()` does). The dataset shows the run as it is now: open
     it again to see what a writer has added. Every variable carries the model that it is of, as the attribute
-    `model_fingerprint`, where the manifest says.
+    `model_fingerprint` and `model_architecture`, where the manifest says.
 
     Attributes are strings and numbers, so that `to_netcdf` takes all of it: `manifest`, `nan`, `inf`, `journal`
     and `recorded` are JSON text. `Run.attrs`, or `json.loads(dataset.attrs["manifest"])`, has the manifest as data.
@@ -143,10 +143,13 @@ def _netcdf_encoding(variable: Variable) -> dict[str, Any]:
 
 
 def _fingerprint(manifest: Any) -> dict[str, str]:
-    """Return the attribute that says which model a run is of; nothing where the manifest does not say."""
+    """Return the attributes that say which model a run is of; nothing where the manifest does not say."""
+    found = manifest
     for key in ("identity", "model", "fingerprint"):
-        manifest = manifest.get(key) if isinstance(manifest, Mapping) else None
-    return {"model_fingerprint": manifest} if isinstance(manifest, str) else {}
+        found = found.get(key) if isinstance(found, Mapping) else None
+    kind = manifest.get("architecture") if isinstance(manifest, Mapping) else None
+    said = {"model_fingerprint": found, "model_architecture": kind}
+    return {name: value for name, value in said.items() if isinstance(value, str)}
 
 
 def open_runs(path: Path | str) -> xr.DataTree:

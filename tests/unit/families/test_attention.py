@@ -352,3 +352,55 @@ def test_the_estimate_counts_heads_and_maps(lens, sample):
     for name in ("attention_to_text", "energy_cross_k_text"):
         assert found[name].bytes == run.dataset[name].nbytes, name
     assert found["hidden_heads"].bytes > run.dataset["hidden_heads"].nbytes  # and the indices of its shards
+
+
+def test_own_heads_put_back_change_nothing_and_others_do(lens, sample):
+    record = [
+        (dl.hidden, dl.at(site="heads", layer=[1, 2])),
+        (dl.hidden, dl.at(site="cross_v", stream="text", layer=[1, 2])),
+    ]
+    plain = lens.run(sample, steps=2, record=[*record, dl.x0])
+    places = dl.at(site="heads", layer=[1, 2]), dl.at(site="cross_v", stream="text", layer=[1, 2])
+    sources = [plain[name].load() for name in ("hidden_heads", "hidden_cross_v_text")]
+    edits = [(dl.patch(source), place) for source, place in zip(sources, places, strict=True)]
+    again = lens.run(sample, steps=2, record=[dl.x0], edit=edits)
+    assert np.array_equal(plain["x0"], again["x0"])
+    other = dl.patch(sources[0].assign_coords(head=np.roll(sources[0]["head"].values, 1)))
+    swapped = lens.run(
+        sample,
+        steps=2,
+        record=[*record[:1], dl.x0],
+        edit=[(other, dl.at(site="heads", layer=1, head=0, step=1))],
+    )
+    got = swapped["hidden_heads"].sel(step=1, layer=1).values
+    expected = sources[0].sel(step=1, layer=1).values
+    assert np.array_equal(got[0, 0], expected[0, 1]) and np.array_equal(got[0, 1:], expected[0, 1:])
+
+
+def test_noise_of_a_head_is_of_that_head(lens, sample):
+    edit = [
+        (dl.replace(value=0.0), dl.at(site="heads", layer=LAYER)),
+        (dl.add_noise(scale=1.0), dl.at(site="heads", layer=LAYER)),
+    ]
+    drawn = lens.run(sample, steps=1, record=[(dl.hidden, at(site="heads"))], edit=edit)[
+        "hidden_heads"
+    ].values[0, 0, 0]
+    assert abs(np.corrcoef(drawn[0].ravel(), drawn[1].ravel())[0, 1]) < 0.1 and 0.9 < drawn.std() < 1.1
+
+
+def test_states_of_another_model_of_one_architecture_are_taken_where_it_is_said(lens, sample):
+    if "causal" in str(lens.info):
+        pytest.skip("one pair is enough")
+    other = dl.load("organism-v1", weights="random")
+    source = other.run(sample, steps=1, record=[(dl.hidden, dl.at(layer=LAYER))])["hidden"].load()
+    with pytest.raises(dl.PlanError, match="other_model=True"):
+        lens.run(sample, steps=1, edit=[(dl.patch(source), at())])
+    run = lens.run(
+        sample, steps=1, record=[(dl.hidden, at())], edit=[(dl.patch(source, other_model=True), at())]
+    )
+    assert np.array_equal(run["hidden"].values, source.values)
+    larger = (
+        dl.load("organism").run(sample, steps=1, record=[(dl.hidden, dl.at(layer=LAYER))])["hidden"].load()
+    )
+    with pytest.raises(dl.PlanError, match=r"of another architecture \(wan: dit WanModel of"):
+        lens.run(sample, steps=1, edit=[(dl.patch(larger, other_model=True), at())])
