@@ -51,7 +51,8 @@ class Arms:
         """
         values: list[Any] = []
         calls = [0] * len(self.blocks)
-        sites = [sites["block"] for sites in self.lens.family.anatomy.sites.values()]
+        carried = self.lens.family.anatomy.sites.values()
+        sites = [sites["block"] for sites in carried if "block" in sites]
 
         def hook(n: int, output: Any) -> None:
             if calls[n] % branches == 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from dit_lens.records import keeps
 
 BLOCK_BYTES = 64 << 20
 """Of the weights that are held at once, in float32."""
+CACHE_BYTES = 4 << 20
+"""The same on a CPU, whose caches are small."""
 
 
 def weights(a: Attention, queries: Tensor) -> Tensor:
@@ -35,12 +38,13 @@ def weights(a: Attention, queries: Tensor) -> Tensor:
         a: the attention.
         queries: positions of tokens, [query], counted from the first token that looks.
     """
+    return logits(a, queries).softmax(-1)
+
+
+def logits(a: Attention, queries: Tensor) -> Tensor:
+    """Return scale q k + mask of some queries, [head, query, key], in float32; see `weights`."""
     query, key = (part.float().transpose(0, 1) for part in (a.q[queries], a.k))
-    return _logits(a, query @ key.transpose(1, 2), queries).softmax(-1)
-
-
-def _logits(a: Attention, products: Tensor, queries: Tensor) -> Tensor:
-    logits = products * a.scale
+    logits = (query * a.scale) @ key.transpose(1, 2)
     if a.mask is None:
         return logits
     mask = a.mask if a.mask.shape[1] == 1 else a.mask[:, queries]
@@ -60,19 +64,16 @@ def mass(a: Attention, groups: Tensor, count: int) -> Tensor:
         count: of groups.
     """
     part, width = a.queries.part, a.q.shape[2]
-    query, key = a.q[part].transpose(0, 1)[None], a.k.transpose(0, 1)[None]
-    mask = a.mask
+    q, k, mask = a.q[part].transpose(0, 1)[None], a.k.transpose(0, 1)[None], a.mask
     if mask is not None:
         mask = (mask if mask.shape[1] == 1 else mask[:, part])[None]
-    out = torch.empty(a.heads, a.queries.count, count, device=a.device, dtype=torch.float32)
+    sums = []
     for first in range(0, count, width):  # kernels want values as wide as keys
         wanted = torch.arange(first, first + width, device=a.device)
-        seen = (groups[:, None].to(a.device) == wanted).to(a.q.dtype)
-        values = seen.expand(1, a.heads, *seen.shape)
-        of_groups = F.scaled_dot_product_attention(query, key, values, mask, scale=a.scale)[0]
-        stop = min(count, first + width)
-        out[:, :, first:stop] = of_groups[..., : stop - first].float()
-    return out
+        seen = (groups[:, None].to(a.device) == wanted).to(a.q.dtype).expand(1, a.heads, -1, -1)
+        of_groups = F.scaled_dot_product_attention(q, k, seen, mask, scale=a.scale)[0]
+        sums.append(of_groups[..., : count - first].float())
+    return torch.cat(sums, -1)
 
 
 def _grid_groups(tokens: Tokens, numbers: Tensor) -> Tensor:
@@ -87,9 +88,28 @@ def _frames(tokens: Tokens) -> Tensor:
     return torch.arange(frame).repeat_interleave(y * x)
 
 
-def _of_heads(per_head: Tensor, heads: str) -> Tensor:
-    """Return a value of each head, [head, ...], as it is or as the mean over them."""
-    return per_head if heads == "all" else per_head.mean(0)
+def _over_heads(a: Attention, heads: str, of: Callable[[Attention], Tensor]) -> Tensor:
+    """Return a value of each head, [head, ...], or its mean over them, of which few heads are held at once.
+
+    Args:
+        a: the attention.
+        heads: "all" or "mean".
+        of: an attention of some heads to their values, [head, ...].
+    """
+    size = max(1, BLOCK_BYTES // (4 * a.queries.count * a.q.shape[2]))
+    parts = (of(a.of_heads(tuple(part))) for part in _batched(a.heads, size))
+    if heads == "all":
+        return torch.cat(list(parts))
+    total = next(parts).sum(0)
+    for part in parts:
+        total += part.sum(0)
+    return total / a.heads
+
+
+def _batched(count: int, size: int) -> Iterator[range]:
+    """Yield the positions up to a count, some at a time."""
+    for first in range(0, count, size):
+        yield range(first, min(first + size, count))
 
 
 def _on_grid(a: Attention, values: Tensor) -> Tensor:
@@ -106,23 +126,29 @@ def _sampled(a: Attention, queries: int | None) -> Tensor:
 
 
 def _blocks(a: Attention, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield positions of queries on the grid, and their weights [head, query, key], of which few are held at once."""
-    size = max(1, BLOCK_BYTES // (4 * a.heads * a.k.shape[0]))
+    """Yield positions of queries on the grid, and their logits [head, query, key], of which few are held at once."""
+    size = max(1, (BLOCK_BYTES if a.q.is_cuda else CACHE_BYTES) // (4 * a.heads * a.k.shape[0]))
     for block in positions.split(size):
-        yield block, weights(a, block.to(a.device) + a.queries.before)
+        yield block, logits(a, block.to(a.device) + a.queries.before)
 
 
-def _maps(a: Attention, queries: int | None, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return a number for every query on the grid, [head, frame, y, x]; NaN for those that are left out."""
-    out = torch.full((a.heads, a.queries.count), math.nan, device=a.device)
-    if a.q.is_meta:
-        return _on_grid(a, out)
-    for block, of_block in _blocks(a, _sampled(a, queries)):
+def _maps(a: Attention, queries: int | None, of: Callable[[Tensor, Tensor], Tensor], *more: int) -> Tensor:
+    """Return values of every query on the grid, [head, frame, y, x, *more]; NaN for queries that are left out.
+
+    Args:
+        a: the attention.
+        queries: of each frame; None for all.
+        of: (logits [head, query, key], positions of the queries) to their values, [head, query, *more].
+        more: sizes of what a query has.
+    """
+    out = torch.full((a.heads, a.queries.count, *more), math.nan, device=a.device)
+    exact = replace(a, q=a.q.float(), k=a.k.float())  # once, not for every block
+    for block, of_block in _blocks(exact, _sampled(a, queries)) if not a.q.is_meta else ():
         out[:, block.to(a.device)] = of(of_block, block)
     return _on_grid(a, out)
 
 
-# ---- the records; each returns [head, ...] of which the means are taken here
+# ---- the records
 
 
 def _reads(*dims: str, site: str, units: str = "1", long_name: str) -> Callable[[Any], Any]:
@@ -137,11 +163,16 @@ def _reads(*dims: str, site: str, units: str = "1", long_name: str) -> Callable[
 
 @options
 @_reads(
-    "frame", "y", "x", "text_token", site="cross_attention", long_name="attention to each token of the prompt"
+    "frame",
+    "y",
+    "x",
+    "text_token",
+    site="cross_attention",
+    long_name="attention to each token of the prompt",
 )
 def attention_to_text(a: Attention, *, heads: str = "mean") -> Tensor:
     """How much every place looks at each token of the prompt, padding and special tokens among them."""
-    return _of_heads(_on_grid(a, mass(a, *_each_key(a))), heads)
+    return _over_heads(a, heads, _to_each_key)
 
 
 @options
@@ -150,32 +181,29 @@ def attention_to_text(a: Attention, *, heads: str = "mean") -> Tensor:
 )
 def attention_to_image(a: Attention, *, heads: str = "mean") -> Tensor:
     """How much every place looks at each token of the image that an image-to-video model is given."""
-    return _of_heads(_on_grid(a, mass(a, *_each_key(a))), heads)
+    return _over_heads(a, heads, _to_each_key)
 
 
-def _each_key(a: Attention) -> tuple[Tensor, int]:
-    chosen = range(a.keys.count) if a.chosen is None else a.chosen
-    numbers = torch.full((a.keys.count,), -1)
-    numbers[list(chosen)] = torch.arange(len(chosen))
-    return _grid_groups(a.keys, numbers), len(chosen)
+def _to_each_key(a: Attention) -> Tensor:
+    chosen = torch.arange(a.keys.count) if a.chosen is None else torch.tensor(a.chosen)
+    place = (chosen + a.keys.before).to(a.device)
+    return _maps(a, None, lambda logits, _: logits.softmax(-1)[..., place], len(place))
 
 
 @options
 @_reads("frame", "key_frame", site="attention", long_name="attention from frame to frame")
 def attention_over_frames(a: Attention, *, heads: str = "mean", queries: int | None = None) -> Tensor:
     """How much the places of a latent frame look at each latent frame: the mean over queries, the sum over keys."""
-    part = _sampled(a, queries).to(a.device)
-    chosen = Attention(
-        a.q[part + a.queries.before],
-        a.k,
-        a.v,
-        a.mask if a.mask is None or a.mask.shape[1] == 1 else a.mask[:, part + a.queries.before],
-        a.scale,
-        Tokens((a.queries.grid[0], 1, len(part) // a.queries.grid[0])),
-        a.keys,
-    )
-    of_frames = _on_grid(chosen, mass(chosen, _grid_groups(a.keys, _frames(a.keys)), a.keys.grid[0]))
-    return _of_heads(of_frames.mean((2, 3)), heads)
+    positions = _sampled(a, queries).to(a.device) + a.queries.before
+    frames = a.queries.grid[0]
+    mask = a.mask if a.mask is None or a.mask.shape[1] == 1 else a.mask[:, positions]
+    some = replace(a, q=a.q[positions], mask=mask, queries=Tokens((frames, 1, len(positions) // frames)))
+    groups = _grid_groups(a.keys, _frames(a.keys))
+
+    def of(part: Attention) -> Tensor:
+        return _on_grid(part, mass(part, groups, a.keys.grid[0])).mean((2, 3))
+
+    return _over_heads(some, heads, of)
 
 
 @options
@@ -189,8 +217,8 @@ def attention_from(
         if not all(0 <= n < size for n, size in zip(place, grid, strict=True)):
             raise CaptureError(f"attention(from_=...): {place} is not on the grid (frame, y, x) = {grid}.")
     positions = torch.tensor([(f * grid[1] + y) * grid[2] + x for f, y, x in places], device=a.device)
-    of_places = weights(a, positions + a.queries.before)[..., a.keys.part]
-    return _of_heads(of_places.unflatten(-1, a.keys.grid), heads)
+    of_places = weights(a, positions + a.queries.before)[..., a.keys.part].unflatten(-1, a.keys.grid)
+    return of_places if heads == "all" else of_places.mean(0)
 
 
 @options
@@ -198,10 +226,10 @@ def attention_from(
 def attention_entropy(a: Attention, *, heads: str = "mean", queries: int | None = None) -> Tensor:
     """Entropy of where every place looks, in nats, over all keys: 0 for one key, log n for n alike."""
 
-    def entropy(of_block: Tensor, _: Tensor) -> Tensor:
-        return torch.special.entr(of_block).sum(-1)
+    def entropy(logits: Tensor, _: Tensor) -> Tensor:
+        return torch.special.entr(logits.softmax(-1)).sum(-1)
 
-    return _of_heads(_maps(a, queries, entropy), heads)
+    return _over_heads(a, heads, lambda part: _maps(part, queries, entropy))
 
 
 @options
@@ -209,19 +237,20 @@ def attention_entropy(a: Attention, *, heads: str = "mean", queries: int | None 
 def attention_to_self(a: Attention, *, heads: str = "mean", queries: int | None = None) -> Tensor:
     """How much every place looks at itself."""
 
-    def own(of_block: Tensor, block: Tensor) -> Tensor:
+    def own(logits: Tensor, block: Tensor) -> Tensor:
         place = (block + a.keys.before).to(a.device)
-        return of_block.gather(-1, place.expand(a.heads, -1)[..., None])[..., 0]
+        of_itself = logits.gather(-1, place.expand(len(logits), -1)[..., None])[..., 0]
+        return (of_itself - logits.logsumexp(-1)).exp()
 
-    return _of_heads(_maps(a, queries, own), heads)
+    return _over_heads(a, heads, lambda part: _maps(part, queries, own))
 
 
 @options
 @_reads("frame", "y", "x", site="attention", long_name="attention to the first frame")
 def attention_to_first_frame(a: Attention, *, heads: str = "mean") -> Tensor:
     """How much every place looks at the first latent frame."""
-    numbers = torch.where(_frames(a.keys) == 0, 0, -1)
-    return _of_heads(_on_grid(a, mass(a, _grid_groups(a.keys, numbers), 1))[..., 0], heads)
+    groups = _grid_groups(a.keys, torch.where(_frames(a.keys) == 0, 0, -1))
+    return _over_heads(a, heads, lambda part: _on_grid(part, mass(part, groups, 1))[..., 0])
 
 
 RECORDS: dict[str, Any] = {

@@ -73,7 +73,8 @@ class Attention:
         """Return the attention of some heads."""
         if heads == tuple(range(self.heads)):
             return self
-        chosen = list(heads)
+        first, last = heads[0], heads[-1] + 1
+        chosen = slice(first, last) if heads == tuple(range(first, last)) else list(heads)
         mask = self.mask if self.mask is None or self.mask.shape[0] == 1 else self.mask[chosen]
         q, k, v = (part[:, chosen] for part in (self.q, self.k, self.v))
         return replace(self, q=q, k=k, v=v, mask=mask)
