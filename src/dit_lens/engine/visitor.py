@@ -264,7 +264,9 @@ class Visitor:
             if selected is None:
                 continue
             looking = self._tokens(forward, where, heard.q.flatten(2))
-            seen = self._tokens(forward, (site, keys, where[2]), heard.k.flatten(2))
+            seen = self._tokens(forward, (site, keys, where[2]), heard.k_of_stream)
+            before, after = heard.beside
+            seen = replace(seen, before=seen.before + before, after=seen.after + after)
             for number, selection in selected.items():
                 attention = heard.of_row((rows.start or 0) + number, looking, seen)
                 for record in selection.records:

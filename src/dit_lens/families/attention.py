@@ -99,6 +99,7 @@ class Heard:
         v: [row, token, head, channel].
         mask: [row or 1, head or 1, query or 1, key]; None where all is seen.
         scale: of the logits.
+        beside: keys before and after those of the stream that is looked at, where several share the attention.
     """
 
     q: Tensor
@@ -106,6 +107,18 @@ class Heard:
     v: Tensor
     mask: Tensor | None
     scale: float
+    beside: tuple[int, int] = (0, 0)
+
+    @property
+    def k_of_stream(self) -> Tensor:
+        """The keys of the stream that is looked at, [row, token, channel of all heads]."""
+        before, after = self.beside
+        return self.k[:, before : self.k.shape[1] - after].flatten(2)
+
+    def of_queries(self, part: slice) -> Heard:
+        """Return what some of the queries see."""
+        mask = self.mask if self.mask is None or self.mask.shape[2] == 1 else self.mask[:, :, part]
+        return replace(self, q=self.q[:, part], mask=mask)
 
     def of_row(
         self, row: int, queries: Tokens, keys: Tokens, chosen: tuple[int, ...] | None = None
@@ -118,6 +131,19 @@ class Heard:
 
 
 Visit = Callable[[Any], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """How the tokens of one stream come into a joint attention, which takes those of several in one sequence.
+
+    Attributes:
+        argument: name of the module's argument that carries them.
+        projection: path below the module of the linear layer that makes their values.
+    """
+
+    argument: str
+    projection: str
 
 
 def sites_of_attention(
@@ -183,6 +209,8 @@ class AttentionSite(Site):
         like: path below the block to a linear layer that gives as many channels.
         plain: name of a class of which the module's call is the attention itself, unmasked, of (queries, keys, values), each
             [row, token, channel of all heads], with `num_heads`: it is read there, whatever function it goes through.
+        own: in a joint attention, how the tokens of the site's stream come into it. None elsewhere.
+        looked_at: in a joint attention, how those of the stream `keys` do.
     """
 
     part: str = "query"
@@ -190,6 +218,8 @@ class AttentionSite(Site):
     keys: str = "video"
     like: str = ""
     plain: str = ""
+    own: Part | None = None
+    looked_at: Part | None = None
 
     def carried(self, block: nn.Module, channels: int) -> Carried:
         """Return what the site holds of every token; see `Site.carried`."""
@@ -203,14 +233,26 @@ class AttentionSite(Site):
         See `Site.attach`. The calls are heard only while `listening`.
         """
         owner = get_ident()
+        seen = visit if self.own is None else self._in_joint(visit)
 
         def enter(target: nn.Module, args: Any, kwargs: Any) -> Any:
             if get_ident() != owner:
                 return None
             if type(target).__name__ == self.plain:
                 return self._given(target, (args, kwargs), visit)
-            _inside().enter(target, (self.number, PARTS.index(self.part), visit))
+            _inside().enter(target, (self.number, PARTS.index(self.part), seen))
+            for part in filter(None, (self.own, self.looked_at)):
+                given = Site("", "input", item=(part.argument,)).of_inputs(target, (args, kwargs))
+                _inside().notes[-1][part.argument] = given
             return None
+
+        def project(path: str) -> Any:
+            def note(target: nn.Module, args: Any, output: Tensor) -> None:
+                if get_ident() == owner and _inside().notes:
+                    _inside().notes[-1][path] = args[0], output
+
+            note.visit = visit  # type: ignore[attr-defined]
+            return note
 
         def leave(target: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if get_ident() != owner:
@@ -222,7 +264,30 @@ class AttentionSite(Site):
 
         enter.visit = leave.visit = visit  # type: ignore[attr-defined]  # by which `detach` knows them
         module.register_forward_hook(leave, with_kwargs=True, always_call=True)
+        for path in {part.projection for part in (self.own, self.looked_at) if part is not None}:
+            module.get_submodule(path).register_forward_hook(project(path))
         return module.register_forward_pre_hook(enter, with_kwargs=True)
+
+    def _in_joint(self, visit: Visit) -> Visit:
+        """Return a visit of the stream's own tokens in the sequence of a joint attention."""
+        assert self.own is not None
+        own, looked_at = self.own, self.looked_at
+
+        def within(h: Tensor | Heard) -> Tensor | None:
+            notes = _inside().notes[-1]
+            part = _place(own, notes)
+            if isinstance(h, Heard):
+                keys, total = _place(looked_at or own, notes), h.k.shape[1]
+                visit(replace(h.of_queries(part), beside=(keys.start, total - keys.stop)))
+                return None
+            new = visit(h[:, part])
+            if new is None:
+                return None
+            out = h.clone()
+            out[:, part] = new
+            return out
+
+        return within
 
     def _given(self, module: nn.Module, inputs: Any, visit: Visit) -> Any:
         """Let a plain attention's queries, keys or values be seen before it runs; return its arguments where they changed."""
@@ -251,6 +316,7 @@ class Inside:
         self.modules: list[nn.Module] = []
         self.visits: list[list[tuple[int, int, Visit]]] = []
         self.calls: list[int] = []
+        self.notes: list[dict[str, Any]] = []  # of the tokens that come into a joint attention
 
     def enter(self, module: nn.Module, visit: tuple[int, int, Visit]) -> None:
         """A module begins, where a visit is wanted."""
@@ -258,12 +324,14 @@ class Inside:
             self.modules.append(module)
             self.visits.append([])
             self.calls.append(0)
+            self.notes.append({})
         self.visits[-1].append(visit)
 
     def leave(self, module: nn.Module) -> None:
         """A module ends."""
         if self.modules and self.modules[-1] is module:
-            self.modules.pop(), self.visits.pop(), self.calls.pop()
+            for kept in (self.modules, self.visits, self.calls, self.notes):
+                kept.pop()
 
     def wanted(self) -> dict[str, list[Visit]]:
         """Return the visits of the next call of the attention function, by part."""
@@ -271,6 +339,30 @@ class Inside:
         self.calls[-1] += 1
         visits = sorted((v for v in self.visits[-1] if v[0] == number), key=lambda v: v[1])
         return {part: [v[2] for v in visits if v[1] == n] for n, part in enumerate(PARTS)}
+
+
+def _place(part: Part, notes: dict[str, Any]) -> slice:
+    """Return where the tokens of a stream stand in the sequence of a joint attention, by the values that are made of them.
+
+    Raises:
+        CaptureError: that is not known: they are nowhere, or in two places.
+    """
+    value: Tensor = notes["value"]
+    given, (taken, made) = notes[part.argument], notes.get(part.projection, (None, None))
+    count, total = given.shape[1], value.shape[1]
+    starts: set[int] = set()
+    if made is not None and made.shape[0] == value.shape[0]:
+        joined = taken.shape[1] == total > count  # one projection of all streams, which were joined before it
+        whole, own = (taken, given) if joined else (value, made)
+        if not joined or torch.equal(made, value):
+            starts = {n for n in (0, total - count) if torch.equal(whole[:, n : n + count], own)}
+    if len(starts) != 1:
+        raise CaptureError(
+            f"A joint attention of {total} tokens: where the {count} of {part.argument} stand in it is not known, so none of "
+            "its sites can be read."
+        )
+    start = starts.pop()
+    return slice(start, start + count)
 
 
 class _Threads(threading.local):
@@ -340,6 +432,7 @@ def _visited(
             f"An attention of queries {tuple(query.shape)} and keys {tuple(key.shape)}: its sites are known for [row, head, "
             "token, channel], with a key for every head of the queries."
         )
+    _inside().notes[-1]["value"] = value.transpose(1, 2).flatten(2)
     query, key, value = (
         _seen(part, visits[name]) for part, name in zip((query, key, value), PARTS[:3], strict=True)
     )

@@ -229,15 +229,16 @@ def _tensor(value: Any, site: Site) -> Tensor:
 
 
 def detach(module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> None:
-    """Remove the hook by which `Site.attach` lets a function see a module's hidden state, where it is there."""
-    for hooks, *others in (
-        (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
-        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-    ):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "visit", None) is visit]:
-            hooks.pop(key, None)
-            for also in others:
-                also.pop(key, None)
+    """Remove the hooks by which `Site.attach` lets a function see a module's hidden state, where they are there."""
+    for part in module.modules():  # an attention is looked at through its projections, too
+        for hooks, *others in (
+            (part._forward_hooks, part._forward_hooks_with_kwargs, part._forward_hooks_always_called),
+            (part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs),
+        ):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "visit", None) is visit]:
+                hooks.pop(key, None)
+                for also in others:
+                    also.pop(key, None)
 
 
 def blocks_of(dit: nn.Module, paths: Sequence[str]) -> list[nn.Module]:

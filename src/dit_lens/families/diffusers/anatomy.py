@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.attention import sites_of_attention
+from dit_lens.families.attention import AttentionSite, Part, sites_of_attention
 from dit_lens.families.patching import refuse_compiled
 from dit_lens.families.site import Site
 
@@ -201,12 +201,48 @@ def _inside(blocks: list[nn.Module], joint: bool) -> Sites:
             looking, seen = _heads(blocks, cross, cross=True, keys="text", words="cross-attention")
             inner["video"] |= looking
             inner["text"] = seen
+    if joint and attention is not None:
+        for stream, sites_of_stream in _joint_heads(blocks, attention).items():
+            inner.setdefault(stream, {}).update(sites_of_stream)
     if joint and attention is not None and module("ff_context"):
-        inner["text"] = {
+        inner["text"] |= {
             "self_attn": Site(attention, long_name=f"{what} output, before its gate", item=(1,)),
             "ffn": Site("ff_context", long_name="feed-forward output, before its gate"),
         }
     return inner
+
+
+def _joint_heads(blocks: list[nn.Module], path: str) -> Sites:
+    """Return the sites in a joint attention of diffusers' shape, by stream. Where each stream stands in it is seen as it runs."""
+    attentions = [block.get_submodule(path) for block in blocks]
+    if not all(isinstance(getattr(one, "heads", None), int) and _has(one, "to_v") for one in attentions):
+        return {"video": {}, "text": {}}
+    text = "add_v_proj" if all(_has(one, "add_v_proj") for one in attentions) else "to_v"
+    parts = {"video": Part("hidden_states", "to_v"), "text": Part("encoder_hidden_states", text)}
+
+    def site(stream: str, part: str, words: str, keys: str) -> Site:
+        return AttentionSite(
+            path,
+            long_name=f"joint attention{words}",
+            heads=f"{path}.heads",
+            part=part,
+            keys=keys,
+            like=f"{path}.to_v",
+            own=parts[stream],
+            looked_at=parts[keys],
+        )
+
+    return {
+        stream: {
+            "attn_q": site(stream, "query", " queries, as attention gets them", stream),
+            "attn_k": site(stream, "key", " keys, as attention gets them", stream),
+            "attn_v": site(stream, "value", " values, as attention gets them", stream),
+            "attention": site(stream, "whole", ", to its own stream", stream),
+            f"{other}_attention": site(stream, "whole", ", to the other stream", keys),
+            "heads": site(stream, "output", " heads, before their projection", stream),
+        }
+        for stream, other, keys in (("video", "cross", "text"), ("text", "video", "video"))
+    }
 
 
 def _heads(blocks: list[nn.Module], path: str, **words: Any) -> tuple[dict[str, Site], dict[str, Site]]:
