@@ -40,7 +40,7 @@ from dit_lens.experiments.crossings import committed
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -66,6 +66,7 @@ def main(options: Options) -> int:
         raise TaskError(f"--seeds {options.seeds} --forks {options.forks}: give 2 or more of each.")
     require_scorer(options)
     lens = options.load()
+    require_two_steps(options, lens)
     measured = study(
         options,
         "causal_commitment",
@@ -81,8 +82,6 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     """Run every pair, and its forks; compare their answers with the pair's own."""
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
-    if batch.steps < 2:
-        raise TaskError(f"{batch.steps} steps: a fork takes a step before it; raise --steps.")
     steps, arms = arms_of(batch, options)
     clean, ended = run_arms(batch, [*arms, arms[0]], progress="forks")
     judged = outcomes(batch, ended, clean)

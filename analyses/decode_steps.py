@@ -21,6 +21,7 @@ from dit_lens import analysis
 from dit_lens.experiments.cache import save
 from dit_lens.experiments.options import PictureOptions
 from dit_lens.experiments.pictures import believed, choose
+from dit_lens.experiments.samples import steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import each_sample
 from dit_lens.experiments.summary import rate, write_summary
@@ -39,7 +40,7 @@ def main(options: Options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
-        steps = choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
+        steps = choose(options.vis_steps, steps_of(options, lens), "vis-steps")
         run = lens.run(
             sample,
             options.seed,

@@ -43,7 +43,7 @@ from dit_lens.engine.outcomes import by_sample
 from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.couples import KINDS, TWO_PROMPTS, CoupleOptions, check_donor, couples
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -109,7 +109,7 @@ def main(options: Options) -> int:
     lens = options.load()
     sites_of(options.sites, list(lens.sites))
     choose(options.layers, lens.layers, "layers")
-    choose(options.map_steps, options.steps or lens.family.call.default_steps, "map-steps")
+    choose(options.map_steps, steps_of(options, lens), "map-steps")
     drawn = couples(options, lens)
     measured = study(
         options,

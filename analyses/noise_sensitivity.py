@@ -61,7 +61,7 @@ from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import BOUNDS, arms_as, family, headline, unfold
 from dit_lens.experiments.partners import partners
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of, require_two_steps
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -111,6 +111,7 @@ def main(options: Options) -> int:
         )
     benchmark.refuse_unscored(options, needs_scorer=False)
     lens = options.load()
+    require_two_steps(options, lens)
     measured = study(
         options,
         "noise_sensitivity",
@@ -126,11 +127,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
     frames, after, stops = sizes(batch, options)
-    if after < 1 or frames < 2:
-        raise TaskError(
-            f"{batch.steps} steps, {frames} latent frames: noise after a step needs another step that follows, and "
-            "noise in a frame another frame; raise --steps or --num-frames."
-        )
+    if frames < 2:
+        raise TaskError(f"{frames} latent frames: noise in a frame needs another frame; raise --num-frames.")
     layers = [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
     arms = arms_of(options, frames, after, stops)
     states = Moved(batch, layers, after, options)
@@ -161,7 +159,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
 def sizes(batch: Batch, options: Options) -> tuple[int, int, list[int]]:
     """Return how many latent frames there are, after how many steps noise comes, and after which it stops in a frame."""
     frames, after = batch.noise.shape[2], batch.steps - 1
-    return frames, after, choose(options.stops, after, "stops") if options.stops != "none" and after else []
+    return frames, after, choose(options.stops, after, "stops") if options.stops != "none" else []
 
 
 def arms_of(options: Options, frames: int, after: int, stops: list[int]) -> dict[str, list[Placed]]:

@@ -36,7 +36,7 @@ from dit_lens.experiments.lengths import bins
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, study
@@ -68,6 +68,8 @@ def main(options: Options) -> int:
     require_scorer(options)
     require_agent(dl.tasks.make(options.task, options.scene))
     lens = options.load()
+    require_two_steps(options, lens)
+    steps_read(options, steps_of(options, lens))
     measured = study(
         options, "plan_commitment", lens, lambda part: measure(lens, part, options), runs=lambda batch: 1.0
     )
@@ -79,9 +81,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     """Run every pair; compare the plan of every step with the end of its own and of another seed."""
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
-    steps = sorted({*choose(options.at, batch.steps, "at", auto=7), batch.steps - 1})
-    if len(steps) < 2:
-        raise TaskError(f"{batch.steps} steps, --at {options.at}: a plan is followed along 2 steps at least.")
+    steps = steps_read(options, batch.steps)
     plans: list[list[Plan]] = [[] for _ in pairs]
     for step, _, now in clean_steps(batch):
         for pair, (sample, _) in enumerate(pairs if step in steps else ()):
@@ -105,6 +105,20 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         values = [measure_of(sample) for sample in samples]
         out = out if None in values else out.assign({name: ("sample", values)})
     return out
+
+
+def steps_read(options: Options, steps: int) -> list[int]:
+    """Return the steps whose x0 is decoded, out of so many.
+
+    Raises:
+        TaskError: there is one alone.
+    """
+    read = sorted({*choose(options.at, steps, "at", auto=7), steps - 1})
+    if len(read) < 2:
+        raise TaskError(
+            f"--at {options.at}: a plan is followed along 2 steps at least; give one before the last."
+        )
+    return read
 
 
 def similarity(plan: Sequence[Plan], end: Plan) -> list[float]:

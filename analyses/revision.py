@@ -65,8 +65,8 @@ def main(options: Options) -> int:
     refusals = reasons(dl.tasks.make(options.task, options.scene))
     if len(refusals) == 2:
         raise TaskError(f"--task {options.task}: {' '.join(refusals.values())}")
-    require_two_steps(options)
     lens = options.load()
+    require_two_steps(options, lens)
     measured = study(
         options, "revision", lens, lambda part: measure(lens, part, options), runs=lambda batch: 1.0
     )

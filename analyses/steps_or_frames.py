@@ -41,7 +41,7 @@ from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.rescues import Way, rescues, runs_of_ways, until_used_up
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, study
@@ -68,6 +68,7 @@ def main(options: Options) -> int:
     """Run, rescue, compare, draw, save."""
     require_scorer(options)
     lens = options.load()
+    require_two_steps(options, lens)
     measured = study(
         options,
         "steps_or_frames",
@@ -83,11 +84,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     """Run every pair, date its frames, and try to rescue it."""
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
-    if batch.steps < 2 or batch.noise.shape[2] < 3:
-        raise TaskError(
-            f"{batch.steps} steps, {batch.noise.shape[2]} latent frames: take 2 steps and 3 latent frames at least; raise "
-            "--steps or --num-frames."
-        )
+    if batch.noise.shape[2] < 3:
+        raise TaskError(f"{batch.noise.shape[2]} latent frames: take 3 at least; raise --num-frames.")
     x, beliefs = batch.noise, []
     for _, _, now in clean_steps(batch):
         x = now.latents

@@ -21,7 +21,7 @@ import dit_lens as dl
 from dit_lens.experiments.cache import save
 from dit_lens.experiments.options import PictureOptions
 from dit_lens.experiments.pictures import choose, held
-from dit_lens.experiments.samples import draw
+from dit_lens.experiments.samples import draw, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import each_sample
 from dit_lens.experiments.summary import write_summary
@@ -44,7 +44,7 @@ def main(options: Options) -> int:
     """Record energy everywhere and full states at --vis-steps and --layers; draw; save."""
     lens = options.load()
     options.out.mkdir(parents=True, exist_ok=True)
-    steps = choose(options.vis_steps, options.steps or lens.family.call.default_steps, "vis-steps")
+    steps = choose(options.vis_steps, steps_of(options, lens), "vis-steps")
     layers = choose(options.layers, lens.layers, "layers", auto=4)
     record = [dl.energy, (dl.hidden, dl.at(step=steps, layer=layers, branch=options.branch))]
     first = next(iter(draw(options, lens)), None)

@@ -212,16 +212,19 @@ def refuse_repeated(counts: Sequence[int]) -> None:
         )
 
 
-def require_two_steps(options: Options) -> None:
+def steps_of(options: Options, lens: Lens) -> int:
+    """Return how many steps a run has: those of the options, or the model's own number."""
+    return lens.family.call.default_steps if options.steps is None else options.steps
+
+
+def require_two_steps(options: Options, lens: Lens) -> None:
     """Refuse one step where what holds from step to step is read, before anything is computed.
 
     Raises:
-        TaskError: `--steps` is under 2.
+        TaskError: a run has under 2 steps.
     """
-    if options.steps is not None and options.steps < 2:
-        raise TaskError(
-            f"--steps {options.steps}: this study reads what holds from step to step; give 2 or more."
-        )
+    if (steps := steps_of(options, lens)) < 2:
+        raise TaskError(f"--steps {steps}: this study reads what holds from step to step; give 2 or more.")
 
 
 def batch_of(lens: Lens, pairs: Sequence[Pair], options: StudyOptions, steps: int | None = None) -> Batch:
@@ -264,5 +267,6 @@ __all__ = [
     "require_scorer",
     "require_two_steps",
     "scenes",
+    "steps_of",
     "training_samples",
 ]

@@ -585,3 +585,22 @@ def test_samples_without_a_scorer_are_refused_before_a_model_is_loaded(name, tmp
     monkeypatch.setattr(ModelOptions, "load", lambda _: pytest.fail("a model is loaded"))
     with pytest.raises(dl.TaskError, match="give a task"):
         module.main(module.Options(eval_root=tmp_path, out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("causal_commitment", {"steps": 1}, "--steps 1: .* give 2 or more"),
+        ("noise_sensitivity", {"steps": 1}, "--steps 1: .* give 2 or more"),
+        ("plan_commitment", {"steps": 1}, "--steps 1: .* give 2 or more"),
+        ("plan_commitment", {"at": "3"}, "--at 3: .* give one before the last"),
+        ("revision", {"steps": 1}, "--steps 1: .* give 2 or more"),
+        ("steps_or_frames", {"steps": 1}, "--steps 1: .* give 2 or more"),
+    ],
+)
+def test_one_step_is_refused_before_anything_is_computed(
+    name, changes, message, tmp_path, monkeypatch, organism
+):
+    monkeypatch.setattr(Batch, "__init__", lambda *_, **__: pytest.fail("a batch is prepared"))
+    with pytest.raises(dl.TaskError, match=message):
+        go(name, tmp_path, monkeypatch, organism, **changes)

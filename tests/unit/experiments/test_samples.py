@@ -4,11 +4,20 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dit_lens as dl
 from dit_lens.experiments.options import PictureOptions, StudyOptions
-from dit_lens.experiments.samples import draw, folder_of, noise_seeds, pairs_of, training_samples
+from dit_lens.experiments.samples import (
+    draw,
+    folder_of,
+    noise_seeds,
+    pairs_of,
+    require_two_steps,
+    steps_of,
+    training_samples,
+)
 from dit_lens.tasks.pairs import together
 from dit_lens.tasks.sample import folder_name
 
@@ -55,6 +64,27 @@ def test_no_scene_is_drawn_twice_and_a_task_with_too_few_says_so():
     assert [s.id for s in scenes] == sorted((s.id for s in scenes), key=int)
     with pytest.raises(dl.TaskError, match=r"only 24 exist; ask for --samples 24.*--seeds"):
         draw(StudyOptions(task="occlude", samples=25))
+
+
+def test_one_step_is_refused_also_where_it_is_the_models_own_number():
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([torch.nn.Identity()])
+
+        def forward(self, x, timestep):
+            return self.blocks[0](x)
+
+    one, four = (
+        dl.blocks(Head(), "blocks", latent=lambda _: (4, 2, 2, 2), grid=lambda size: size[1:], steps=steps)
+        for steps in (1, 4)
+    )
+    require_two_steps(StudyOptions(), four)
+    require_two_steps(StudyOptions(steps=2), one)
+    assert (steps_of(StudyOptions(), one), steps_of(StudyOptions(steps=2), one)) == (1, 2)
+    for options, lens in ((StudyOptions(), one), (StudyOptions(steps=1), four)):
+        with pytest.raises(dl.TaskError, match=r"--steps 1: .* give 2 or more"):
+            require_two_steps(options, lens)
 
 
 def test_noise_seeds_differ_between_samples_and_draws():
