@@ -15,6 +15,7 @@ from dit_lens import analysis
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.sweep import Now, run_arms
+from dit_lens.experiments.samples import given_frames
 from dit_lens.experiments.swaps import OWN, ROWS, Swap, partner, receives, run_swaps
 from dit_lens.families.latents import apart
 
@@ -30,7 +31,8 @@ class CleanEnds:
     Attributes:
         batch: of `rows_of`.
         latents: the last ones, [row, channel, frame, y, x].
-        given: latent frames at the beginning that are given, which no distance counts: 1 where samples have a picture, else 0.
+        given: latent frames at the beginning that are given, which no distance counts; of a single frame, which is all that
+            there is to compare, none is left out.
         is_judged: whether the samples have scorers.
     """
 
@@ -43,8 +45,8 @@ class CleanEnds:
     def of(cls, batch: Batch, is_judged: bool) -> CleanEnds:
         """Run the rows clean."""
         latents = apart(run_arms(batch, [])[0])["video"]
-        has_picture = batch.pairs[0][0].image is not None
-        return cls(batch, latents, int(has_picture and latents.shape[2] > 1), is_judged)
+        given = min(given_frames(batch.pairs[0][0]), latents.shape[2] - 1)
+        return cls(batch, latents, given, is_judged)
 
     @property
     def receivers(self) -> list[int]:

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 import dit_lens as dl
-from dit_lens.experiments import swaps
+from dit_lens.experiments import swap_outcomes, swaps
 from dit_lens.experiments.couples import Couple, couples, neighbours
+from dit_lens.experiments.samples import given_frames
 from dit_lens.experiments.swap_outcomes import CleanEnds, outcomes_of
 from dit_lens.models.options import ModelOptions
 from scripts import script
@@ -278,6 +279,25 @@ def mine(tmp_path):
     for name, level in (("cat", 40), ("bicycle", 200)):
         Image.new("RGB", (16, 16), (level,) * 3).save(tmp_path / f"{name}.png")
     return {"image": tmp_path / "cat.png", "prompt": "dark", "num_frames": 3}
+
+
+@pytest.mark.parametrize("frames, has_picture, given", [(3, True, 1), (3, False, 0), (1, True, 0)])
+def test_no_distance_counts_the_frames_that_samples_are_given_but_a_single_one(
+    lens, frames, has_picture, given
+):
+    picture = Image.new("RGB", (16, 16)) if has_picture else None
+    pair = Couple.of(*(sample(prompt).with_(image=picture, num_frames=frames) for prompt in SAID))
+    ends = CleanEnds.of(lens.batch(swaps.rows_of([(pair, 7)]), steps=2), False)
+    other = ends.latents.clone()
+    other[:, :, :given] += 9.0
+    assert given_frames(pair.both[0]) == has_picture and ends.given == given
+    assert np.array_equal(ends.leaning(other, range(4)), ends.leaning(ends.latents, range(4)))
+
+
+def test_swaps_count_the_given_frames_where_all_studies_do(lens, monkeypatch):
+    monkeypatch.setattr(swap_outcomes, "given_frames", lambda _: 2)
+    pair = Couple.of(*(sample(prompt).with_(num_frames=3) for prompt in SAID))
+    assert CleanEnds.of(lens.batch(swaps.rows_of([(pair, 7)]), steps=2), False).given == 2
 
 
 @pytest.mark.slow
