@@ -99,8 +99,9 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         "first_wrong": ("pair", [first_wrong(score) for score in scores]),
     }
     out = by_sample(xr.Dataset(data), pairs)
+    levels = {"step": np.arange(batch.steps), "sigma": ("step", list(batch.sigmas))}
     parts = [
-        out.assign_coords(frame=np.arange(1, x.shape[2])),
+        out.assign_coords(frame=np.arange(1, x.shape[2]), **levels),
         ideal_settled(lens, batch),
         by_sample(rescues(batch, x, ways_of(batch, options)), pairs),
     ]
@@ -167,14 +168,6 @@ def centred(frames: xr.DataArray) -> xr.DataArray:
     return frames.astype(float) - float(frames.mean())
 
 
-def steps_of(results: xr.Dataset) -> int:
-    """Return how many steps a run has, by what going back to a step once costs: S - r steps of S."""
-    way = next(
-        w for w in results.way.values.tolist() if w.startswith("steps ") and not w.endswith("repeated")
-    )
-    return round(int(way.split()[1]) / (1 - float(results.cost.sel(way=way))))
-
-
 def conclude(measured: Measured, options: Options) -> None:
     """Say what was found of frames and steps; draw; save."""
     results = measured.results
@@ -182,7 +175,7 @@ def conclude(measured: Measured, options: Options) -> None:
     if "ideal_settled" in results:
         settled_at["ideal denoiser"] = results.ideal_settled.astype(float)
     slope = {name: slopes(values) for name, values in settled_at.items()}
-    last = steps_of(results) - 1.0
+    last = results.sizes["step"] - 1.0
     steep = (
         last
         * float(abs(centred(results.settled.frame)).sum())

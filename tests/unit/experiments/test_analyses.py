@@ -545,6 +545,21 @@ def test_frames_that_are_settled_in_order_have_a_slope_and_others_none(slope):
     assert script_.slopes(array.astype(float)).item() == pytest.approx(slope)
 
 
+def test_the_number_of_steps_is_read_where_it_is_stored(tmp_path, monkeypatch, organism):
+    """Where all runs have one slope, what the interval allows is steepest from step 0 to the last: by the number of steps."""
+    results = go("steps_or_frames", tmp_path, monkeypatch, organism)
+    batch = organism.batch([(dl.tasks.choose(1_000_000), 0)], steps=4)
+    assert results.sigma.dims == ("step",) and results.sigma.values.tolist() == list(batch.sigmas)
+    script_, lows = script("steps_or_frames"), []
+    flat = results.assign(settled=0 * results.settled, ideal_settled=0 * results.ideal_settled)
+    for steps in (4, 7):
+        measured = Measured(flat.drop_dims("step").assign_coords(step=np.arange(steps)), {})
+        script_.conclude(measured, script_.Options(task="choose", out=tmp_path))
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        lows.append(summary["slope of commitment over frames, model"]["low"])
+    assert lows[1] == pytest.approx(2 * lows[0]) and lows[0] < 0
+
+
 def test_the_first_wrong_frame_is_counted_by_fifths():
     script_ = script("steps_or_frames")
     frames = [[True] * 25, [False] * 25, [True] * 5 + [False] + [True] * 19, [True] * 24 + [False], None]
