@@ -40,6 +40,7 @@ from dit_lens.analysis.affine import AffineFit
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.stepped import Stepped
+from dit_lens.experiments.cost import announce_fit
 from dit_lens.experiments.options import Count, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.pictures import choose
@@ -92,7 +93,12 @@ def main(options: Options) -> int:
         fit = once(options, "maps", lens, scenes, lambda: tune(lens, scenes, layers, options))
         maps = as_maps(fit)
     measured = study(
-        options, "depth_lens", lens, lambda part: measure(lens, part, layers, maps, options), fit
+        options,
+        "depth_lens",
+        lens,
+        lambda part: measure(lens, part, layers, maps, options),
+        fit,
+        runs=lambda batch: runs_of(batch, layers, options),
     )
     conclude(measured, options)
     shown = [s for s in draw_samples(options, lens) if label(s) in measured.results.sample]
@@ -124,12 +130,25 @@ def passes(batch: Batch, layers: list[int], options: Options, fits: bool = False
     return [layers[i : i + most] for i in range(0, len(layers), most)]
 
 
+def runs_of(batch: Batch, layers: list[int], options: Options) -> float:
+    """Return how many whole runs a pair costs: at a step that is read out, layers that do not fit take the step again."""
+    steps = choose(options.vis_steps, batch.steps, "vis-steps", auto=6)
+    return 1 + (len(passes(batch, layers, options)) - 1) * len(steps) / batch.steps
+
+
 def tune(lens: dl.Lens, scenes: list[dl.Sample], layers: list[int], options: Options) -> xr.Dataset:
     """Fit, for each layer but the last, an affine map to the last layer's states; over all steps and branches.
 
     Returns:
         `weight` [expert, layer, channel, target] and `bias` [expert, layer, target].
     """
+    announce_fit(
+        "the maps of depth_lens",
+        lens,
+        scenes,
+        options,
+        lambda batch: len(passes(batch, layers[:-1], options, fits=True)),
+    )
     pairs = [(s, i) for i, s in enumerate(scenes)]
     parts = [pairs[i : i + options.block] for i in range(0, len(pairs), options.block)]
     first = batch_of(lens, parts[0], options)

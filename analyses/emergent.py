@@ -37,6 +37,7 @@ from dit_lens import analysis, plot
 from dit_lens.engine.outcomes import by_sample
 from dit_lens.experiments import probes as probing
 from dit_lens.experiments.clean_runs import clean_runs
+from dit_lens.experiments.cost import announce_fit
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.samples import batch_of, pairs_of, training_samples
@@ -71,7 +72,14 @@ def main(options: Options) -> int:
     if options.probe_scenes == 1:
         raise dl.TaskError("--probe-scenes 1: a probe is fitted on several; 0 fits none.")
     probes = fit_probes(lens, options) if options.questions and options.probe_scenes else None
-    measured = study(options, "emergent", lens, lambda part: measure(lens, part, probes, options), probes)
+    measured = study(
+        options,
+        "emergent",
+        lens,
+        lambda part: measure(lens, part, probes, options),
+        probes,
+        runs=lambda batch: 1.0 if probes is None else 2.0,  # the probes read a run of their own
+    )
     conclude(measured, options)
     return measured.exit_code
 
@@ -87,6 +95,7 @@ def fit_probes(lens: dl.Lens, options: Options) -> xr.Dataset:
         scenes = training_samples(options, options.probe_scenes)
 
     def fit() -> xr.Dataset:
+        announce_fit("the probes of emergent", lens, scenes, options, lambda batch: 1.0)
         pairs = [(s, i) for i, s in enumerate(scenes)]
         return probing.fit(batch_of(lens, pairs, options), questions)
 

@@ -27,6 +27,7 @@ import xarray as xr
 from tqdm import tqdm
 
 import dit_lens as dl
+from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.options import ScoredOptions
@@ -71,7 +72,13 @@ def main(options: Options) -> int:
     # The last one asked for is what others are compared with, also where it comes to the frames of an earlier one.
     baseline = next(made for made, asked in counts_of.items() if options.counts[-1] in asked)
     options = replace(options, counts=(*(made for made in counts_of if made != baseline), baseline))
-    measured = study(options, "frame_count", lens, lambda part: measure(lens, part, options))
+    measured = study(
+        options,
+        "frame_count",
+        lens,
+        lambda part: measure(lens, part, options),
+        runs=lambda batch: runs_of(lens, batch, options.counts),
+    )
     more = {"noise": NOISE, "frames made, by frames asked for": counts_of}
     if options.score == "vbvr":
         return max(measured.exit_code, conclude_benchmark(measured, more, options))
@@ -83,13 +90,24 @@ def true_counts(lens: dl.Lens, sample: dl.Sample, counts: Sequence[int]) -> dict
     """Return the numbers of frames that the model makes, with the numbers of --counts that come to each."""
     counts_of: dict[int, list[int]] = {}
     for count in counts:
-        channels, frames, _, _ = lens.family.anatomy.latent_grid(lens.pipe, replace(sample, num_frames=count))
+        channels, frames, _, _ = latent_grid(lens, sample, count)
         # A small picture has as many frames as a large one.
         counts_of.setdefault(len(lens.decode(torch.zeros(frames, 2, 2, channels))), []).append(count)
     for frames, counts_wanted in counts_of.items():
         if counts_wanted != [frames]:
             print(f"{', '.join(map(str, counts_wanted))} frames asked for: the model makes {frames}, once.")
     return counts_of
+
+
+def latent_grid(lens: dl.Lens, sample: dl.Sample, count: int) -> tuple[int, int, int, int]:
+    """Return the latents' (channel, frame, y, x) of a sample with another number of frames."""
+    return lens.family.anatomy.latent_grid(lens.pipe, replace(sample, num_frames=count))
+
+
+def runs_of(lens: dl.Lens, batch: Batch, counts: Sequence[int]) -> float:
+    """Return how many runs of the samples' own length all lengths come to, by latent frames; attention grows faster."""
+    sample, _ = batch.pairs[0]
+    return sum(latent_grid(lens, sample, count)[1] for count in counts) / batch.noise.shape[2]
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:

@@ -55,7 +55,13 @@ def main(options: Options) -> int:
     refuse_repeated(options.counts)
     benchmark.refuse_unscored(options, needs_scorer=False)
     lens = options.load()
-    measured = study(options, "step_count", lens, lambda part: measure(lens, part, options))
+    measured = study(
+        options,
+        "step_count",
+        lens,
+        lambda part: measure(lens, part, options),
+        runs=lambda batch: sum(options.counts) / batch.steps,
+    )
     more, code = conclude(measured.results, options)
     compare(measured, "steps", f"Number of steps · {options.source}", options, more)
     return max(measured.exit_code, code)

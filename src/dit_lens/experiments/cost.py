@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -61,6 +62,19 @@ def announce(
     )
 
 
+def announce_fit(what: str, lens: Lens, scenes: Sequence[Sample], options: StudyOptions, runs: Runs) -> None:
+    """Say on stderr what a fit costs, which is made on training scenes of one noise seed each; see `announce`.
+
+    Args:
+        what: is fitted.
+        lens: the model.
+        scenes: that it is fitted on.
+        options: of the script.
+        runs: gives the whole runs of each scene.
+    """
+    announce(what, lens, len(scenes), replace(options, seeds=1), runs, scenes[: options.block])
+
+
 def _spoken(seconds: float) -> str:
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= size:
@@ -68,4 +82,4 @@ def _spoken(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-__all__ = ["Runs", "announce", "runs_of_arms"]
+__all__ = ["Runs", "announce", "announce_fit", "runs_of_arms"]

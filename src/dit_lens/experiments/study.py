@@ -91,7 +91,8 @@ def study(
             f"{len(samples)} samples of {options.source}: a study takes at least {least}{', for an interval' * (least > 1)}."
         )
     remove_results(options.out)
-    begin = None if runs is None else partial(announce, name, lens, len(samples), options, runs)
+    has_batches = lens.family.batching is not None  # without them no step is timed
+    begin = partial(announce, name, lens, len(samples), options, runs) if runs and has_batches else None
     blocks = _Blocks(options, name, measure, keys.maker(name, options, lens, measure, using), begin)
     parts = [
         same[i : i + options.block] for same in by_shape(samples) for i in range(0, len(same), options.block)

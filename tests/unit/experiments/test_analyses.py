@@ -63,6 +63,8 @@ def go(name, out, monkeypatch, organism, **changes):
     return xr.open_zarr(out / "results.zarr", consolidated=False).load()
 
 
+STEPS = {"step_count": 20}
+FITS = {"depth_lens": (4, "the maps of depth_lens"), "emergent": (8, "the probes of emergent")}
 RUNS = {  # what a study says that it costs, in whole runs of every pair
     "causal_commitment": 1 + 2 * (3 / 4 + 1 / 4),  # two forks at steps 1 and 3 of 4
     "early_selection": 1,
@@ -71,6 +73,13 @@ RUNS = {  # what a study says that it costs, in whole runs of every pair
     + 2 * 3,  # three videos at 2 of 4 steps; two inverted, made again, and from other noise
     "scratch_space": 1 + (2 + 4 * 3 / 4) + (2 + 4 * 4 * 3 / 4),  # from step 1 on; four contents of states
     "seed_ensemble": 1 + 3 * (1 + 2 + 3) / 3,  # three thirds of the layers; K = 1, 2 and 3 of 3 seeds
+    "step_count": (1 + 2 + 4) / 20,  # in runs of the model's own 20 steps
+    "frame_count": (2 + 4) / 4,  # in runs of the samples' own 4 latent frames
+    "depth_lens": 1,
+    "emergent": 2,  # the probes read a run of their own
+    "plan_commitment": 1,
+    "revision": 1,
+    "cross_step_similarity": 1,
     "noise_sensitivity": 1 + (3 + 2 + 1) / 4 + 2 * 4 * 3 / 4 + 2 * 4 * 3 / 4 + 4 * (3 / 4 + 1 / 4),
 }
 
@@ -83,10 +92,18 @@ def test_a_study_says_what_it_costs_leaves_numbers_figures_and_the_command_and_i
         organism = dl.load("organism")
     results = go(name, tmp_path, monkeypatch, organism)
     said = [line for line in capsys.readouterr().err.splitlines() if SPEED in line]
+    if name in FITS:  # which is made before the study begins, on so many scenes, each once
+        scenes, what = FITS[name]
+        assert said.pop(0).startswith(
+            f"{what}: {scenes} samples x 1 seeds x 1.0 runs = {scenes} runs of 4 steps"
+        )
+    assert len(said) == 1 and said[0].startswith(f"{name}: ")
     if name in RUNS:
-        assert len(said) == 1 and said[0].startswith(f"{name}: 4 samples x ")
+        assert said[0].startswith(f"{name}: 4 samples x ")
         pairs = 4 * max(STUDIES[name].get("ks", (STUDIES[name].get("seeds", 1),)))  # an ensemble has K seeds
-        assert f"{RUNS[name]:.1f} runs = {pairs * RUNS[name]:,.0f} runs of 4 steps" in said[0]
+        assert (
+            f"{RUNS[name]:.1f} runs = {pairs * RUNS[name]:,.0f} runs of {STEPS.get(name, 4)} steps" in said[0]
+        )
     assert results.sizes["sample"] == 4
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["command"].startswith("python ")
