@@ -118,6 +118,7 @@ def main(options: Options) -> int:
         lens,
         lambda part: measure(lens, part, options),
         runs=lambda batch: runs_of_arms(batch, list(arms_of(options, *sizes(batch, options)).values())),
+        one_length=True,
     )
     return max(measured.exit_code, conclude(measured, options))
 

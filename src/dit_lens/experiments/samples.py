@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +228,25 @@ def require_two_steps(options: Options, lens: Lens) -> None:
         raise TaskError(f"--steps {steps}: this study reads what holds from step to step; give 2 or more.")
 
 
+def require_one_length(samples: Sequence[Sample], lens: Lens) -> None:
+    """Refuse samples of several lengths where results stand by latent frame, before anything is computed.
+
+    Raises:
+        TaskError: they have several numbers of latent frames.
+    """
+    count_of = Counter(
+        (lens.family.anatomy.latent_grid(lens.pipe, sample)[1], sample.num_frames) for sample in samples
+    )
+    if len({latent for latent, _ in count_of}) > 1:
+        lengths = ", ".join(
+            f"{frames} ({count} of {len(samples)})" for (_, frames), count in sorted(count_of.items())
+        )
+        raise TaskError(
+            f"Samples of several lengths, in frames: {lengths}. This study compares latent frames: give --num-frames, or one "
+            "--tasks at a time."
+        )
+
+
 def batch_of(lens: Lens, pairs: Sequence[Pair], options: StudyOptions, steps: int | None = None) -> Batch:
     """Prepare pairs as the options say.
 
@@ -264,6 +284,7 @@ __all__ = [
     "refuse_contradictions",
     "refuse_repeated",
     "remove_results",
+    "require_one_length",
     "require_scorer",
     "require_two_steps",
     "scenes",

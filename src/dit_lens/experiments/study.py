@@ -24,7 +24,7 @@ from dit_lens.experiments.cache import kept, kept_json, save
 from dit_lens.experiments.cost import Runs, announce
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
-from dit_lens.experiments.samples import Drawn, draw, folder_of, remove_results
+from dit_lens.experiments.samples import Drawn, draw, folder_of, remove_results, require_one_length
 from dit_lens.experiments.summary import report_failure, write_summary
 from dit_lens.tasks.pairs import by_shape, label
 from dit_lens.tasks.sample import Sample, folder_name
@@ -60,6 +60,7 @@ def study(
     runs: Runs | None = None,
     drawn: Drawn | None = None,
     least: int = 2,
+    one_length: bool = False,
 ) -> Measured:
     """Measure all samples, a block of one shape at a time; blocks of an earlier command are read, not made again.
 
@@ -74,12 +75,14 @@ def study(
         runs: how many runs the study makes of a pair, to say what it costs before its first block is measured.
         drawn: the samples. Default: those that the options ask for.
         least: how many samples there have to be: 2 for an interval over samples.
+        one_length: whether results stand by latent frame, so that samples have to have as many of them.
 
     Returns:
         The blocks together, also written to `results.zarr`.
 
     Raises:
-        TaskError: no seeds, too few samples, or options that contradict each other.
+        TaskError: no seeds, too few samples, samples of several lengths where they need one, or options that contradict each
+            other.
         DitLensError: no block could be measured, or results of samples of several shapes do not fit together.
     """
     if options.seeds < 1:
@@ -90,6 +93,8 @@ def study(
         raise TaskError(
             f"{len(samples)} samples of {options.source}: a study takes at least {least}{', for an interval' * (least > 1)}."
         )
+    if one_length:
+        require_one_length(samples, lens)
     remove_results(options.out)
     has_batches = lens.family.batching is not None  # without them no step is timed
     begin = partial(announce, name, lens, len(samples), options, runs) if runs and has_batches else None

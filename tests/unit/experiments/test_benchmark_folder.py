@@ -143,6 +143,24 @@ def test_what_a_benchmark_cannot_give_is_refused(bench, tmp_path, monkeypatch, o
         run("step_count", monkeypatch, organism, image=picture, prompt="go", out=tmp_path)
 
 
+def test_samples_of_several_lengths_are_refused_before_anything_is_computed_where_frames_are_compared(
+    tmp_path, monkeypatch, organism
+):
+    root, label = tmp_path / "bench", f"{IN}/{SORT}"
+    for name, frames in (("00000", 5), ("00001", 9), ("00002", 8)):  # 8 frames are rounded up to 9
+        write_sample(root / label / name, 32, 48, frames)
+    given = {"eval_root": root, "out": tmp_path / "out", "steps": 2, "cfg_scale": 1.0, "stops": "none"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, "__init__", lambda *_, **__: pytest.fail("a batch is prepared"))
+        with pytest.raises(
+            dl.TaskError, match=r"5 \(1 of 3\), 9 \(2 of 3\)\. .* give --num-frames, or one --tasks"
+        ):
+            run("noise_sensitivity", monkeypatch, organism, **given)
+    given |= {"num_frames": 5, "cka_layers": "none"}
+    assert run("noise_sensitivity", monkeypatch, organism, **given) == 0
+    assert xr.open_zarr(tmp_path / "out" / "results.zarr", consolidated=False).sizes["frame"] == 2
+
+
 def test_arguments_of_the_pipeline_reach_it_or_are_refused(tmp_path, monkeypatch, organism):
     from dit_lens.experiments.options import StudyOptions
 
