@@ -7,7 +7,8 @@ holds in the run of B, from the same noise at the same step; and the other way r
 How far that goes (`leaning`): with z_A, z_B the ends of the clean runs, (d(x, z_A) - d(x, z_B)) / d(z_A, z_B), d over all
 latents but a given first frame. -1 is A's, 1 is B's. Of the last latents, and of x0 at the swapped step (of several the last),
 where a clean run does not lean to -1 either: read it against `leaning_x0_clean`. Where there is a scorer, beside it: flips (the
-video solves B), keeps (it solves A), neither.
+video solves B), keeps (it solves A), neither. And how far each arm moves the latents right after its last swapped step, as a
+share of their RMS: a swap that moves them little can turn no answer, whatever the states hold.
 
 `--sites`: `block`, the state after a block; `update`, what the block adds; `self_attn`, `cross_attn`, `ffn`, and what other
 sites the model has. Swapping a whole state puts B in from there on: at the last layer, on all branches and steps, that is an
@@ -48,7 +49,7 @@ from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.experiments.swap_outcomes import CleanEnds, outcomes_of
-from dit_lens.experiments.swap_summary import RATES, Told, of_units, told, told_of_leaning
+from dit_lens.experiments.swap_summary import RATES, UNBOUNDED, Told, of_units, told, told_of_leaning
 from dit_lens.experiments.swaps import (
     ANOTHER,
     BRANCHES,
@@ -182,6 +183,9 @@ def conclude(measured: Measured, options: Options, alone: Sequence[str] = ()) ->
     ):
         summary["no step is in the"] = empty
     summary |= {"samples without another of their shape in their task": list(alone)} if alone else {}
+    # Arms that move the latents unequally have unequal leverage, whatever the states hold.
+    movement = told(results.movement, "movement of the latents right after, share of their RMS", UNBOUNDED)
+    summary |= movement.summary
     bootstrap: dict[str, Any] = {}
     is_defined = results.leaning.notnull().all([dim for dim in results.leaning.dims if dim != "sample"])
     defined = results.isel(sample=is_defined.values)

@@ -22,22 +22,28 @@ class Movement:
     Args:
         last: the last edited step of each arm.
         pairs: how many pairs there are.
+        given: latent frames at the beginning that are given, and are not counted.
 
     Attributes:
         values: [arm, pair]; 0 where a pair was not edited.
+        sizes: RMS of the clean run's latents there, [arm, pair]; 0 where a pair was not edited.
     """
 
-    def __init__(self, last: Sequence[int], pairs: int) -> None:
-        self.last, self.values = list(last), np.zeros((len(last), pairs))
+    def __init__(self, last: Sequence[int], pairs: int, given: int = 0) -> None:
+        self.last, self.given = list(last), given
+        self.values, self.sizes = np.zeros((2, len(last), pairs))
 
     def look(self, now: Now) -> None:
         """Compare the edited rows of a forward with their clean ones."""
         if now.step not in self.last:
             return
-        edited, clean = (apart(x.latents)["video"].float() for x in (now.edited, now.clean))
+        edited, clean = (
+            apart(x.latents)["video"][:, :, self.given :].float() for x in (now.edited, now.clean)
+        )
         for row, (arm, pair) in enumerate(now.rows):
             if now.step == self.last[arm]:
                 self.values[arm, pair] = float((edited[row] - clean[pair]).square().mean().sqrt())
+                self.sizes[arm, pair] = float(clean[pair].square().mean().sqrt())
 
 
 def at_equal_movement(

@@ -15,6 +15,7 @@ from dit_lens import analysis
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.sweep import Now, run_arms
+from dit_lens.experiments.leverage import Movement
 from dit_lens.experiments.samples import given_frames
 from dit_lens.experiments.swaps import OWN, ROWS, Swap, partner, receives, run_swaps
 from dit_lens.families.latents import apart
@@ -113,11 +114,18 @@ def outcomes_of(ends: CleanEnds, site: str, layer: int, swaps: Sequence[Swap]) -
 
     Returns:
         On [arm, pair, direction]: `leaning` of the last latents; `leaning_x0` of x0 at the last swapped step, and
-        `leaning_x0_clean` of the clean run's there; where there are scorers `flip`, the video solves the donor's sample, and
+        `leaning_x0_clean` of the clean run's there; `movement` of the latents right after that step, RMS, as a share of the RMS
+        of the clean run's; where there are scorers `flip`, the video solves the donor's sample, and
         `kept`, its own. On [pair, direction]: `own_change`, the largest change of a latent by a run's own states.
     """
     belief = _Belief(ends, swaps)
-    _, ended = run_swaps(ends.batch, site, layer, swaps, belief.look, belief.look_clean)
+    movement = Movement(belief.last, len(ends.latents), ends.given)
+
+    def look(now: Now) -> None:
+        belief.look(now)
+        movement.look(now)
+
+    _, ended = run_swaps(ends.batch, site, layer, swaps, look, belief.look_clean)
     rows = ends.receivers
     lean = np.stack([ends.leaning(latents[rows], rows) for latents in ended])
     own = [swap.name for swap in swaps].index(OWN)
@@ -126,6 +134,7 @@ def outcomes_of(ends: CleanEnds, site: str, layer: int, swaps: Sequence[Swap]) -
         "leaning": (("arm", *DIMS), by_direction(lean)),
         "leaning_x0": (("arm", *DIMS), by_direction(belief.edited[:, rows])),
         "leaning_x0_clean": (("arm", *DIMS), by_direction(belief.clean[:, rows])),
+        "movement": (("arm", *DIMS), by_direction(movement.values[:, rows] / movement.sizes[:, rows])),
         "own_change": (DIMS, by_direction(change)),
     }
     if ends.is_judged:

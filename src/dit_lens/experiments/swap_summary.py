@@ -11,12 +11,13 @@ import numpy as np
 import xarray as xr
 
 from dit_lens import analysis
-from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.swaps import ANOTHER, PLACEBO
 
 Bounds = tuple[float, float]
 LEANING: Bounds = (-1.0, 1.0)
 RATES: Bounds = (0.0, 1.0)
+UNBOUNDED: Bounds = BOUNDS["distance"]
 STEP = re.compile(r"step (\d+)")
 """Name of an arm with one step, on all branches."""
 
@@ -141,4 +142,4 @@ def one_step(values: xr.DataArray) -> xr.DataArray | None:
     return chosen.astype(float).rename(arm="step").assign_coords(step=list(found.values()))
 
 
-__all__ = ["RATES", "Told", "of_units", "told", "told_of_leaning"]
+__all__ = ["RATES", "UNBOUNDED", "Told", "of_units", "told", "told_of_leaning"]

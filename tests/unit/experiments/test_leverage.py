@@ -63,3 +63,16 @@ def test_movement_is_what_the_formula_of_an_averaged_step_says(lens, sample):
     for values, move in zip(movement.values, moves.values(), strict=True):
         np.testing.assert_allclose(values, move.square().mean((1, 2, 3, 4)).sqrt(), rtol=1e-4)
         assert values.min() > 1e-3
+    sizes = clean.latents.square().mean((1, 2, 3, 4)).sqrt()
+    np.testing.assert_allclose(movement.sizes, [sizes, sizes], rtol=1e-5)
+
+
+def test_movement_leaves_out_frames_that_are_given(lens, sample):
+    batch = lens.batch([(sample, 0)], steps=3, cfg_scale=1.0)
+    last = batch.noise.shape[2] - 1
+    arms = [[Placed(dl.add_noise(scale=1.0), dl.at(site="latents", step=1, frame=f))] for f in (0, last)]
+    whole, free = (Movement([1, 1], 1, given) for given in (0, 1))
+    for movement in (whole, free):
+        run_arms(batch, arms, look=movement.look)
+    assert free.values[1, 0] == pytest.approx(whole.values[1, 0] * ((last + 1) / last) ** 0.5, rel=0.2)
+    assert free.values[1, 0] > whole.values[1, 0] and free.values[0, 0] < whole.values[0, 0]

@@ -131,6 +131,26 @@ def test_x0_moves_where_the_swap_is_and_the_end_only_if_the_last_step_was_swappe
         assert np.allclose(found.leaning_x0_clean.sel(arm=arm), -1, atol=1e-5), arm
 
 
+def test_movement_is_what_the_formula_of_a_swapped_step_says_and_nothing_where_nothing_is_carried(lens):
+    """A step from noise level a to b moves the latents by (1 - b / a) of what x0 moves by; the last one by all of it."""
+    found = outcomes(lens, "cross_attn", READS).movement
+    batch = lens.batch(swaps.rows_of([(Couple.of(sample("dark"), sample("bright")), 7)]))
+    first = batch.step(0, batch.noise)
+    a, b = batch.sigmas[:2]
+    apart = (first.x0[1] - first.x0[0]).square().mean().sqrt()
+    moved = [float((1 - b / a) * apart / first.latents[row].square().mean().sqrt()) for row in (0, 1)]
+    assert np.allclose(found.sel(arm="step 0"), moved, rtol=1e-4) and max(moved) < 0.7
+    ends = CleanEnds.of(batch, False)
+    whole = ends.apart()[0] / ends.latents[:2].square().mean((1, 2, 3, 4)).sqrt().numpy()
+    for arm in ("all branches", "step 5", "last third of the steps"):
+        assert np.allclose(found.sel(arm=arm), whole, rtol=1e-4) and whole.min() > 1.9, arm
+    for arm in ("own states", "same sample, other seed"):
+        assert np.allclose(found.sel(arm=arm), 0, atol=1e-5), arm
+    assert float(found.sel(arm="conditional branch").min()) > 0.1
+    still = outcomes(lens, "ffn", READS).movement.sel(arm="all branches")
+    assert np.allclose(still, 0, atol=1e-5)
+
+
 def test_another_layers_values_are_those_of_that_layer(lens):
     found = outcomes(
         lens, "cross_attn", 0
@@ -315,6 +335,8 @@ def test_two_pictures_of_ones_own_need_no_scorer_and_seeds_are_what_intervals_ar
     whole = summary["leaning"]["site cross_attn"]["layer 1"][0]
     assert whole["arm"] == "all branches" and whole["mean"] == pytest.approx(1) and whole["low"] < 1
     assert summary["layer from which on leaning is above 0, block, all branches"]["crossing"] == 0.5
+    moved = summary["movement of the latents right after, share of their RMS"]["site cross_attn"]
+    assert [moved[f"layer {n}"][0]["mean"] for n in range(3)] == pytest.approx([0, 2, 0], abs=0.1)
     against = summary["leaning, all branches minus placebo"]["site cross_attn"]
     assert against[0]["effect"] == pytest.approx(0, abs=1e-5) and against[1]["effect"] > 0.5
     assert (tmp_path / "out" / "leaning_by_layer_cross_attn.png").stat().st_size > 5000
