@@ -39,6 +39,7 @@ from dit_lens.analysis.cka_sampled import kernel_cka, kernel_matrix, sample_toke
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
+from dit_lens.experiments.crossings import place_of
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.partners import partners
@@ -255,7 +256,7 @@ def of_blocks(results: xr.Dataset, options: Options) -> dict[str, Any]:
     out: dict[str, Any] = {"block score, by border": headline(curve)}
     if mean.sizes["border"] > 1:
         top = analysis.peak(mean, "border")
-        out["block score is highest at border"] = {name: int(top[name]) for name in ("peak", "low", "high")}
+        out["block score is highest at border"] = place_of(top, mean)
     steps = [int(results.step[n]) for n in changes(results)]
     out["change of experts, first step after"] = steps
     if len(steps) == 1 and steps[0] in score.border.values:

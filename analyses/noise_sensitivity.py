@@ -57,6 +57,7 @@ from dit_lens.engine.sweep import Now, run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.cost import runs_of_arms
+from dit_lens.experiments.crossings import place_of
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import BOUNDS, arms_as, family, headline, unfold
 from dit_lens.experiments.partners import partners
@@ -410,7 +411,7 @@ def of_states(results: xr.Dataset) -> dict[str, Any]:
     }
     if sensitivity.sizes["after_step"] > 1:
         top = analysis.peak(sensitivity, "after_step")
-        found["sensitivity peaks after step"] = {name: int(top[name]) for name in ("peak", "low", "high")}
+        found["sensitivity peaks after step"] = place_of(top, sensitivity)
     for name, values in references(results).items():
         found[f"dissimilarity of two runs, another {name}"] = headline(analysis.mean(values))
         found[f"dissimilarity of two runs, another {name}, samples"] = values.sizes["sample"]

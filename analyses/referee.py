@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiments.cache import save_json
+from dit_lens.experiments.crossings import NO_INTERVAL
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.samples import require_scorer
 from dit_lens.experiments.script import run_script
@@ -194,6 +195,9 @@ def early(summary: dict[str, Any], steps: int) -> dict[str, Any]:
             "measured": f"step of {steps}",
             "verdict": f"not measured: {found['not measured']}",
         }
+    if NO_INTERVAL in found:
+        reason = f"not measured: no interval, for {found[NO_INTERVAL]}"
+        return {"claim": claim, "measured": f"step of {steps}", "verdict": reason}
     ends = [found[name]["step"] for name in ("value", "low", "high")]
     value, low, high = (float("inf") if step is None else step for step in ends)
     bound = EARLY * steps

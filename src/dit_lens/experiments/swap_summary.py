@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from dit_lens import analysis
+from dit_lens.experiments.crossings import place_of
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.swaps import ANOTHER, PLACEBO
 
@@ -76,10 +77,7 @@ def told_of_leaning(results: xr.Dataset) -> Told:
     if "block" in values.site.values and values.sizes["layer"] > 1 and values.sizes["sample"] > 1:
         curve = whole.sel(site="block", drop=True).transpose("sample", ...)
         found = analysis.crossing(curve, "layer")
-        ends = {name: float(found[name]) for name in ("crossing", "low", "high")}
-        summary[f"layer from which on leaning is above 0, block, {first}"] = {
-            name: end if np.isfinite(end) else None for name, end in ends.items()
-        }
+        summary[f"layer from which on leaning is above 0, block, {first}"] = place_of(found, curve)
     return Told(summary, said.by_arm, said.by_step)
 
 

@@ -36,6 +36,12 @@ def test_a_plan_is_early_within_a_quarter_of_the_steps(referee, steps, verdict):
     assert referee.early({"commitment": found}, 20)["verdict"] == verdict
 
 
+def test_a_date_without_an_interval_is_no_verdict(referee):
+    found = {"value": {"step": 2.0, "sigma": 0.9}, "no interval": "all samples agree everywhere"}
+    row = referee.early({"commitment": found}, 20)
+    assert row["verdict"] == "not measured: no interval, for all samples agree everywhere"
+
+
 def test_what_is_read_off_the_summaries(referee):
     counts = {"solved, minus that of steps 20": [{"steps": 1, "effect": -0.4, "low": -0.5, "high": -0.2}, {}]}
     assert referee.gained(counts) == (0.4, 0.2, 0.5)
