@@ -40,50 +40,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from torch import Tensor
 
 import dit_lens as dl
 from dit_lens import analysis, plot
-from dit_lens.analysis.cka_sampled import kernel_cka, sample_tokens, unit_kernel
 from dit_lens.engine.batch import Batch
-from dit_lens.engine.outcomes import by_sample, outcomes
-from dit_lens.engine.stepped import Stepped
-from dit_lens.engine.sweep import Now, run_arms
+from dit_lens.engine.outcomes import by_sample
+from dit_lens.engine.sweep import run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.cost import runs_of_arms
-from dit_lens.experiments.crossings import place_of
+from dit_lens.experiments.moved_states import MovedStates, of_states, references
+from dit_lens.experiments.noise_arms import (
+    BUDGETS,
+    CLEAN,
+    ELSEWHERE,
+    STOPPED,
+    Kind,
+    Noise,
+    after_step,
+    by_stop,
+    contrasts,
+    gather,
+    heal,
+    in_frame,
+)
 from dit_lens.experiments.options import ScoredOptions
-from dit_lens.experiments.outcomes import BOUNDS, arms_as, family, headline, unfold
-from dit_lens.experiments.partners import partners
+from dit_lens.experiments.outcomes import BOUNDS, family, headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import batch_of, pairs_of, require_two_steps
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
-from dit_lens.plan.plan import Placed
-
-BUDGETS = ("same scale", "same energy")
-"""Of noise in a frame after every step: as strong as that at a step, or as much in all, which only added noise can be."""
-STOPPED = ("up to step", "at step")
-"""Of the noise in a frame that comes last when that at a step does: spread over the steps before, or at once."""
-
-CLEAN = "clean run"
-"""The arm without noise."""
-ELSEWHERE = ", elsewhere"
-"""What an arm is called by that is judged with the latents of the frame that was hit from the clean run."""
 
 
 @dataclass
 class Options(ScoredOptions):
     """Noise at a step, and noise in a frame."""
 
-    noise: Literal["replace", "add", "renoise"] = "replace"
+    noise: Kind = "replace"
     """What noise does to latents: replace (the paper's), add, or renoise (keep x0 and the noise level)."""
     scale: float = 1.0
     """Standard deviation of the noise, in units of the clean latents' (which are scaled to about 1). With renoise 1."""
@@ -98,9 +97,9 @@ class Options(ScoredOptions):
     PAPER: ClassVar[dict[str, Any]] = {"noise": "replace", "steps": 50}
 
     @property
-    def budgets(self) -> tuple[str, ...]:
-        """How much noise a frame gets after every step."""
-        return BUDGETS if self.noise == "add" else BUDGETS[:1]
+    def noises(self) -> Noise:
+        """The noise that all arms have."""
+        return Noise(self.noise, self.scale)
 
 
 def main(options: Options) -> int:
@@ -118,7 +117,7 @@ def main(options: Options) -> int:
         "noise_sensitivity",
         lens,
         lambda part: measure(lens, part, options),
-        runs=lambda batch: runs_of_arms(batch, list(arms_of(options, *sizes(batch, options)).values())),
+        runs=lambda batch: runs_of_arms(batch, list(options.noises.arms(*sizes(batch, options)).values())),
         one_length=True,
     )
     return max(measured.exit_code, conclude(measured, options))
@@ -132,18 +131,17 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     if frames < 2:
         raise TaskError(f"{frames} latent frames: noise in a frame needs another frame; raise --num-frames.")
     layers = [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
-    arms = arms_of(options, frames, after, stops)
-    states = Moved(batch, layers, after, options)
+    arms = options.noises.arms(frames, after, stops)
+    states = MovedStates(batch, layers, after, options.cka_tokens, options.draw)
     edits = list(arms.values())
     clean, ended = run_arms(batch, edits, states.watch, states.look, "noise", states.compare_clean)
     healed = heal(clean, ended[after:])
-    data = gather(batch, clean, ended, healed, stops, options.budgets).merge(states.dataset())
+    data = gather(batch, clean, ended, healed, stops, options.noises.budgets).merge(states.dataset())
     data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
     if options.noise == "add":
-        # Variances that each arm adds to a row of latents, summed over frames and steps.
-        energy = options.scale**2 * np.array([frames, after, frames, frames, frames])
-        data["noise_energy"] = ("kind", energy)
-        data = data.assign_coords(kind=np.array(["step", *BUDGETS, *STOPPED], np.dtypes.StringDType()))
+        energies = options.noises.energies(frames, after)
+        data["noise_energy"] = ("kind", list(energies.values()))
+        data = data.assign_coords(kind=np.array(list(energies), np.dtypes.StringDType()))
     out = by_sample(data.assign_coords(sigma=("step", batch.sigmas)), pairs)
     if options.score == "vbvr":
         latents = dict(zip(arms, ended, strict=True)) | {
@@ -164,151 +162,6 @@ def sizes(batch: Batch, options: Options) -> tuple[int, int, list[int]]:
     return frames, after, choose(options.stops, after, "stops") if options.stops != "none" else []
 
 
-def arms_of(options: Options, frames: int, after: int, stops: list[int]) -> dict[str, list[Placed]]:
-    """Return the arms: all frames after each step; each frame by budget; each frame by kind and stop."""
-    is_added = options.noise == "add"
-    arms = {after_step(s): noise(options, step=s + 1) for s in range(after)}
-    # (a) gives every element noise once; (b) gives the elements of one frame noise after each step but the last.
-    for budget, share in zip(options.budgets, (1.0, frames / after), strict=False):
-        arms |= {in_frame(f, budget): noise(options, share, step="1-", frame=f) for f in range(frames)}
-    for kind in STOPPED:
-        for stop in stops:
-            times, when = (stop + 1, f"1-{stop + 1}") if kind == "up to step" else (1, str(stop + 1))
-            share = frames / times if is_added else 1.0
-            how = f"{kind} {stop}"
-            arms |= {in_frame(f, how): noise(options, share, step=when, frame=f) for f in range(frames)}
-    return arms
-
-
-def after_step(step: int) -> str:
-    """Return how the arm with noise in all frames after a step is called."""
-    return f"after step {step}"
-
-
-def in_frame(frame: int, how: str) -> str:
-    """Return how the arm with noise in one frame is called."""
-    return f"frame {frame}, {how}"
-
-
-def noise(options: Options, share: float = 1.0, **where: Any) -> list[Placed]:
-    """Return an arm: noise in the latents, at a place, of a share of the variance."""
-    kinds = {
-        "add": lambda: dl.add_noise(scale=options.scale * share**0.5),
-        "replace": lambda: dl.noise(scale=options.scale),
-        "renoise": dl.renoise,
-    }
-    return [Placed(kinds[options.noise](), dl.at(site="latents", **where))]
-
-
-class Moved:
-    """How far noise after a step moves latents and states, beside how far runs are apart by themselves.
-
-    Args:
-        batch: the pairs.
-        layers: whose states are compared.
-        after: number of arms with noise after a step, which come first.
-        options: of the script.
-    """
-
-    def __init__(self, batch: Batch, layers: list[int], after: int, options: Options) -> None:
-        self.batch, self.layers, self.arms = batch, layers, after
-        self.watch = [("block", batch.layout.branches[0], layer) for layer in layers]
-        count = int(np.prod(batch.grid))
-        self.tokens = sample_tokens(count, options.cka_tokens, options.draw) if layers else []
-        self.others = sample_tokens(count, options.cka_tokens, options.draw + 1) if layers else []
-        pairs, shape = len(batch.pairs), (batch.steps, len(layers))
-        self.latents = np.zeros((pairs, after), np.float32)
-        self.states = np.full((pairs, after, *shape), np.nan, np.float32)
-        self.again = np.full((pairs, after, *shape), np.nan, np.float32)
-        self.partners = partners(batch)
-        self.apart = {name: np.full((pairs, *shape), np.nan, np.float32) for name in ("seed", "sample")}
-
-    def look(self, now: Now) -> None:
-        """Compare the edited rows of a forward with their clean ones."""
-        rows = [(i, arm, pair) for i, (arm, pair) in enumerate(now.rows) if arm < self.arms]
-        sigma = self.batch.sigmas[now.step]
-        for i, arm, pair in rows:
-            if arm + 1 == now.step:  # what the step starts from is x0 + sigma v
-                starts = [x.x0[n] + sigma * x.velocity[n] for x, n in ((now.clean, pair), (now.edited, i))]
-                self.latents[pair, arm] = float((starts[1] - starts[0]).float().square().mean().sqrt())
-        for j, place in enumerate(self.watch):
-            for pair in {pair for _, _, pair in rows}:
-                known = now.clean.states[place][pair]
-                clean = unit_kernel(known, self.tokens)
-                for i, arm, _ in (row for row in rows if row[2] == pair):
-                    state = now.edited.states[place][i]
-                    edited = unit_kernel(state, self.tokens)
-                    self.states[pair, arm, now.step, j] = 1 - kernel_cka(clean, edited)
-                    if pair == 0 and self.tokens != self.others:
-                        kernels = (unit_kernel(x, self.others) for x in (known, state))
-                        self.again[pair, arm, now.step, j] = 1 - kernel_cka(*kernels)
-
-    def compare_clean(self, step: int, clean: Stepped) -> None:
-        """Compare each clean run with another seed of its sample, and with another sample, where the batch has one."""
-        for j, place in enumerate(self.watch):
-            kernels = [unit_kernel(state, self.tokens) for state in clean.states[place]]
-            for name, others in self.partners.items():
-                for pair, other in others.items():
-                    self.apart[name][pair, step, j] = 1 - kernel_cka(kernels[pair], kernels[other])
-
-    def dataset(self) -> xr.Dataset:
-        """Return what was measured, by pair."""
-        steps, curve = ("step", "layer"), ("pair", "after_step", "step", "layer")
-        return xr.Dataset(
-            {
-                "moved": (("pair", "after_step"), self.latents),
-                "dissimilarity": (curve, self.states),
-                "dissimilarity_again": (curve, self.again),
-                **{f"dissimilarity_{n}": (("pair", *steps), values) for n, values in self.apart.items()},
-                "tokens": ("of", [len(self.tokens), int(np.prod(self.batch.grid))]),
-            },
-            {
-                "step": np.arange(self.batch.steps),
-                "layer": np.array(self.layers, int),
-                "of": np.array(["compared", "all"], np.dtypes.StringDType()),
-            },
-        )
-
-
-def heal(clean: Tensor, ended: Tensor) -> Tensor:
-    """Return what came of noise in one frame, with this frame's latents from the clean run, [arm, pair, ...]."""
-    healed = ended.clone()
-    for arm in range(len(healed)):
-        frame = arm % clean.shape[2]
-        healed[arm, :, :, frame] = clean[:, :, frame]
-    return healed
-
-
-def gather(
-    batch: Batch, clean: Tensor, ended: Tensor, healed: Tensor, stops: list[int], budgets: tuple[str, ...]
-) -> xr.Dataset:
-    """Judge the arms, and sort what came out: by step, by budget and frame, by kind, stop and frame; and clean."""
-    frames, after = clean.shape[2], len(ended) - len(healed)
-    others = outcomes(batch, healed, clean)
-    others["distance"] = others.distance * (frames / (frames - 1)) ** 0.5  # a mean over the others
-    judged = outcomes(batch, ended, clean)
-    of_frames = xr.merge(
-        [judged.isel(arm=slice(after, None)), others.rename({n: f"{n}_elsewhere" for n in others})]
-    )
-    shapes = {"frame": {"budget": list(budgets)}, "stopped": {"stopping": list(STOPPED), "stop": stops}}
-    parts, start = [], 0
-    for prefix, labels in shapes.items():
-        labels = {**labels, "frame": list(range(frames))}
-        count = int(np.prod([len(values) for values in labels.values()]))
-        part = of_frames.isel(arm=slice(start, start + count)).rename({n: f"{prefix}_{n}" for n in of_frames})
-        parts += [unfold(part, labels)] if count else []
-        start += count
-    return xr.merge(
-        [
-            arms_as(judged, slice(0, after), "after_step", range(after), "step"),
-            arms_as(outcomes(batch, clean[None], clean), slice(0, 1), "arm", ["clean"], "clean").isel(
-                arm=0, drop=True
-            ),
-            *parts,
-        ]
-    )
-
-
 def conclude(measured: Measured, options: Options) -> int:
     """Summarise, draw, save; return the exit code of the benchmark's scores."""
     results = measured.results
@@ -318,6 +171,9 @@ def conclude(measured: Measured, options: Options) -> int:
 
     def against(name: str, clean: xr.DataArray = baseline, **how: Any) -> xr.Dataset:
         return analysis.effect(results[name], clean, bounds=limits, **how)
+
+    def distance(name: str) -> Any:
+        return headline(analysis.mean(results[name], bounds=BOUNDS["distance"]))
 
     step = against(f"step_{outcome}", along="after_step")
     summary = {
@@ -333,15 +189,9 @@ def conclude(measured: Measured, options: Options) -> int:
         "effect of noise in a frame, elsewhere": headline(
             against(f"frame_{outcome}_elsewhere", along="frame")
         ),
-        "distance in all frames, noise after a step": headline(
-            analysis.mean(results.step_distance, bounds=BOUNDS["distance"])
-        ),
-        "distance elsewhere, noise in a frame": headline(
-            analysis.mean(results.frame_distance_elsewhere, bounds=BOUNDS["distance"])
-        ),
-        "distance of the latents right after the noise": headline(
-            analysis.mean(results.moved, bounds=BOUNDS["distance"])
-        ),
+        "distance in all frames, noise after a step": distance("step_distance"),
+        "distance elsewhere, noise in a frame": distance("frame_distance_elsewhere"),
+        "distance of the latents right after the noise": distance("moved"),
         **contrasts(results, outcome, limits),
         **of_states(results),
     }
@@ -375,55 +225,6 @@ def on_benchmark(results: xr.Dataset, options: Options) -> benchmark_table.Repor
     return benchmark_table.conclude(options, results.video, CLEAN, means, pairs, curves)
 
 
-def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None) -> dict[str, Any]:
-    """Compare noise at a step with noise in a frame: over the whole run, and where both stop at the same step."""
-    at_step = results[f"step_{outcome}"]
-    effects = {
-        f"mean over steps minus mean over frames, {budget}": analysis.effect(
-            at_step.mean("after_step"),
-            results[f"frame_{outcome}"].sel(budget=budget, drop=True).mean("frame"),
-            bounds=limits,
-        )
-        for budget in results.budget.values.tolist()
-    }
-    if "stop" in results.dims:
-        at_stops = at_step.sel(after_step=results.stop.values).rename(after_step="stop")
-        for suffix in ("", "_elsewhere"):
-            stopped = results[f"stopped_{outcome}{suffix}"].mean("frame")
-            for kind in STOPPED:
-                name = f"after a step minus mean over frames{suffix.replace('_', ', ')}, {kind}"
-                other = stopped.sel(stopping=kind, drop=True)
-                effects[name] = analysis.effect(at_stops, other, bounds=limits, along="stop")
-    return {name: headline(one) for name, one in effects.items()}
-
-
-def of_states(results: xr.Dataset) -> dict[str, Any]:
-    """Say after which step noise moves the states most, beside how far runs are apart by themselves.
-
-    The sensitivity at a step is the mean dissimilarity over all later steps and the layers that were compared.
-    """
-    if not results.sizes["layer"]:
-        return {}
-    inner = ("step", "layer")
-    sensitivity = results.dissimilarity.mean(inner)
-    found: dict[str, Any] = {
-        "sensitivity of the states": headline(analysis.mean(sensitivity, along="after_step"))
-    }
-    if sensitivity.sizes["after_step"] > 1:
-        top = analysis.peak(sensitivity, "after_step")
-        found["sensitivity peaks after step"] = place_of(top, sensitivity)
-    for name, values in references(results).items():
-        found[f"dissimilarity of two runs, another {name}"] = headline(analysis.mean(values))
-        found[f"dissimilarity of two runs, another {name}, samples"] = values.sizes["sample"]
-    found["tokens of a state"] = dict(
-        zip(results.of.values.tolist(), results.tokens.values.tolist(), strict=True)
-    )
-    again = results.dissimilarity_again - results.dissimilarity
-    if bool(again.notnull().any()):  # of two independent samples of tokens
-        found["error of a dissimilarity by the tokens drawn"] = float((again**2).mean() / 2) ** 0.5
-    return found
-
-
 def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, options: Options) -> None:
     """Draw the outcome against step, frame and stop, and the heat map of the states."""
     clean = analysis.mean(results[f"clean_{outcome}"], bounds=limits)
@@ -445,22 +246,13 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
     elsewhere = results[f"frame_{outcome}_elsewhere"]
     both = [
         by_frame,
-        elsewhere.assign_coords(budget=[f"{b}, judged elsewhere" for b in options.budgets]),
+        elsewhere.assign_coords(budget=[f"{b}, judged elsewhere" for b in options.noises.budgets]),
     ]
     joined = xr.concat([b.rename("score") for b in both], "budget").rename(budget="noise")
     curves(joined, "frame", "frame", f"in one frame, after every step ({options.noise})")
     if "stop" in results.dims:
-        at_stops = by_step.sel(after_step=results.stop.values).rename(after_step="stop")
-        in_frame = results[f"stopped_{outcome}"].mean("frame")
-        away = results[f"stopped_{outcome}_elsewhere"].mean("frame")
-        lines = {
-            "all frames": at_stops,
-            **{f"one frame, {k}": in_frame.sel(stopping=k, drop=True) for k in STOPPED},
-            **{f"one frame, {k}, judged elsewhere": away.sel(stopping=k, drop=True) for k in STOPPED},
-        }
-        stacked = xr.concat([v.rename(outcome) for v in lines.values()], xr.Variable("noise", list(lines)))
         curves(
-            stacked.rename(stop="after_step"),
+            by_stop(results, outcome),
             "after_step",
             "stop",
             f"that last comes after a step ({options.noise})",
@@ -476,20 +268,6 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
             title=title,
         )
         plot.save(figure, options.out / "dissimilarity.png")
-
-
-def references(results: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Return how far apart two runs are over the steps after each, [sample, seed, after_step]: of a sample, of two samples.
-
-    A sample that has no other beside it in its block is left out.
-    """
-    out = {}
-    for name in ("seed", "sample"):
-        values = results[f"dissimilarity_{name}"].mean("layer")
-        later = values.where(results.step > results.after_step).mean("step").dropna("sample")
-        if later.sizes["sample"] > 1:
-            out[name] = later
-    return out
 
 
 def sensitivity(results: xr.Dataset, options: Options) -> Figure:

@@ -257,8 +257,8 @@ SAME = [
     ("src/dit_lens/engine/batch.py", "\nclass Batch", "\n# A comment.\n\n\nclass Batch"),
     ("src/dit_lens/engine/batch.py", '"""Number of steps."""', '"""The number of steps."""'),
     (
-        "analyses/noise_sensitivity.py",
-        '    """Return an arm: noise in the latents, at a place, of a share of the variance."""\n',
+        "src/dit_lens/experiments/noise_arms.py",
+        '        """Return an arm: noise in the latents, at a place, of a share of the variance."""\n',
         "",
     ),
     # Code that the measurement cannot reach.
@@ -269,7 +269,7 @@ OTHER = [
     ("src/dit_lens/engine/batch.py", "at_once: int = 64", "at_once: int = 63"),
     ("src/dit_lens/engine/outcomes.py", "(-4, -3, -2, -1)", "(-3, -2, -1)"),
     ("src/dit_lens/analysis/cka_sampled.py", "kernel / norm**0.5", "kernel / norm"),
-    ("analyses/noise_sensitivity.py", '"same energy")', '"equal energy")'),
+    ("src/dit_lens/experiments/noise_arms.py", '"same energy")', '"equal energy")'),
 ]
 
 
