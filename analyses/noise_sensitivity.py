@@ -61,7 +61,7 @@ from dit_lens.experiments.noise_arms import (
     ELSEWHERE,
     STOPPED,
     Kind,
-    Noise,
+    LatentNoise,
     after_step,
     by_stop,
     contrasts,
@@ -96,11 +96,6 @@ class Options(ScoredOptions):
 
     PAPER: ClassVar[dict[str, Any]] = {"noise": "replace", "steps": 50}
 
-    @property
-    def noises(self) -> Noise:
-        """The noise that all arms have."""
-        return Noise(self.noise, self.scale)
-
 
 def main(options: Options) -> int:
     """Run all arms on every sample, compare, draw, save."""
@@ -117,7 +112,7 @@ def main(options: Options) -> int:
         "noise_sensitivity",
         lens,
         lambda part: measure(lens, part, options),
-        runs=lambda batch: runs_of_arms(batch, list(options.noises.arms(*sizes(batch, options)).values())),
+        runs=lambda batch: runs_of_arms(batch, list(noise_of(options).arms(*sizes(batch, options)).values())),
         one_length=True,
     )
     return max(measured.exit_code, conclude(measured, options))
@@ -131,15 +126,15 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     if frames < 2:
         raise TaskError(f"{frames} latent frames: noise in a frame needs another frame; raise --num-frames.")
     layers = [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
-    arms = options.noises.arms(frames, after, stops)
+    arms = noise_of(options).arms(frames, after, stops)
     states = MovedStates(batch, layers, after, options.cka_tokens, options.draw)
     edits = list(arms.values())
     clean, ended = run_arms(batch, edits, states.watch, states.look, "noise", states.compare_clean)
     healed = heal(clean, ended[after:])
-    data = gather(batch, clean, ended, healed, stops, options.noises.budgets).merge(states.dataset())
+    data = gather(batch, clean, ended, healed, stops, noise_of(options).budgets).merge(states.dataset())
     data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
     if options.noise == "add":
-        energies = options.noises.energies(frames, after)
+        energies = noise_of(options).energies(frames, after)
         data["noise_energy"] = ("kind", list(energies.values()))
         data = data.assign_coords(kind=np.array(list(energies), np.dtypes.StringDType()))
     out = by_sample(data.assign_coords(sigma=("step", batch.sigmas)), pairs)
@@ -154,6 +149,11 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         written[benchmark.FLOOR] = benchmark.write_floor(options, pairs, batch.rates)
         out["video"] = benchmark.videos_of(pairs, written)
     return out
+
+
+def noise_of(options: Options) -> LatentNoise:
+    """Return the noise that all arms have."""
+    return LatentNoise(options.noise, options.scale)
 
 
 def sizes(batch: Batch, options: Options) -> tuple[int, int, list[int]]:
@@ -246,7 +246,7 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
     elsewhere = results[f"frame_{outcome}_elsewhere"]
     both = [
         by_frame,
-        elsewhere.assign_coords(budget=[f"{b}, judged elsewhere" for b in options.noises.budgets]),
+        elsewhere.assign_coords(budget=[f"{b}, judged elsewhere" for b in noise_of(options).budgets]),
     ]
     joined = xr.concat([b.rename("score") for b in both], "budget").rename(budget="noise")
     curves(joined, "frame", "frame", f"in one frame, after every step ({options.noise})")

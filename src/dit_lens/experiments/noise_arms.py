@@ -36,7 +36,7 @@ Kind = Literal["replace", "add", "renoise"]
 
 
 @dataclass(frozen=True)
-class Noise:
+class LatentNoise:
     """Noise in latents.
 
     Attributes:
@@ -181,7 +181,7 @@ __all__ = [
     "ELSEWHERE",
     "STOPPED",
     "Kind",
-    "Noise",
+    "LatentNoise",
     "after_step",
     "by_stop",
     "contrasts",
