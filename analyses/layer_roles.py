@@ -29,9 +29,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -39,16 +38,28 @@ import xarray as xr
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens import analysis, plot
+from dit_lens import plot
 from dit_lens.analysis.masked import MEASURES, region_energy
 from dit_lens.analysis.massive import largest_channels
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
 from dit_lens.experiments.clean_states import look_at_states
-from dit_lens.experiments.masks import NAMED, OTHERS, digests, masks_of, regions_of
+from dit_lens.experiments.masks import digests, masks_of
+from dit_lens.experiments.object_contrasts import (
+    ALL,
+    LESS,
+    PRIMARY,
+    against_another_scene,
+    at_step,
+    complete,
+    contrasts,
+    of_contrasts,
+    summarise,
+)
+from dit_lens.experiments.object_regions import ELSEWHERE, MOVED, OWN, regions_by_kind
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import BOUNDS, family, headline
+from dit_lens.experiments.outcomes import family
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.samples import Drawn, batch_of, draw, pairs_of, scenes
 from dit_lens.experiments.script import run_script
@@ -58,14 +69,6 @@ from dit_lens.models.options import Unset
 from dit_lens.tasks.objects import KINDS
 from dit_lens.tasks.pairs import label
 
-OTHER_SCENE = 500_009
-"""Added to the seed of a scene for the one whose masks are a control."""
-ALL, LESS = "all", "without the largest"
-"""Channels of a state: all, or less the k largest."""
-OWN, ELSEWHERE, MOVED = "own", "another scene", "moved"
-"""Masks: of the scene, of another one, and of the scene moved by half of the board."""
-PRIMARY = "own prompt"
-CONTRASTS = (PRIMARY, "other prompt", "by the prompt alone", "masks of another scene", "masks moved")
 TEXT = np.dtypes.StringDType()
 
 
@@ -154,7 +157,10 @@ def measure(
     batch = batch_of(lens, [(one, seed) for s, seed in pairs for one in prompts[label(s)]], options)
     steps, layers = places(lens, batch, options)
     kinds = [OWN, MOVED, *([ELSEWHERE] if options.masks is None else [])]
-    regions = {label(s): regions_by_kind(s, kinds, names, batch, options) for s in samples}
+    regions = {
+        label(s): regions_by_kind(s, kinds, names, batch.grid, options.threshold, options.masks)
+        for s in samples
+    }
     values = measure_states(batch, [regions[label(s)] for s, _ in batch.pairs], steps, layers, options.k)
     count = len(batch.pairs) // len(pairs)
     dims = ("pair", "prompt", "step", "branch", "layer", "channels", "measure", "masks", "object")
@@ -186,35 +192,6 @@ def prompts_of(sample: dl.Sample, options: Options) -> list[dl.Sample]:
     return [sample, other.with_(**options.changes)]
 
 
-def regions_by_kind(
-    sample: dl.Sample, kinds: Sequence[str], names: Sequence[str], batch: Batch, options: Options
-) -> np.ndarray:
-    """Return which tokens are whose by each kind of masks, [kind, object, frame, y, x], the background last."""
-    own = regions_of(masks_of(sample, options.masks), names, batch.grid, options.threshold)
-    # Where a moved mask would fall onto an object, it is cut: named and others would trade places there.
-    moved = np.roll(own, [n // 2 for n in batch.grid[1:]], (2, 3))
-    moved[:-1] &= own[-1]
-    regions = {OWN: own, MOVED: moved}
-    if ELSEWHERE in kinds:
-        masks = masks_of(another_scene(sample, options))
-        regions[ELSEWHERE] = regions_of(masks, names, batch.grid, options.threshold)
-    return np.stack([regions[kind] for kind in kinds])
-
-
-def another_scene(sample: dl.Sample, options: Options) -> dl.Sample:
-    """Return another scene of the task, of the same size.
-
-    Raises:
-        TaskError: none is found.
-    """
-    first = int(sample.id) + OTHER_SCENE
-    for seed in range(first, first + 100):
-        other = dl.tasks.make(options.task, seed, num_frames=sample.num_frames)
-        if other.size == sample.size:
-            return other
-    raise TaskError(f"--task {options.task}: no other scene is of the size of {sample.id}, {sample.size}.")
-
-
 def measure_states(
     batch: Batch, regions: Sequence[np.ndarray], steps: list[int], layers: list[int], k: int
 ) -> np.ndarray:
@@ -236,64 +213,6 @@ def measure_states(
 
     look_at_states(batch, steps, layers, look)
     return values
-
-
-# ---- what comes of it
-
-
-def contrasts(results: xr.Dataset, measure: str, channels: str) -> dict[str, xr.DataArray]:
-    """Return named minus others, [sample, seed, step, branch, layer], by the name of the contrast; empty where none is named.
-
-    A sample in which one of the two takes up no token, or everything, is left out of that contrast.
-    """
-    values = results[measure].sel(channels=channels, drop=True)
-    if not {NAMED, OTHERS} <= set(values.object.values.tolist()):
-        return {}
-    difference = values.sel(object=NAMED, drop=True) - values.sel(object=OTHERS, drop=True)
-    own = difference.sel(masks=OWN, drop=True)
-    under_own = difference.sel(prompt="own", drop=True)
-    found = {PRIMARY: own.sel(prompt="own", drop=True)}
-    if "other" in results.prompt.values.tolist():
-        found["other prompt"] = own.sel(prompt="other", drop=True)
-        found["by the prompt alone"] = (found[PRIMARY] - found["other prompt"]) / 2
-    for kind, name in ((ELSEWHERE, "masks of another scene"), (MOVED, "masks moved")):
-        if kind in results.masks.values.tolist():
-            found[name] = under_own.sel(masks=kind, drop=True)
-    return {name: complete(found[name]) for name in CONTRASTS if name in found}
-
-
-def complete(values: xr.DataArray) -> xr.DataArray:
-    """Return the samples that were measured everywhere."""
-    whole = np.isfinite(values).all([d for d in values.dims if d != "sample"])
-    return values.isel(sample=whole.values)
-
-
-def against_another_scene(results: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Return the centred energy on each object minus that on masks of another scene, [sample, seed, step, layer], by object."""
-    if ELSEWHERE not in results.masks.values.tolist():
-        return {}
-    values = results.centred.sel(channels=ALL, prompt="own", drop=True)
-    off = values.sel(masks=OWN, drop=True) - values.sel(masks=ELSEWHERE, drop=True)
-    return {name: complete(off.sel(object=name, drop=True)) for name in off.object.values.tolist()}
-
-
-def summarise(values: xr.DataArray, *along: str) -> xr.Dataset | None:
-    """Return the mean of a contrast with a band over some dimensions; None of fewer than 2 samples."""
-    if values.sizes["sample"] < 2:
-        return None
-    return analysis.mean(values, along=along, bounds=BOUNDS["distance"]).rename(mean="effect")
-
-
-def at_step(values: xr.DataArray, step: int) -> dict[str, Any]:
-    """Say at which layers a contrast [sample, seed, step, layer] is off 0 at a step, by a band over the layers."""
-    summary = summarise(values.sel(step=step, drop=True), "layer")
-    if summary is None:
-        return {
-            "not measured": f"{values.sizes['sample']} samples have tokens of both, and an interval needs 2"
-        }
-    first = float(analysis.onset(summary, "layer"))
-    found = {"samples": values.sizes["sample"], "first layer off 0": None if np.isnan(first) else int(first)}
-    return {**found, "by layer": headline(summary)}
 
 
 def conclude(measured: Measured, options: Options) -> None:
@@ -323,25 +242,6 @@ def conclude(measured: Measured, options: Options) -> None:
     write_summary(options, summary, measured.left_out, attrs)
     draw_objects(results, options)
     draw_contrasts(named, steps, options)
-
-
-def of_contrasts(results: xr.Dataset, steps: Sequence[int]) -> dict[str, Any]:
-    """Return every contrast of every measure at some steps, by name; and of the primary one the first layer at every step."""
-    out: dict[str, Any] = {}
-    for name, channels in product(MEASURES, (ALL, LESS)):
-        found = contrasts(results, name, channels)
-        out[f"named minus others, {name}, {channels} channels"] = {
-            contrast: {f"step {step}": at_step(values, step) for step in steps}
-            for contrast, values in found.items()
-        }
-    over_all = summarise(contrasts(results, "centred", ALL)[PRIMARY], "layer", "step")
-    if over_all is not None:
-        first = analysis.onset(over_all, "layer")
-        out["first layer off 0 by step, by a band over layers and steps"] = {
-            str(step): None if np.isnan(layer) else int(layer)
-            for step, layer in zip(first.step.values.tolist(), first.values.tolist(), strict=True)
-        }
-    return out
 
 
 def draw_objects(results: xr.Dataset, options: Options) -> None:

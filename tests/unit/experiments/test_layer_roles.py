@@ -10,6 +10,7 @@ from PIL import Image
 import dit_lens as dl
 from dit_lens.experiments.clean_states import look_at_states
 from dit_lens.experiments.masks import masks_of, regions_of
+from dit_lens.experiments.object_contrasts import CONTRASTS
 from dit_lens.models.options import ModelOptions
 from scripts import script
 
@@ -52,7 +53,7 @@ def test_the_study_leaves_numbers_and_figures_and_is_not_made_twice(roles, tmp_p
     summary, results = go(roles, tmp_path, monkeypatch, organism)
     found = summary["centred, named minus others, step 0"]
     assert found["samples"] == 3 and [row["layer"] for row in found["by layer"]] == [2, 5, 8]
-    assert set(summary["named minus others, centred, all channels"]) == set(roles.CONTRASTS)
+    assert set(summary["named minus others, centred, all channels"]) == set(CONTRASTS)
     assert set(results.object.values.tolist()) == {"named", "others", "rings"}
     for picture in ("centred_by_layer_and_step", "named_minus_others", "named_minus_others_step_001"):
         assert (tmp_path / f"{picture}.png").stat().st_size > 5000
