@@ -22,7 +22,6 @@ What comes out is compared with the clean run: score, and distance of the last l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,23 +29,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 import dit_lens as dl
 from dit_lens import analysis, plot
-from dit_lens.analysis.cka_sampled import kernel_cka, sample_tokens, unit_kernel
 from dit_lens.analysis.massive import (
-    PROFILE,
     TIMES,
-    channel_sizes,
-    largest_channels,
-    matched_channels,
-    profile,
 )
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.sweep import run_arms
-from dit_lens.errors import DitLensError, TaskError
+from dit_lens.errors import TaskError
+from dit_lens.experiments.channel_states import (
+    LARGEST,
+    MATCHED,
+    RANDOM,
+    WITHOUT,
+    ChannelStates,
+    sets_of,
+    settle,
+)
 from dit_lens.experiments.clean_states import look_at_states
 from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
@@ -57,12 +58,7 @@ from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.models.options import Unset
-from dit_lens.plan.plan import Placed
 
-LARGEST, MATCHED, RANDOM = "largest", "same variance", "random"
-"""Sets of channels; the random ones are numbered."""
-WITHOUT = (LARGEST, RANDOM)
-"""What is left out of a state."""
 TEXT = np.dtypes.StringDType()
 
 
@@ -96,7 +92,7 @@ def main(options: Options) -> int:
     lens = options.load()
     if not 0 <= layer_of(lens, options) < lens.layers:
         raise TaskError(f"--edit-layer {options.edit_layer}: there are the layers 0 to {lens.layers - 1}.")
-    channels = lens.family.anatomy.channels(next(iter(lens.dits.values())))
+    channels = channels_of(lens)
     if 3 * options.k > channels:
         raise TaskError(
             f"--k {options.k}: a state has {channels} channels, and sets of others are compared; take {channels // 3} at most."
@@ -112,30 +108,39 @@ def main(options: Options) -> int:
     return measured.exit_code
 
 
+def channels_of(lens: dl.Lens) -> int:
+    """Return how many channels a state has."""
+    return lens.family.anatomy.channels(next(iter(lens.dits.values())))
+
+
 def layer_of(lens: dl.Lens, options: Options) -> int:
     """Return the layer whose channels are edited."""
     return lens.layers // 2 if options.edit_layer is None else options.edit_layer
 
 
-def sets_of(options: Options) -> list[str]:
-    """Return the names of the sets of channels."""
-    return [LARGEST, MATCHED, *(f"{RANDOM} {n + 1}" for n in range(options.random_sets))]
-
-
 def cost(batch: Batch, lens: dl.Lens, options: Options) -> float:
     """Return how many whole runs there are of a pair: one to find the channels, the clean one, and one for each edit."""
     edit = settle([0], options.to[0], layer_of(lens, options))
-    return 1 + runs_of_arms(batch, [[edit]] * (len(sets_of(options)) * len(options.to)))
+    return 1 + runs_of_arms(batch, [[edit]] * (len(sets_of(options.random_sets)) * len(options.to)))
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Look at the channels of every pair's clean run, and edit some of them."""
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
-    states = States(batch, lens, options)
+    states = ChannelStates(
+        batch,
+        channels_of(lens),
+        steps=choose(options.vis_steps, batch.steps, "vis-steps"),
+        layers=choose(options.layers, lens.layers, "layers"),
+        edited=layer_of(lens, options),
+        k=options.k,
+        tokens=options.cka_tokens,
+        draw=options.draw,
+    )
     look_at_states(batch, list(range(batch.steps)), states.watched, states.look)
-    sets = [states.sets(pair) for pair in range(len(pairs))]
-    layer, names = layer_of(lens, options), sets_of(options)
+    sets = [states.sets(pair, options.random_sets) for pair in range(len(pairs))]
+    layer, names = layer_of(lens, options), sets_of(options.random_sets)
 
     def arm(name: str, to: str) -> Any:
         return lambda pair: [settle(sets[pair][name], to, layer)]
@@ -156,112 +161,6 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     data["taken"] = (("to", "set", "pair"), taken)
     coords = {"to": np.array(options.to, TEXT), "set": np.array(names, TEXT), "edit_layer": layer}
     return by_sample(data.assign_coords(coords), pairs)
-
-
-class States:
-    """What is measured of the channels of clean runs.
-
-    Args:
-        batch: the pairs.
-        lens: the model.
-        options: of the script.
-    """
-
-    def __init__(self, batch: Batch, lens: dl.Lens, options: Options) -> None:
-        self.batch, self.options, self.edited = batch, options, layer_of(lens, options)
-        self.steps = choose(options.vis_steps, batch.steps, "vis-steps")
-        self.layers = choose(options.layers, lens.layers, "layers")
-        self.watched = sorted({*self.layers, self.edited})
-        self.tokens = sample_tokens(int(np.prod(batch.grid)), options.cka_tokens, options.draw)
-        channels = lens.family.anatomy.channels(next(iter(lens.dits.values())))
-        rows, branches = len(batch.pairs), len(batch.layout.branches)
-        self.sums = np.zeros((rows, 3, channels))
-        shape = rows, len(self.steps), branches, len(self.layers)
-        self.profiles = np.full((*shape, len(PROFILE)), np.nan)
-        self.without = np.full((*shape, len(WITHOUT), 2), np.nan)
-
-    def look(self, row: int, at: tuple[int, int, int], tokens: Tensor) -> None:
-        """Measure a state: for the edits, where it is of the edited layer; for the maps, where it is asked for."""
-        step, branch, layer = at[0], at[1], self.watched[at[2]]
-        is_mapped = step in self.steps and layer in self.layers
-        if not is_mapped and layer != self.edited:
-            return
-        sizes = channel_sizes(tokens)
-        if layer == self.edited:
-            self.sums[row] += sizes
-        if is_mapped:
-            place = row, self.steps.index(step), branch, self.layers.index(layer)
-            self.profiles[place] = profile(sizes, self.options.k)
-            largest = largest_channels(sizes[0], self.options.k).tolist()
-            sets = largest, self.others(row, largest, 0)
-            self.without[place] = [self.left(tokens, channels) for channels in sets]
-
-    def left(self, tokens: Tensor, channels: list[int]) -> tuple[float, float]:
-        """Return how alike a state and what is left of it without some channels are: correlation of energy, and CKA.
-
-        NaN where all tokens are alike, as neither is defined there.
-        """
-        less = tokens.clone()
-        less[:, channels] = 0
-        energy = torch.stack([x.norm(dim=1, dtype=torch.float64) for x in (tokens, less)])
-        varies = bool((energy.amax(1) - energy.amin(1) > 1e-9 * energy.amax(1)).all())
-        same_map = float(torch.corrcoef(energy)[0, 1]) if varies else float("nan")
-        try:
-            return same_map, kernel_cka(*(unit_kernel(x, self.tokens) for x in (tokens, less)))
-        except DitLensError:
-            return same_map, float("nan")
-
-    def others(self, row: int, channels: Sequence[int], number: int) -> list[int]:
-        """Draw as many channels that are none of these: the same ones for a pair, whatever else is measured."""
-        rng = np.random.default_rng([self.options.draw, self.batch.pairs[row][1], number])
-        left = np.setdiff1d(np.arange(self.sums.shape[-1]), channels)
-        return sorted(int(c) for c in rng.choice(left, len(channels), replace=False))
-
-    def sets(self, row: int) -> dict[str, list[int]]:
-        """Return the channels of a pair that are edited, by the name of their set."""
-        size, _, variance = self.sums[row]
-        largest = largest_channels(size, self.options.k).tolist()
-        sets = {LARGEST: largest, MATCHED: matched_channels(variance, largest)}
-        drawn = {
-            f"{RANDOM} {n + 1}": self.others(row, largest, n + 1) for n in range(self.options.random_sets)
-        }
-        return sets | drawn
-
-    def taken(self, row: int, channels: Sequence[int], to: str) -> float:
-        """Return how far an edit moves the states of a clean run, relative to their norm (root mean square over steps)."""
-        _, energy, variance = self.sums[row]
-        gone = variance if to == "mean" else energy
-        return float((gone[list(channels)].sum() / energy.sum()) ** 0.5)
-
-    def dataset(self) -> xr.Dataset:
-        """Return what was measured, by pair."""
-        dims = ("pair", "step", "branch", "layer")
-        data = {name: (dims, self.profiles[..., i]) for i, name in enumerate(PROFILE)}
-        data |= {
-            name: ((*dims, "without"), self.without[..., i]) for i, name in enumerate(("same_map", "cka"))
-        }
-        coords = {
-            "step": self.steps,
-            "layer": self.layers,
-            "branch": np.array(self.batch.layout.branches, TEXT),
-            "without": np.array(WITHOUT, TEXT),
-            "sigma": ("step", [self.batch.sigmas[step] for step in self.steps]),
-        }
-        return xr.Dataset(data, coords)
-
-
-def settle(channels: Sequence[int], to: str, layer: int) -> Placed:
-    """Return an edit: some channels of what a block returns, at all steps and branches, become their token mean, or 0."""
-    return Placed(set_channels(channels=tuple(channels), to=to), dl.at(layer=layer))
-
-
-@dl.options
-def set_channels(h: Tensor, at: dl.Spot, *, channels: tuple[int, ...], to: str) -> Tensor:
-    """Set some channels of a value [frame, y, x, channel] to their mean over its tokens, or to 0."""
-    out, chosen = h.clone(), list(channels)
-    mean = h[..., chosen].mean((0, 1, 2), dtype=torch.promote_types(h.dtype, torch.float32))
-    out[..., chosen] = mean.to(h.dtype) if to == "mean" else 0
-    return out
 
 
 # ---- what comes of it

@@ -9,6 +9,7 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens.engine.sweep import run_arms
+from dit_lens.experiments import channel_states
 from dit_lens.experiments.study import Measured
 from dit_lens.models.options import ModelOptions
 from dit_lens.plan.plan import Placed
@@ -74,10 +75,10 @@ def test_the_study_leaves_numbers_and_figures_and_is_not_made_twice(massive, tmp
         assert name in json.loads((options.out / "summary.json").read_text())
 
 
-def test_the_edit_sets_the_channels_it_names_and_leaves_the_others_bit_for_bit(massive):
+def test_the_edit_sets_the_channels_it_names_and_leaves_the_others_bit_for_bit():
     h = torch.randn(2, 3, 3, 8)
     for to, expected in (("mean", h[..., [1, 5]].mean((0, 1, 2))), ("0", torch.zeros(2))):
-        out = massive.set_channels(channels=(1, 5), to=to)(h, None)
+        out = channel_states.set_channels(channels=(1, 5), to=to)(h, None)
         torch.testing.assert_close(out[..., [1, 5]], expected.expand(2, 3, 3, 2))
         rest = [0, 2, 3, 4, 6, 7]
         assert torch.equal(out[..., rest], h[..., rest])
@@ -95,7 +96,8 @@ def test_all_channels_set_to_their_mean_are_the_token_mean(massive, batch):
 
 
 def looked_at(massive, organism, batch, tokens):
-    states = massive.States(batch, organism, massive.Options(**SMALL, k=1))
+    options = {"steps": [0, 1], "layers": [2, 8], "edited": 5, "k": 1, "tokens": 2048, "draw": 0}
+    states = channel_states.ChannelStates(batch, massive.channels_of(organism), **options)
     states.look(0, (0, 0, states.watched.index(5)), tokens)  # of the edited layer
     states.look(0, (0, 0, states.watched.index(2)), tokens)  # of one that is mapped
     return states, states.dataset().isel(pair=0, step=0, branch=0, layer=0)
@@ -110,7 +112,7 @@ def test_a_constant_channel_is_found_shapes_the_map_and_tells_no_tokens_apart(ma
     largest, random = (seen.sel(without=name) for name in massive.WITHOUT)
     assert largest.cka > 0.95 and largest.same_map < 0.8
     assert random.cka > 0.95 and random.same_map > 0.99
-    assert states.sets(0)["largest"] == [17]
+    assert states.sets(0, 2)["largest"] == [17]
     assert states.taken(0, [17], "mean") < 0.01 and states.taken(0, [17], "0") > 0.99
 
 
