@@ -28,38 +28,35 @@ The first latent frame is given to the model: it is not inverted, and counts in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 from tqdm import tqdm
 
 import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample
-from dit_lens.errors import PlanError, TaskError
-from dit_lens.experiments.inversion import generate, invert, require_flow, velocity_loss
+from dit_lens.errors import TaskError
+from dit_lens.experiments.inversion import require_flow
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, given_frames, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
+from dit_lens.experiments.video_losses import apart, inversions, losses
 from dit_lens.models.options import Unset
 from dit_lens.tasks.impossible import COMPARISONS, comparisons_of, videos_of
-from dit_lens.tasks.pairs import Pair
 
 VIDEOS = ("right", "other")
+"""The two videos of a comparison."""
 ROUNDING = 1e-12
 """Difference of two losses, which are of the order of 1, up to which they are one."""
-"""The two videos of a comparison."""
 
 
 @dataclass
@@ -138,8 +135,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     for videos in tqdm(sides, desc="videos", leave=False):
         is_own = all(video is sample for video, sample in zip(videos, samples, strict=True))
         if is_own and of_samples is None:
-            of_samples = losses(lens, samples, batch, options)
-        measured.append(of_samples if is_own else losses(lens, videos, batch, options))
+            of_samples = losses(lens, samples, batch, steps, options)
+        measured.append(of_samples if is_own else losses(lens, videos, batch, steps, options))
     values = np.stack(measured)  # [side, denoiser, step, pair]
     values = values.reshape(len(names), len(VIDEOS), *values.shape[1:])
     dims = ("comparison", "video", "step", "pair")
@@ -158,80 +155,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     )
     if not options.invert:
         return out
-    return out.assign(inversions(lens, made[names[0]], pairs[:: options.seeds], options))
-
-
-def prepared(
-    lens: dl.Lens, videos: Sequence[dl.Sample], pairs: Sequence[Pair], options: Options
-) -> tuple[Batch, Tensor]:
-    """Prepare videos with the noise seeds of pairs; return their batch, and what they are encoded as, a row a pair."""
-    each = len(pairs) // len(videos)
-    rows = [(videos[n // each], seed) for n, (_, seed) in enumerate(pairs)]
-    clean = torch.stack([encoded(lens, video) for video in videos])
-    return batch_of(lens, rows, options), clean.repeat_interleave(each, 0)
-
-
-def encoded(lens: dl.Lens, video: dl.Sample) -> Tensor:
-    """Return a video's latents, [channel, frame, y, x]."""
-    return lens.encode(video.truth).permute(3, 0, 1, 2)
-
-
-def losses(lens: dl.Lens, videos: Sequence[dl.Sample], like: Batch, options: Options) -> np.ndarray:
-    """Return the loss of the model and of the ideal denoiser, NaN where that is not known, [denoiser, step, pair].
-
-    Args:
-        lens: the model.
-        videos: one a sample.
-        like: the samples, with their noise seeds: every video has the same noise.
-        options: of the script.
-    """
-    batch, clean = prepared(lens, videos, like.pairs, options)
-    first = given_frames(videos[0])
-    noise = batch.noise[:, :, first:]
-    if not torch.equal(noise, like.noise[:, :, first:]):
-        raise PlanError(
-            "This pipeline draws other noise for another first frame: no two videos share theirs."
-        )
-    steps = choose(options.at, batch.steps, "at")
-    model = velocity_loss(batch, clean, steps, first).cpu().numpy()
-    ideal = np.full(model.shape, np.nan)
-    for row, (video, _) in enumerate(batch.pairs):
-        try:
-            denoiser = analysis.ideal_denoiser(video, lens.encode)
-        except TaskError:  # its right answers are not known
-            return np.stack([model, ideal])
-        ideal[:, row] = [denoiser.loss(clean[row], batch.noise[row], batch.sigmas[s], first) for s in steps]
-    return np.stack([model, ideal])
-
-
-def apart(lens: dl.Lens, right: dl.Sample, other: dl.Sample) -> float:
-    """Return the root mean square distance of the latents of two videos."""
-    return float((encoded(lens, right) - encoded(lens, other)).float().square().mean().sqrt())
-
-
-def inversions(
-    lens: dl.Lens, made: Sequence[tuple[dl.Sample, dl.Sample]], pairs: Sequence[Pair], options: Options
-) -> xr.Dataset:
-    """Invert both videos of every sample, with its first noise seed, and make them again: [video, sample]."""
-    columns: dict[str, list[list[float]]] = {}
-    for videos in zip(*made, strict=True):
-        batch, clean = prepared(lens, videos, pairs, options)
-        first = given_frames(videos[0])
-        noise = invert(batch, clean, options.refine, first)
-        back, others = generate(batch, noise), generate(batch, batch.noise)
-        near: dict[str, list[float]] = {
-            name: [
-                analysis.psnr(batch.decode(x[n : n + 1])[0][first:], video.truth[first:])
-                for n, video in enumerate(videos)
-            ]
-            for name, x in (("psnr", back), ("codec_psnr", clean), ("other_noise_psnr", others))
-        }
-        moving = [(x[:, :, first:].float().cpu().numpy()) for x in (back, clean)]
-        near["latent_psnr"] = [analysis.psnr(x, z, peak=np.ptp(z)) for x, z in zip(*moving, strict=True)]
-        near["energy"] = noise[:, :, first:].square().mean((1, 2, 3, 4)).tolist()
-        for name, values in near.items():
-            columns.setdefault(name, []).append(values)
-    return xr.Dataset({name: (("video", "sample"), values) for name, values in columns.items()})
+    return out.assign(inversions(lens, made[names[0]], pairs[:: options.seeds], options.refine, options))
 
 
 def surprise(loss: xr.DataArray) -> xr.DataArray:

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 import dit_lens as dl
+from dit_lens.experiments import video_losses
 from dit_lens.experiments.samples import draw
 from dit_lens.models.options import ModelOptions
 from dit_lens.tasks.impossible import videos_of
@@ -123,13 +124,13 @@ def test_only_the_gate_may_change_without_measuring_anew():
 def test_all_videos_of_a_pair_have_one_noise_and_the_right_one_is_measured_once(organism, monkeypatch):
     options = surprise.Options(task="occlude", steps=3, seeds=2, at="0,2", invert=False)
     samples = list(draw(surprise.Options(task="occlude", samples=2)))
-    noises, own = [], surprise.velocity_loss
+    noises, own = [], video_losses.velocity_loss
 
     def seen(batch, clean, at, first):
         noises.append(batch.noise)
         return own(batch, clean, at, first)
 
-    monkeypatch.setattr(surprise, "velocity_loss", seen)
+    monkeypatch.setattr(video_losses, "velocity_loss", seen)
     found = surprise.measure(organism, samples, options)
     assert len(noises) == 5 and all(torch.equal(x, noises[0]) for x in noises)  # right, and four others
     right = found.loss.sel(video="right")
