@@ -9,6 +9,7 @@ import xarray as xr
 
 import dit_lens as dl
 from dit_lens.engine.batch import Batch
+from dit_lens.experiments.ensembles import at_cost
 from dit_lens.experiments.samples import draw, noise_seeds
 from dit_lens.models.options import ModelOptions
 from scripts import script
@@ -106,9 +107,9 @@ def test_clean_runs_at_a_cost_are_one_run_or_a_vote_by_chance(module):
     rivals = ["single run", "majority vote", "best of K (oracle)"]
     clean = xr.DataArray([[0.3, 0.9, 1.0], [0.6, 0.0, 1.0]], {"rival": rivals}, ["sample", "rival"])
     cost = xr.DataArray([[1.0, 2.0, 3.0]], dims=["average", "interval"])
-    found = module.at_cost(clean, cost, 3).transpose("sample", "average", "interval")
+    found = at_cost(clean, cost, 3).transpose("sample", "average", "interval")
     np.testing.assert_allclose(found, [[[0.3, 0.6, 0.9]], [[0.6, 0.3, 0.0]]])
-    assert (module.at_cost(clean, cost * 0 + 1, 1) == clean.isel(rival=0)).all()
+    assert (at_cost(clean, cost * 0 + 1, 1) == clean.isel(rival=0)).all()
 
 
 def test_one_sample_that_is_left_is_said_and_nothing_crashes(module, tmp_path):
