@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ class ChannelStates:
     def dataset(self) -> xr.Dataset:
         """Return what was measured, by pair."""
         dims = ("pair", "step", "branch", "layer")
-        data = {name: (dims, self.profiles[..., i]) for i, name in enumerate(PROFILE)}
+        data: dict[str, Any] = {name: (dims, self.profiles[..., i]) for i, name in enumerate(PROFILE)}
         data |= {
             name: ((*dims, "without"), self.without[..., i]) for i, name in enumerate(("same_map", "cka"))
         }

@@ -120,7 +120,10 @@ def gather(
     of_frames = xr.merge(
         [judged.isel(arm=slice(after, None)), others.rename({n: f"{n}_elsewhere" for n in others})]
     )
-    shapes = {"frame": {"budget": list(budgets)}, "stopped": {"stopping": list(STOPPED), "stop": stops}}
+    shapes: dict[str, dict[str, list[Any]]] = {
+        "frame": {"budget": list(budgets)},
+        "stopped": {"stopping": list(STOPPED), "stop": stops},
+    }
     parts, start = [], 0
     for prefix, labels in shapes.items():
         labels = {**labels, "frame": list(range(frames))}

@@ -44,7 +44,8 @@ def contrasts(results: xr.Dataset, measure: str, channels: str) -> dict[str, xr.
 
 def complete(values: xr.DataArray) -> xr.DataArray:
     """Return the samples that were measured everywhere."""
-    whole = np.isfinite(values).all([d for d in values.dims if d != "sample"])
+    is_finite: xr.DataArray = xr.apply_ufunc(np.isfinite, values)
+    whole = is_finite.all([d for d in values.dims if d != "sample"])
     return values.isel(sample=whole.values)
 
 
