@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,6 +45,7 @@ from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.partners import partners
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import batch_of, draw, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
@@ -280,8 +282,8 @@ def of_experts(score: xr.DataArray, number: int) -> dict[str, Any]:
     }
     if 0 < number < score.sizes["border"] - 1:
         beside = score.isel(border=[number - 1, number + 1]).mean("border")
-        over = analysis.effect(known.mean("layer"), beside.mean("layer"))
-        out["block score of the change of experts, minus the borders beside it"] = headline(over)
+        over = partial(analysis.effect, known.mean("layer"), beside.mean("layer"))
+        out["block score of the change of experts, minus the borders beside it"] = primary_outcome(over)
     return out
 
 
@@ -303,7 +305,10 @@ def of_references(results: xr.Dataset, near: xr.DataArray) -> dict[str, Any]:
         out[f"similarity of {what}"] = headline(analysis.mean(alike))
         out[f"similarity of {what}, samples"] = alike.sizes["sample"]
         own = near.mean(("step", "layer")).sel(sample=alike.sample)
-        out[f"neighbouring steps minus {what}"] = headline(analysis.effect(own, alike))
+        over = partial(analysis.effect, own, alike)
+        out[f"neighbouring steps minus {what}"] = (
+            primary_outcome(over) if name == "seed" else headline(over())
+        )
     return out
 
 

@@ -18,6 +18,7 @@ drawn at random.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.picks import agreed, sharpness
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
@@ -142,6 +144,10 @@ def conclude(measured: Measured, options: Options) -> None:
             against = results[f"whole_{name}"].sel(whole=whole, drop=True)
             difference = analysis.effect(by_pick, against, bounds=(0, 1), along=["pick", "at"])
             summary[f"{name}, picked minus {whole}"] = headline(difference)
+    agreement = results.solved.sel(pick="agreement", drop=True).isel(at=0, drop=True)
+    one_run = results.whole_solved.sel(whole="one run", drop=True)
+    name = f"primary: solved, picked by agreement at step {int(results['at'][0])}, minus one run"
+    summary[name] = primary_outcome(partial(analysis.effect, agreement, one_run, bounds=(0, 1)))
     write_summary(options, summary, measured.left_out, difference.attrs)
     means = analysis.mean(results.solved.transpose("sample", "pick", "at"), bounds=(0, 1))
     sigma = results.sigma.drop_vars(["cost"], errors="ignore")

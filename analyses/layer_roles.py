@@ -29,8 +29,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ import xarray as xr
 from torch import Tensor
 
 import dit_lens as dl
-from dit_lens import plot
+from dit_lens import analysis, plot
 from dit_lens.analysis.masked import MEASURES, region_energy
 from dit_lens.analysis.massive import largest_channels
 from dit_lens.engine.batch import Batch
@@ -59,8 +60,9 @@ from dit_lens.experiments.object_contrasts import (
 )
 from dit_lens.experiments.object_regions import ELSEWHERE, MOVED, OWN, regions_by_kind
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import family
+from dit_lens.experiments.outcomes import BOUNDS, family
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import Drawn, batch_of, draw, pairs_of, scenes
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
@@ -221,7 +223,7 @@ def conclude(measured: Measured, options: Options) -> None:
     steps = sorted({0, int(results.step.values[-1])})
     named, objects = contrasts(results, "centred", ALL), against_another_scene(results)
     counted = results.tokens.mean(("sample", "seed"))
-    primary = {"not measured": "no prompt names an object"}
+    primary = of_primary(named[PRIMARY]) if named else {"not measured": "no prompt names an object"}
     summary = {
         "samples": results.sizes["sample"],
         "seeds": results.sizes["seed"],
@@ -230,7 +232,7 @@ def conclude(measured: Measured, options: Options) -> None:
         "largest channels left out": options.k,
         "share of a token's pixels": options.threshold,
         "tokens": dict(zip(counted.region.values.tolist(), counted.values.tolist(), strict=True)),
-        "centred, named minus others, step 0": at_step(named[PRIMARY], 0) if named else primary,
+        "centred, named minus others, step 0": primary,
         **(of_contrasts(results, steps) if named else {}),
         "centred, on an object minus on the masks of another scene": {
             f"step {step}": {name: at_step(values, step) for name, values in objects.items()}
@@ -242,6 +244,16 @@ def conclude(measured: Measured, options: Options) -> None:
     write_summary(options, summary, measured.left_out, attrs)
     draw_objects(results, options)
     draw_contrasts(named, steps, options)
+
+
+def of_primary(values: xr.DataArray) -> dict[str, Any]:
+    """Return the primary outcome, [sample, seed, step, layer], at step 0, tested by its band over the layers."""
+    found = at_step(values, 0)
+    if "not measured" in found:
+        return found
+    at_first = values.sel(step=0, drop=True)
+    find = partial(analysis.mean, at_first, along="layer", bounds=BOUNDS["distance"])
+    return {**primary_outcome(find), **found}
 
 
 def draw_objects(results: xr.Dataset, options: Options) -> None:

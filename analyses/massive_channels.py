@@ -23,6 +23,7 @@ What comes out is compared with the clean run: score, and distance of the last l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,7 @@ from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, family, headline
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
@@ -197,7 +199,9 @@ def of_edits(results: xr.Dataset, options: Options) -> dict[str, Any]:
             placebo = edited.isel(set=random).mean("set")
             largest, matched = (edited.sel(set=one, drop=True) for one in (LARGEST, MATCHED))
             words = f"{name}, channels set to {to}"
-            out[f"{words}: largest minus random"] = headline(analysis.effect(largest, placebo, bounds=bounds))
+            find = partial(analysis.effect, largest, placebo, bounds=bounds)
+            is_primary = name == "distance" and to == "mean"
+            out[f"{words}: largest minus random"] = primary_outcome(find) if is_primary else headline(find())
             out[f"{words}: largest minus same variance"] = headline(
                 analysis.effect(largest, matched, bounds=bounds)
             )

@@ -36,6 +36,7 @@ from dit_lens.experiments.lengths import bins
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
@@ -218,6 +219,12 @@ def of_failures(results: xr.Dataset, options: Options) -> dict[str, Any]:
     try:
         fit = analysis.logistic(results.solved, predictors.drop_vars(still))
         out["log odds of solved, a cell and a branching more"] = headline(fit)
+        if "length" not in still:
+            out["log odds of solved, a cell more"] = primary_outcome(
+                lambda **how: analysis.logistic(results.solved, predictors.drop_vars(still), **how).sel(
+                    predictor="length", drop=True
+                )
+            )
     except DitLensError as error:
         out["log odds of solved, not measured"] = str(error)
     members = bins(results.length)

@@ -25,6 +25,7 @@ there are several answers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import batch_of, given_frames, pairs_of, require_scorer, require_two_steps
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
@@ -223,8 +225,8 @@ def of_revision(results: xr.Dataset, options: Options) -> tuple[dict[str, Any], 
         out[f"ends of runs committed to a wrong answer, {who}"] = ends(found, "wrong")
         out[f"ends of runs committed to a right answer, {who}"] = ends(found, "right")
         if not prefix:
-            direction = analysis.effect(found.wrong_to_right, found.right_to_wrong)
-            out["wrong to right minus right to wrong, of all runs"] = headline(direction)
+            direction = partial(analysis.effect, found.wrong_to_right, found.right_to_wrong)
+            out["wrong to right minus right to wrong, of all runs"] = primary_outcome(direction)
     both = xr.concat([v.rename("complete") for v in lines.values()], xr.Variable("answer", list(lines)))
     means = analysis.mean(both.astype(float), bounds=(0, 1), along="step")
     figure = plot.curves(
@@ -289,6 +291,8 @@ def of_superposition(results: xr.Dataset, options: Options) -> tuple[dict[str, A
         out[f"bits, model minus {name}"] = headline(
             analysis.effect(told.bits, other, along="step", bounds=bounds)
         )
+    find = partial(analysis.effect, told.bits, told.null_bits, along="step", bounds=bounds)
+    out["bits, model minus null, at any step"] = primary_outcome(find)
     figure = plot.curves(
         means,
         "step",

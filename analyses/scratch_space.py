@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from dit_lens.experiments.last_frame import KnownAnswers, judge
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline, unfold
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.scratch import ANOTHER, OF_LATENTS, OF_STATES, Change, other_scene
 from dit_lens.experiments.scratch_runs import IdealRuns, Planted, run_changes
@@ -245,8 +247,10 @@ def primary(results: xr.Dataset) -> dict[str, Any]:
         for level, name in (("latents", "model"), ("ideal", "ideal denoiser")):
             solved = results[f"{level}_last_solved"].sel(content="zeros", span=FIRST, where=where, drop=True)
             zeros, placebo = (solved.sel(edit=edit, drop=True) for edit in EDITS)
-            contrast = analysis.effect(zeros, placebo, bounds=(0, 1))
-            out[f"right in the last frame, zeros minus placebo, {place}, {name}"] = headline(contrast)
+            contrast = partial(analysis.effect, zeros, placebo, bounds=(0, 1))
+            is_primary = where == WHERE[0] and level == "latents"
+            said = primary_outcome(contrast) if is_primary else headline(contrast())
+            out[f"right in the last frame, zeros minus placebo, {place}, {name}"] = said
             differences[name] = zeros.astype(float) - placebo
             if level == "latents":
                 for what, values in (("zeros", zeros), ("placebo", placebo)):

@@ -24,6 +24,7 @@ A positive control reasons along frames by construction: `--model organism-causa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.rescues import Way, rescues, runs_of_ways, until_used_up
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps
 from dit_lens.experiments.script import run_script
@@ -192,8 +194,8 @@ def conclude(measured: Measured, options: Options) -> None:
         },
     }
     if len(slope) > 1:
-        difference = analysis.effect(slope["model"], slope["ideal denoiser"], bounds=(-steep, steep))
-        summary["slope of commitment over frames, model minus ideal denoiser"] = headline(difference)
+        name = "slope of commitment over frames, model minus ideal denoiser"
+        summary[name] = primary_outcome(partial(analysis.effect, *slope.values(), bounds=(-steep, steep)))
     both = xr.concat(
         [v.rename("settled") for v in settled_at.values()], xr.Variable("denoiser", list(settled_at))
     )
@@ -254,8 +256,10 @@ def of_rescues(results: xr.Dataset) -> dict[str, Any]:
             ("steps", middle(results, "steps")),
             (REPEATED, f"{middle(results, 'steps')}, repeated"),
         ):
-            contrast = analysis.effect(rates.sel(way=way, drop=True), frames, bounds=(0, 1))
-            out[f"{name}, middle {along} minus middle frames"] = headline(contrast)
+            contrast = partial(analysis.effect, rates.sel(way=way, drop=True), frames, bounds=(0, 1))
+            is_primary = along == REPEATED and chosen is wrong
+            said = primary_outcome(contrast) if is_primary else headline(contrast())
+            out[f"{name}, middle {along} minus middle frames"] = said
     return out
 
 

@@ -29,6 +29,7 @@ The first latent frame is given to the model: it is not inverted, and counts in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,6 +46,7 @@ from dit_lens.experiments.inversion import require_flow
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
@@ -217,8 +219,9 @@ def primary(overall: xr.DataArray, options: Options) -> dict[str, Any]:
     """Return the primary outcome: the share of the first comparison that breaks a rule, minus one half."""
     for name in overall.comparison.values.tolist():
         if options.task not in COMPARISONS[name].nulls:
-            found = headline(analysis.mean(overall.sel(comparison=name, drop=True), bounds=(0, 1)))
-            less = {key: value - 0.5 for key, value in found.items()}
+            share_of_it = overall.sel(comparison=name, drop=True)
+            found = primary_outcome(partial(analysis.mean, share_of_it, bounds=(0, 1)), null=0.5)
+            less = {key: found[key] - 0.5 for key in ("mean", "low", "high", "null")} | {"p": found["p"]}
             return {"primary: share of pairs with the larger loss, minus one half": {name: less}}
     return {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from dit_lens import analysis
 from dit_lens.experiments.ensembles import RIVALS, at_cost
 from dit_lens.experiments.leverage import at_equal_movement
 from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.primary import primary_outcome
 
 WAYS = dict(zip(("one goes on", "all go on, majority vote", "all go on, best (oracle)"), RIVALS, strict=True))
 """How averaged runs go on, and what clean runs do at that cost."""
@@ -38,7 +40,7 @@ def primary(results: xr.Dataset) -> dict[str, Any]:
     chosen = chosen.sel(way=ONE, kind=AVERAGED, drop=True)
     middle = states[len(states) // 2]
     first, second = (chosen.sel(average=name, drop=True).reset_coords(drop=True) for name in (middle, "x0"))
-    found = headline(analysis.effect(first, second, bounds=(0, 1)))
+    found = primary_outcome(partial(analysis.effect, first, second, bounds=(0, 1)))
     return {"solved, one goes on": f"{middle}, minus x0", **found}
 
 

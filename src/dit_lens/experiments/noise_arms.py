@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from dit_lens import analysis
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import outcomes
 from dit_lens.experiments.outcomes import arms_as, headline, unfold
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.plan.plan import Placed
 
 BUDGETS = ("same scale", "same energy")
@@ -145,14 +147,17 @@ def gather(
 def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None) -> dict[str, Any]:
     """Compare noise at a step with noise in a frame: over the whole run, and where both stop at the same step."""
     at_step = results[f"step_{outcome}"]
-    effects = {
-        f"mean over steps minus mean over frames, {budget}": analysis.effect(
+    finds = {
+        f"mean over steps minus mean over frames, {budget}": partial(
+            analysis.effect,
             at_step.mean("after_step"),
             results[f"frame_{outcome}"].sel(budget=budget, drop=True).mean("frame"),
             bounds=limits,
         )
         for budget in results.budget.values.tolist()
     }
+    first, *more = finds
+    out = {first: primary_outcome(finds[first]), **{name: headline(finds[name]()) for name in more}}
     if "stop" in results.dims:
         at_stops = at_step.sel(after_step=results.stop.values).rename(after_step="stop")
         for suffix in ("", "_elsewhere"):
@@ -160,8 +165,8 @@ def contrasts(results: xr.Dataset, outcome: str, limits: tuple[float, float] | N
             for kind in STOPPED:
                 name = f"after a step minus mean over frames{suffix.replace('_', ', ')}, {kind}"
                 other = stopped.sel(stopping=kind, drop=True)
-                effects[name] = analysis.effect(at_stops, other, bounds=limits, along="stop")
-    return {name: headline(one) for name, one in effects.items()}
+                out[name] = headline(analysis.effect(at_stops, other, bounds=limits, along="stop"))
+    return out
 
 
 def by_stop(results: xr.Dataset, outcome: str) -> xr.DataArray:

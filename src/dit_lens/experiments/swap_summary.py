@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import xarray as xr
 from dit_lens import analysis
 from dit_lens.experiments.crossings import place_of
 from dit_lens.experiments.outcomes import BOUNDS, headline
+from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.swaps import ANOTHER, PLACEBO
 
 Bounds = tuple[float, float]
@@ -63,7 +65,7 @@ def told_of_leaning(results: xr.Dataset) -> Told:
     Args:
         results: of couples whose leaning is defined.
     """
-    values, first = results.leaning, str(results.arm.values[0])
+    values, first, sites = results.leaning, str(results.arm.values[0]), results.site.values.tolist()
     said = told(values, "leaning", LEANING)
     whole, placebo = (values.sel(arm=arm, drop=True).mean("direction") for arm in (first, PLACEBO))
     against = difference(whole, placebo, ["layer"])
@@ -74,6 +76,12 @@ def told_of_leaning(results: xr.Dataset) -> Told:
         "leaning of x0 at the last swapped step": headline(estimate(x0, LEANING, ["arm", "layer"])),
         "leaning of x0, minus the clean run's": headline(difference(x0, clean, ["arm", "layer"])),
     }
+    if values.sizes["sample"] > 1:
+        at_site = {site: [one.sel(site=site, drop=True) for one in (whole, placebo)] for site in sites}
+        summary[f"leaning, {first} minus placebo, in any layer"] = {
+            site: primary_outcome(partial(analysis.effect, *both, bounds=LEANING, along="layer"))
+            for site, both in at_site.items()
+        }
     if "block" in values.site.values and values.sizes["layer"] > 1 and values.sizes["sample"] > 1:
         curve = whole.sel(site="block", drop=True).transpose("sample", ...)
         found = analysis.crossing(curve, "layer")
