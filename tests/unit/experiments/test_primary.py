@@ -97,3 +97,9 @@ def test_rows_are_those_of_the_page_less_the_controls(tmp_path):
     assert found[name] == {"gain": {"effect": 0.1, "p": 0.02}} and not any(
         v for k, v in found.items() if k != name
     )
+
+
+def test_the_page_is_that_of_the_summaries_beside_it():
+    everything = script("all")
+    docs = everything.HERE.parent / "docs" / "findings"
+    assert (docs / "holm.md").read_text() == everything.table(everything.primary_outcomes(docs))
