@@ -57,6 +57,7 @@ class Swap:
         steps: at which they are put in.
         branch: of guidance, on which they are. None for all.
         is_placebo: whether a change of that size in a random direction is put in instead.
+        part: what of the value alone is swapped: ("head", 3), ("frame", 1), ... None for all of it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Swap:
     steps: tuple[int, ...]
     branch: str | None = None
     is_placebo: bool = False
+    part: tuple[str, int] | None = None
 
 
 def rows_of(pairs: Sequence[Pair]) -> list[Pair]:
@@ -127,15 +129,7 @@ def sites_of(text: str, sites: Sequence[str]) -> list[str]:
         TaskError: the model has no such site; the error names those that it has.
     """
     known = [*sites, *([UPDATE] if {BEFORE, AFTER} <= set(sites) else [])]
-    try:
-        return names_in(text, known, "sites")
-    except TaskError as error:
-        has_head = "head" in text and "head" not in known
-        raise TaskError(
-            f"{error} (A head of attention has no site of its own: it comes with the attention.)"
-            if has_head
-            else str(error)
-        ) from None
+    return names_in(text, known, "sites")
 
 
 def places_of(
@@ -210,8 +204,11 @@ def derangements(layers: Sequence[int], count: int, seed: int) -> list[list[int]
 
 @options
 def donated(h: Tensor, spot: Spot, *, held: Held, row: int, site: str, layer: int) -> Tensor:
-    """Replace by what a row holds at the same step, branch and site."""
-    return held[site, str(spot.branch), layer][row]
+    """Replace by what a row holds at the same step, branch and site; of one head by that of the head."""
+    value = held[site, str(spot.branch), layer][row]
+    if spot.head is None:
+        return value
+    return value.unflatten(-1, (-1, h.shape[-1]))[..., spot.head, :]
 
 
 @options
@@ -238,6 +235,7 @@ def donated_update(
 def arm_of(swap: Swap, site: str, layer: int, held: Held) -> Arm:
     """Return a swap as an arm: the edits of every receiver."""
     where: dict[str, Any] = {"layer": layer, "step": list(swap.steps), "branch": swap.branch}
+    where |= {} if swap.part is None else {swap.part[0]: swap.part[1]}
 
     def edits(row: int) -> list[Placed]:
         if not receives(row):
