@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from dit_lens.engine.applied import apply_to_heads
 from dit_lens.engine.batch_rows import batching_of, parts
+from dit_lens.engine.checkpoints import run_again
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.in_place import reads_refused, scheduler_in_place
 from dit_lens.engine.inputs import ModelInputs
@@ -38,7 +40,7 @@ from dit_lens.engine.visitor import Place, Visitor, spot_of
 from dit_lens.errors import PlanError
 from dit_lens.families.call import Forward
 from dit_lens.families.latents import apart, together
-from dit_lens.families.patching import traced, undisturbed
+from dit_lens.families.patching import guarded, traced, undisturbed
 from dit_lens.families.specimen import Specimen
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.content import Walk
@@ -47,7 +49,9 @@ from dit_lens.plan.plan import Entry, Placed, Plan
 from dit_lens.tasks.sample import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterator
+
+    import xarray as xr
 
     from dit_lens.store.run import Run
 
@@ -232,8 +236,7 @@ class Batch:
         """
         self._check_watched(watch)
         done, shared = [], shared or Shared(row.placed for row in rows)
-        pipe = self.specimen.pipe
-        with scheduler_in_place(pipe, self.scheduler, self.batching.place, step), reads_refused(pipe):
+        with self._in_place(step):
             for part in parts([row.group for row in rows], self.at_once):
                 x, numbers, members = latents[part], pairs[part], rows[part]
                 before = None if x0 is None else x0[part]
@@ -242,6 +245,39 @@ class Batch:
                 else:
                     done.append(self._forward(step, x, numbers, members, watch, shared, before))
         return Stepped.cat(done)
+
+    @contextmanager
+    def _in_place(self, step: int) -> Iterator[None]:
+        """Stand in the place of the pipeline's loop at a step; see `in_place.py`."""
+        pipe = self.specimen.pipe
+        with scheduler_in_place(pipe, self.scheduler, self.batching.place, step), reads_refused(pipe):
+            yield
+
+    def advance_with_gradients(
+        self,
+        step: int,
+        latents: Tensor,
+        pairs: Sequence[int],
+        rows: Sequence[Row],
+        shared: Shared,
+        x0: Tensor | None = None,
+        by_blocks: bool = False,
+    ) -> Stepped:
+        """Take one denoising step of rows that go through the model at once, and leave the way back open for gradients.
+
+        Args:
+            step: which.
+            latents: [row, channel, frame, y, x].
+            pairs: which of the batch's pairs each row is.
+            rows: the trajectories, at most as many as go at once.
+            shared: functions that rows go through in turn.
+            x0: of the step before, [row, channel, frame, y, x], for edits that take it.
+            by_blocks: whether of every block its input alone is held, and the block runs again in the backward pass.
+        """
+        with torch.enable_grad(), self._in_place(step):
+            return guarded(
+                lambda: self._forward(step, latents, pairs, rows, (), shared, x0, by_blocks=by_blocks)
+            )
 
     def _forward(
         self,
@@ -254,6 +290,7 @@ class Batch:
         x0_before: Tensor | None = None,
         exchange: Exchange | None = None,
         records: bool = True,
+        by_blocks: bool = False,
     ) -> Stepped:
         """Take a step of rows that go through the model at once."""
         pipe, flow, batching = self.specimen.pipe, self.specimen.family.flow, self.batching
@@ -267,7 +304,8 @@ class Batch:
         batching.load(pipe, expert)
         prepared = {branch: self.inputs.of_branch(branch, pairs) for branch in self.layout.branches}
         velocities: dict[str, Mapping[str, Tensor]] = {}
-        with traced([dit]), visitor.installed({expert: dit}):
+        blocks = self.specimen.blocks(dit) if by_blocks else []
+        with traced([dit]), visitor.installed({expert: dit}), run_again(blocks, visitor, {expert: dit}):
             for branch, keywords in prepared.items():
                 forward = Forward(
                     expert,
@@ -359,19 +397,27 @@ class Batch:
             PlanError: it cannot be carried out.
         """
         if id(placed) not in self._bindings:
-            spelt = self._spelt(placed)
-            plan = Plan(edits=(spelt,)) if is_edit else Plan(records=(spelt,))
-            plan.check(self.layout, over_seeds=True)
-            plan.check_grids(grids_of(self.inputs.streams, apart(self.inputs.noise)))
-            if TEXT in self.grids:
-                plan.check_text(self.layout, self.grids[TEXT][2])
-            plan.check_sources(self.specimen.fingerprint, self.specimen.architecture)
-            binding = spelt.bind(is_edit, self.layout, self.sigmas)
-            if problem := binding.never_fired([self.expert(step) for step in range(self.steps)]):
-                raise PlanError(problem)
             # What is placed is held too, so that its id is not given to another.
-            self._bindings[id(placed)] = placed, binding
+            self._bindings[id(placed)] = placed, self.bind(placed, is_edit)
         return self._bindings[id(placed)][1]
+
+    def bind(self, placed: Placed, is_edit: bool = True) -> Binding:
+        """Resolve a place as `binding` does, and hold nothing.
+
+        Raises:
+            PlanError: it cannot be carried out.
+        """
+        spelt = self._spelt(placed)
+        plan = Plan(edits=(spelt,)) if is_edit else Plan(records=(spelt,))
+        plan.check(self.layout, over_seeds=True)
+        plan.check_grids(grids_of(self.inputs.streams, apart(self.inputs.noise)))
+        if TEXT in self.grids:
+            plan.check_text(self.layout, self.grids[TEXT][2])
+        plan.check_sources(self.specimen.fingerprint, self.specimen.architecture)
+        binding = spelt.bind(is_edit, self.layout, self.sigmas)
+        if problem := binding.never_fired([self.expert(step) for step in range(self.steps)]):
+            raise PlanError(problem)
+        return binding
 
     def _spelt(self, placed: Placed) -> Placed:
         """Return it with the positions of its words, where they are the same in all prompts of the batch.
@@ -447,6 +493,27 @@ class Batch:
         codec = self.specimen.family.codec
         if codec.decoded(self.keywords):
             codec.check(self.specimen.pipe)
+
+    # ---- gradients
+
+    def attribute(
+        self, metric: Callable[[Tensor], Tensor], sites: Sequence[str] = ("block",), **options: Any
+    ) -> xr.Dataset:
+        """Estimate, for every place, what a metric gains if the clean row's state is patched in there: by gradients.
+
+            gain = batch.attribute(metric, ["block", "self_attn"], clean=0, corrupt=1, place=dl.at(step=3), check=40)
+
+        See `dit_lens.engine.attribution.attribute` for its options, what it returns and what it refuses.
+
+        Args:
+            metric: x0 [channel, frame, y, x] to a scalar tensor that carries its gradient.
+            sites: where the states are read.
+            **options: `clean` and `corrupt`, rows of the batch; `place`, `until`, `of`, `edits`, `integrate`, `check`,
+                `seed`, `by_blocks`, `progress`.
+        """
+        from dit_lens.engine.attribution import attribute
+
+        return attribute(self, metric, sites, **options)
 
     # ---- what states and latents stand for
 

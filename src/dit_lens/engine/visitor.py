@@ -76,6 +76,7 @@ class Visitor:
         self.watch = frozenset(watch)
         self.states: dict[Place, Tensor] = {}
         self.forward: Forward | None = None
+        self._repeats = False  # what runs now has run before, with its records
         self._with_gradients = False  # in the running call
         self._listens = False  # to attention functions
         self._moment: Moment | None = None
@@ -166,6 +167,21 @@ class Visitor:
             self.forward = None
 
     @contextmanager
+    def repeating(self, forward: Forward, dits: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Let a part of a call run again, in the backward pass: edits act as before, nothing is recorded or audited.
+
+        Args:
+            forward: the call that it is a part of.
+            dits: as for `install`.
+        """
+        self._repeats = True
+        try:
+            with self.installed(dits), self.calling(forward):
+                yield
+        finally:
+            self._repeats = False
+
+    @contextmanager
     def aside(self) -> Iterator[None]:
         """Let the hooks rest while a block runs, inside of a call: modules that it calls are no part of the call."""
         forward, self.forward = self.forward, None
@@ -243,12 +259,12 @@ class Visitor:
             flat = h[rows, part]
             values = flat.view(flat.shape[0], *grid, flat.shape[2])
             new = self.apply(where, branch, values)
-            if self._watches(where, branch):
+            if self._watches(where, branch) and not self._repeats:
                 self._keep_state(where, branch, new)
             if not is_left_alone(new, values):  # the model may rely on its own memory
                 out = h.clone() if out is None else out
                 out[rows, part] = new.flatten(1, 3)
-        if out is not None and self._with_gradients and is_checkpointed():
+        if out is not None and self._with_gradients and not self._repeats and is_checkpointed():
             raise CaptureError(
                 f"{where[0]} at layer {where[2]} is edited inside of torch's gradient checkpointing, which runs the module again "
                 "in the backward pass, without the edit: turn checkpointing off."
@@ -341,7 +357,7 @@ class Visitor:
             )
         out = self._edited(selected, where, branch, values) if edits else values
         for number, selection in selected.items():
-            for record in selection.records if records else ():
+            for record in selection.records if records and not self._repeats else ():
                 self._read(number, record, where, branch, out[number])
         while self._shared is not None and self._again:  # after the last row, as after the first
             self._shared.refuse_kept(*self._before[self._again.pop()])
@@ -495,6 +511,8 @@ class Visitor:
     # ---- audit
 
     def _mark(self, number: int, binding: Binding, where: Where, branch: str | None) -> None:
+        if self._repeats:
+            return
         place, fired = (branch, where[2]), self._fired[number, binding]
         if place in fired:
             spot = spot_of(self.rows[number], self.moment, where, branch)

@@ -1,0 +1,309 @@
+"""Gradients through denoising steps, back to any step before: an adjoint that holds what each step starts from, and no more.
+
+The rows go forward without gradients; what each step starts from is held, one latent a step. Then, from the last step to the
+first, each step runs again with gradients, is differentiated, and lets its graph go. So memory is that of one step, however many
+there are (reverse-mode differentiation with one checkpoint a step: Griewank and Walther 2000, Chen et al. arXiv 1604.06174).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from dit_lens.engine.inputs import PerPair
+from dit_lens.engine.rows import Row, Shared
+from dit_lens.engine.taps import Taps
+from dit_lens.errors import PlanError
+from dit_lens.families.latents import apart, together
+from dit_lens.plan.binding import Binding
+
+if TYPE_CHECKING:
+    from dit_lens.engine.batch import Batch
+    from dit_lens.engine.stepped import Stepped
+
+READ = ("x0", "velocity")
+"""What a metric may read of a step."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is measured of a row at a step.
+
+    Attributes:
+        metric: (latents [channel, frame, y, x]) to a scalar tensor.
+        of: which latents, one of `READ`: x0, or the velocity after guidance.
+    """
+
+    metric: Callable[[Tensor], Tensor]
+    of: str
+
+    def values(self, stepped: Stepped) -> Tensor:
+        """Return the metric of every row, [row].
+
+        Raises:
+            PlanError: the metric returned no number, or one without a gradient where gradients are on.
+        """
+        latents = apart(getattr(stepped, self.of))["video"]
+        return torch.stack([self._value(x.clone()) for x in latents])
+
+    def _value(self, latents: Tensor) -> Tensor:
+        value = self.metric(latents)
+        what = f"The metric of {self.of} [channel, frame, y, x]"
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise PlanError(
+                f"{what} returned {got}: return a scalar tensor of floats, such as (x0 * weights).mean()."
+            )
+        if torch.is_grad_enabled() and latents.requires_grad and not value.requires_grad:
+            raise PlanError(
+                f"{what} returned a number without a gradient: compute it in torch from what it is given, without .detach(), "
+                ".item(), numpy or torch.no_grad()."
+            )
+        if not math.isfinite(float(value.detach())):
+            raise PlanError(f"{what} is {float(value.detach())}: return a finite number.")
+        return value.reshape(())
+
+
+@dataclass
+class Start:
+    """What a step starts from.
+
+    Attributes:
+        latents: x_s, [row, channel, frame, y, x].
+        x0: of the step before; None where no edit takes it.
+    """
+
+    latents: Tensor
+    x0: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors of all streams, in order."""
+        return [x for part in (self.latents, self.x0) if part is not None for x in apart(part).values()]
+
+    def open(self, gradient: bool) -> tuple[Start, list[Tensor]]:
+        """Return a start of a graph of its own, and the tensors whose gradients it leads to.
+
+        Args:
+            gradient: whether it takes part in the graph.
+        """
+        streams = [
+            {s: x.detach().requires_grad_(gradient) for s, x in apart(part).items()}
+            for part in (self.latents, self.x0)
+            if part is not None
+        ]
+        leaves = [x for part in streams for x in part.values()] if gradient else []
+        return Start(*(together(part) for part in streams)), leaves
+
+    def repeated(self, count: int) -> Start:
+        """Return a start of several rows that are alike, from one of one row."""
+        rows = [0] * count
+        return Start(self.latents[rows], None if self.x0 is None else self.x0[rows])
+
+
+class Passage:
+    """One pair of a batch on its way through the steps, alone or as several rows that differ in what is placed on them.
+
+    Args:
+        batch: whose pair it is.
+        pair: its number.
+        edits: what is placed on every row.
+        reading: what is measured.
+        by_blocks: whether blocks run again in the backward pass.
+    """
+
+    def __init__(
+        self, batch: Batch, pair: int, edits: Sequence[Binding], reading: Reading, by_blocks: bool
+    ) -> None:
+        self.batch, self.pair, self.edits, self.reading = batch, pair, edits, reading
+        self.by_blocks = by_blocks
+        self._takes_x0 = any(edit.reads_x0 for edit in edits)
+
+    def begin(self) -> Start:
+        """Return what step 0 starts from."""
+        return Start(self.batch.noise[[self.pair]])
+
+    def row(
+        self, more: Iterable[Binding] = (), records: Sequence[Binding] = (), recorders: Iterable[object] = ()
+    ) -> Row:
+        """Return a row with the edits of the pair, and with more that come after them."""
+        seed, taken = self.batch.pairs[self.pair][1], list(recorders)
+        return Row(seed, [*self.edits, *more], records, taken)  # type: ignore[arg-type]  # a stand-in takes what is read
+
+    def step(self, step: int, start: Start, rows: Sequence[Row]) -> Stepped:
+        """Take a step without gradients."""
+        pairs, shared = [self.pair] * len(rows), self._shared(rows)
+        return self.batch.advance(step, start.latents, pairs, rows, (), shared, start.x0)
+
+    def after(self, stepped: Stepped) -> Start:
+        """Return what the next step starts from."""
+        return Start(stepped.latents, stepped.x0 if self._takes_x0 else None)
+
+    def follow(self, first: int, start: Start, keep: Collection[int], rows: Sequence[Row]) -> dict[int, Start]:
+        """Go forward without gradients; return what some steps start from.
+
+        Args:
+            first: step to begin with.
+            start: what it starts from.
+            keep: steps whose starts are returned.
+            rows: in the first step; in those after it they have the edits of the pair alone.
+        """
+        starts = {}
+        for step in range(first, max(keep) + 1):
+            if step in keep:
+                starts[step] = start
+            if step < max(keep):
+                start = self.after(self.step(step, start, rows))
+                rows = [self.row() for _ in rows]
+        return starts
+
+    def metric(self, first: int, start: Start, until: int, rows: Sequence[Row]) -> Tensor:
+        """Return the metric of every row at a step, [row], without gradients; see `follow`."""
+        last = self.follow(first, start, {until}, rows)[until]
+        rows = rows if until == first else [self.row() for _ in rows]
+        stepped = self.step(until, last, rows)
+        with torch.no_grad():
+            return self.reading.values(stepped)
+
+    @torch.enable_grad()
+    def descend(
+        self,
+        starts: dict[int, Start],
+        taps_at: Callable[[int], Sequence[tuple[Taps, Sequence[Binding]]]],
+        listen: Callable[[int, Sequence[Taps]], None],
+    ) -> Tensor:
+        """Go back from the last of some steps to the first, with the gradient of the metric at the last.
+
+        Args:
+            starts: what each step starts from, without a gap; each is let go when its step is done.
+            taps_at: step to the taps of each row, and how they are placed.
+            listen: told of every step, and the taps of its rows, when their gradients have come.
+
+        Returns:
+            The metric at the last step, [row].
+        """
+        first, last = min(starts), max(starts)
+        values, cotangents = torch.zeros(0), list[Tensor]()
+        for step in range(last, first - 1, -1):
+            placed = taps_at(step)
+            taps, rows = [row for row, _ in placed], [self.row(more) for _, more in placed]
+            moved = any(tap.share is not None for tap in taps)  # a moved state depends on nothing before it
+            start, leaves = starts.pop(step).open(gradient=step > first or not moved)
+            stepped = self._step_open(step, start, taps, rows, follows=bool(leaves) and not self.edits)
+            if step == last:
+                values = self.reading.values(stepped)
+                targets, given = [values.sum()], [None]
+            else:
+                targets, given = self.after(stepped).tensors(), cotangents
+            cotangents = _pull(targets, given, leaves, [leaf for tap in taps for leaf in tap.leaves])
+            del stepped, targets, given, leaves  # the graph, before the next one
+            for tap in taps:
+                tap.leaves.clear()
+            listen(step, taps)
+        return values.detach()
+
+    def _step_open(
+        self, step: int, start: Start, taps: Sequence[Taps], rows: Sequence[Row], follows: bool
+    ) -> Stepped:
+        """Take a step with gradients.
+
+        Args:
+            step: which.
+            start: what it starts from.
+            taps: of each row.
+            rows: the trajectories.
+            follows: whether all that the model makes of the video has to follow its latents: no edit may cut that off.
+
+        Raises:
+            PlanError: no gradient comes through the model, or a part of it.
+        """
+        for tap in taps:
+            tap.listens, tap.follows = True, follows
+        try:
+            stepped = self.batch.advance_with_gradients(
+                step, start.latents, [self.pair] * len(rows), rows, self._shared(rows), start.x0, self.by_blocks
+            )
+        finally:
+            for tap in taps:
+                tap.listens = False  # a block that runs again in the backward pass has them listen no more
+        inside = any(layer is not None for tap in taps for _, _, layer in tap.targets)
+        if (inside or follows) and not apart(stepped.velocity)["video"].requires_grad:
+            raise PlanError(
+                f"step {step}: no gradient comes out of the model. Its forward ends in .detach() or torch.no_grad, or its "
+                "velocity does not depend on what stands at these places."
+            )
+        return stepped
+
+    def _shared(self, rows: Sequence[Row]) -> Shared:
+        """Return the functions of the user's, each of which runs several times: they may keep nothing."""
+        return Shared((row.placed for row in rows), least=1)
+
+
+def _pull(
+    targets: Sequence[Tensor],
+    given: Sequence[Tensor | None],
+    leaves: Sequence[Tensor],
+    more: Sequence[Tensor],
+) -> list[Tensor]:
+    """Return the gradients at leaves of a graph, zero where nothing comes; what taps listen to, they hear meanwhile.
+
+    Args:
+        targets: what is differentiated.
+        given: their own gradients; None for a scalar.
+        leaves: whose gradients are returned.
+        more: other leaves to which the backward pass goes.
+    """
+    open_targets = [(x, g) for x, g in zip(targets, given, strict=True) if x.requires_grad]
+    assert open_targets, "a metric, or a step, without a gradient is refused before"
+    outputs, gradients = zip(*open_targets, strict=True)
+    found = torch.autograd.grad(outputs, [*leaves, *more], gradients, allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, found, strict=False)
+    ]
+
+
+@contextmanager
+def open_to_gradients(batch: Batch) -> Iterator[None]:
+    """Let gradients go through a batch's model while the block runs, and to none of its parameters.
+
+    Flags of parameters are put back as they were, and no parameter gets a `.grad`.
+
+    Raises:
+        PlanError: inference mode is on, or the model or its inputs were made in it.
+    """
+    if torch.is_inference_mode_enabled():
+        raise PlanError("Gradients under torch.inference_mode: there are none. Leave that block first.")
+    dits = batch.specimen.dits.values()
+    _refuse_inference([p for dit in dits for p in (*dit.parameters(), *dit.buffers())], "The model")
+    inputs = [leaf.rows if isinstance(leaf, PerPair) else leaf for leaf in tree_leaves(batch.inputs.keywords)]
+    _refuse_inference([batch.noise, *inputs], "What this batch gives the model")
+    wanted = [p for p in _parameters(dits) if p.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def _parameters(dits: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [parameter for dit in dits for parameter in dit.parameters()]
+
+
+def _refuse_inference(values: Iterable[object], what: str) -> None:
+    if any(isinstance(value, Tensor) and value.is_inference() for value in values):
+        raise PlanError(
+            f"{what} was made under torch.inference_mode, and no gradient goes through such tensors: load the model, and call "
+            "lens.batch, outside of it."
+        )
+
+
+__all__ = ["READ", "Passage", "Reading", "Start", "open_to_gradients"]

@@ -1,0 +1,160 @@
+"""Attributions as one dataset, with names for every dimension and words for what stands in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from dit_lens.plan.places import grid_dim
+from dit_lens.tasks.pairs import label
+
+if TYPE_CHECKING:
+    from dit_lens.engine.adjoint import Passage
+    from dit_lens.engine.attribution import Attribution
+    from dit_lens.engine.attribution_check import Drawn
+
+TEXT = np.dtypes.StringDType()
+LINEAR = "sum over channel of (h_clean - h_corrupt) * d metric / d h_corrupt"
+INTEGRATED = (
+    "sum over channel of (h_clean - h_corrupt) * mean of d metric / d h along the straight line from h_corrupt to h_clean, the "
+    "state of all tokens of a place moved together"
+)
+GAP = 0.1
+"""Share of the largest gain by which an integral may miss one without a warning."""
+SOURCES = {
+    LINEAR: "Nanda 2023, attribution patching; Syed et al. 2023, arXiv 2310.10348",
+    INTEGRATED: "Sundararajan et al. 2017, arXiv 1703.01365; Hanna et al. 2024, arXiv 2403.17806",
+}
+
+
+def table_of(task: Attribution, options: Mapping[str, int], drawn: Drawn | None) -> xr.Dataset:
+    """Return attributions as a dataset; see `attribute`.
+
+    Args:
+        task: that was carried out.
+        options: `integrate`, `check` and `seed`.
+        drawn: the check, where one was asked for.
+    """
+    table = xr.Dataset(coords=_coordinates(task))
+    for site in task.sites:
+        table[site] = _of_site(task, site)
+        table[site].attrs = {"long_name": f"attribution of {site}", "units": "units of the metric"}
+        if task.patched:
+            patched = _of_site(task, site, patched=True)
+            table[f"{site}_patched"] = patched.assign_attrs(long_name=f"gain of patching all of {site}")
+    for name, values in task.metrics.items():
+        long_name = {"long_name": f"metric of the {name} row"}
+        if task.until is None:
+            found = [values[step] for step in task.steps]
+            table[f"metric_{name}"] = xr.DataArray(found, dims="step", attrs=long_name)
+        else:
+            table[f"metric_{name}"] = xr.DataArray(values[task.until], attrs=long_name)
+    if drawn is not None:
+        table = table.assign(_checked(task, drawn)).assign_coords(_places(task, drawn))
+    table.attrs = _attributes(task, options, drawn)
+    return table
+
+
+def _coordinates(task: Attribution) -> dict[str, Any]:
+    batch, steps = task.batch, task.steps
+    keys = [key for step in steps for key in task.keys[step]]
+    layers = sorted({layer for _, _, layer in keys if layer is not None})
+    branches = [b for b in batch.layout.branches if any(branch == b for _, branch, _ in keys)]
+    coords: dict[str, Any] = {
+        "step": steps,
+        "sigma": ("step", [batch.sigmas[step] for step in steps]),
+        "timestep": ("step", [batch.timesteps[step] for step in steps]),
+        "expert": ("step", np.array([batch.expert(step) for step in steps], TEXT)),
+    }
+    return coords | ({"branch": np.array(branches, TEXT), "layer": layers} if layers else {})
+
+
+def _of_site(task: Attribution, site: str, patched: bool = False) -> xr.DataArray:
+    """Return what came of a site on [step, branch, layer, head, frame, y, x], of these those that it has."""
+    values: Mapping[Any, Any] = task.patched if patched else task.estimates
+    keys = [key for key in task.keys[task.steps[0]] if key[0] == site]
+    inside = np.shape(values[task.steps[0], keys[0]])
+    stacked = np.array([[values[step, key] for key in keys] for step in task.steps], np.float64)
+    dims = [grid_dim(dim, site, task.place.stream) for dim in ("frame", "y", "x")] + ["head"]
+    dims = dims[: len(inside)]
+    if keys[0][2] is None:
+        return xr.DataArray(stacked[:, 0], dims=["step", *dims])
+    branches = list(dict.fromkeys(branch for _, branch, _ in keys))
+    layers = list(dict.fromkeys(layer for _, _, layer in keys))
+    folded = stacked.reshape(len(task.steps), len(branches), len(layers), *inside)
+    coords = {"branch": np.array(branches, TEXT), "layer": layers}
+    array = xr.DataArray(folded, dims=["step", "branch", "layer", *dims], coords=coords)
+    return array.transpose("step", "branch", "layer", "head", *dims[:3], missing_dims="ignore")
+
+
+def _checked(task: Attribution, drawn: Drawn) -> dict[str, Any]:
+    until = "its own step" if task.until is None else f"step {task.until}"
+    return {
+        "estimate": ("check", drawn.estimates, {"long_name": "attribution of one token"}),
+        "exact": ("check", drawn.exact, {"long_name": f"gain of patching it, read at {until}"}),
+    }
+
+
+def _places(task: Attribution, drawn: Drawn) -> dict[str, Any]:
+    tokens = drawn.tokens
+    text = {
+        "check_site": [token.key[0] for token in tokens],
+        "check_branch": [token.key[1] or "" for token in tokens],
+    }
+    coords: dict[str, Any] = {name: ("check", np.array(values, TEXT)) for name, values in text.items()}
+    coords["check_step"] = "check", [token.step for token in tokens]
+    coords["check_layer"] = "check", [-1 if token.key[2] is None else token.key[2] for token in tokens]
+    for n, dim in enumerate(("frame", "y", "x", "head")):
+        found = [token.index[n] if n < len(token.index) else -1 for token in tokens]
+        if dim != "head" or max(found) >= 0:
+            coords[f"check_{dim}"] = "check", found
+    return coords
+
+
+def _attributes(task: Attribution, options: Mapping[str, int], drawn: Drawn | None) -> dict[str, Any]:
+    definition = INTEGRATED if options["integrate"] else LINEAR
+    metric, of = task.reading.metric, task.reading.of
+    attrs: dict[str, Any] = {
+        "definition": definition,
+        "sources": SOURCES[definition],
+        "metric": getattr(metric, "__name__", type(metric).__name__),
+        "metric_reads": f"{of} of {'its own step' if task.until is None else f'step {task.until}'}, corrupt row",
+        "clean": _named(task.clean),
+        "corrupt": _named(task.corrupt),
+        "place": str(task.place),
+        "steps": task.batch.steps,
+        "cfg_scale": float(task.batch.cfg_scale),
+        "integrate": options["integrate"],
+    }
+    warnings = []
+    if task.patched:
+        sums = [float(task.estimates[place].sum()) - task.patched[place] for place in task.patched]
+        attrs["largest_gap"] = float(np.abs(sums).max())
+        attrs["largest_patched"] = float(np.abs([*task.patched.values()]).max())
+        warnings.append(_incomplete(attrs["largest_gap"], attrs["largest_patched"], options["integrate"]))
+    if drawn is not None:
+        attrs |= {"check": len(drawn.tokens), "check_seed": options["seed"], "spearman": drawn.spearman}
+        warnings.append(drawn.warning)
+    return attrs | ({"warning": " ".join(filter(None, warnings))} if any(warnings) else {})
+
+
+def _incomplete(gap: float, patched: float, nodes: int) -> str:
+    """Say in a sentence that sums over tokens miss what patches of whole places do; empty where they meet."""
+    if gap <= GAP * patched:
+        return ""
+    return (
+        f"The integral over {nodes} nodes is not complete: at one place the sum over tokens misses the patch of all of them by "
+        f"{gap:.2g}, where the largest patch gains {patched:.2g}: take more nodes."
+    )
+
+
+def _named(passage: Passage) -> str:
+    sample, seed = passage.batch.pairs[passage.pair]
+    placed = f", {len(passage.edits)} edits" if passage.edits else ""
+    return f"{label(sample)}, seed {seed}{placed}"
+
+
+__all__ = ["table_of"]

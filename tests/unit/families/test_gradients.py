@@ -1,0 +1,59 @@
+"""Gradients go through every family's batch: the slope on the way to the clean state is what finite differences say."""
+
+import numpy as np
+import pytest
+import torch
+
+import dit_lens as dl
+from dit_lens.families.latents import apart
+from gradients import slope, weighted
+
+pytestmark = pytest.mark.slow
+
+
+def compare(lens, samples, size, rel, extra=None, site="block", **place):
+    batch = lens.batch([(samples[0], 0), (samples[1], 1)], steps=3, cfg_scale=3.0, **(extra or {}))
+    metric = weighted(apart(batch.noise)["video"].shape[1:])
+    whole = dl.at(step=[1, 2], layer=[0, -1], **place)
+    found, expected = [], []
+    for until in (None, -1):
+        gain = batch.attribute(metric, [site], place=whole, until=until, by_blocks=until is not None)
+        for step in (1, 2):
+            for branch in batch.layout.branches:
+                at = site, step, branch, lens.layers - 1
+                last = step if until is None else batch.steps - 1
+                expected.append(slope(batch, metric, at, last, size))
+                chosen = gain[site].sel(step=step, branch=branch, layer=at[3])
+                found.append(float(chosen.sum()))
+    np.testing.assert_allclose(found, expected, rtol=rel, atol=rel * np.abs(expected).max())
+    assert np.abs(expected).max() > 0
+    return gain
+
+
+@pytest.mark.parametrize("site", ["block", "self_attn", "k"])
+def test_two_experts_of_wan(tiny_pipe, sample, site):
+    lens = dl.Lens(tiny_pipe(experts=2, dtype=torch.float64))
+    gain = compare(lens, [sample, sample.with_(prompt="a cat")], 1e-3, 1e-4, site=site)
+    assert gain.expert.values.tolist() == ["high", "low"]
+
+
+@pytest.mark.parametrize(
+    "name", ["wan-image", "ltx", "ltx-image", "cogvideox", "hunyuan", "mochi", "flux", "sd3", "pixart", "dit"]
+)
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+def test_diffusers(made, name):
+    case = made(name)
+    samples = [case.sample, case.sample.with_(prompt="another one")]
+    compare(dl.Lens(case.pipe), samples, 1e-3, 2e-2, case.extra)
+
+
+def test_sound_that_goes_along_carries_its_part_of_the_gradient(tiny_ltx):
+    lens = dl.Lens(tiny_ltx.make_pipe())
+    words = [dl.Sample(prompt=prompt, size=(64, 64), num_frames=9) for prompt in ("a", "b")]
+    gain = compare(lens, words, 1e-2, 1e-2)
+    batch = lens.batch([(words[0], 0), (words[1], 1)], steps=3, cfg_scale=3.0)
+    metric = weighted(apart(batch.noise)["video"].shape[1:])
+    sound = batch.attribute(metric, place=dl.at(stream="audio", step=1), until=-1, check=6)
+    assert sound.block.dims == ("step", "branch", "layer", "frame_audio", "y_audio", "x_audio")
+    np.testing.assert_allclose(sound.estimate, sound.exact, atol=0.3 * float(abs(sound.exact).max()))
+    assert float(abs(sound.exact).max()) > 0 and "frame" in gain.dims
