@@ -64,6 +64,7 @@ def test_a_metric_that_raises_says_its_own(batch):
         ({"place": dl.at(site="block")}, "name the sites by sites="),
         ({"until": 3}, "until=3 is out of range"),
         ({"until": 1}, "comes after it"),
+        ({"until": "last"}, "-1 for the last"),
         ({"of": "latents"}, "of='latents'"),
         ({"clean": 2}, "clean=2: give the number of a row of this batch, 0 to 1"),
         ({"corrupt": (SAMPLE, 7)}, "give the number of a row"),
@@ -84,7 +85,7 @@ def test_what_is_not_there_is_refused_before_anything_runs(batch, options, match
 
 def test_rows_of_unequal_grids_make_no_batch():
     lens = lens_on()
-    with pytest.raises(dl.PlanError, match="one .height, width, num_frames."):
+    with pytest.raises(dl.PlanError, match=r"one \(height, width, num_frames\)"):
         lens.batch([(SAMPLE, 0), (SAMPLE.with_(num_frames=9), 0)])
 
 

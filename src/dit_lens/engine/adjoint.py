@@ -8,16 +8,13 @@ there are (reverse-mode differentiation with one checkpoint a step: Griewank and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from dit_lens.engine.inputs import PerPair
 from dit_lens.engine.rows import Row, Shared
 from dit_lens.engine.taps import Taps
 from dit_lens.errors import PlanError
@@ -33,7 +30,7 @@ READ = ("x0", "velocity")
 
 
 @dataclass(frozen=True)
-class Reading:
+class MetricReading:
     """What is measured of a row at a step.
 
     Attributes:
@@ -72,7 +69,7 @@ class Reading:
 
 
 @dataclass
-class Start:
+class StepStart:
     """What a step starts from.
 
     Attributes:
@@ -87,7 +84,7 @@ class Start:
         """Return the tensors of all streams, in order."""
         return [x for part in (self.latents, self.x0) if part is not None for x in apart(part).values()]
 
-    def open(self, gradient: bool) -> tuple[Start, list[Tensor]]:
+    def open(self, gradient: bool) -> tuple[StepStart, list[Tensor]]:
         """Return a start of a graph of its own, and the tensors whose gradients it leads to.
 
         Args:
@@ -99,12 +96,12 @@ class Start:
             if part is not None
         ]
         leaves = [x for part in streams for x in part.values()] if gradient else []
-        return Start(*(together(part) for part in streams)), leaves
+        return StepStart(*(together(part) for part in streams)), leaves
 
-    def repeated(self, count: int) -> Start:
+    def repeated(self, count: int) -> StepStart:
         """Return a start of several rows that are alike, from one of one row."""
         rows = [0] * count
-        return Start(self.latents[rows], None if self.x0 is None else self.x0[rows])
+        return StepStart(self.latents[rows], None if self.x0 is None else self.x0[rows])
 
 
 class Passage:
@@ -119,15 +116,15 @@ class Passage:
     """
 
     def __init__(
-        self, batch: Batch, pair: int, edits: Sequence[Binding], reading: Reading, by_blocks: bool
+        self, batch: Batch, pair: int, edits: Sequence[Binding], reading: MetricReading, by_blocks: bool
     ) -> None:
         self.batch, self.pair, self.edits, self.reading = batch, pair, edits, reading
         self.by_blocks = by_blocks
         self._takes_x0 = any(edit.reads_x0 for edit in edits)
 
-    def begin(self) -> Start:
+    def begin(self) -> StepStart:
         """Return what step 0 starts from."""
-        return Start(self.batch.noise[[self.pair]])
+        return StepStart(self.batch.noise[[self.pair]])
 
     def row(
         self, more: Iterable[Binding] = (), records: Sequence[Binding] = (), recorders: Iterable[object] = ()
@@ -136,16 +133,18 @@ class Passage:
         seed, taken = self.batch.pairs[self.pair][1], list(recorders)
         return Row(seed, [*self.edits, *more], records, taken)  # type: ignore[arg-type]  # a stand-in takes what is read
 
-    def step(self, step: int, start: Start, rows: Sequence[Row]) -> Stepped:
+    def step(self, step: int, start: StepStart, rows: Sequence[Row]) -> Stepped:
         """Take a step without gradients."""
         pairs, shared = [self.pair] * len(rows), self._shared(rows)
         return self.batch.advance(step, start.latents, pairs, rows, (), shared, start.x0)
 
-    def after(self, stepped: Stepped) -> Start:
+    def after(self, stepped: Stepped) -> StepStart:
         """Return what the next step starts from."""
-        return Start(stepped.latents, stepped.x0 if self._takes_x0 else None)
+        return StepStart(stepped.latents, stepped.x0 if self._takes_x0 else None)
 
-    def follow(self, first: int, start: Start, keep: Collection[int], rows: Sequence[Row]) -> dict[int, Start]:
+    def follow(
+        self, first: int, start: StepStart, keep: Collection[int], rows: Sequence[Row]
+    ) -> dict[int, StepStart]:
         """Go forward without gradients; return what some steps start from.
 
         Args:
@@ -163,7 +162,7 @@ class Passage:
                 rows = [self.row() for _ in rows]
         return starts
 
-    def metric(self, first: int, start: Start, until: int, rows: Sequence[Row]) -> Tensor:
+    def metric(self, first: int, start: StepStart, until: int, rows: Sequence[Row]) -> Tensor:
         """Return the metric of every row at a step, [row], without gradients; see `follow`."""
         last = self.follow(first, start, {until}, rows)[until]
         rows = rows if until == first else [self.row() for _ in rows]
@@ -174,7 +173,7 @@ class Passage:
     @torch.enable_grad()
     def descend(
         self,
-        starts: dict[int, Start],
+        starts: dict[int, StepStart],
         taps_at: Callable[[int], Sequence[tuple[Taps, Sequence[Binding]]]],
         listen: Callable[[int, Sequence[Taps]], None],
     ) -> Tensor:
@@ -198,18 +197,18 @@ class Passage:
             stepped = self._step_open(step, start, taps, rows, follows=bool(leaves) and not self.edits)
             if step == last:
                 values = self.reading.values(stepped)
-                targets, given = [values.sum()], [None]
+                targets, cotangents = [values.sum()], [torch.ones_like(values.sum())]
             else:
-                targets, given = self.after(stepped).tensors(), cotangents
-            cotangents = _pull(targets, given, leaves, [leaf for tap in taps for leaf in tap.leaves])
-            del stepped, targets, given, leaves  # the graph, before the next one
+                targets = self.after(stepped).tensors()
+            cotangents = _pull(targets, cotangents, leaves, [leaf for tap in taps for leaf in tap.leaves])
+            del stepped, targets, leaves  # the graph, before the next one
             for tap in taps:
                 tap.leaves.clear()
             listen(step, taps)
         return values.detach()
 
     def _step_open(
-        self, step: int, start: Start, taps: Sequence[Taps], rows: Sequence[Row], follows: bool
+        self, step: int, start: StepStart, taps: Sequence[Taps], rows: Sequence[Row], follows: bool
     ) -> Stepped:
         """Take a step with gradients.
 
@@ -227,7 +226,13 @@ class Passage:
             tap.listens, tap.follows = True, follows
         try:
             stepped = self.batch.advance_with_gradients(
-                step, start.latents, [self.pair] * len(rows), rows, self._shared(rows), start.x0, self.by_blocks
+                step,
+                start.latents,
+                [self.pair] * len(rows),
+                rows,
+                self._shared(rows),
+                start.x0,
+                self.by_blocks,
             )
         finally:
             for tap in taps:
@@ -247,7 +252,7 @@ class Passage:
 
 def _pull(
     targets: Sequence[Tensor],
-    given: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor],
     leaves: Sequence[Tensor],
     more: Sequence[Tensor],
 ) -> list[Tensor]:
@@ -255,11 +260,11 @@ def _pull(
 
     Args:
         targets: what is differentiated.
-        given: their own gradients; None for a scalar.
+        cotangents: gradients of the metric at the targets.
         leaves: whose gradients are returned.
         more: other leaves to which the backward pass goes.
     """
-    open_targets = [(x, g) for x, g in zip(targets, given, strict=True) if x.requires_grad]
+    open_targets = [(x, g) for x, g in zip(targets, cotangents, strict=True) if x.requires_grad]
     assert open_targets, "a metric, or a step, without a gradient is refused before"
     outputs, gradients = zip(*open_targets, strict=True)
     found = torch.autograd.grad(outputs, [*leaves, *more], gradients, allow_unused=True)
@@ -269,41 +274,4 @@ def _pull(
     ]
 
 
-@contextmanager
-def open_to_gradients(batch: Batch) -> Iterator[None]:
-    """Let gradients go through a batch's model while the block runs, and to none of its parameters.
-
-    Flags of parameters are put back as they were, and no parameter gets a `.grad`.
-
-    Raises:
-        PlanError: inference mode is on, or the model or its inputs were made in it.
-    """
-    if torch.is_inference_mode_enabled():
-        raise PlanError("Gradients under torch.inference_mode: there are none. Leave that block first.")
-    dits = batch.specimen.dits.values()
-    _refuse_inference([p for dit in dits for p in (*dit.parameters(), *dit.buffers())], "The model")
-    inputs = [leaf.rows if isinstance(leaf, PerPair) else leaf for leaf in tree_leaves(batch.inputs.keywords)]
-    _refuse_inference([batch.noise, *inputs], "What this batch gives the model")
-    wanted = [p for p in _parameters(dits) if p.requires_grad]
-    try:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
-def _parameters(dits: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [parameter for dit in dits for parameter in dit.parameters()]
-
-
-def _refuse_inference(values: Iterable[object], what: str) -> None:
-    if any(isinstance(value, Tensor) and value.is_inference() for value in values):
-        raise PlanError(
-            f"{what} was made under torch.inference_mode, and no gradient goes through such tensors: load the model, and call "
-            "lens.batch, outside of it."
-        )
-
-
-__all__ = ["READ", "Passage", "Reading", "Start", "open_to_gradients"]
+__all__ = ["READ", "MetricReading", "Passage", "StepStart"]

@@ -15,7 +15,7 @@ from dit_lens.plan.functions import Configured
 from dit_lens.plan.places import Spot
 
 if TYPE_CHECKING:
-    from dit_lens.engine.attribution import Attribution
+    from dit_lens.engine.attribution_task import Attribution
     from dit_lens.plan.binding import Binding
 
 LOW = 0.8
@@ -38,7 +38,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnTokens:
     """Places that were drawn, with the estimate and the exact gain of each.
 
     Attributes:
@@ -62,9 +62,7 @@ class Drawn:
     def warning(self) -> str:
         """What to beware of, in a sentence; empty where the estimate ranks the places as the patches do."""
         if np.isnan(self.spearman):
-            return (
-                f"The check says nothing: the estimates or the exact gains of its {len(self.tokens)} places do not differ."
-            )
+            return f"The check says nothing: the estimates or the exact gains of its {len(self.tokens)} places do not differ."
         if self.spearman >= LOW:
             return ""
         return (
@@ -73,7 +71,7 @@ class Drawn:
         )
 
 
-def check_places(task: Attribution, count: int, seed: int) -> Drawn:
+def check_places(task: Attribution, count: int, seed: int) -> DrawnTokens:
     """Patch single tokens at random places, each drawn alike.
 
     Args:
@@ -91,7 +89,7 @@ def check_places(task: Attribution, count: int, seed: int) -> Drawn:
         values = [states[token.key][token.index].clone() for token in chosen]
         del states
         exact.update(zip(chosen, _gains(task, step, chosen, values), strict=True))
-    return Drawn(tokens, np.array(estimates), np.array([exact[token] for token in tokens]))
+    return DrawnTokens(tokens, np.array(estimates), np.array([exact[token] for token in tokens]))
 
 
 def _draw(task: Attribution, count: int, seed: int) -> list[Token]:
@@ -122,7 +120,7 @@ def _gains(task: Attribution, step: int, tokens: Sequence[Token], values: Sequen
     for begin in range(0, len(placed), size):
         part = placed[begin : begin + size]
         part += [[] for _ in range(size - len(part))]
-        forwards = [[[], *part]] if task.batch.at_once > 1 else [[[]], part]
+        forwards: list[list[list[Binding]]] = [[[], *part]] if task.batch.at_once > 1 else [[[]], part]
         metrics: list[float] = []
         for rows in forwards:
             start = task.start(step).repeated(len(rows))
@@ -142,4 +140,4 @@ def put_token(h: Tensor, at: Spot, *, index: tuple[int, ...], value: Tensor) -> 
     return h
 
 
-__all__ = ["Drawn", "Token", "check_places"]
+__all__ = ["DrawnTokens", "Token", "check_places"]

@@ -13,8 +13,8 @@ from dit_lens.tasks.pairs import label
 
 if TYPE_CHECKING:
     from dit_lens.engine.adjoint import Passage
-    from dit_lens.engine.attribution import Attribution
-    from dit_lens.engine.attribution_check import Drawn
+    from dit_lens.engine.attribution_check import DrawnTokens
+    from dit_lens.engine.attribution_task import Attribution
 
 TEXT = np.dtypes.StringDType()
 LINEAR = "sum over channel of (h_clean - h_corrupt) * d metric / d h_corrupt"
@@ -30,7 +30,7 @@ SOURCES = {
 }
 
 
-def table_of(task: Attribution, options: Mapping[str, int], drawn: Drawn | None) -> xr.Dataset:
+def table_of(task: Attribution, options: Mapping[str, int], drawn: DrawnTokens | None) -> xr.Dataset:
     """Return attributions as a dataset; see `attribute`.
 
     Args:
@@ -90,7 +90,7 @@ def _of_site(task: Attribution, site: str, patched: bool = False) -> xr.DataArra
     return array.transpose("step", "branch", "layer", "head", *dims[:3], missing_dims="ignore")
 
 
-def _checked(task: Attribution, drawn: Drawn) -> dict[str, Any]:
+def _checked(task: Attribution, drawn: DrawnTokens) -> dict[str, Any]:
     until = "its own step" if task.until is None else f"step {task.until}"
     return {
         "estimate": ("check", drawn.estimates, {"long_name": "attribution of one token"}),
@@ -98,7 +98,7 @@ def _checked(task: Attribution, drawn: Drawn) -> dict[str, Any]:
     }
 
 
-def _places(task: Attribution, drawn: Drawn) -> dict[str, Any]:
+def _places(task: Attribution, drawn: DrawnTokens) -> dict[str, Any]:
     tokens = drawn.tokens
     text = {
         "check_site": [token.key[0] for token in tokens],
@@ -114,7 +114,7 @@ def _places(task: Attribution, drawn: Drawn) -> dict[str, Any]:
     return coords
 
 
-def _attributes(task: Attribution, options: Mapping[str, int], drawn: Drawn | None) -> dict[str, Any]:
+def _attributes(task: Attribution, options: Mapping[str, int], drawn: DrawnTokens | None) -> dict[str, Any]:
     definition = INTEGRATED if options["integrate"] else LINEAR
     metric, of = task.reading.metric, task.reading.of
     attrs: dict[str, Any] = {

@@ -36,9 +36,7 @@ def is_checkpointed() -> bool:
 
 
 @contextmanager
-def run_again(
-    blocks: Sequence[nn.Module], visitor: Visitor, dits: Mapping[str, nn.Module]
-) -> Iterator[None]:
+def run_again(blocks: Sequence[nn.Module], visitor: Visitor, dits: Mapping[str, nn.Module]) -> Iterator[None]:
     """Hold of some blocks their input alone, and run each again in the backward pass, with its edits.
 
     Args:

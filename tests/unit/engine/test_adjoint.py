@@ -118,8 +118,13 @@ def tensors():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{"until": -1}, {"check": 2}, {"integrate": 1}, {"by_blocks": True}],
-    ids=["through", "check", "integrate", "by blocks"],
+    [
+        {"until": -1},
+        {"check": 2},
+        {"integrate": 1},
+        {"by_blocks": True, "edits": [[], [dl.scale(factor=2.0)]]},
+    ],
+    ids=["through", "check", "integrate", "by blocks, with edits"],
 )
 def test_a_hundred_runs_leave_no_tensor_and_no_hook(options):
     lens = lens_on(steps=2)

@@ -50,7 +50,12 @@ def test_where_all_is_linear_it_is_what_patches_do(linear, until):
     # A patch of a whole place is the sum over its tokens, and each token was patched where the coordinates say.
     n = int(np.argmax(np.abs(gain.exact.values)))
     row = gain.isel(check=n)
-    place = str(row.check_site.values), int(row.check_step), str(row.check_branch.values), int(row.check_layer)
+    place = (
+        str(row.check_site.values),
+        int(row.check_step),
+        str(row.check_branch.values),
+        int(row.check_layer),
+    )
     token = int(row.check_frame), int(row.check_y), int(row.check_x)
     clean = state(linear, 0, place)
 
@@ -67,7 +72,9 @@ def test_of_latents_all_that_differs_passes_through(linear):
     """Only their noise tells the rows apart, so to patch x_0 is to become the clean row."""
     gain = linear.attribute(weighted(SHAPE), "latents", place=dl.at(step=0), until=-1)
     assert gain.latents.dims == ("step", "frame", "latent_y", "latent_x")
-    assert float(gain.latents.sum()) == pytest.approx(float(gain.metric_clean - gain.metric_corrupt), rel=1e-6)
+    assert float(gain.latents.sum()) == pytest.approx(
+        float(gain.metric_clean - gain.metric_corrupt), rel=1e-6
+    )
 
 
 def test_the_integral_between_both_states_is_complete(batch):
@@ -82,7 +89,9 @@ def test_the_integral_between_both_states_is_complete(batch):
     assert float(off.max()) > 0.1  # where the line alone fails
     place = "block", 1, "uncond", 2
     clean = state(batch, 0, place)
-    patched, unpatched = (measured(batch, metric, place, f, 2) for f in (lambda h, at: clean, lambda h, at: h))
+    patched, unpatched = (
+        measured(batch, metric, place, f, 2) for f in (lambda h, at: clean, lambda h, at: h)
+    )
     assert float(exact.sel(step=1, branch="uncond", layer=2)) == pytest.approx(patched - unpatched, rel=1e-6)
 
 
@@ -134,7 +143,9 @@ def test_edits_of_the_rows_hold(linear):
 def test_one_row_under_two_edits_is_two_rows(linear):
     edits = [[], [(dl.add_noise(scale=1.0), dl.at(site="latents", step=0))]]
     gain = linear.attribute(weighted(SHAPE), "latents", clean=0, corrupt=0, place=dl.at(step=0), edits=edits)
-    assert float(gain.latents.sum()) == pytest.approx(float((gain.metric_clean - gain.metric_corrupt)[0]), rel=1e-6)
+    assert float(gain.latents.sum()) == pytest.approx(
+        float((gain.metric_clean - gain.metric_corrupt)[0]), rel=1e-6
+    )
 
 
 def test_edits_that_take_the_x0_before_are_differentiated_through(linear):
