@@ -30,6 +30,7 @@ from dit_lens.engine.checkpoints import run_again
 from dit_lens.engine.exchange import Exchange, Meeting
 from dit_lens.engine.in_place import reads_refused, scheduler_in_place
 from dit_lens.engine.inputs import ModelInputs
+from dit_lens.engine.open_model import open_to_gradients
 from dit_lens.engine.pipeline_check import check_against_pipeline, value_of, warn_of_keeping
 from dit_lens.engine.request import Request, name_anew, seeds_together, verify_of
 from dit_lens.engine.rows import Moment, Row, Shared
@@ -174,6 +175,8 @@ class Batch:
         watch: Sequence[Place] = (),
         groups: Sequence[int] | None = None,
         x0: Tensor | None = None,
+        gradients: bool = False,
+        by_blocks: bool = False,
     ) -> Stepped:
         """Take one denoising step from given latents.
 
@@ -188,9 +191,12 @@ class Batch:
                 a group has more rows than go at once, its rows run one after another, as often as there are
                 places to wait for one another.
             x0: of the step before, for edits that take it, as its `Stepped` has it: [row, channel, frame, y, x].
+            gradients: whether velocity, x0 and latents carry their gradients, with respect to the latents that are given and to
+                what edits put in. The rows have to go at once, and no parameter of the model gets a gradient.
+            by_blocks: with gradients, whether a block's input alone is held, and the block runs again in the backward pass.
 
         Raises:
-            PlanError: an edit cannot be carried out, or an edit over seeds has no groups.
+            PlanError: an edit cannot be carried out, an edit over seeds has no groups, or no gradient goes through the model.
         """
         if not 0 <= step < self.steps:
             raise PlanError(f"step={step}: this batch has the steps 0 to {self.steps - 1}.")
@@ -206,11 +212,27 @@ class Batch:
             )
         if len({*numbers}) != sum(n == 0 or numbers[n] != numbers[n - 1] for n in range(len(numbers))):
             raise PlanError(f"groups={numbers}: rows of one number stand side by side.")
+        bind = self.bind if gradients else self.binding  # what is bound is not to hold a graph
         traced_rows = [
-            Row(self.pairs[pair][1], [self.binding(edit) for edit in row_edits], group=number)
+            Row(self.pairs[pair][1], [bind(edit) for edit in row_edits], group=number)
             for pair, row_edits, number in zip(pairs, placed, numbers, strict=True)
         ]
-        return self.advance(step, latents, pairs, traced_rows, watch, x0=x0)
+        if not gradients:
+            return self.advance(step, latents, pairs, traced_rows, watch, x0=x0)
+        if len(pairs) > self.at_once or watch:
+            raise PlanError(
+                f"gradients=True of {len(pairs)} rows, at_once={self.at_once}, watch={[*watch]}: give as many rows as go at "
+                "once, and in place of a watched state let an edit return a tensor of yours that requires a gradient."
+            )
+        with open_to_gradients(self):
+            shared = Shared(row.placed for row in traced_rows)
+            out = self.advance_with_gradients(step, latents, pairs, traced_rows, shared, x0, by_blocks)
+        if not out.velocity.requires_grad:
+            raise PlanError(
+                "gradients=True, and the velocity has none: give latents that require one, or an edit that returns a tensor "
+                "which does. If it does, the model computes under torch.no_grad, or ends in .detach()."
+            )
+        return out
 
     @torch.no_grad()
     def advance(

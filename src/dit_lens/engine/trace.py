@@ -276,6 +276,14 @@ class Trace(InterleavingTracer):
             interleaver.check_dangling_mediators()
         except EarlyStopException:  # the body has stopped before the model began
             pass
+        except (RuntimeError, NotImplementedError) as error:
+            if "not require grad" not in str(error):
+                raise
+            raise CaptureError(
+                "A backward pass in the body reached no gradient: the pipeline runs under torch.no_grad, so what its modules "
+                "return carries none. For the gradient of a metric with respect to a block's state use batch.attribute(metric, "
+                "...), or batch.step(..., gradients=True)."
+            ) from error
         finally:
             interleaver.cancel()
 
