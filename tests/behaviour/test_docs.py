@@ -14,7 +14,10 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, least",
-    [("getting-started", 6), ("experiments", 1), ("adding-a-family", 1), ("tasks", 2), ("attention", 3)],
+    [
+        *(("getting-started", 6), ("experiments", 1), ("adding-a-family", 1), ("tasks", 2)),
+        *(("attention", 3), ("attribution", 2)),
+    ],
 )
 def test_the_code_of_a_page_runs(tmp_path, name, least):
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{name}.md").read_text(), re.S)

@@ -7,7 +7,8 @@ patching; Syed et al. arXiv 2310.10348): with h the state of the corrupt row at 
 
 Where m bends on the way from one state to the other, the line is not enough. `integrate=N` takes the mean of the gradient along
 the straight line between both states of the place, by Gauss-Legendre quadrature of N nodes (Sundararajan et al. arXiv
-1703.01365; for circuits, Hanna et al. arXiv 2403.17806). Either is an estimate, so `check=K` patches K places in truth.
+1703.01365; for circuits, Hanna et al. arXiv 2403.17806). Either is an estimate, so `check=K` patches K
+tokens, and K whole states, in truth: the line often holds for one token and not for all of them together.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def attribute(
         edits: what is placed on the clean row and on the corrupt row, as in `Batch.step`. Default: the batch's own.
         integrate: nodes of the integral between the two states. Default: 0, the gradient at the corrupt state. It costs
             `integrate` + 1 forwards for every place.
-        check: places at which the estimate is compared with exact patches of single tokens, drawn by `seed`.
+        check: how many single tokens, and how many whole states, are patched in truth, at places drawn by `seed`.
         seed: of that draw.
         by_blocks: whether a block's input alone is held for the backward pass, and the block runs again: less memory, a
             third more time.
@@ -80,8 +81,10 @@ def attribute(
         blocks have no branch or layer): the estimate, summed over channel, in units of the metric. `metric_clean` and
         `metric_corrupt`: the metric of both rows, by step or at `until`. With `integrate`: `SITE_patched`, the exact gain where
         the state of all tokens of a place is patched, which the sum over tokens should meet (completeness). With `check`:
-        `estimate` and `exact` on [check], with the coordinates of each place. Attributes say the definition, the options, the
-        sources, `spearman`, and a `warning` where the estimate is not to be trusted.
+        `estimate` and `exact` of single tokens on [check], `estimate_whole` and `exact_whole` of states of all tokens on
+        [check_whole], with the coordinates of each place. Attributes say the definition, the options, the sources, of
+        both checks the rank correlation (`spearman`, `spearman_whole`) and the size of the estimates in units of the exact gains
+        (`slope`, `slope_whole`), and a `warning` where the estimate is not to be trusted.
 
     Raises:
         PlanError: a row, a site or a step is not there, the metric returns no number with a gradient, an edit sees several
@@ -97,7 +100,7 @@ def attribute(
             task.integrate(counts["integrate"], progress)
         else:
             task.differentiate(progress)
-        drawn = check_places(task, counts["check"], counts["seed"]) if counts["check"] else None
+        drawn = check_places(task, counts["check"], counts["seed"]) if counts["check"] else {}
     return table_of(task, counts, drawn)
 
 

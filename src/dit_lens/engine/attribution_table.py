@@ -13,7 +13,7 @@ from dit_lens.tasks.pairs import label
 
 if TYPE_CHECKING:
     from dit_lens.engine.adjoint import Passage
-    from dit_lens.engine.attribution_check import DrawnTokens
+    from dit_lens.engine.attribution_check import DrawnPatches
     from dit_lens.engine.attribution_task import Attribution
 
 TEXT = np.dtypes.StringDType()
@@ -30,13 +30,13 @@ SOURCES = {
 }
 
 
-def table_of(task: Attribution, options: Mapping[str, int], drawn: DrawnTokens | None) -> xr.Dataset:
+def table_of(task: Attribution, options: Mapping[str, int], drawn: Mapping[str, DrawnPatches]) -> xr.Dataset:
     """Return attributions as a dataset; see `attribute`.
 
     Args:
         task: that was carried out.
         options: `integrate`, `check` and `seed`.
-        drawn: the check, where one was asked for.
+        drawn: what was checked, by name; empty where nothing was.
     """
     table = xr.Dataset(coords=_coordinates(task))
     for site in task.sites:
@@ -52,8 +52,9 @@ def table_of(task: Attribution, options: Mapping[str, int], drawn: DrawnTokens |
             table[f"metric_{name}"] = xr.DataArray(found, dims="step", attrs=long_name)
         else:
             table[f"metric_{name}"] = xr.DataArray(values[task.until], attrs=long_name)
-    if drawn is not None:
-        table = table.assign(_checked(task, drawn)).assign_coords(_places(task, drawn))
+    for name, patches in drawn.items():
+        end = "" if name == "token" else f"_{name}"
+        table = table.assign(_checked(task, patches, end)).assign_coords(_places(patches, end))
     table.attrs = _attributes(task, options, drawn)
     return table
 
@@ -90,31 +91,37 @@ def _of_site(task: Attribution, site: str, patched: bool = False) -> xr.DataArra
     return array.transpose("step", "branch", "layer", "head", *dims[:3], missing_dims="ignore")
 
 
-def _checked(task: Attribution, drawn: DrawnTokens) -> dict[str, Any]:
+def _checked(task: Attribution, drawn: DrawnPatches, end: str) -> dict[str, Any]:
+    what = "all tokens" if end else "one token"
     until = "its own step" if task.until is None else f"step {task.until}"
     return {
-        "estimate": ("check", drawn.estimates, {"long_name": "attribution of one token"}),
-        "exact": ("check", drawn.exact, {"long_name": f"gain of patching it, read at {until}"}),
+        f"estimate{end}": (f"check{end}", drawn.estimates, {"long_name": f"attribution of {what}"}),
+        f"exact{end}": (
+            f"check{end}",
+            drawn.exact,
+            {"long_name": f"gain of patching {what}, read at {until}"},
+        ),
     }
 
 
-def _places(task: Attribution, drawn: DrawnTokens) -> dict[str, Any]:
-    tokens = drawn.tokens
-    text = {
-        "check_site": [token.key[0] for token in tokens],
-        "check_branch": [token.key[1] or "" for token in tokens],
+def _places(drawn: DrawnPatches, end: str) -> dict[str, Any]:
+    """Return where each patch was made; -1, or no text, where a place has no such coordinate."""
+    dim, patches = f"check{end}", drawn.patches
+    coords: dict[str, Any] = {
+        f"{dim}_site": (dim, np.array([patch.key[0] for patch in patches], TEXT)),
+        f"{dim}_step": (dim, [patch.step for patch in patches]),
+        f"{dim}_branch": (dim, np.array([patch.key[1] or "" for patch in patches], TEXT)),
+        f"{dim}_layer": (dim, [-1 if patch.key[2] is None else patch.key[2] for patch in patches]),
     }
-    coords: dict[str, Any] = {name: ("check", np.array(values, TEXT)) for name, values in text.items()}
-    coords["check_step"] = "check", [token.step for token in tokens]
-    coords["check_layer"] = "check", [-1 if token.key[2] is None else token.key[2] for token in tokens]
-    for n, dim in enumerate(("frame", "y", "x", "head")):
-        found = [token.index[n] if n < len(token.index) else -1 for token in tokens]
-        if dim != "head" or max(found) >= 0:
-            coords[f"check_{dim}"] = "check", found
+    for n, name in enumerate(("frame", "y", "x", "head")):
+        found = [patch.index[n] if n < len(patch.index) else -1 for patch in patches]
+        coords |= {f"{dim}_{name}": (dim, found)} if max(found) >= 0 else {}
     return coords
 
 
-def _attributes(task: Attribution, options: Mapping[str, int], drawn: DrawnTokens | None) -> dict[str, Any]:
+def _attributes(
+    task: Attribution, options: Mapping[str, int], drawn: Mapping[str, DrawnPatches]
+) -> dict[str, Any]:
     definition = INTEGRATED if options["integrate"] else LINEAR
     metric, of = task.reading.metric, task.reading.of
     attrs: dict[str, Any] = {
@@ -135,9 +142,12 @@ def _attributes(task: Attribution, options: Mapping[str, int], drawn: DrawnToken
         attrs["largest_gap"] = float(np.abs(sums).max())
         attrs["largest_patched"] = float(np.abs([*task.patched.values()]).max())
         warnings.append(_incomplete(attrs["largest_gap"], attrs["largest_patched"], options["integrate"]))
-    if drawn is not None:
-        attrs |= {"check": len(drawn.tokens), "check_seed": options["seed"], "spearman": drawn.spearman}
-        warnings.append(drawn.warning)
+    if drawn:
+        attrs |= {"check": options["check"], "check_seed": options["seed"]}
+    for name, patches in drawn.items():
+        end = "" if name == "token" else f"_{name}"
+        attrs |= {f"spearman{end}": patches.spearman, f"slope{end}": patches.slope}
+        warnings.append(patches.warning)
     return attrs | ({"warning": " ".join(filter(None, warnings))} if any(warnings) else {})
 
 
@@ -154,7 +164,7 @@ def _incomplete(gap: float, patched: float, nodes: int) -> str:
 def _named(passage: Passage) -> str:
     sample, seed = passage.batch.pairs[passage.pair]
     placed = f", {len(passage.edits)} edits" if passage.edits else ""
-    return f"{label(sample)}, seed {seed}{placed}"
+    return f"row {passage.pair}: {label(sample)}, seed {seed}{placed}"
 
 
 __all__ = ["table_of"]

@@ -46,8 +46,12 @@ def test_where_all_is_linear_it_is_what_patches_do(linear, until):
     gain = linear.attribute(weighted(SHAPE), ["block", "mlp", "block_in"], until=until, check=10_000)
     assert gain.sizes["check"] == 3 * 3 * 2 * 3 * 32  # all there are
     np.testing.assert_allclose(gain.estimate, gain.exact, rtol=1e-6, atol=1e-13)
-    assert gain.attrs["spearman"] > 0.9999 and "warning" not in gain.attrs
-    # A patch of a whole place is the sum over its tokens, and each token was patched where the coordinates say.
+    assert gain.sizes["check_whole"] == 3 * 3 * 2 * 3
+    np.testing.assert_allclose(gain.estimate_whole, gain.exact_whole, rtol=1e-6, atol=1e-12)
+    for name in ("spearman", "spearman_whole", "slope", "slope_whole"):
+        assert gain.attrs[name] == pytest.approx(1, abs=1e-4)
+    assert "warning" not in gain.attrs
+    # Each token was patched where the coordinates say.
     n = int(np.argmax(np.abs(gain.exact.values)))
     row = gain.isel(check=n)
     place = (
@@ -99,12 +103,16 @@ def test_too_few_nodes_and_too_little_rank_are_said():
     batch = two_rows(lens_on())
 
     def kinked(x0):
-        return torch.sin(200 * x0).mean()
+        return torch.sin(2000 * x0).mean()
 
     gain = batch.attribute(kinked, place=dl.at(step=1), integrate=1)
     assert "not complete" in gain.attrs["warning"]
     gain = batch.attribute(kinked, place=dl.at(step=1), check=60)
-    assert gain.attrs["spearman"] < 0.8 and "rank correlation" in gain.attrs["warning"]
+    assert gain.attrs["spearman_whole"] < 0.8 and "6 states of all tokens" in gain.attrs["warning"]
+    gain = batch.attribute(lambda x0: torch.exp(-30 * weighted(SHAPE)(x0)), place=dl.at(step=1), check=60)
+    assert gain.attrs["spearman_whole"] > 0.8 and gain.attrs["slope_whole"] < 0.5
+    assert "are no gains" in gain.attrs["warning"]
+    assert gain.check_whole_site.size == 6 and "check_whole_frame" not in gain.coords
 
 
 def test_a_check_of_places_that_do_not_differ_says_nothing(batch):
