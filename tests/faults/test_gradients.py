@@ -215,3 +215,43 @@ class CheckpointsBlocks(Model):
 def test_checkpoints_around_blocks(site, by_blocks):
     batch = two_rows(lens_on(model=CheckpointsBlocks()))
     refused(batch, "turn checkpointing off", sites=[site], by_blocks=by_blocks)
+
+
+class Reads(nn.Module):
+    """What the branch says, whatever the latents are."""
+
+    def forward(self, x, shift):
+        return shift.to(x).expand_as(x)
+
+
+class SaysBlock(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.mlp = inner, Reads()
+
+    def forward(self, x):
+        return self.inner(x) + self.mlp(x, torch.tensor(0.7))
+
+
+def test_a_state_that_does_not_follow_the_latents_is_no_fault():
+    model = Model()
+    model.blocks[1] = SaysBlock(model.blocks[1])
+    edits = [[(dl.scale(factor=2.0), dl.at(site="mlp", layer=1))], []]
+    batch = two_rows(lens_on(model=model))
+    place = dl.at(layer=1, step=[0, 1])
+    for until in (None, -1):
+        gain = batch.attribute(METRIC, ["mlp", "block"], place=place, until=until, edits=edits, check=10_000)
+        np.testing.assert_allclose(
+            gain.estimate, gain.exact, rtol=0.5, atol=0.3 * float(abs(gain.exact).max())
+        )
+        assert float(abs(gain.mlp).max()) > 0
+
+
+def test_an_edit_that_cuts_off_is_no_fault_and_a_model_that_does_is_one_under_edits_too():
+    zeros = [[], [(dl.zero(), dl.at(layer=1))]]
+    gain = two_rows(lens_on()).attribute(METRIC, place=dl.at(step=[0, 1]), until=-1, edits=zeros)
+    assert float(abs(gain.block.sel(layer=2)).max()) > 0 == float(abs(gain.block.sel(layer=0)).max())
+    model = Model()
+    model.blocks[1] = OffBlock(model.blocks[1])
+    batch = two_rows(lens_on(model=model))
+    refused(batch, "no gradient comes", edits=[[], [(dl.scale(factor=2.0), dl.at(layer=0))]], until=-1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_lens.engine.rows import Row, Shared
-from dit_lens.engine.taps import Taps
+from dit_lens.engine.taps import Taps, differs
 from dit_lens.errors import PlanError
 from dit_lens.families.latents import apart, together
 from dit_lens.plan.binding import Binding
@@ -97,6 +97,16 @@ class StepStart:
         ]
         leaves = [x for part in streams for x in part.values()] if gradient else []
         return StepStart(*(together(part) for part in streams)), leaves
+
+    def elsewhere(self) -> StepStart:
+        """Return another start, which no model takes for this one."""
+        streams = []
+        for part in (self.latents, self.x0):
+            if part is not None:
+                random = torch.Generator().manual_seed(0)
+                noise = {s: torch.randn(x.shape, generator=random).to(x) for s, x in apart(part).items()}
+                streams.append({s: x.detach() + noise[s] for s, x in apart(part).items()})
+        return StepStart(*(together(part) for part in streams))
 
     def repeated(self, count: int) -> StepStart:
         """Return a start of several rows that are alike, from one of one row."""
@@ -194,7 +204,7 @@ class Passage:
             taps, rows = [row for row, _ in placed], [self.row(more) for _, more in placed]
             moved = any(tap.share is not None for tap in taps)  # a moved state depends on nothing before it
             start, leaves = starts.pop(step).open(gradient=step > first or not moved)
-            stepped = self._step_open(step, start, taps, rows, follows=bool(leaves) and not self.edits)
+            stepped = self._step_open(step, start, taps, rows, follows=bool(leaves))
             if step == last:
                 values = self.reading.values(stepped)
                 targets, cotangents = [values.sum()], [torch.ones_like(values.sum())]
@@ -217,7 +227,7 @@ class Passage:
             start: what it starts from.
             taps: of each row.
             rows: the trajectories.
-            follows: whether all that the model makes of the video has to follow its latents: no edit may cut that off.
+            follows: whether the start has a gradient; else moved states have.
 
         Raises:
             PlanError: no gradient comes through the model, or a part of it.
@@ -237,13 +247,35 @@ class Passage:
         finally:
             for tap in taps:
                 tap.listens = False  # a block that runs again in the backward pass has them listen no more
-        inside = any(layer is not None for tap in taps for _, _, layer in tap.targets)
-        if (inside or follows) and not apart(stepped.velocity)["video"].requires_grad:
-            raise PlanError(
-                f"step {step}: no gradient comes out of the model. Its forward ends in .detach() or torch.no_grad, or its "
-                "velocity does not depend on what stands at these places."
-            )
+        if any(tap.cut_off for tap in taps) or not apart(stepped.velocity)["video"].requires_grad:
+            self._refuse_cut_off(step, start, taps, rows, stepped)
         return stepped
+
+    def _refuse_cut_off(
+        self, step: int, start: StepStart, taps: Sequence[Taps], rows: Sequence[Row], stepped: Stepped
+    ) -> None:
+        """Run a step again from elsewhere: what has no gradient may not follow that.
+
+        Raises:
+            PlanError: it does.
+        """
+        shares = [tap.share for tap in taps]
+        try:
+            for tap in taps:
+                tap.compares, tap.share = True, None if tap.share is None else tap.share / 2
+            moved = any(share is not None for share in shares)
+            elsewhere = start if moved else start.elsewhere()
+            velocity = apart(self.step(step, elsewhere, rows).velocity)["video"]
+        finally:
+            for tap, share in zip(taps, shares, strict=True):
+                tap.compares, tap.share = False, share
+                tap.cut_off.clear()
+        before = apart(stepped.velocity)["video"]
+        if not before.requires_grad and differs(velocity, before):
+            raise PlanError(
+                f"step {step}: no gradient comes out of the model, though its velocity follows what stands there: it ends "
+                "in .detach(), or computes under torch.no_grad or in inference mode."
+            )
 
     def _shared(self, rows: Sequence[Row]) -> Shared:
         """Return the functions of the user's, each of which runs several times: they may keep nothing."""
@@ -265,7 +297,8 @@ def _pull(
         more: other leaves to which the backward pass goes.
     """
     open_targets = [(x, g) for x, g in zip(targets, cotangents, strict=True) if x.requires_grad]
-    assert open_targets, "a metric, or a step, without a gradient is refused before"
+    if not open_targets:  # the metric does not follow what stands there
+        return [torch.zeros_like(leaf) for leaf in leaves]
     outputs, gradients = zip(*open_targets, strict=True)
     found = torch.autograd.grad(outputs, [*leaves, *more], gradients, allow_unused=True)
     return [

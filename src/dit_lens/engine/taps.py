@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_lens.engine.pipeline_check import rounding
 from dit_lens.errors import PlanError
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.functions import Configured
@@ -58,7 +59,9 @@ class Taps:
             does not depend has none.
         leaves: states from which on gradients are known.
         listens: whether the row runs for its gradient now.
-        follows: whether states of the video have to follow what the step starts from, which has a gradient.
+        follows: whether what the step starts from has a gradient, and with it all states that follow from it.
+        cut_off: states of the row that have no gradient though the start has one, by place, where it `follows`.
+        compares: whether the row runs from another start, and states that are cut off may not follow it.
     """
 
     targets: Mapping[Key, Tensor]
@@ -67,6 +70,8 @@ class Taps:
     leaves: list[Tensor] = field(default_factory=list)
     listens: bool = False
     follows: bool = False
+    cut_off: dict[Key, Tensor] = field(default_factory=dict)
+    compares: bool = False
 
     @property
     def edit(self) -> Callable[[Tensor, Spot], Tensor]:
@@ -84,10 +89,13 @@ class Taps:
                 f"{at}: the model computes this state under torch.no_grad or in inference mode, so no gradient comes to it: "
                 "leave the place out, or take that off the model."
             )
-        if self.listens and self.follows and at.stream == "video" and not h.requires_grad:
+        if self.listens and self.follows and not h.requires_grad:
+            self.cut_off[key_of(at)] = h.clone()
+        if self.compares and key_of(at) in self.cut_off and differs(h, self.cut_off[key_of(at)]):
             raise PlanError(
-                f"{at}: no gradient comes from the latents to this state, so what lies before it would count for nothing: a "
-                "part of the model before it computes under torch.no_grad, in inference mode or ends in .detach()."
+                f"{at}: this state follows from the latents, and no gradient comes from them to it, so what lies before it would "
+                "count for nothing: a part of the model before it computes under torch.no_grad, in inference mode, or ends in "
+                ".detach()."
             )
         difference = self.targets[key_of(at)] - h.detach()
         if self.share is not None:
@@ -103,6 +111,12 @@ class Taps:
         return h
 
 
+def differs(value: Tensor, other: Tensor) -> bool:
+    """Say whether two values differ by more than rounding."""
+    largest = float((value - other).abs().max())
+    return not largest <= rounding(value.dtype) * float(other.abs().max())
+
+
 def _tapped(h: Tensor, at: Spot, *, taps: Taps) -> Tensor:
     return taps.tap(h, at)
 
@@ -112,4 +126,4 @@ def _multiply(products: dict[Key, Tensor], key: Key, difference: Tensor, gradien
     products[key] = (difference.to(exact) * gradient.to(exact)).sum(-1)
 
 
-__all__ = ["KeptStates", "Key", "Taps", "key_of"]
+__all__ = ["KeptStates", "Key", "Taps", "differs", "key_of"]
