@@ -44,6 +44,19 @@ def test_a_metric_without_number_or_gradient(batch, metric, match, options):
         refused(batch, match, metric, **options)
 
 
+def test_a_metric_without_a_slope_where_the_row_is(batch):
+    last = batch.noise
+    for step in range(batch.steps):
+        last = batch.step(step, last).latents
+
+    def root(x0):  # the row's own end: a distance of 0
+        return ((x0 - last[1]) ** 2).sum().sqrt()
+
+    refused(batch, "is not finite. The metric has no derivative", root, until=-1)
+    gain = batch.attribute(lambda x0: (x0 - last[1]).norm(), until=-1)  # of which torch says 0
+    assert "All attributions are 0" in gain.attrs["warning"]
+
+
 def test_a_metric_that_raises_says_its_own(batch):
     with pytest.raises(KeyError, match="mine"):
         batch.attribute(lambda x0: {}["mine"])
@@ -60,7 +73,7 @@ def test_a_metric_that_raises_says_its_own(batch):
         ({"place": dl.at(layer=3)}, "layer=3 is out of range"),
         ({"place": dl.at(branch="third")}, "no branch 'third'"),
         ({"place": dl.at(stream="audio")}, "no stream 'audio'"),
-        ({"place": dl.at(frame=0)}, "select frame afterwards"),
+        ({"place": dl.at(frame=0)}, "select frame of the result"),
         ({"place": dl.at(site="block")}, "name the sites by sites="),
         ({"until": 3}, "until=3 is out of range"),
         ({"until": 1}, "comes after it"),

@@ -136,12 +136,9 @@ class Passage:
         """Return what step 0 starts from."""
         return StepStart(self.batch.noise[[self.pair]])
 
-    def row(
-        self, more: Iterable[Binding] = (), records: Sequence[Binding] = (), recorders: Iterable[object] = ()
-    ) -> Row:
+    def row(self, more: Iterable[Binding] = ()) -> Row:
         """Return a row with the edits of the pair, and with more that come after them."""
-        seed, taken = self.batch.pairs[self.pair][1], list(recorders)
-        return Row(seed, [*self.edits, *more], records, taken)  # type: ignore[arg-type]  # a stand-in takes what is read
+        return Row(self.batch.pairs[self.pair][1], [*self.edits, *more])
 
     def step(self, step: int, start: StepStart, rows: Sequence[Row]) -> Stepped:
         """Take a step without gradients."""

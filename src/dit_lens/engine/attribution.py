@@ -24,16 +24,15 @@ from dit_lens.engine.attribution_check import check_places
 from dit_lens.engine.attribution_table import table_of
 from dit_lens.engine.attribution_task import Attribution
 from dit_lens.engine.open_model import open_to_gradients
+from dit_lens.engine.taps import KeptStates, Key
 from dit_lens.errors import PlanError
 from dit_lens.plan.places import At, positions, whole_number
 from dit_lens.plan.plan import Placed, Plan
-from dit_lens.records import hidden
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from dit_lens.engine.batch import Batch
-    from dit_lens.engine.taps import Key
     from dit_lens.plan.binding import Binding
     from dit_lens.plan.plan import Entry
 
@@ -128,6 +127,10 @@ def _settled(
         raise PlanError(f"sites={list(sites)}: name each site once, and at least one.")
     if place.site is not None:
         raise PlanError(f"place={place}: name the sites by sites=[...], and leave site= out of dl.at.")
+    if place.region:
+        raise PlanError(
+            f"place={place}: every token is attributed; select {', '.join(place.region)} of the result."
+        )
     keys = _keys(batch, sites, place)
     if until is not None:
         if whole_number(until) is None:
@@ -154,11 +157,11 @@ def _keys(batch: Batch, sites: Sequence[str], place: At) -> dict[int, list[Key]]
     """Return the places of the sites, by step.
 
     Raises:
-        PlanError: a site, a step, a branch or a layer is not there, or a part of the grid is selected.
+        PlanError: a site, a step, a branch or a layer is not there.
     """
     keys: dict[int, list[Key]] = {}
     for site in sites:
-        binding = batch.bind(Placed(hidden, replace(place, site=site)), is_edit=False)
+        binding = batch.bind(Placed(KeptStates().edit, replace(place, site=site)))
         for step in sorted(binding.steps):
             if (step, batch.expert(step)) in binding.served:
                 keys.setdefault(step, []).extend((site, branch, layer) for branch, layer in binding.places)

@@ -137,6 +137,8 @@ def _attributes(
         "integrate": options["integrate"],
     }
     warnings = []
+    if not any(values.any() for values in task.estimates.values()):
+        warnings.append("All attributions are 0: the metric has no slope where the corrupt row is.")
     if task.patched:
         sums = [float(task.estimates[place].sum()) - task.patched[place] for place in task.patched]
         attrs["largest_gap"] = float(np.abs(sums).max())

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from dit_lens.engine.adjoint import MetricReading, Passage, StepStart
 from dit_lens.engine.taps import KeptStates, Key, Taps
+from dit_lens.errors import PlanError
 from dit_lens.plan.places import At
 from dit_lens.plan.plan import Placed
-from dit_lens.records import hidden
 
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
@@ -83,19 +83,16 @@ class Attribution:
     def states(self, step: int) -> dict[Key, Tensor]:
         """Return the clean row's states at a step, by place, after its edits."""
         kept = KeptStates()
-        records = [self.bind(hidden, step, is_edit=False, site=site) for site in self.sites]
-        row = self.clean.row(records=records, recorders=[kept])
+        row = self.clean.row([self.bind(kept.edit, step, site=site) for site in self.sites])
         self.clean.step(step, self._starts["clean"][step], [row])
         return kept.states
 
-    def bind(
-        self, function: Any, step: int, *, is_edit: bool = True, site: str, key: Key | None = None
-    ) -> Binding:
-        """Place a function at a site at one step: everywhere that is selected, or at one place."""
+    def bind(self, edit: Any, step: int, *, site: str, key: Key | None = None) -> Binding:
+        """Place an edit at a site at one step: everywhere that is selected, or at one place."""
         place = replace(self.place, site=site, step=((step, step),))
         if key is not None and key[2] is not None and key[1] is not None:
             place = replace(place, branch=(key[1],), layer=((key[2], key[2]),))
-        return self.batch.bind(Placed(function, place), is_edit)
+        return self.batch.bind(Placed(edit, place))
 
     # ---- estimates
 
@@ -111,7 +108,7 @@ class Attribution:
 
         def listen(step: int, rows: Sequence[Taps]) -> None:
             for key in self.keys.get(step, ()):
-                self.estimates[step, key] = _estimate(rows[0], key)
+                self.estimates[step, key] = _estimate(rows[0], step, key)
             bar.update(step in self.keys)
 
         with bar:
@@ -142,7 +139,7 @@ class Attribution:
                     if n == nodes:
                         self.patched[step, key] = value - self.metrics["corrupt"][until]
                         continue
-                    term = weights[n] / 2 * _estimate(row, key)
+                    term = weights[n] / 2 * _estimate(row, step, key)
                     self.estimates[step, key] = self.estimates.get((step, key), 0) + term
 
     def _along(self, step: int, until: int, taps: Sequence[Taps], keys: Sequence[Key]) -> list[float]:
@@ -160,11 +157,22 @@ class Attribution:
         return [float(v) for v in self.corrupt.descend(starts, taps_at, lambda at, rows: None)]
 
 
-def _estimate(taps: Taps, key: Key) -> np.ndarray:
-    """Return what came of a place, [frame, y, x]; zero where the metric does not depend on it."""
-    if key in taps.products:
-        return np.asarray(taps.products[key].cpu())
-    return np.zeros(taps.targets[key].shape[:-1], np.float32)
+def _estimate(taps: Taps, step: int, key: Key) -> np.ndarray:
+    """Return what came of a place, [frame, y, x]; zero where the metric does not depend on it.
+
+    Raises:
+        PlanError: it is not finite.
+    """
+    if key not in taps.products:
+        return np.zeros(taps.targets[key].shape[:-1], np.float32)
+    found = np.asarray(taps.products[key].cpu())
+    if not np.isfinite(found).all():
+        site, branch, layer = key
+        raise PlanError(
+            f"The gradient at step={step}, {site}, branch={branch}, layer={layer} is not finite. The metric has no derivative at "
+            "this row's own latents (a distance of 0, a logarithm of 0), or the model's number type is too narrow for it."
+        )
+    return found
 
 
 __all__ = ["Attribution"]

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dit_lens.engine.pipeline_check import rounding
 from dit_lens.errors import PlanError
-from dit_lens.plan.binding import Binding
 from dit_lens.plan.functions import Configured
 from dit_lens.plan.places import Spot
 
@@ -30,7 +28,7 @@ def key_of(at: Spot) -> Key:
 
 
 class KeptStates:
-    """Keeps what a row's records read, in the place of a recorder.
+    """Keeps a row's states, and leaves them as they are; an edit, which sees a value of any shape after the row's own edits.
 
     Attributes:
         states: by place, [frame, y, x, channel].
@@ -39,12 +37,15 @@ class KeptStates:
     def __init__(self) -> None:
         self.states: dict[Key, Tensor] = {}
 
-    def take(self, record: Binding, spot: Spot, value: Tensor, result: Any) -> None:
-        """Keep a copy of a state: the model may write over its own memory."""
-        self.states[key_of(spot)] = result.detach().clone()
+    @property
+    def edit(self) -> Callable[[Tensor, Spot], Tensor]:
+        """The edit that keeps."""
+        return Configured(_keep, {"kept": self})
 
-    def end_step(self, step: int, info: Mapping[str, Any]) -> None:
-        """Commit nothing."""
+
+def _keep(h: Tensor, at: Spot, *, kept: KeptStates) -> Tensor:
+    kept.states[key_of(at)] = h.detach().clone()  # the model may write over its own memory
+    return h
 
 
 @dataclass

@@ -118,6 +118,7 @@ def test_too_few_nodes_and_too_little_rank_are_said():
 def test_a_check_of_places_that_do_not_differ_says_nothing(batch):
     gain = batch.attribute(lambda x0: 0 * x0.mean(), place=dl.at(step=0), check=5)
     assert np.isnan(gain.attrs["spearman"]) and "says nothing" in gain.attrs["warning"]
+    assert "All attributions are 0" in gain.attrs["warning"]
     assert float(abs(gain.block).max()) == 0
 
 
