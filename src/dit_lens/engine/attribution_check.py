@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dit_lens.engine.attribution_task import Attribution
     from dit_lens.plan.binding import Binding
 
+NARROW = (torch.bfloat16, torch.float16)
 LOW = 0.8
 """Rank correlation below which an estimate comes with a warning."""
 FAR = 2.0
@@ -47,11 +49,13 @@ class DrawnPatches:
         patches: the places.
         estimates: of the gain in the metric, [check].
         exact: the gain where it is patched, [check].
+        dtype: number type of the model's states.
     """
 
     patches: Sequence[Patched]
     estimates: np.ndarray
     exact: np.ndarray
+    dtype: torch.dtype
 
     @property
     def spearman(self) -> float:
@@ -74,9 +78,10 @@ class DrawnPatches:
         if np.isnan(self.spearman):
             return f"The check of {what} says nothing: the estimates or the exact gains do not differ."
         if self.spearman < LOW:
+            narrow = f" In {self.dtype} a patch may gain less than rounding." if self.dtype in NARROW else ""
             return (
                 f"Estimates and exact patches of {what}, drawn at random, have a rank correlation of {self.spearman:.2f}, below "
-                f"{LOW}: patch what matters, or integrate."
+                f"{LOW}: patch what matters, or integrate.{narrow}"
             )
         if not 1 / FAR <= self.slope <= FAR:
             return (
@@ -130,7 +135,8 @@ def _checked(task: Attribution, patches: Sequence[Patched]) -> DrawnPatches:
         values = [states[patch.key][patch.index].clone() for patch in chosen]
         del states
         exact.update(zip(chosen, _gains(task, step, chosen, values), strict=True))
-    return DrawnPatches(patches, np.array(estimates), np.array([exact[patch] for patch in patches]))
+    gains = np.array([exact[patch] for patch in patches])
+    return DrawnPatches(patches, np.array(estimates), gains, task.batch.specimen.dtype)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

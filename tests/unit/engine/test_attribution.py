@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 import dit_lens as dl
+from dit_lens.engine.attribution_check import DrawnPatches, Patched
 from gradients import lens_on, measured, slope, state, two_rows, weighted
 from loops import SAMPLE
 
@@ -120,6 +121,16 @@ def test_a_check_of_places_that_do_not_differ_says_nothing(batch):
     assert np.isnan(gain.attrs["spearman"]) and "says nothing" in gain.attrs["warning"]
     assert "All attributions are 0" in gain.attrs["warning"]
     assert float(abs(gain.block).max()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_of_a_narrow_type_the_warning_says_that_a_patch_may_be_less_than_rounding(dtype):
+    patches = [Patched(0, ("block", "cond", 0), (0, 0, n)) for n in range(4)]
+    rising = np.array([1.0, 2.0, 3.0, 4.0])
+    warning = DrawnPatches(patches, rising, -rising, dtype).warning
+    assert "correlation of -1.00" in warning
+    assert ("less than rounding" in warning) == (dtype == torch.bfloat16)
+    assert DrawnPatches(patches, rising, rising, dtype).warning == ""
 
 
 def test_the_same_seed_checks_the_same_places(batch):

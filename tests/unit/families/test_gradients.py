@@ -71,3 +71,13 @@ def test_sound_that_goes_along_carries_its_part_of_the_gradient():
     assert sound.block.dims == ("step", "branch", "layer", "frame_audio", "y_audio", "x_audio")
     assert float(sound.block.sum()) == pytest.approx(sound.block_patched.item(), rel=5e-2)
     assert abs(sound.block_patched.item()) > 0 and "frame" in gain.dims
+
+
+def test_in_bfloat16_estimates_are_those_of_float32_but_for_rounding(tiny_pipe, sample):
+    gains = []
+    for dtype in (torch.float32, torch.bfloat16):
+        batch = dl.Lens(tiny_pipe(dtype=dtype)).batch([(sample, 0), (sample, 1)], steps=3, cfg_scale=2.0)
+        options = {"place": dl.at(step=1, layer=[0, 2]), "until": -1, "check": 12}
+        gains.append(batch.attribute(lambda x0: (x0.float() ** 3).mean(), ["block", "self_attn"], **options))
+    exact, rounded = gains
+    assert np.corrcoef(exact.block.values.ravel(), rounded.block.values.ravel())[0, 1] > 0.98

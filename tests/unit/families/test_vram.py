@@ -89,3 +89,19 @@ def test_batches_go_through_a_managed_pipeline(tiny_pipe, sample):
     one = lens.run(sample, 1, steps=4, cfg_scale=2.0, record=[dl.x0])
     last = torch.from_numpy(np.array(one["x0"].isel(step=-1).values)).permute(3, 0, 1, 2)
     assert torch.allclose(x[1], last, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("by_blocks", [False, True])
+def test_gradients_through_a_managed_pipeline_are_those_through_a_plain_one(
+    tiny_pipe, sample, left_behind, by_blocks
+):
+    gains = []
+    for pipe in (tiny_pipe(experts=2), managed(tiny_pipe(experts=2), torch.float32)):
+        batch = dl.Lens(pipe).batch([(sample, 0), (sample, 1)], steps=3, cfg_scale=2.0)
+        sites = ["block", "ffn"]
+        gains.append(batch.attribute(lambda x0: (x0**3).mean(), sites, until=-1, by_blocks=by_blocks))
+        assert left_behind(pipe) == []
+    for name in ("block", "ffn"):
+        plain, wrapped = (gain[name].values for gain in gains)
+        assert np.abs(plain).max() > 0
+        np.testing.assert_allclose(wrapped, plain, rtol=1e-4, atol=1e-6 * np.abs(plain).max())
