@@ -1,9 +1,9 @@
 """Which place carries one answer over into another: site x layer x step x head x frame, by exact patching.
 
 Two samples A and B, from the same noise: two prompts on one scene (`circle`), two scenes of a task, or pictures of your own.
-While the run of A is made, what one place holds is replaced by what it holds in the run of B, and the other way round. How far the
-last latents x then go over to the other one, the *way*, is (leaning + 1) / 2 (`dl.analysis.leaning`): 0 at the own end, 1 at
-the other's. `layer_swap.py` swaps whole states along the steps; this is its map of small places:
+While the run of A is made, what one place holds is replaced by what it holds in the run of B, and the other way round. How far
+the last latents x then go over to the other one, the *way*, is (leaning + 1) / 2 (`dl.analysis.leaning`): 0 at the own end, 1
+at the other's. `layer_swap.py` swaps whole states along the steps; this is its map of small places:
 
 - whole: every site of --sites, at each layer and each of --map-steps, the value whole;
 - heads: each head alone, at the sites of --heads (outputs of heads before their projection);
@@ -277,6 +277,12 @@ def furthest(results: xr.Dataset, way: xr.DataArray, site: str, kind: str) -> di
     here = told_on.isel(place)
     told = {"place": labels, "chosen on": chosen_on.sizes["sample"], "told of": told_on.sizes["sample"]}
     told |= {"way": headline(analysis.mean(here, bounds=WAY))}
+    moved = results[f"movement_{kind}_{site}"].mean("direction").isel(place).sel(sample=here["sample"].values)
+    told |= {
+        "movement of the latents right after, share of their RMS": headline(
+            analysis.mean(moved, bounds=(0, np.inf))
+        )
+    }
     if kind == "whole":
         placebo = way_of(results, f"whole_{PLACEBO}_{site}").isel(sample=slice(1, None, 2)).isel(place)
 
@@ -295,7 +301,8 @@ def draw(way: xr.DataArray, name: str, options: Options) -> None:
     parts = [dim for dim in along(way) if dim not in ("layer", "step")]
     shown = values.transpose("step", "layer", *parts) if parts else values.transpose("layer", "step")
     title = f"Swapping {name} between two samples \u00b7 {options.source}"
-    figure = plot.heatmap(shown, value_label="way to the other end", title=title, limits=WAY)
+    limits = 0.0, max(float(values.max()), 1e-3)  # heads go a small part of the way
+    figure = plot.heatmap(shown, value_label="way to the other end", title=title, limits=limits)
     plot.save(figure, options.out / f"{name.replace(', each ', '_by_')}.png")
 
 

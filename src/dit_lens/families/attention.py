@@ -134,7 +134,7 @@ Visit = Callable[[Any], Tensor | None]
 
 
 @dataclass(frozen=True)
-class Part:
+class JoinedTokens:
     """How the tokens of one stream come into a joint attention, which takes those of several in one sequence.
 
     Attributes:
@@ -218,8 +218,8 @@ class AttentionSite(Site):
     keys: str = "video"
     like: str = ""
     plain: str = ""
-    own: Part | None = None
-    looked_at: Part | None = None
+    own: JoinedTokens | None = None
+    looked_at: JoinedTokens | None = None
 
     def carried(self, block: nn.Module, channels: int) -> Carried:
         """Return what the site holds of every token; see `Site.carried`."""
@@ -341,7 +341,7 @@ class Inside:
         return {part: [v[2] for v in visits if v[1] == n] for n, part in enumerate(PARTS)}
 
 
-def _place(part: Part, notes: dict[str, Any]) -> slice:
+def _place(part: JoinedTokens, notes: dict[str, Any]) -> slice:
     """Return where the tokens of a stream stand in the sequence of a joint attention, by the values that are made of them.
 
     Raises:

@@ -213,8 +213,6 @@ def test_sites_that_the_model_lacks_are_refused_and_those_it_has_named():
         swaps.sites_of("gate", ["block", "ffn"])
     with pytest.raises(dl.TaskError, match="update is none of block"):
         swaps.sites_of("update", ["block"])
-    with pytest.raises(dl.TaskError, match="comes with the attention"):
-        swaps.sites_of("head", ["block"])
     with pytest.raises(dl.TaskError, match="--where nowhere"):
         swaps.names_in("nowhere", swaps.WHERE, "where")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.attention import AttentionSite, Part, sites_of_attention
+from dit_lens.families.attention import AttentionSite, JoinedTokens, sites_of_attention
 from dit_lens.families.patching import refuse_compiled
 from dit_lens.families.site import Site
 
@@ -27,6 +27,8 @@ Sites = dict[str, dict[str, Site]]
 
 BESIDE = ("vace_blocks", "text_transformer_blocks")
 """Lists of blocks that do not carry the video's hidden state: hints of Wan VACE, the text of Kandinsky 5."""
+ROW_BY_ROW = ("MochiAttention",)
+"""Joint attentions that attend to one row after the other, without its padding: not one sequence of all rows."""
 TEMPORAL = "temporal_transformer_blocks"
 """A list whose blocks run in turns with those of another one."""
 
@@ -215,10 +217,14 @@ def _inside(blocks: list[nn.Module], joint: bool) -> Sites:
 def _joint_heads(blocks: list[nn.Module], path: str) -> Sites:
     """Return the sites in a joint attention of diffusers' shape, by stream. Where each stream stands in it is seen as it runs."""
     attentions = [block.get_submodule(path) for block in blocks]
-    if not all(isinstance(getattr(one, "heads", None), int) and _has(one, "to_v") for one in attentions):
+    known = [isinstance(getattr(one, "heads", None), int) and _has(one, "to_v") for one in attentions]
+    if not all(known) or type(attentions[0]).__name__ in ROW_BY_ROW:
         return {"video": {}, "text": {}}
     text = "add_v_proj" if all(_has(one, "add_v_proj") for one in attentions) else "to_v"
-    parts = {"video": Part("hidden_states", "to_v"), "text": Part("encoder_hidden_states", text)}
+    parts = {
+        "video": JoinedTokens("hidden_states", "to_v"),
+        "text": JoinedTokens("encoder_hidden_states", text),
+    }
 
     def site(stream: str, part: str, words: str, keys: str) -> Site:
         return AttentionSite(
