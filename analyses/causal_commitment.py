@@ -12,7 +12,8 @@ Beside it:
   whose answers are enumerable);
 - the same noise again: a fork that is made twice has to give one answer, or nothing here means anything.
 
-The commitment is the noise level where P(same answer) passes halfway between chance and 1, and stays there.
+The commitment is the noise level where P(same answer) passes halfway between chance and 1, and stays there: where the mean of
+same - (1 + chance) / 2 over samples passes 0, in which a sample weighs by how often two of its runs differ.
 
     python analyses/causal_commitment.py --task latin --samples 32 --out runs/causal_commitment
 """

@@ -47,6 +47,8 @@ from dit_lens.tasks.canvas import Cell
 from dit_lens.tasks.pairs import numbers
 from dit_lens.tasks.plans import agent_cells, require_agent
 
+HALF = (-0.5, 0.5)
+"""Bounds of a share less one half."""
 Plan = list[Cell | None]
 """Where the agent is in every frame."""
 
@@ -182,7 +184,7 @@ def of_plans(read: xr.Dataset, options: Options) -> dict[str, Any]:
     lines = {"own end": read.similar, "another seed's end": read.control}
     chance = read.control.isel(step=-1, drop=True).mean("seed")
     out: dict[str, Any] = {
-        "half of the plan stands from": dated(read.similar - 0.5, read, "step"),
+        "half of the plan stands from": dated(read.similar - 0.5, read, "step", HALF),
         "over halfway from another seed's end to its own from": committed(read.similar, chance, read, "step"),
         "own end minus another seed's": headline(
             analysis.effect(read.similar, read.control, bounds=(0, 1), along="step")
@@ -190,7 +192,9 @@ def of_plans(read: xr.Dataset, options: Options) -> dict[str, Any]:
     }
     if "ideal_similar" in read:
         lines["ideal denoiser, own end"] = read.ideal_similar
-        out["half of the plan stands from, ideal denoiser"] = dated(read.ideal_similar - 0.5, read, "step")
+        out["half of the plan stands from, ideal denoiser"] = dated(
+            read.ideal_similar - 0.5, read, "step", HALF
+        )
         out["own end, model minus ideal denoiser"] = headline(
             analysis.effect(read.similar, read.ideal_similar, bounds=(0, 1), along="step")
         )

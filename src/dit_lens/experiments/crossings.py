@@ -9,18 +9,22 @@ import xarray as xr
 
 from dit_lens import analysis
 from dit_lens.analysis.bootstrap import FEW_SAMPLES
+from dit_lens.analysis.bounded import Bounds
 
 NO_INTERVAL = "no interval"
 """What a summary calls the reason why a place has no interval."""
+AT_OR_BEFORE = "at or before"
+"""What marks a date that is a bound: the curve is up at the first step that was measured, and may have been before."""
 MOST_CHANCE = 0.8
 """Agreement by chance above which there is nothing to date."""
+ABOVE_HALFWAY: Bounds = (-1.0, 0.5)
+"""Bounds of agreement less halfway from chance to 1."""
 
 
 def no_interval(values: xr.DataArray) -> str | None:
-    """Say why a place along curves of samples has no interval that means anything; None where it has one.
+    """Say why a peak of curves of samples has no interval that means anything; None where it has one.
 
-    A crossing and a peak have the bootstrap's interval alone, which is too narrow of few samples, and of samples that agree has
-    no width.
+    It has the bootstrap's alone, which is too narrow of few samples, and of samples that agree has no width.
 
     Args:
         values: [sample, ...], the curves.
@@ -33,37 +37,55 @@ def no_interval(values: xr.DataArray) -> str | None:
 
 
 def place_of(found: xr.Dataset, values: xr.DataArray) -> dict[str, Any]:
-    """Return a place along curves as plain data, with its interval, or with the reason why it has none.
+    """Return what `analysis.peak` found as plain data, with its interval, or with the reason why it has none.
 
     Args:
-        found: what `analysis.peak` or `analysis.crossing` found; a crossing that never comes is None.
+        found: the peak.
         values: [sample, ...], the curves.
     """
-    ends = {str(n): one.item() if np.isfinite(one) else None for n, one in found.items()}
     reason = no_interval(values)
-    return ends if reason is None else {next(iter(ends)): next(iter(ends.values())), NO_INTERVAL: reason}
+    ends = {str(name): value.item() for name, value in found.items()}
+    return ends if reason is None else {"peak": ends["peak"], NO_INTERVAL: reason}
 
 
-def dated(values: xr.DataArray, results: xr.Dataset, along: str) -> dict[str, Any]:
+def crossing_of(values: xr.DataArray, along: str, bounds: Bounds) -> dict[str, Any]:
+    """Return from where on a mean stays at 0 or above as plain data, with its interval, or with the reason why it has none.
+
+    None stands for a place that never comes: the mean is below at the last position, or may be.
+
+    Args:
+        values: [sample, along] or [sample, seed, along].
+        along: the dimension of the places.
+        bounds: lowest and highest value.
+    """
+    found = analysis.crossing(values, along, bounds=bounds)
+    ends = {str(name): value.item() if np.isfinite(value) else None for name, value in found.items()}
+    reason = found.attrs.get("no_interval")
+    return ends if reason is None else {"crossing": ends["crossing"], NO_INTERVAL: reason}
+
+
+def dated(values: xr.DataArray, results: xr.Dataset, along: str, bounds: Bounds) -> dict[str, Any]:
     """Return the step and the noise level from which on the mean stays at 0 or above, with an interval or why there is none.
 
-    None stands for a step that never comes: the curve, or so many of the drawn ones, are below at the last step.
+    The interval is between steps that were measured. A step that never comes is None; one at the first step that was measured
+    is a bound, and marked so.
 
     Args:
         values: [sample, seed, along] or [sample, along].
         results: with the noise levels, `sigma` [along].
         along: the dimension of the steps.
+        bounds: lowest and highest value.
     """
-    found = analysis.crossing(values, along)
-    reason = no_interval(values)
     steps, sigmas = results[along].values.astype(float), results.sigma.values
     out: dict[str, Any] = {}
-    for name in ("crossing", "low", "high"):
-        step = float(found[name])
-        settled = bool(np.isfinite(step))
-        sigma = float(np.interp(step, steps, sigmas)) if settled else None
-        out["value" if name == "crossing" else name] = {"step": step if settled else None, "sigma": sigma}
-    return out if reason is None else {"value": out["value"], NO_INTERVAL: reason}
+    for name, step in crossing_of(values, along, bounds).items():
+        if name == NO_INTERVAL:
+            out[name] = step
+            continue
+        sigma = None if step is None else float(np.interp(step, steps, sigmas))
+        bound = {AT_OR_BEFORE: True} if step == steps[0] else {}
+        out["value" if name == "crossing" else name] = {"step": step, "sigma": sigma, **bound}
+    return out
 
 
 def committed(
@@ -71,18 +93,33 @@ def committed(
 ) -> dict[str, Any]:
     """Return the step and the noise level from which on agreement is over halfway between chance and 1.
 
-    A sample counts by how often two of its runs differ: one whose runs always agree has nothing to be committed to. Where runs
-    of most samples agree, nothing is dated.
+    What is dated is the mean over samples of same - (1 + chance) / 2. With same = chance + (1 - chance) kappa, that is the
+    mean of (1 - chance) (kappa - 1/2): where kappa, weighed by how often two runs of a sample differ, passes 1/2. It is linear
+    in both, and so has no bias of few seeds; a product with chance, of 2 or 3 seeds, has one. A sample whose runs and forks all
+    agree has nothing to be committed to, and is 0. Where runs of most samples agree, nothing is dated.
 
     Args:
         same: agreement, [sample, seed, along].
         chance: agreement of two runs of each sample, [sample].
         results: with the noise levels, `sigma` [along].
         along: the dimension of the steps.
+
+    Returns:
+        As `dated`, and how many samples have runs that differ.
     """
+    counted = {"samples whose runs differ": int((chance < 1).sum())}
     if float(chance.mean()) > MOST_CHANCE:
-        return {"not measured": f"two runs give one answer in {float(chance.mean()):.2f}"}
-    return dated((1 - chance) * (same - (1 + chance) / 2), results, along)
+        return {**counted, "not measured": f"two runs give one answer in {float(chance.mean()):.2f}"}
+    return {**dated(same - (1 + chance) / 2, results, along, ABOVE_HALFWAY), **counted}
 
 
-__all__ = ["MOST_CHANCE", "NO_INTERVAL", "committed", "dated", "no_interval", "place_of"]
+__all__ = [
+    "AT_OR_BEFORE",
+    "MOST_CHANCE",
+    "NO_INTERVAL",
+    "committed",
+    "crossing_of",
+    "dated",
+    "no_interval",
+    "place_of",
+]

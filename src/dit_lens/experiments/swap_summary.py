@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from dit_lens import analysis
-from dit_lens.experiments.crossings import place_of
+from dit_lens.experiments.crossings import crossing_of
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.swaps import ANOTHER, PLACEBO
@@ -84,8 +84,9 @@ def told_of_leaning(results: xr.Dataset) -> Told:
         }
     if "block" in values.site.values and values.sizes["layer"] > 1 and values.sizes["sample"] > 1:
         curve = whole.sel(site="block", drop=True).transpose("sample", ...)
-        found = analysis.crossing(curve, "layer")
-        summary[f"layer from which on leaning is above 0, block, {first}"] = place_of(found, curve)
+        summary[f"layer from which on leaning is above 0, block, {first}"] = crossing_of(
+            curve, "layer", LEANING
+        )
     return Told(summary, said.by_arm, said.by_step)
 
 

@@ -518,7 +518,7 @@ def test_agreement_entropy_and_commitment_are_what_they_say():
     found = script_.committed(same, results.chance, results)["value"]  # halfway is 0.6
     assert found == {"step": pytest.approx(2.5), "sigma": pytest.approx(0.7)}
     never = script_.committed(same * 0, results.chance, results)
-    assert never["value"] == {"step": None, "sigma": None}
+    assert never["value"] == never["high"] == {"step": None, "sigma": None}
     assert "not measured" in script_.committed(same, results.chance + 0.7, results)
 
 

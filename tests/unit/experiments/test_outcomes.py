@@ -1,7 +1,5 @@
 """What comes of runs, as tables by arm, sample and seed."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -57,50 +55,6 @@ def test_a_family_says_how_few_samples_its_smallest_member_has():
     assert found.contrast.values.tolist() == ["all", "some"] and found.attrs["n_samples"] == 3
     for name, summary in summaries.items():
         np.testing.assert_array_equal(found["mean"].sel(contrast=name), summary["mean"])
-
-
-def test_dates_are_those_of_samples_whose_runs_differ():
-    from dit_lens.experiments.crossings import committed, dated
-
-    steps = np.arange(6)
-    results = xr.Dataset({"sigma": ("at", np.linspace(1, 0.2, 6))}, {"at": steps})
-    differ = np.tile(np.where(steps < 2, 0.0, 1.0), (4, 1))  # settled at step 2
-    alike = np.tile(np.where(steps < 5, 0.8, 1.0), (12, 1))  # whatever the noise, nearly one answer
-    same = xr.DataArray(
-        np.concatenate([differ, alike])[:, None], dims=("sample", "seed", "at"), coords={"at": steps}
-    )
-    chance = xr.DataArray(np.r_[np.zeros(4), np.ones(12)], dims="sample")
-    found = committed(same, chance, results)
-    assert found["value"]["step"] == pytest.approx(1.5) and found["high"]["step"] < 2
-    one = dated(same.isel(sample=slice(0, 4)) - 0.5, results, "at")
-    assert one == {"value": found["value"], "no interval": "all samples agree everywhere"}
-    few = dated(same.isel(sample=[0, 1, 2, 14, 15]) - 0.5, results, "at")
-    assert set(few) == {"value", "no interval"} and few["no interval"].startswith("5 samples, and")
-    assert set(dated(same.isel(sample=[0, 1, 2, 13, 14, 15]) - 0.5, results, "at")) == {
-        "value",
-        "low",
-        "high",
-    }
-
-
-@pytest.mark.parametrize(
-    "samples, spread, says", [(5, 1.0, "5 samples, and"), (8, 0.0, "all samples agree"), (8, 1.0, None)]
-)
-def test_a_place_has_an_interval_or_says_why_it_has_none(samples, spread, says):
-    from dit_lens.experiments.crossings import place_of
-
-    rng = np.random.default_rng(0)
-    curve = 3.0 * np.array([-2.1, -1, 2, 1]) + spread * rng.standard_normal((samples, 4))
-    values = xr.DataArray(curve, dims=("sample", "step"), coords={"step": [2, 4, 6, 8]})
-    for find, name in ((analysis.peak, "peak"), (analysis.crossing, "crossing")):
-        place = place_of(find(values, "step"), values)
-        assert place[name] == 6 if name == "peak" else 4 < place[name] < 6
-        if says is None:
-            assert place["low"] <= place[name] <= place["high"]
-        else:
-            assert list(place) == [name, "no interval"] and place["no interval"].startswith(says)
-    never = place_of(analysis.crossing(values - 99, "step"), values)
-    assert never["crossing"] is None and json.dumps(never, allow_nan=False)
 
 
 def test_runs_of_two_samples_are_compared_in_couples_that_share_none():
