@@ -46,6 +46,7 @@ from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.plan.plan import Placed
+from dit_lens.tasks.pairs import label
 
 
 @dataclass
@@ -136,8 +137,7 @@ def bits(answers: np.ndarray) -> np.ndarray:
 def ideal_forks(lens: dl.Lens, batch: Batch, steps: list[int], options: Options) -> xr.Dataset:
     """Fork the ideal denoiser from the same noise: P(same answer) [sample, seed, at]; empty where answers are not enumerable."""
     same, answers = np.zeros((len(batch.pairs), len(steps))), np.zeros(len(batch.pairs), int)
-    rng = np.random.default_rng(options.draw)
-    for pair, (sample, _) in enumerate(batch.pairs):
+    for pair, (sample, seed) in enumerate(batch.pairs):
         try:
             ideal = analysis.ideal_denoiser(sample, lens.encode)
         except TaskError:
@@ -147,13 +147,18 @@ def ideal_forks(lens: dl.Lens, batch: Batch, steps: list[int], options: Options)
         own = answers[pair] = nearest(ideal, beliefs[-1])[0]
         for i, step in enumerate(steps):
             sigma = batch.sigmas[step]
-            other = rng.standard_normal((options.forks, *noise.shape[1:]))
+            other = fresh_noise(sample, seed, step).standard_normal((options.forks, *noise.shape[1:]))
             ends = ideal.run((1 - sigma) * beliefs[step - 1] + sigma * other, batch.sigmas[step:])[-1]
             same[pair, i] = np.mean(nearest(ideal, ends) == own)
     data = {"ideal_same": (("at", "pair"), same.T), "answer": ("pair", answers)}
     out = by_sample(xr.Dataset(data, {"at": steps}), batch.pairs)
     chance = [agreement(row) for row in out.answer.values.tolist()]
     return out.drop_vars("answer").assign(ideal_chance=("sample", chance))
+
+
+def fresh_noise(sample: dl.Sample, seed: int, step: int) -> np.random.Generator:
+    """Return what the noise of a run's forks at a step is drawn by: the same whatever else is measured, and no other run's."""
+    return np.random.default_rng([seed, step, *label(sample).encode()])
 
 
 def nearest(ideal: analysis.IdealDenoiser, latents: np.ndarray) -> np.ndarray:

@@ -502,6 +502,22 @@ def test_forks_of_the_ideal_denoiser_go_from_chance_to_one_answer_as_noise_falls
     ).all()  # one answer is no choice
 
 
+def test_the_ideal_denoisers_forks_are_the_same_in_blocks_of_any_size(organism):
+    """The fault: noise that was drawn block by block, the same one in each."""
+    script_ = script("causal_commitment")
+    options = script_.Options(task="choose", seeds=2, forks=4)
+    pairs = [(dl.tasks.choose(1_000_000 + n, goals=4), 5 * n + k) for n in range(3) for k in range(2)]
+    whole, *parts = (
+        script_.ideal_forks(organism, organism.batch(p, steps=8), [1, 2, 3, 4], options)
+        for p in (pairs, pairs[:2], pairs[2:4], pairs[4:])
+    )
+    assert whole.equals(xr.concat(parts, "sample")) and 0 < float(whole.ideal_same.std())
+    sample = pairs[0][0]
+    places = [(sample, 0, 1), (sample, 1, 1), (sample, 0, 2), (pairs[2][0], 0, 1)]
+    drawn = [script_.fresh_noise(*place).standard_normal() for place in [*places, places[0]]]
+    assert len({*drawn}) == 4 and drawn[0] == drawn[-1]
+
+
 def test_agreement_entropy_and_commitment_are_what_they_say():
     script_ = script("causal_commitment")
     assert script_.agreement(["a", "a", "b"]) == pytest.approx(1 / 3)
