@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from dit_lens import analysis
+from dit_lens.analysis.at_amount import Read
 from dit_lens.engine.sweep import Now
-from dit_lens.experiments.outcomes import BOUNDS, headline
+from dit_lens.experiments.outcomes import BOUNDS
 from dit_lens.families.latents import apart
+
+READS: tuple[Read, ...] = ("line", "before", "after")
+LEFT_OPEN = "left open between intervals"
+"""What a summary calls the estimates that are possible between the two intervals around a level of movement."""
 
 
 class Movement:
@@ -51,8 +57,11 @@ def at_equal_movement(
 ) -> dict[str, Any]:
     """Compare two edits where both have moved a sample's latents equally: as far as both come.
 
-    The level is another one in each sample, and the same for both edits. Between two intervals outcomes lie on the line
-    (`analysis.at_amount`). A sample is left out where one edit moves it farther in its first interval than the other does in any.
+    The level is another one in each sample, and the same for both edits. Between two intervals the estimate lies on the line
+    (`analysis.at_amount`), which a curved response does not: two edits of one response differ on it. So the interval of a
+    difference holds all that the outcomes of the two intervals around the level leave open, for an outcome that only rises, or
+    only falls, with the movement. A sample is left out where one edit moves it farther in its first interval than the other does
+    in any.
 
     Args:
         first: the outcomes and `movement`, [sample, along], in intervals of growing length; `sigma` on `along`, the noise level
@@ -63,7 +72,8 @@ def at_equal_movement(
 
     Returns:
         How many samples are compared, at which mean movement and mean noise levels, and the first minus the second for each
-        outcome; with fewer than 2 samples why there is no comparison.
+        outcome: the estimate, its interval, and the range of estimates that the intervals of steps leave open; with fewer than 2
+        samples why there is no comparison.
     """
     edits = (first, second)
     level = xr.concat([edit.movement.max(along) for edit in edits], "edit").min("edit")
@@ -76,21 +86,36 @@ def at_equal_movement(
             "samples": len(known),
             "not compared": f"from their first interval to their last they move the latents by {spans}: give other --until",
         }
-    values = {
-        n: [_read(edit, n, level, along).isel(sample=known) for edit in edits] for n in (*names, "sigma")
-    }
-    differences = {n: headline(analysis.effect(*values[n], bounds=BOUNDS[n])) for n in names}
+    level = level.isel(sample=known)
+    pair = first.isel(sample=known), second.isel(sample=known)
     return {
         "samples": len(known),
-        "movement": float(level.isel(sample=known).mean()),
-        "noise levels": [float(sigma.mean()) for sigma in values["sigma"]],
-        **differences,
+        "movement": float(level.mean()),
+        "noise levels": [float(_read(edit, "sigma", level, along).mean()) for edit in pair],
+        **{name: _difference(*pair, name, level, along) for name in names},
     }
 
 
-def _read(edit: xr.Dataset, name: str, level: xr.DataArray, along: str) -> xr.DataArray:
+def _difference(
+    first: xr.Dataset, second: xr.Dataset, name: str, level: xr.DataArray, along: str
+) -> dict[str, Any]:
+    """Return an outcome of one edit minus that of another at a level of movement, with all that the two intervals leave open."""
+    (line, *ends), (other_line, *other_ends) = (
+        [_read(edit, name, level, along, read) for read in READS] for edit in (first, second)
+    )
+    corners = [analysis.effect(*both, bounds=BOUNDS[name]) for both in product(ends, other_ends)]
+    estimates = [float(corner.effect) for corner in corners]
+    return {
+        "effect": float((line - other_line).mean()),
+        "low": min(float(corner.low) for corner in corners),
+        "high": max(float(corner.high) for corner in corners),
+        LEFT_OPEN: [min(estimates), max(estimates)],
+    }
+
+
+def _read(edit: xr.Dataset, name: str, level: xr.DataArray, along: str, read: Read = "line") -> xr.DataArray:
     """Return an outcome of each sample where its movement first reaches the level."""
-    values = analysis.at_amount(edit[name], edit.movement, level, along)
+    values = analysis.at_amount(edit[name], edit.movement, level, along, read)
     return values.reset_coords(drop=True).transpose("sample")
 
 

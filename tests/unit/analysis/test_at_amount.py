@@ -26,6 +26,20 @@ def test_the_line_between_two_treatments_is_followed_and_a_treatment_is_itself()
     ]
 
 
+def test_the_treatments_around_a_level_are_read_as_they_are():
+    amounts, outcomes = table([[1, 3, 5], [2, 4, 8]]), table([[0, 1, 3], [1, 0, 1]])
+    around = {
+        read: at_amount(outcomes, amounts, 4.0, "interval", read).values.tolist()
+        for read in ("before", "after")
+    }
+    assert around == {
+        "before": [1.0, 0.0],
+        "after": [3.0, 0.0],
+    }  # the second is a treatment of just that amount
+    first = [at_amount(outcomes, amounts, 1.0, "interval", read) for read in ("before", "line", "after")]
+    assert [float(one[0]) for one in first] == [0, 0, 0] and all(np.isnan(one[1]) for one in first)
+
+
 def test_a_level_that_no_treatment_reaches_or_all_exceed_is_not_known():
     amounts, outcomes = table([[1, 3, 5], [2, 4, 8]]), table([[0, 1, 1], [1, 0, 1]])
     known = at_amount(outcomes, amounts, xr.DataArray([0.5, 9.0], dims="sample"), "interval")

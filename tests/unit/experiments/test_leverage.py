@@ -5,7 +5,9 @@ import pytest
 import xarray as xr
 
 import dit_lens as dl
+from dit_lens import analysis
 from dit_lens.engine.sweep import run_arms
+from dit_lens.experiments import leverage
 from dit_lens.experiments.leverage import Movement, at_equal_movement
 from dit_lens.plan.plan import Placed
 
@@ -33,6 +35,50 @@ def test_at_equal_movement_only_what_is_not_movement_differs():
     assert same["noise levels"][0] > same["noise levels"][1] == pytest.approx(0.6)
     worse = at_equal_movement(edit(1.5, more=0.1, seed=1), weak, ("score",))
     assert worse["score"]["effect"] == pytest.approx(-0.1) and worse["score"]["high"] < 0
+    low, high = worse["score"]["left open between intervals"]
+    assert worse["score"]["low"] < low < -0.1 < high < worse["score"]["high"]
+    unread = at_equal_movement(weak, weak.assign(score=weak.score - 0.1), ("score",))  # both at an interval
+    assert unread["score"]["left open between intervals"] == pytest.approx([0.1, 0.1])
+
+
+def answering(scale, intervals, rng, off=0.0, steep=0.05):
+    """Runs of 24 samples, 3 seeds each, whose chance to be right falls about a movement of 0.3, or of another."""
+    reached = scale * np.geomspace(0.02, 0.8, intervals)
+    movement = reached * np.exp(rng.normal(0, 0.15, (24, 1)))
+    right = 1 / (1 + np.exp((movement - 0.3 - off) / steep))
+    solved = (rng.random((24, intervals, 3)) < right[:, :, None]).mean(2)
+    dims = ("sample", "interval")
+    data = {"movement": (dims, movement), "solved": (dims, solved)}
+    return xr.Dataset(data, {"sample": np.arange(24), "sigma": ("interval", np.linspace(1, 0.5, intervals))})
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    effect = analysis.effect
+    monkeypatch.setattr(leverage.analysis, "effect", lambda *a, **k: effect(*a, **k, draws=300))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.6, 0.5])
+def test_two_edits_of_one_curved_response_are_not_told_apart_by_coarse_intervals(few_draws, scale):
+    """The planted null. Read off the line between intervals alone, 0 was outside in 13 to 66%."""
+    rng, outside, biased = np.random.default_rng(3), [], []
+    for _ in range(60):
+        found = at_equal_movement(answering(1, 5, rng), answering(scale, 5, rng), ("solved",))["solved"]
+        outside.append(not found["low"] <= 0 <= found["high"])
+        biased.append(found["effect"])
+        assert found["low"] <= found["left open between intervals"][0] <= found["effect"] <= found["high"]
+    assert np.mean(outside) < 0.08
+    assert scale != 0.5 or np.mean(biased) > 0.1  # what the line would have claimed
+
+
+@pytest.mark.slow
+def test_an_edit_that_does_more_at_equal_movement_is_found_with_intervals_that_are_near(few_draws):
+    rng, found = np.random.default_rng(4), []
+    for _ in range(12):
+        edits = answering(0.45, 25, rng, off=0.15), answering(0.4, 25, rng)
+        found.append(at_equal_movement(*edits, ("solved",))["solved"])
+    assert np.mean([one["low"] > 0 for one in found]) > 0.9
 
 
 def test_edits_that_never_move_equally_are_not_compared():
