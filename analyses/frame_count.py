@@ -60,7 +60,7 @@ def main(options: Options) -> int:
         raise dl.TaskError(
             f"--num-frames {options.num_frames}: this script compares numbers of frames; give them as --counts."
         )
-    refuse_repeated(options.counts)
+    refuse_repeated("--counts", options.counts)
     benchmark.refuse_unscored(options)
     lens = options.load()
     first = next(iter(draw(options, lens)), None)

@@ -32,7 +32,7 @@ from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiments.crossings import committed, dated
-from dit_lens.experiments.lengths import bins
+from dit_lens.experiments.lengths import ONE_LENGTH, bins
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
@@ -233,7 +233,7 @@ def of_failures(results: xr.Dataset, options: Options) -> dict[str, Any]:
         out["log odds of solved, not measured"] = str(error)
     members = bins(results.length)
     if len(members) < 2:
-        return out
+        return {**out, "solved by length, not measured": ONE_LENGTH}
     means = {name: analysis.mean(results.solved.isel(sample=inside)) for name, inside in members.items()}
     counts = {name: len(inside) for name, inside in members.items()}
     out["solved by length"] = {name: {"n": counts[name], **headline(means[name])} for name in members}

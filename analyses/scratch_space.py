@@ -51,7 +51,8 @@ from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline, unfold
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.primary import primary_outcome
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, pairs_of, require_latent_frames, require_scorer
+from dit_lens.experiments.samples import draw as draw_samples
 from dit_lens.experiments.scratch import ANOTHER, OF_LATENTS, OF_STATES, Change, other_scene
 from dit_lens.experiments.scratch_runs import IdealRuns, Planted, run_changes
 from dit_lens.experiments.script import run_script
@@ -94,12 +95,15 @@ def main(options: Options) -> int:
     require_scorer(options)
     contents_of(options)
     lens = options.load()
+    drawn = draw_samples(options, lens)
+    require_latent_frames(drawn, lens, 3)
     measured = study(
         options,
         "scratch_space",
         lens,
         lambda part: measure(lens, part, options),
         runs=lambda batch: runs_of(batch, options),
+        drawn=drawn,
     )
     conclude(measured, options)
     return measured.exit_code
@@ -126,13 +130,12 @@ def spans_of(batch: Batch, options: Options) -> dict[str, list[int]]:
     """Return the steps that are edited together, by name.
 
     Raises:
-        TaskError: no step but the first is in the first third of the noise levels, or there are too few latent frames.
+        TaskError: no step but the first is in the first third of the noise levels.
     """
     first = [step for step in range(1, batch.steps) if batch.sigmas[step] > LEVEL]
-    if not first or batch.noise.shape[2] < 3:
+    if not first:
         raise TaskError(
-            f"{batch.steps} steps, {batch.noise.shape[2]} latent frames: take 3 latent frames at least, and so many steps that "
-            f"one after the first has a noise level over {LEVEL:.2f}; raise --num-frames or --steps."
+            f"{batch.steps} steps: take so many that one after the first has a noise level over {LEVEL:.2f}; raise --steps."
         )
     spans = {FIRST: first}
     for part in options.at_steps.split(",") if options.at_steps != "none" else ():

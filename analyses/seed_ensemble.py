@@ -36,7 +36,7 @@ from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.ensembles import RIVALS, conclude_videos, ranges, rival, write_videos
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import headline
-from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of, refuse_repeated
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -65,6 +65,7 @@ def main(options: Options) -> int:
     options = options.with_preset()
     if min(options.ks) < 1:
         raise TaskError(f"--ks {options.ks}: an ensemble has at least one run.")
+    refuse_repeated("--ks", options.ks)
     if options.seeds not in (0, max(options.ks)):
         raise TaskError(
             f"--seeds {options.seeds}: the largest of --ks {options.ks} takes {max(options.ks)} seeds a sample; "

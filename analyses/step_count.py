@@ -28,7 +28,7 @@ import dit_lens as dl
 from dit_lens import analysis, plot
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments import benchmark, benchmark_table
-from dit_lens.experiments.lengths import bins
+from dit_lens.experiments.lengths import ONE_LENGTH, bins
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.samples import batch_of, pairs_of, refuse_repeated
@@ -52,7 +52,7 @@ def main(options: Options) -> int:
         raise dl.TaskError(
             f"--steps {options.steps}: this script compares numbers of steps; give them as --counts."
         )
-    refuse_repeated(options.counts)
+    refuse_repeated("--counts", options.counts)
     benchmark.refuse_unscored(options, needs_scorer=False)
     lens = options.load()
     measured = study(
@@ -110,7 +110,7 @@ def by_length(results: xr.Dataset, options: Options) -> dict[str, Any]:
     solved = results.solved.astype(float)
     parts = {name: solved.isel(sample=inside) for name, inside in bins(results.length).items()}
     if len(parts) < 2:
-        return {}
+        return {"solved by path length, not measured": ONE_LENGTH}
     means = {name: analysis.mean(part) for name, part in parts.items()}
     counted = [f"{name}, n = {part.sizes['sample']}" for name, part in parts.items()]
     drawn = xr.concat(

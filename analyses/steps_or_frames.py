@@ -43,7 +43,14 @@ from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.rescues import Way, rescues, runs_of_ways, until_used_up
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps
+from dit_lens.experiments.samples import (
+    batch_of,
+    draw,
+    pairs_of,
+    require_latent_frames,
+    require_scorer,
+    require_two_steps,
+)
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, study
@@ -71,12 +78,15 @@ def main(options: Options) -> int:
     require_scorer(options)
     lens = options.load()
     require_two_steps(options, lens)
+    drawn = draw(options, lens)
+    require_latent_frames(drawn, lens, 3)
     measured = study(
         options,
         "steps_or_frames",
         lens,
         lambda part: measure(lens, part, options),
         runs=lambda batch: 1 + runs_of_ways(ways_of(batch, options), batch.steps),
+        drawn=drawn,
     )
     conclude(measured, options)
     return measured.exit_code
@@ -86,8 +96,6 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     """Run every pair, date its frames, and try to rescue it."""
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
-    if batch.noise.shape[2] < 3:
-        raise TaskError(f"{batch.noise.shape[2]} latent frames: take 3 at least; raise --num-frames.")
     x, beliefs = batch.noise, []
     for _, _, now in clean_steps(batch):
         x = now.latents
@@ -217,17 +225,15 @@ def conclude(measured: Measured, options: Options) -> None:
 def of_failures(results: xr.Dataset) -> dict[str, Any]:
     """Say where the runs with a wrong frame have their first: in which fifth of the video. A sample counts once."""
     inside = results.first_wrong.notnull()
-    found = {}
+    name, found = "first wrong frame, by fifth of the video", {}
+    count = int(inside.any("seed").sum())
+    if count < 2:
+        return {"samples with a wrong frame": count, f"{name}, not measured": "fewer than 2 samples have one"}
     for fifth in range(5):
         here = (results.first_wrong.fillna(0) * 5).clip(max=4.999).astype(int) == fifth
         rates = here.where(inside).mean("seed").dropna("sample")
-        if rates.sizes["sample"] < 2:
-            return {}
         found[f"fifth {fifth + 1}"] = headline(analysis.mean(rates, bounds=(0, 1)))
-    return {
-        "samples with a wrong frame": rates.sizes["sample"],
-        "first wrong frame, by fifth of the video": found,
-    }
+    return {"samples with a wrong frame": count, name: found}
 
 
 def of_rescues(results: xr.Dataset) -> dict[str, Any]:
@@ -243,9 +249,10 @@ def of_rescues(results: xr.Dataset) -> dict[str, Any]:
     for name, chosen in (("rescued, of wrong runs", wrong), ("kept, of right runs", ~wrong)):
         # A sample counts once, by the share of its runs.
         rates = results.rescued.astype(float).where(chosen).mean("seed").dropna("sample")
-        if rates.sizes["sample"] < 2:
-            continue
         out[f"{name}, samples"] = rates.sizes["sample"]
+        if rates.sizes["sample"] < 2:
+            out[f"{name}, not measured"] = "fewer than 2 samples have such a run"
+            continue
         out[name] = headline(analysis.mean(rates, along="way", bounds=(0, 1)))
         against = rates.sel(way="start over", drop=True)
         out[f"{name}, minus start over"] = headline(

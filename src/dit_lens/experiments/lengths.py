@@ -6,6 +6,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+ONE_LENGTH = "the samples are too few, or too alike in the length of their paths, to be cut by it"
+"""What a summary says where there are no two bins."""
+
 
 def bins(lengths: xr.DataArray) -> dict[str, NDArray[np.intp]]:
     """Cut samples into up to 4 bins of path length, about equally full; each has at least 2 samples.
@@ -27,4 +30,4 @@ def bins(lengths: xr.DataArray) -> dict[str, NDArray[np.intp]]:
     return members
 
 
-__all__ = ["bins"]
+__all__ = ["ONE_LENGTH", "bins"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from dit_lens import tasks
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.tasks.image import read_image
-from dit_lens.tasks.pairs import Pair
+from dit_lens.tasks.pairs import Pair, label
 from dit_lens.tasks.sample import Sample
 from dit_lens.tasks.vbvr import Bench
 
@@ -201,16 +201,14 @@ def given_frames(sample: Sample) -> int:
     return int(sample.image is not None)
 
 
-def refuse_repeated(counts: Sequence[int]) -> None:
+def refuse_repeated(option: str, counts: Sequence[int]) -> None:
     """Refuse numbers of which one comes twice.
 
     Raises:
         TaskError: one does.
     """
     if len({*counts}) < len(counts):
-        raise TaskError(
-            f"--counts {' '.join(map(str, counts))}: give each number once; the last is what others are compared with."
-        )
+        raise TaskError(f"{option} {' '.join(map(str, counts))}: give each number once.")
 
 
 def steps_of(options: Options, lens: Lens) -> int:
@@ -226,6 +224,21 @@ def require_two_steps(options: Options, lens: Lens) -> None:
     """
     if (steps := steps_of(options, lens)) < 2:
         raise TaskError(f"--steps {steps}: this study reads what holds from step to step; give 2 or more.")
+
+
+def require_latent_frames(samples: Iterable[Sample], lens: Lens, least: int) -> None:
+    """Refuse videos of too few latent frames, before anything is computed.
+
+    Raises:
+        TaskError: it names the first such sample.
+    """
+    for sample in samples:
+        frames = lens.family.anatomy.latent_grid(lens.pipe, sample)[1]
+        if frames < least:
+            raise TaskError(
+                f"{label(sample)}: {sample.num_frames} frames are {frames} latent frames; this study takes {least} at least: "
+                "raise --num-frames."
+            )
 
 
 def require_one_length(samples: Sequence[Sample], lens: Lens) -> None:
@@ -284,6 +297,7 @@ __all__ = [
     "refuse_contradictions",
     "refuse_repeated",
     "remove_results",
+    "require_latent_frames",
     "require_one_length",
     "require_scorer",
     "require_two_steps",

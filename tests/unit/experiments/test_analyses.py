@@ -443,6 +443,8 @@ def test_working_memory_is_read_and_probed_while_the_ball_is_hidden(tmp_path, mo
 def test_an_ensemble_needs_a_run(tmp_path, monkeypatch, organism):
     with pytest.raises(dl.TaskError, match="at least one run"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, ks=(0, 3))
+    with pytest.raises(dl.TaskError, match="--ks 2 2: give each number once"):
+        go("seed_ensemble", tmp_path, monkeypatch, organism, ks=(2, 2))
     with pytest.raises(dl.TaskError, match=r"--seeds 2: the largest of --ks .* takes 3 seeds"):
         go("seed_ensemble", tmp_path, monkeypatch, organism, seeds=2)
     assert next(iter(draw(StudyOptions(task="maze", samples=2)))).id == "1000000"
@@ -604,6 +606,36 @@ def test_the_first_wrong_frame_is_counted_by_fifths():
     assert found["samples with a wrong frame"] == 3
     means = [one["mean"] for one in found["first wrong frame, by fifth of the video"].values()]
     assert means == pytest.approx([1 / 3, 1 / 3, 0, 0, 1 / 3])
+    one = script_.of_failures(results.isel(sample=[0, 1, 4]))
+    assert one == {
+        "samples with a wrong frame": 1,
+        "first wrong frame, by fifth of the video, not measured": "fewer than 2 samples have one",
+    }
+
+
+def test_what_too_few_runs_say_nothing_of_is_named():
+    """The fault: their part of the summary was left away in silence."""
+    script_, counts = script("steps_or_frames"), script("step_count")
+    ways = ["start over", "steps 1", "steps 1, repeated", "frames 2"]
+    data = {
+        "solved": (("sample", "seed"), np.array([[True], [True], [False]])),
+        "rescued": (("way", "sample", "seed"), np.ones((4, 3, 1), bool)),
+    }
+    numbers = {name: ("way", np.ones(4)) for name in ("cost", "nfe")}
+    coords = {"way": np.array(ways, np.dtypes.StringDType()), "sample": list("abc"), **numbers}
+    found = script_.of_rescues(xr.Dataset(data, coords))
+    assert found["rescued, of wrong runs, samples"] == 1 and found["kept, of right runs, samples"] == 2
+    assert found["rescued, of wrong runs, not measured"] == "fewer than 2 samples have such a run"
+    assert "rescued, of wrong runs" not in found and "kept, of right runs" in found
+    alike = xr.Dataset({"solved": (("sample", "steps"), np.ones((4, 2))), "length": ("sample", [8] * 4)})
+    assert "too alike" in counts.by_length(alike, counts.Options())["solved by path length, not measured"]
+
+
+@pytest.mark.parametrize("name", ["steps_or_frames", "scratch_space"])
+def test_too_few_latent_frames_are_refused_before_anything_is_computed(name, tmp_path, monkeypatch, organism):
+    with pytest.raises(dl.TaskError, match="5 frames are 2 latent frames; this study takes 3 at least"):
+        go(name, tmp_path, monkeypatch, organism, task="choose", samples=2, num_frames=5)
+    assert not (tmp_path / "blocks").exists()
 
 
 @pytest.mark.parametrize("task", ["maze", "choose", "latin", "occlude", "circle", "apart", "arrows"])

@@ -124,6 +124,8 @@ def test_one_plan_for_all_and_runs_that_are_all_right_say_so_and_end_well(tmp_pa
         in found["over halfway from another seed's end to its own from"]["not measured"]
     )
     assert "all outcomes are True" in plan.of_failures(results, options)["log odds of solved, not measured"]
+    alike = plan.of_failures(results.assign(length=("sample", [8] * 4)), options)
+    assert "too alike" in alike["solved by length, not measured"]
     none = results.assign(similar=results.similar * np.nan)
     plan.conclude(Measured(none, {}), options)
     assert "fewer than 2 samples" in (tmp_path / "summary.json").read_text()
