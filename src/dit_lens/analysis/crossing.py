@@ -52,9 +52,10 @@ def crossing(
 
     Returns:
         Dataset without dimensions: `crossing`, `low`, `high`, on the scale of the labels: the first label where it is never
-        below (the curve may have come up before), infinity where it is below to the end. `low` and `high` are labels, or
-        infinity; NaN where fewer than 3 samples count, and the attribute `no_interval` says so. Attributes `n_samples` (those
-        that count), `n_seeds`, `level`.
+        below (the curve may have come up before), infinity where it is below to the end. `low` is the last label where the mean
+        surely is below, -infinity where it nowhere surely is; `high` the first from which on it surely is not, infinity where
+        there is none. Both are NaN where fewer than 3 samples count, and the attribute `no_interval` says so. Attributes
+        `n_samples` (those that count), `n_seeds`, `level`.
 
     Raises:
         DitLensError: other dimensions, fewer than 2 samples, a value that is no finite number or out of bounds, or labels that
@@ -101,11 +102,11 @@ def _crossing(curve: NDArray[Any], labels: NDArray[np.float64]) -> float:
 
 
 def _last_below(curve: NDArray[Any], labels: NDArray[np.float64]) -> float:
-    """Return the last position where a curve is below 0: the first position where it never is, infinity where it ends so."""
+    """Return the last position where a curve is below 0; -infinity where it never is, infinity where it ends so."""
     below = np.flatnonzero(curve < 0)
-    if len(below) and below[-1] == len(curve) - 1:
-        return float("inf")
-    return float(labels[below[-1] if len(below) else 0])
+    if not len(below):
+        return float("-inf")
+    return float("inf") if below[-1] == len(curve) - 1 else float(labels[below[-1]])
 
 
 def _stays_from(curve: NDArray[Any], labels: NDArray[np.float64]) -> float:

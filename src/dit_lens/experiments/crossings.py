@@ -51,7 +51,8 @@ def place_of(found: xr.Dataset, values: xr.DataArray) -> dict[str, Any]:
 def crossing_of(values: xr.DataArray, along: str, bounds: Bounds) -> dict[str, Any]:
     """Return from where on a mean stays at 0 or above as plain data, with its interval, or with the reason why it has none.
 
-    None stands for a place that never comes: the mean is below at the last position, or may be.
+    None stands for a place that never comes: the mean is below at the last position, or may be. Ends named under `AT_OR_BEFORE`
+    are bounds: the mean is up at the first position, or may be, and so may have been before.
 
     Args:
         values: [sample, along] or [sample, seed, along].
@@ -59,9 +60,13 @@ def crossing_of(values: xr.DataArray, along: str, bounds: Bounds) -> dict[str, A
         bounds: lowest and highest value.
     """
     found = analysis.crossing(values, along, bounds=bounds)
-    ends = {str(name): value.item() if np.isfinite(value) else None for name, value in found.items()}
-    reason = found.attrs.get("no_interval")
-    return ends if reason is None else {"crossing": ends["crossing"], NO_INTERVAL: reason}
+    first, reason = float(values[along][0]), found.attrs.get("no_interval")
+    ends = {str(n): float(value) for n, value in found.items() if n == "crossing" or reason is None}
+    # The last place that surely is below is no bound where it is the first; the others are, for there the mean is up.
+    at_first = [n for n, end in ends.items() if (end == -np.inf if n == "low" else end == first)]
+    out: dict[str, Any] = {n: None if end == np.inf else max(end, first) for n, end in ends.items()}
+    out |= {AT_OR_BEFORE: at_first} if at_first else {}
+    return out if reason is None else {**out, NO_INTERVAL: reason}
 
 
 def dated(values: xr.DataArray, results: xr.Dataset, along: str, bounds: Bounds) -> dict[str, Any]:
@@ -77,13 +82,12 @@ def dated(values: xr.DataArray, results: xr.Dataset, along: str, bounds: Bounds)
         bounds: lowest and highest value.
     """
     steps, sigmas = results[along].values.astype(float), results.sigma.values
-    out: dict[str, Any] = {}
-    for name, step in crossing_of(values, along, bounds).items():
-        if name == NO_INTERVAL:
-            out[name] = step
-            continue
+    found = crossing_of(values, along, bounds)
+    out = {NO_INTERVAL: found.pop(NO_INTERVAL)} if NO_INTERVAL in found else {}
+    at_first = found.pop(AT_OR_BEFORE, ())
+    for name, step in found.items():
         sigma = None if step is None else float(np.interp(step, steps, sigmas))
-        bound = {AT_OR_BEFORE: True} if step == steps[0] else {}
+        bound = {AT_OR_BEFORE: True} if name in at_first else {}
         out["value" if name == "crossing" else name] = {"step": step, "sigma": sigma, **bound}
     return out
 

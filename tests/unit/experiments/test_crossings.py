@@ -100,9 +100,14 @@ def test_scenes_weigh_by_how_often_two_of_their_runs_differ():
 
 
 def test_a_date_at_the_first_step_that_was_measured_is_marked_as_a_bound():
-    up = xr.DataArray(np.full((12, 1, 7), 0.5), dims=("sample", "seed", "at"), coords={"at": STEPS})
+    coords = {"at": STEPS, "sample": np.arange(12)}
+    up = xr.DataArray(np.full((12, 1, 7), 0.5), dims=("sample", "seed", "at"), coords=coords)
     first = {"step": 1.0, "sigma": pytest.approx(0.95), "at or before": True}
     assert dated(up, RESULTS, "at", HALF) == {"value": first, "low": first, "high": first}
+    early = dated(up.where(up["at"] > 1, -0.5), RESULTS, "at", HALF)  # it surely is below there: no bound
+    assert early["low"] == {"step": 1.0, "sigma": pytest.approx(0.95)}
+    open_ = dated(up.where((up["at"] > 1) | (up["sample"] < 6), -0.4), RESULTS, "at", HALF)
+    assert open_["low"] == open_["value"] == first and open_["high"]["step"] == 4
     late = dated(up.where(up["at"] > 4, -0.5), RESULTS, "at", HALF)
     assert [late[end]["step"] for end in ("value", "low", "high")] == [5.5, 4, 7]
     assert not any("at or before" in late[end] for end in late)
