@@ -41,7 +41,7 @@ from dit_lens.experiments.crossings import committed
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, require_two_steps
+from dit_lens.experiments.samples import at_latents, batch_of, pairs_of, require_scorer, require_two_steps
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -111,12 +111,12 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
 def arms_of(batch: Batch, options: Options) -> tuple[list[int], list[list[Placed]]]:
     """Return the steps at which runs fork, and the forks at each."""
     steps = choose(options.at, batch.steps, "at", auto=7, first=1)
-    return steps, [[fork(m, step)] for step in steps for m in range(options.forks)]
+    return steps, [[fork(batch, m, step)] for step in steps for m in range(options.forks)]
 
 
-def fork(number: int, step: int) -> Placed:
+def fork(batch: Batch, number: int, step: int) -> Placed:
     """Return a fork of a run at a step, by its number."""
-    return Placed(dl.renoise(seed=1 + number), dl.at(site="latents", step=step))
+    return Placed(dl.renoise(seed=1 + number), at_latents(batch.fixed_frames, step=step))
 
 
 def agreement(answers: Sequence[Any]) -> float:

@@ -14,9 +14,10 @@ References: the states at the same step of another seed, and of another scene. W
 two runs are, a step matters more than the noise, or than the scene.
 
 Memory. The states of all steps are held until a run has ended, by the tokens of --cka-tokens alone: pairs x layers x steps x
-tokens x channels; the whole states of one step; and while a layer is compared steps x tokens^2 in float64. At 14B with 50 steps,
-2,048 tokens, 5 layers, bfloat16, --block 1 and --seeds 1 that is 6.3, 1.7 and 1.7 GB, with a second sample of one layer's tokens
-for the error by their draw. These are sums of sizes, not a measured run. What is over --memory is refused before the first block.
+tokens x channels, and of the first seed of each sample a second draw of one layer's tokens, for the error by their draw; the
+whole states of one step; and while a layer is compared steps x tokens^2 in float64. At 14B with 50 steps, 2,048 tokens, 5 layers,
+bfloat16, --block 1 and --seeds 1 that is 6.3, 1.7 and 1.7 GB. These are sums of sizes, not a measured run. What is over --memory
+is refused before the first block; of samples of several shapes the one that takes most counts.
 
     python analyses/cross_step_similarity.py --model organism-two-expert --task maze --out runs/cross_step_similarity
     ... --pipe-arg switch_DiT_boundary=0.9    # does the border follow the change of experts?
@@ -36,22 +37,31 @@ from torch import Tensor
 
 import dit_lens as dl
 from dit_lens import analysis, plot
-from dit_lens.analysis.cka_sampled import kernel_cka, kernel_matrix, sample_tokens, unit_kernel
+from dit_lens.analysis.cka_sampled import kernel_cka, kernel_matrix, unit_kernel
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
+from dit_lens.experiments.compared_tokens import (
+    counted,
+    error_of_tokens,
+    firsts,
+    refuse_few_tokens,
+    tokens_of,
+    told_of_tokens,
+)
+from dit_lens.experiments.cost import spoken_bytes
 from dit_lens.experiments.crossings import place_of
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import headline
-from dit_lens.experiments.partners import partners
+from dit_lens.experiments.outcomes import BOUNDS, headline
+from dit_lens.experiments.partners import partners, told_missing
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.primary import primary_outcome
-from dit_lens.experiments.samples import batch_of, draw, pairs_of
+from dit_lens.experiments.samples import batch_of, draw, pairs_of, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
-from dit_lens.tasks.pairs import by_shape
+from dit_lens.tasks.pairs import by_shape, label
 
 LEAST = 4
 """Steps that are compared, at least: a border has two on either side."""
@@ -76,14 +86,10 @@ class Options(StudyOptions):
 
 def main(options: Options) -> int:
     """Check the memory, run, compare, draw, save."""
+    refuse_few_tokens(options.cka_tokens)
     lens = options.load()
-    largest = max(by_shape(list(draw(options, lens))), key=len)[: options.block]
-    room = once(options, "room", lens, largest, lambda: room_of(lens, largest, options))
-    if float(room.bytes) > options.memory * 1e9:
-        raise TaskError(
-            f"The states of a block and the kernels of a layer take {float(room.bytes) / 1e9:.1f} GB, and --memory is "
-            f"{options.memory:g}: raise it, or take a smaller --block, or fewer --cka-tokens, --cka-layers, --cka-steps."
-        )
+    layers_and_steps(lens, steps_of(options, lens), options)
+    require_room(lens, options)
     measured = study(
         options,
         "cross_step_similarity",
@@ -95,31 +101,58 @@ def main(options: Options) -> int:
     return measured.exit_code
 
 
+def require_room(lens: dl.Lens, options: Options) -> None:
+    """Refuse blocks that take more memory than there is to be, of whatever shape.
+
+    Raises:
+        TaskError: a block of one shape does.
+    """
+    blocks = [same[: options.block] for same in by_shape(list(draw(options, lens)))]
+    most = max(
+        (int(once(options, "room", lens, part, lambda part=part: room_of(lens, part, options)).bytes), n)
+        for n, part in enumerate(blocks)
+    )
+    if most[0] > options.memory * 1e9:
+        sample = blocks[most[1]][0]
+        raise TaskError(
+            f"The states of a block and the kernels of a layer take {spoken_bytes(most[0])}, of samples as {label(sample)}, and "
+            f"--memory is {options.memory:g} GB: raise it, or take a smaller --block, or fewer --cka-tokens, --cka-layers, "
+            "--cka-steps."
+        )
+
+
 def room_of(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Return how many bytes a block takes at most, by the state of one row at one step."""
     batch = batch_of(lens, pairs_of(samples, options), options)
     layers, steps, tokens = chosen(lens, batch, options)
     place = ("block", batch.layout.branches[0], layers[0])
     state = batch.step(0, batch.noise[:1], rows=[0], watch=[place]).states[place]
-    rows = len(batch.pairs) * len(layers) + 1  # with a second sample of the tokens of one pair and layer
+    rows = len(batch.pairs) * len(layers) + len(firsts(batch))  # with their second draw of one layer's tokens
     held = rows * len(steps) * len(tokens) * state.shape[-1] * state.element_size()
     now = len(batch.pairs) * len(layers) * state.nbytes
     return xr.Dataset({"bytes": held + now + 8 * (len(steps) + 2) * len(tokens) ** 2})
 
 
 def chosen(lens: dl.Lens, batch: Batch, options: Options) -> tuple[list[int], list[int], list[int]]:
-    """Return the layers, the steps and the tokens that are compared.
+    """Return the layers, the steps and the tokens that are compared."""
+    tokens = tokens_of(batch, options.cka_tokens, options.draw)
+    return *layers_and_steps(lens, batch.steps, options), tokens
+
+
+def layers_and_steps(lens: dl.Lens, count: int, options: Options) -> tuple[list[int], list[int]]:
+    """Return the layers and the steps that are compared, of runs of so many steps.
 
     Raises:
         TaskError: fewer than 4 steps.
+        PlanError: there is no such layer or step.
     """
     layers = choose(options.cka_layers, lens.layers, "cka-layers")
-    steps = choose(options.cka_steps, batch.steps, "cka-steps", auto=10)
+    steps = choose(options.cka_steps, count, "cka-steps", auto=10)
     if len(steps) < LEAST:
         raise TaskError(
-            f"{batch.steps} steps, --cka-steps {options.cka_steps}: {LEAST} steps are compared at least; raise --steps."
+            f"{count} steps, --cka-steps {options.cka_steps}: {LEAST} steps are compared at least; raise --steps."
         )
-    return layers, steps, sample_tokens(int(np.prod(batch.grid)), options.cka_tokens, options.draw)
+    return layers, steps
 
 
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
@@ -128,19 +161,21 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     batch = batch_of(lens, pairs, options)
     layers, steps, tokens = chosen(lens, batch, options)
     watch = [("block", batch.layout.branches[0], layer) for layer in layers]
-    others = sample_tokens(int(np.prod(batch.grid)), options.cka_tokens, options.draw + 1)
+    others = tokens_of(batch, options.cka_tokens, options.draw + 1)
     held: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-    redrawn: list[Tensor] = []
+    redrawn: dict[int, list[Tensor]] = {pair: [] for pair in firsts(batch) if others != tokens}
     for step, _, now in clean_steps(batch, watch):
         for place in watch if step in steps else ():
             for pair, state in enumerate(now.states[place]):
                 held[place[2], pair].append(state.flatten(0, -2)[tokens])
-        if step in steps:
-            redrawn.append(now.states[watch[len(watch) // 2]][0].flatten(0, -2)[others])
+        for pair, states in redrawn.items() if step in steps else ():
+            states.append(now.states[watch[len(watch) // 2]][pair].flatten(0, -2)[others])
     data = compare(batch, held, layers)
     again = np.full_like(data["similar"][1][:, 0], np.nan)
-    again[0] = kernel_matrix(redrawn, list(range(len(others))))
+    for pair, states in redrawn.items():
+        again[pair] = kernel_matrix(states, list(range(len(others))))
     data["similar_again"] = ("pair", "step", "other_step"), again
+    data["tokens"] = counted(batch, tokens)
     text = np.dtypes.StringDType()
     coords = {
         "layer": layers,
@@ -148,9 +183,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
         "other_step": steps,
         "sigma": ("step", [batch.sigmas[s] for s in steps]),
         "expert": ("step", np.array([batch.expert(s) for s in steps], text)),
-        "of": np.array(["compared", "all"], text),
     }
-    data["tokens"] = "of", [len(tokens), int(np.prod(batch.grid))]
     return by_sample(xr.Dataset(data, coords), pairs)
 
 
@@ -190,10 +223,8 @@ def conclude(measured: Measured, options: Options) -> None:
     summary: dict[str, Any] = {
         "samples": results.sizes["sample"],
         "seeds": results.sizes["seed"],
-        "tokens of a state": dict(
-            zip(results.of.values.tolist(), results.tokens.values.tolist(), strict=True)
-        ),
-        "error of a similarity by the tokens drawn": error_of_tokens(results),
+        "tokens of a state": told_of_tokens(results.tokens),
+        "error of a similarity by the tokens drawn": error_of_tokens(*drawn_twice(results)),
         "similarity of neighbouring steps": headline(analysis.mean(near.mean(("step", "layer")))),
         "similarity of neighbouring steps, by layer": headline(by_layer),
         **of_blocks(results, options),
@@ -209,7 +240,10 @@ def conclude(measured: Measured, options: Options) -> None:
     plot.save(figure, options.out / "similarity.png")
     lines = {"the next step": 1 - near.mean("layer")}
     lines |= {f"another {name}": 1 - v.isel(step=slice(-1)) for name, v in references(results).items()}
-    means = [analysis.mean(v.rename("dissimilarity"), along="step") for v in lines.values()]
+    means = [
+        analysis.mean(v.rename("dissimilarity").clip(min=0), along="step", bounds=BOUNDS["distance"])
+        for v in lines.values()
+    ]
     both = xr.concat(
         means,
         xr.Variable("run", list(lines)),
@@ -233,13 +267,10 @@ def neighbours(results: xr.Dataset) -> xr.DataArray:
     return found.drop_vars("other_step").transpose("sample", "seed", "layer", "step")
 
 
-def error_of_tokens(results: xr.Dataset) -> float | None:
-    """Return the standard error of a similarity by the draw of its tokens, of two independent draws; None of all tokens."""
-    if int(results.tokens.sel(of="compared")) == int(results.tokens.sel(of="all")):
-        return None
+def drawn_twice(results: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return the similarity of two steps in the middle layer, of one draw of tokens and of another."""
     middle = results.similar.isel(layer=results.sizes["layer"] // 2, drop=True)
-    off = (results.similar_again - middle).where(results.step != results.other_step)
-    return float((off**2).mean() / 2) ** 0.5
+    return middle.where(results.step != results.other_step), results.similar_again
 
 
 def changes(results: xr.Dataset) -> list[int]:
@@ -290,7 +321,7 @@ def of_experts(score: xr.DataArray, number: int) -> dict[str, Any]:
 def references(results: xr.Dataset) -> dict[str, xr.DataArray]:
     """Return the similarity of two runs at the same step, [sample, seed, step]: of one sample, of two samples.
 
-    A sample that has no other beside it in its block is left out.
+    A sample that has no other beside it in its block is left out; of fewer than 2 samples there is no reference.
     """
     found = {name: results[f"similar_{name}"].mean("layer").dropna("sample") for name in ("seed", "sample")}
     return {name: values for name, values in found.items() if values.sizes["sample"] > 1}
@@ -299,7 +330,8 @@ def references(results: xr.Dataset) -> dict[str, xr.DataArray]:
 def of_references(results: xr.Dataset, near: xr.DataArray) -> dict[str, Any]:
     """Return how alike two runs are at the same step, and neighbouring steps beside that."""
     out: dict[str, Any] = {}
-    for name, values in references(results).items():
+    beside = references(results)
+    for name, values in beside.items():
         what = f"two runs at one step, another {name}"
         alike = values.mean("step")
         out[f"similarity of {what}"] = headline(analysis.mean(alike))
@@ -309,7 +341,7 @@ def of_references(results: xr.Dataset, near: xr.DataArray) -> dict[str, Any]:
         out[f"neighbouring steps minus {what}"] = (
             primary_outcome(over) if name == "seed" else headline(over())
         )
-    return out
+    return out | told_missing(beside)
 
 
 if __name__ == "__main__":

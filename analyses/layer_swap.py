@@ -49,7 +49,7 @@ from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.experiments.swap_outcomes import CleanEnds, outcomes_of
-from dit_lens.experiments.swap_summary import RATES, UNBOUNDED, Told, of_units, told, told_of_leaning
+from dit_lens.experiments.swap_summary import RATES, SIZES, Told, of_units, told, told_of_leaning
 from dit_lens.experiments.swaps import (
     ANOTHER,
     BRANCHES,
@@ -184,7 +184,7 @@ def conclude(measured: Measured, options: Options, alone: Sequence[str] = ()) ->
         summary["no step is in the"] = empty
     summary |= {"samples without another of their shape in their task": list(alone)} if alone else {}
     # Arms that move the latents unequally have unequal leverage, whatever the states hold.
-    movement = told(results.movement, "movement of the latents right after, share of their RMS", UNBOUNDED)
+    movement = told(results.movement, "movement of the latents right after, share of their RMS", SIZES)
     summary |= movement.summary
     bootstrap: dict[str, Any] = {}
     is_defined = results.leaning.notnull().all([dim for dim in results.leaning.dims if dim != "sample"])

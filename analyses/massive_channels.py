@@ -12,8 +12,9 @@ A few channels of a large transformer have values that are huge at every token, 
 Do they hold anything? At `--edit-layer`, at all steps and branches, some channels are set to their mean over the tokens, or to 0:
 
 - largest: the k channels of the largest mean absolute value in that layer, over the steps of the pair's own clean run;
-- same variance: for each of these another channel whose variance over tokens is nearest: an edit that moves the state as far;
-- random: k others, `--random-sets` times. It moves the state less; the summary says by how much each edit does.
+- same variance: for each of these another channel whose variance over tokens is nearest: set to its mean, it moves the state as
+  far. Set to 0 it does not: that takes its mean away, too, and the means of the largest channels are larger;
+- random: k others, `--random-sets` times. It moves the state less; the summary says by how much each edit does, under either.
 
 What comes out is compared with the clean run: score, and distance of the last latents.
 
@@ -36,6 +37,7 @@ from dit_lens import analysis, plot
 from dit_lens.analysis.massive import (
     TIMES,
 )
+from dit_lens.analysis.statistics import NO_BOUNDS
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.sweep import run_arms
@@ -211,7 +213,9 @@ def of_edits(results: xr.Dataset, options: Options) -> dict[str, Any]:
                 out[f"{words}, minus the clean run, by set"] = headline(
                     analysis.effect(edited, clean, bounds=bounds)
                 )
-        out[f"how far the state is moved, channels set to {to}, by set"] = headline(analysis.mean(at.taken))
+        out[f"how far the state is moved, channels set to {to}, by set"] = headline(
+            analysis.mean(at.taken, bounds=BOUNDS["distance"])
+        )
     largest_sets = results.chosen.sel(set=LARGEST).values.reshape(-1, options.k).tolist()
     shared = [len({*chosen} & {*largest_sets[0]}) / options.k for chosen in largest_sets]
     out["largest channels of the first run"] = largest_sets[0]
@@ -243,7 +247,7 @@ def by_layer(values: xr.DataArray) -> Any:
             "not measured": f"{int(whole.sum())} samples have finite values everywhere, and an interval needs 2"
         }
     means = values.isel(sample=whole).mean("step")
-    rows = headline(analysis.mean(means, along="layer", bounds=BOUNDS["distance"]))
+    rows = headline(analysis.mean(means, along="layer", bounds=NO_BOUNDS))
     left_out = int((~whole).sum())
     return {"samples without a finite value, left out": left_out, "by layer": rows} if left_out else rows
 

@@ -24,6 +24,9 @@ in a frame holds one more of them equal to (a); only noise that is added has an 
 A frame with noise looks bad itself; that is no propagation. So every frame arm is also judged elsewhere: distance
 over the other frames, and score of the video in which the hit frame's latents are the clean run's.
 
+Where the pipeline gives a latent frame and puts it back after every step (the first one of Wan 2.2 TI2V and LTX-2), noise
+spares it: it is in no arm, and neither distances nor states count it.
+
 The noise comes after steps 0 to S-2: after the last one nothing is left to run, so noise there says nothing of
 the model.
 
@@ -53,6 +56,7 @@ from dit_lens.engine.outcomes import by_sample
 from dit_lens.engine.sweep import run_arms
 from dit_lens.errors import TaskError
 from dit_lens.experiments import benchmark, benchmark_table
+from dit_lens.experiments.compared_tokens import refuse_few_tokens
 from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.moved_states import MovedStates, of_states, references
 from dit_lens.experiments.noise_arms import (
@@ -65,6 +69,7 @@ from dit_lens.experiments.noise_arms import (
     after_step,
     by_stop,
     contrasts,
+    frames_of,
     gather,
     heal,
     in_frame,
@@ -72,10 +77,11 @@ from dit_lens.experiments.noise_arms import (
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import BOUNDS, family, headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of, require_two_steps
+from dit_lens.experiments.samples import batch_of, pairs_of, require_two_steps, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
+from dit_lens.plan.plan import Placed
 
 
 @dataclass
@@ -105,14 +111,17 @@ def main(options: Options) -> int:
             f"--noise renoise --scale {options.scale}: it keeps the noise level, so its scale is 1."
         )
     benchmark.refuse_unscored(options, needs_scorer=False)
+    refuse_few_tokens(options.cka_tokens)
     lens = options.load()
     require_two_steps(options, lens)
+    layers_of(lens, options)
+    stops_of(steps_of(options, lens) - 1, options)
     measured = study(
         options,
         "noise_sensitivity",
         lens,
         lambda part: measure(lens, part, options),
-        runs=lambda batch: runs_of_arms(batch, list(noise_of(options).arms(*sizes(batch, options)).values())),
+        runs=lambda batch: runs_of_arms(batch, list(arms_of(batch, options).values())),
         one_length=True,
     )
     return max(measured.exit_code, conclude(measured, options))
@@ -122,19 +131,16 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     """Run the clean arm, an arm for each step, and arms for each frame: by budget, and by kind and stop."""
     pairs = pairs_of(samples, options)
     batch = batch_of(lens, pairs, options)
-    frames, after, stops = sizes(batch, options)
-    if frames < 2:
-        raise TaskError(f"{frames} latent frames: noise in a frame needs another frame; raise --num-frames.")
-    layers = [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
-    arms = noise_of(options).arms(frames, after, stops)
-    states = MovedStates(batch, layers, after, options.cka_tokens, options.draw)
+    arms, after = arms_of(batch, options), batch.steps - 1
+    stops, hit = stops_of(after, options), frames_of(batch)
+    states = MovedStates(batch, layers_of(lens, options), after, options.cka_tokens, options.draw)
     edits = list(arms.values())
     clean, ended = run_arms(batch, edits, states.watch, states.look, "noise", states.compare_clean)
-    healed = heal(clean, ended[after:])
+    healed = heal(clean, ended[after:], hit)
     data = gather(batch, clean, ended, healed, stops, noise_of(options).budgets).merge(states.dataset())
-    data["latent_std"] = ("pair", clean.float().flatten(1).std(1).cpu().numpy())
+    data["latent_std"] = ("pair", batch.generated(clean).float().flatten(1).std(1).cpu().numpy())
     if options.noise == "add":
-        energies = noise_of(options).energies(frames, after)
+        energies = noise_of(options).energies(len(hit), after)
         data["noise_energy"] = ("kind", list(energies.values()))
         data = data.assign_coords(kind=np.array(list(energies), np.dtypes.StringDType()))
     out = by_sample(data.assign_coords(sigma=("step", batch.sigmas)), pairs)
@@ -156,10 +162,28 @@ def noise_of(options: Options) -> LatentNoise:
     return LatentNoise(options.noise, options.scale)
 
 
-def sizes(batch: Batch, options: Options) -> tuple[int, int, list[int]]:
-    """Return how many latent frames there are, after how many steps noise comes, and after which it stops in a frame."""
-    frames, after = batch.noise.shape[2], batch.steps - 1
-    return frames, after, choose(options.stops, after, "stops") if options.stops != "none" else []
+def arms_of(batch: Batch, options: Options) -> dict[str, list[Placed]]:
+    """Return the arms; those with noise in a frame are of the frames that are generated.
+
+    Raises:
+        TaskError: fewer than 2 frames are.
+    """
+    hit, after = frames_of(batch), batch.steps - 1
+    if len(hit) < 2:
+        raise TaskError(
+            f"{len(hit)} latent frames are generated: noise in a frame needs another frame; raise --num-frames."
+        )
+    return noise_of(options).arms(hit, after, stops_of(after, options))
+
+
+def layers_of(lens: dl.Lens, options: Options) -> list[int]:
+    """Return the layers whose states are compared."""
+    return [] if options.cka_layers == "none" else choose(options.cka_layers, lens.layers, "cka-layers")
+
+
+def stops_of(after: int, options: Options) -> list[int]:
+    """Return the steps after which noise in a frame stops, where noise comes after so many."""
+    return [] if options.stops == "none" else choose(options.stops, after, "stops")
 
 
 def conclude(measured: Measured, options: Options) -> int:
@@ -272,9 +296,12 @@ def draw(results: xr.Dataset, outcome: str, limits: tuple[float, float] | None, 
 
 def sensitivity(results: xr.Dataset, options: Options) -> Figure:
     """Draw how far noise after each step moves the states, beside two runs of one sample, and of two."""
-    lines = {"noise": results.dissimilarity.mean(("step", "layer"))}
+    lines = {"noise": results.dissimilarity.mean(("step", "layer")).clip(min=0)}
     lines |= {f"another {name}": values for name, values in references(results).items()}
-    means = {name: analysis.mean(v.rename("dissimilarity"), along="after_step") for name, v in lines.items()}
+    means = {
+        name: analysis.mean(v.rename("dissimilarity"), along="after_step", bounds=BOUNDS["distance"])
+        for name, v in lines.items()
+    }
     return plot.curves(
         family("run", means).assign_coords(sigma=sigma_after(results)),
         "after_step",

@@ -44,7 +44,7 @@ from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
 from dit_lens.experiments.inversion import require_flow
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import headline
+from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
@@ -189,7 +189,9 @@ def conclude(measured: Measured, options: Options) -> None:
         "loss, right video": headline(analysis.mean(results.loss.sel(video="right", drop=True).mean("step"))),
         "loss, other minus right": headline(analysis.mean(larger.mean("step"))),
         "loss, other minus right, by step": headline(analysis.mean(larger, along="step")),
-        "distance of the two videos' latents": headline(analysis.mean(results.apart)),
+        "distance of the two videos' latents": headline(
+            analysis.mean(results.apart, bounds=BOUNDS["distance"])
+        ),
         **of_nulls(larger.mean("step"), overall, options),
         **of_ideal(results),
     }

@@ -180,7 +180,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     batch = batch_of(lens, pairs, options)
     edits, labels = arms_of(lens, batch, options)
     last = np.resize(labels["last"].values, len(edits))
-    movement = Movement(last.tolist(), len(pairs))
+    movement = Movement(last.tolist(), len(pairs), batch.fixed_frames)
     clean, ended = run_arms(batch, [[edit] for edit in edits], look=movement.look, progress="averages")
     if options.score == "vbvr":
         return on_benchmark(options, batch, labels, movement, clean, ended)

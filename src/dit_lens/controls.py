@@ -32,7 +32,7 @@ def placebo(h: Tensor, at: Spot, *x0: Tensor, edit: Callable[..., Any], seed: in
         seed: of the directions, beside that of the run.
 
     Raises:
-        PlanError: the edit returns another shape.
+        PlanError: the edit returns another shape, NaN or Inf.
     """
     edited = edit(h.clone(), at, *x0)
     if edited.shape != h.shape:
@@ -41,6 +41,11 @@ def placebo(h: Tensor, at: Spot, *x0: Tensor, edit: Callable[..., Any], seed: in
         )
     exact = torch.promote_types(h.dtype, torch.float32)
     size = (edited.to(exact) - h.to(exact)).norm(dim=-1, keepdim=True)
+    if not bool(size.isfinite().all()):
+        raise PlanError(
+            f"placebo at {at}: {edit!r} moves {int((~size.isfinite()).sum())} of {size.numel()} tokens by NaN or Inf; mend the "
+            "edit, or what it is given."
+        )
     # One direction for all branches of guidance: what is alike on them cancels in their difference, as it does of the edit.
     place = replace_fields(at, branch=None)
     drawn = torch.randn(h.shape, generator=generator_at(place, "placebo", seed)).to(h.device, exact)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from dit_lens.engine.applied import apply_to_heads
 from dit_lens.engine.batch_rows import batching_of, parts
 from dit_lens.engine.checkpoints import run_again
 from dit_lens.engine.exchange import Exchange, Meeting
+from dit_lens.engine.fixed import fixed_frames
 from dit_lens.engine.in_place import reads_refused, scheduler_in_place
 from dit_lens.engine.inputs import ModelInputs
 from dit_lens.engine.open_model import open_to_gradients
@@ -158,6 +160,15 @@ class Batch:
     def steps(self) -> int:
         """Number of steps."""
         return self.layout.steps
+
+    @cached_property
+    def fixed_frames(self) -> int:
+        """How many of the first latent frames stay as they are: the pipeline gives them, and puts them back after every step."""
+        return fixed_frames(self)
+
+    def generated(self, latents: Tensor) -> Tensor:
+        """Return the frames of video latents [..., channel, frame, y, x] that are not fixed."""
+        return apart(latents)["video"][..., self.fixed_frames :, :, :]
 
     def expert(self, step: int) -> str:
         """Return the name of the DiT that serves a step."""

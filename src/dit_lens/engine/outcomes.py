@@ -21,7 +21,7 @@ ABOUT = {
     "score": {"long_name": "how near the answer is to the right one, 1 where solved", "units": "1"},
     "answer": {"long_name": "the answer that the scorer read off the video"},
     "distance": {
-        "long_name": "root mean squared distance of the last video latents to the clean run's",
+        "long_name": "root mean squared distance of the last video latents that are generated to the clean run's",
         "units": "1",
     },
 }
@@ -38,9 +38,12 @@ def outcomes(batch: Batch, latents: Tensor, clean: Tensor) -> xr.Dataset:
 
     Returns:
         On [arm, pair]: `solved`, `score`, `answer` where every sample has a scorer; `distance`, the root of the
-        mean squared distance to the clean latents.
+        mean squared distance to the clean latents, over the frames that are generated: where the pipeline puts a given
+        frame back after every step (`Batch.fixed_frames`), nothing could move it.
     """
-    columns: dict[str, np.ndarray] = {"distance": _distance(latents, clean[None])}
+    columns: dict[str, np.ndarray] = {
+        "distance": _distance(batch.generated(latents), batch.generated(clean[None]))
+    }
     if all(sample.scorer is not None for sample, _ in batch.pairs):
         scores = [
             [s.score(batch.decode(x[None])[0]) for (s, _), x in zip(batch.pairs, arm, strict=True)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from dit_lens.engine.sweep import Arm
+from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.samples import batch_of, pairs_of
 from dit_lens.tasks.sample import Sample
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 Runs = Callable[["Batch"], float]
 """A batch to how many whole runs a study makes of each of its pairs, the clean one counted."""
+
+
+class RefusedError(TaskError):
+    """No sample can be measured by these options: the study ends, and what an earlier one came to stays."""
 
 
 def runs_of_arms(batch: Batch, arms: Sequence[Arm]) -> float:
@@ -45,9 +50,15 @@ def announce(
         options: of the script.
         runs: gives the whole runs of each pair.
         block: samples that are measured first: their batch is compared with the pipeline's loop once, here.
+
+    Raises:
+        RefusedError: a place that the options name does not exist in the batch.
     """
     batch = batch_of(lens, pairs_of(block, options), options)
-    each = runs(batch)
+    try:
+        each = runs(batch)
+    except DitLensError as error:
+        raise RefusedError(str(error)) from error
     pairs = count * options.seeds
     begun = time.perf_counter()
     x = batch.step(0, batch.noise[:1], rows=[0]).latents
@@ -82,4 +93,12 @@ def _spoken(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-__all__ = ["Runs", "announce", "announce_fit", "runs_of_arms"]
+def spoken_bytes(count: float) -> str:
+    """Return a number of bytes in the unit in which it is read."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+__all__ = ["RefusedError", "Runs", "announce", "announce_fit", "runs_of_arms", "spoken_bytes"]

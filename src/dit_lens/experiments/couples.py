@@ -16,7 +16,7 @@ from dit_lens.experiments.samples import Drawn, draw, refuse_contradictions, sce
 from dit_lens.lens import Lens
 from dit_lens.models.options import Unset
 from dit_lens.tasks.image import read_image
-from dit_lens.tasks.pairs import label
+from dit_lens.tasks.pairs import label, shape_of
 from dit_lens.tasks.sample import Sample
 
 TWO_PROMPTS = "circle"
@@ -52,7 +52,7 @@ class Couple(Sample):
         Raises:
             TaskError: they are of different shapes, so that a state of one does not fit into the other.
         """
-        shapes = [(s.size, s.num_frames, s.image is not None) for s in (receiver, donor)]
+        shapes = [shape_of(sample) for sample in (receiver, donor)]
         if shapes[0] != shapes[1]:
             raise TaskError(
                 f"{label(receiver)} and {label(donor)} are of different shapes, {shapes[0]} and {shapes[1]} ((height, width), "

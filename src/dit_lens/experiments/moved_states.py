@@ -9,13 +9,20 @@ import numpy as np
 import xarray as xr
 
 from dit_lens import analysis
-from dit_lens.analysis.cka_sampled import kernel_cka, sample_tokens, unit_kernel
+from dit_lens.analysis.cka_sampled import kernel_cka, unit_kernel
 from dit_lens.engine.batch import Batch
 from dit_lens.engine.stepped import Stepped
 from dit_lens.engine.sweep import Now
+from dit_lens.experiments.compared_tokens import (
+    counted,
+    error_of_tokens,
+    firsts,
+    tokens_of,
+    told_of_tokens,
+)
 from dit_lens.experiments.crossings import place_of
-from dit_lens.experiments.outcomes import headline
-from dit_lens.experiments.partners import partners
+from dit_lens.experiments.outcomes import BOUNDS, headline
+from dit_lens.experiments.partners import partners, told_missing
 
 
 class MovedStates:
@@ -32,9 +39,9 @@ class MovedStates:
     def __init__(self, batch: Batch, layers: Sequence[int], after: int, tokens: int, draw: int) -> None:
         self.batch, self.layers, self.arms = batch, layers, after
         self.watch = [("block", batch.layout.branches[0], layer) for layer in layers]
-        count = int(np.prod(batch.grid))
-        self.tokens = sample_tokens(count, tokens, draw) if layers else []
-        self.others = sample_tokens(count, tokens, draw + 1) if layers else []
+        self.tokens = tokens_of(batch, tokens, draw) if layers else []
+        self.others = tokens_of(batch, tokens, draw + 1) if layers else []
+        self.firsts = firsts(batch) if self.tokens != self.others else []
         pairs, shape = len(batch.pairs), (batch.steps, len(layers))
         self.latents = np.zeros((pairs, after), np.float32)
         self.states = np.full((pairs, after, *shape), np.nan, np.float32)
@@ -49,18 +56,18 @@ class MovedStates:
         for i, arm, pair in rows:
             if arm + 1 == now.step:  # what the step starts from is x0 + sigma v
                 starts = [x.x0[n] + sigma * x.velocity[n] for x, n in ((now.clean, pair), (now.edited, i))]
-                self.latents[pair, arm] = float((starts[1] - starts[0]).float().square().mean().sqrt())
+                off = self.batch.generated(starts[1] - starts[0])
+                self.latents[pair, arm] = float(off.float().square().mean().sqrt())
         for j, place in enumerate(self.watch):
             for pair in {pair for _, _, pair in rows}:
-                known = now.clean.states[place][pair]
-                clean = unit_kernel(known, self.tokens)
-                for i, arm, _ in (row for row in rows if row[2] == pair):
-                    state = now.edited.states[place][i]
-                    edited = unit_kernel(state, self.tokens)
-                    self.states[pair, arm, now.step, j] = 1 - kernel_cka(clean, edited)
-                    if pair == 0 and self.tokens != self.others:
-                        kernels = (unit_kernel(x, self.others) for x in (known, state))
-                        self.again[pair, arm, now.step, j] = 1 - kernel_cka(*kernels)
+                draws = [(self.states, self.tokens)]
+                if pair in self.firsts:
+                    draws.append((self.again, self.others))
+                for values, tokens in draws:
+                    clean = unit_kernel(now.clean.states[place][pair], tokens)
+                    for i, arm, _ in (row for row in rows if row[2] == pair):
+                        edited = unit_kernel(now.edited.states[place][i], tokens)
+                        values[pair, arm, now.step, j] = 1 - kernel_cka(clean, edited)
 
     def compare_clean(self, step: int, clean: Stepped) -> None:
         """Compare each clean run with another seed of its sample, and with another sample, where the batch has one."""
@@ -79,12 +86,11 @@ class MovedStates:
                 "dissimilarity": (curve, self.states),
                 "dissimilarity_again": (curve, self.again),
                 **{f"dissimilarity_{n}": (("pair", *steps), values) for n, values in self.apart.items()},
-                "tokens": ("of", [len(self.tokens), int(np.prod(self.batch.grid))]),
+                "tokens": counted(self.batch, self.tokens),
             },
             {
                 "step": np.arange(self.batch.steps),
                 "layer": np.array(self.layers, int),
-                "of": np.array(["compared", "all"], np.dtypes.StringDType()),
             },
         )
 
@@ -97,22 +103,22 @@ def of_states(results: xr.Dataset) -> dict[str, Any]:
     if not results.sizes["layer"]:
         return {}
     inner = ("step", "layer")
-    sensitivity = results.dissimilarity.mean(inner)
-    found: dict[str, Any] = {
-        "sensitivity of the states": headline(analysis.mean(sensitivity, along="after_step"))
-    }
+    sensitivity = results.dissimilarity.mean(inner).clip(min=0)  # 1 - 1 may round to below 0
+    curve = analysis.mean(sensitivity, along="after_step", bounds=BOUNDS["distance"])
+    found: dict[str, Any] = {"sensitivity of the states": headline(curve)}
     if sensitivity.sizes["after_step"] > 1:
         top = analysis.peak(sensitivity, "after_step")
         found["sensitivity peaks after step"] = place_of(top, sensitivity)
-    for name, values in references(results).items():
-        found[f"dissimilarity of two runs, another {name}"] = headline(analysis.mean(values))
+    beside = references(results)
+    for name, values in beside.items():
+        found[f"dissimilarity of two runs, another {name}"] = headline(
+            analysis.mean(values, bounds=BOUNDS["distance"])
+        )
         found[f"dissimilarity of two runs, another {name}, samples"] = values.sizes["sample"]
-    found["tokens of a state"] = dict(
-        zip(results.of.values.tolist(), results.tokens.values.tolist(), strict=True)
-    )
-    again = results.dissimilarity_again - results.dissimilarity
-    if bool(again.notnull().any()):  # of two independent samples of tokens
-        found["error of a dissimilarity by the tokens drawn"] = float((again**2).mean() / 2) ** 0.5
+    found |= told_missing(beside)
+    found["tokens of a state"] = told_of_tokens(results.tokens)
+    error = error_of_tokens(results.dissimilarity, results.dissimilarity_again)
+    found["error of a dissimilarity by the tokens drawn"] = error
     return found
 
 
@@ -124,7 +130,7 @@ def references(results: xr.Dataset) -> dict[str, xr.DataArray]:
     out = {}
     for name in ("seed", "sample"):
         values = results[f"dissimilarity_{name}"].mean("layer")
-        later = values.where(results.step > results.after_step).mean("step").dropna("sample")
+        later = values.where(results.step > results.after_step).mean("step").dropna("sample").clip(min=0)
         if later.sizes["sample"] > 1:
             out[name] = later
     return out

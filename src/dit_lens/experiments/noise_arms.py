@@ -21,6 +21,8 @@ from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import outcomes
 from dit_lens.experiments.outcomes import arms_as, headline, unfold
 from dit_lens.experiments.primary import primary_outcome
+from dit_lens.experiments.samples import at_latents
+from dit_lens.plan.places import At
 from dit_lens.plan.plan import Placed
 
 BUDGETS = ("same scale", "same energy")
@@ -54,33 +56,36 @@ class LatentNoise:
         """How much noise a frame gets after every step."""
         return BUDGETS if self.kind == "add" else BUDGETS[:1]
 
-    def at(self, share: float = 1.0, **where: Any) -> list[Placed]:
+    def at(self, place: At, share: float = 1.0) -> list[Placed]:
         """Return an arm: noise in the latents, at a place, of a share of the variance."""
         kinds = {
             "add": lambda: dl.add_noise(scale=self.scale * share**0.5),
             "replace": lambda: dl.noise(scale=self.scale),
             "renoise": dl.renoise,
         }
-        return [Placed(kinds[self.kind](), dl.at(site="latents", **where))]
+        return [Placed(kinds[self.kind](), place)]
 
-    def arms(self, frames: int, after: int, stops: Sequence[int]) -> dict[str, list[Placed]]:
+    def arms(self, hit: Sequence[int], after: int, stops: Sequence[int]) -> dict[str, list[Placed]]:
         """Return the arms: all frames after each step; each frame by budget; each frame by kind and stop.
 
         Args:
-            frames: how many latent frames there are.
+            hit: the latent frames that noise may come into, `frames_of`.
             after: after how many steps noise comes: all but the last.
             stops: steps after which noise in a frame stops.
         """
-        arms = {after_step(s): self.at(step=s + 1) for s in range(after)}
+        arms = {after_step(s): self.at(at_latents(hit[0], step=s + 1)) for s in range(after)}
+
+        def each(share: float, step: str, how: str) -> dict[str, list[Placed]]:
+            places = {f: dl.at(site="latents", step=step, frame=f) for f in hit}
+            return {in_frame(f, how): self.at(place, share) for f, place in places.items()}
+
         # (a) gives every element noise once; (b) gives the elements of one frame noise after each step but the last.
-        for budget, share in zip(self.budgets, (1.0, frames / after), strict=False):
-            arms |= {in_frame(f, budget): self.at(share, step="1-", frame=f) for f in range(frames)}
+        for budget, share in zip(self.budgets, (1.0, len(hit) / after), strict=False):
+            arms |= each(share, "1-", budget)
         for kind in STOPPED:
             for stop in stops:
                 times, when = (stop + 1, f"1-{stop + 1}") if kind == "up to step" else (1, str(stop + 1))
-                share = frames / times if self.kind == "add" else 1.0
-                how = f"{kind} {stop}"
-                arms |= {in_frame(f, how): self.at(share, step=when, frame=f) for f in range(frames)}
+                arms |= each(len(hit) / times if self.kind == "add" else 1.0, when, f"{kind} {stop}")
         return arms
 
     def energies(self, frames: int, after: int) -> dict[str, float]:
@@ -90,6 +95,11 @@ class LatentNoise:
             kind: self.scale**2 * count
             for kind, count in zip(("step", *BUDGETS, *STOPPED), counts, strict=True)
         }
+
+
+def frames_of(batch: Batch) -> list[int]:
+    """Return the latent frames that noise may hit: those that the pipeline does not give and put back."""
+    return list(range(batch.fixed_frames, batch.noise.shape[2]))
 
 
 def after_step(step: int) -> str:
@@ -102,11 +112,17 @@ def in_frame(frame: int, how: str) -> str:
     return f"frame {frame}, {how}"
 
 
-def heal(clean: Tensor, ended: Tensor) -> Tensor:
-    """Return what came of noise in one frame, with this frame's latents from the clean run, [arm, pair, ...]."""
+def heal(clean: Tensor, ended: Tensor, hit: Sequence[int]) -> Tensor:
+    """Return what came of noise in one frame, with this frame's latents from the clean run, [arm, pair, ...].
+
+    Args:
+        clean: last latents of the clean runs, [pair, channel, frame, y, x].
+        ended: those of the arms, [arm, pair, ...]: noise in each of some frames, as often as there are ways.
+        hit: these frames.
+    """
     healed = ended.clone()
     for arm in range(len(healed)):
-        frame = arm % clean.shape[2]
+        frame = hit[arm % len(hit)]
         healed[arm, :, :, frame] = clean[:, :, frame]
     return healed
 
@@ -115,7 +131,8 @@ def gather(
     batch: Batch, clean: Tensor, ended: Tensor, healed: Tensor, stops: list[int], budgets: tuple[str, ...]
 ) -> xr.Dataset:
     """Judge the arms, and sort what came out: by step, by budget and frame, by kind, stop and frame; and clean."""
-    frames, after = clean.shape[2], len(ended) - len(healed)
+    hit, after = frames_of(batch), len(ended) - len(healed)
+    frames = len(hit)
     others = outcomes(batch, healed, clean)
     others["distance"] = others.distance * (frames / (frames - 1)) ** 0.5  # a mean over the others
     judged = outcomes(batch, ended, clean)
@@ -128,7 +145,7 @@ def gather(
     }
     parts, start = [], 0
     for prefix, labels in shapes.items():
-        labels = {**labels, "frame": list(range(frames))}
+        labels = {**labels, "frame": [*hit]}
         count = int(np.prod([len(values) for values in labels.values()]))
         part = of_frames.isel(arm=slice(start, start + count)).rename({n: f"{prefix}_{n}" for n in of_frames})
         parts += [unfold(part, labels)] if count else []
@@ -193,6 +210,7 @@ __all__ = [
     "after_step",
     "by_stop",
     "contrasts",
+    "frames_of",
     "gather",
     "heal",
     "in_frame",

@@ -11,9 +11,10 @@ import xarray as xr
 
 from dit_lens import analysis
 from dit_lens.analysis.masked import MEASURES
+from dit_lens.analysis.statistics import NO_BOUNDS
 from dit_lens.experiments.masks import NAMED, OTHERS
 from dit_lens.experiments.object_regions import ELSEWHERE, MOVED, OWN
-from dit_lens.experiments.outcomes import BOUNDS, headline
+from dit_lens.experiments.outcomes import headline
 
 ALL, LESS = "all", "without the largest"
 """Channels of a state: all, or less the k largest."""
@@ -62,7 +63,7 @@ def summarise(values: xr.DataArray, *along: str) -> xr.Dataset | None:
     """Return the mean of a contrast with a band over some dimensions; None of fewer than 2 samples."""
     if values.sizes["sample"] < 2:
         return None
-    return analysis.mean(values, along=along, bounds=BOUNDS["distance"]).rename(mean="effect")
+    return analysis.mean(values, along=along, bounds=NO_BOUNDS).rename(mean="effect")
 
 
 def at_step(values: xr.DataArray, step: int) -> dict[str, Any]:

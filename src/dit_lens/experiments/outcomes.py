@@ -11,8 +11,8 @@ import xarray as xr
 OUTCOMES = {"solved": "solved (share)", "score": "score", "distance": "RMS distance of the latents"}
 """What `outcomes` gives as numbers, and how figures call it."""
 
-BOUNDS = {"solved": (0.0, 1.0), "score": (0.0, 1.0), "distance": (-np.inf, np.inf)}
-"""Lowest and highest value: where all samples agree, an interval comes from these. A distance has none that it reaches."""
+BOUNDS = {"solved": (0.0, 1.0), "score": (0.0, 1.0), "distance": (0.0, np.inf)}
+"""Lowest and highest value. No interval goes beyond; where both are finite and all samples agree, it comes from these."""
 
 
 def arms_as(data: xr.Dataset, arms: slice, dim: str, labels: Sequence[Any], prefix: str) -> xr.Dataset:

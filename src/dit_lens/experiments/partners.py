@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from dit_lens.tasks.pairs import numbers
@@ -35,4 +36,20 @@ def partners(batch: Batch) -> dict[str, dict[int, int]]:
     }
 
 
-__all__ = ["partners"]
+NO_REFERENCE = {
+    "seed": "one noise seed of each sample: take more --seeds",
+    "sample": "fewer than 2 couples of samples stand side by side in a block: take more --samples, or a larger --block",
+}
+"""Why two runs are not compared, by what differs between them."""
+
+
+def told_missing(references: Container[str]) -> dict[str, str]:
+    """Return why references are missing, for a summary.
+
+    Args:
+        references: by what differs, "seed" and "sample": those of at least 2 samples, which an interval takes.
+    """
+    return {f"no runs of another {n}": why for n, why in NO_REFERENCE.items() if n not in references}
+
+
+__all__ = ["partners", "told_missing"]

@@ -77,6 +77,7 @@ def rerun(batch: Batch, start: Tensor, noise: Tensor, ended: Tensor, first: int,
         sigma = batch.sigmas[step]
         x = x.clone()
         x[:, :, :held] = ((1 - sigma) * ended + sigma * noise)[:, :, :held]
+        x[:, :, : batch.fixed_frames] = batch.noise[:, :, : batch.fixed_frames]  # of no noise level
         x = batch.step(step, x).latents
     x = x.clone()
     x[:, :, :held] = ended[:, :, :held]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dit_lens import tasks
 from dit_lens.errors import TaskError
 from dit_lens.experiments.options import Options, StudyOptions
+from dit_lens.plan.selectors import at
 from dit_lens.tasks.image import read_image
 from dit_lens.tasks.pairs import Pair, label
 from dit_lens.tasks.sample import Sample
@@ -21,6 +22,7 @@ from dit_lens.tasks.vbvr import Bench
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
     from dit_lens.lens import Lens
+    from dit_lens.plan.places import At
 
 RESULTS = ("results.zarr", "summary.json", "manifest.json")
 """What a script comes to; its figures aside."""
@@ -197,8 +199,21 @@ def require_scorer(options: Options) -> None:
 
 
 def given_frames(sample: Sample) -> int:
-    """Return how many latent frames, and so how many frames, the model is given of a sample."""
+    """Return how many latent frames, and so how many frames, the model is given of a sample.
+
+    Whether it still makes them is another question: see `Batch.fixed_frames`.
+    """
     return int(sample.image is not None)
+
+
+def at_latents(fixed: int, **where: Any) -> At:
+    """Return a place in latents without the frames that a pipeline gives and puts back: noise there ruins the picture.
+
+    Args:
+        fixed: how many first frames these are, `Batch.fixed_frames`.
+        where: step, ... of the place, as in `dl.at`.
+    """
+    return at(site="latents", frame=f"{fixed}-" if fixed else None, **where)
 
 
 def refuse_repeated(option: str, counts: Sequence[int]) -> None:
@@ -274,7 +289,7 @@ def batch_of(lens: Lens, pairs: Sequence[Pair], options: StudyOptions, steps: in
 
 
 def remove_results(out: Path) -> None:
-    """Remove what an earlier command came to: where the next one fails, nothing of it stays to be read as its own."""
+    """Remove what an earlier command came to, once the next one has something: what is left is never of two commands."""
     for name in RESULTS:
         path = out / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -288,6 +303,7 @@ def folder_of(out: Path, sample: Sample) -> Path:
 
 __all__ = [
     "Drawn",
+    "at_latents",
     "batch_of",
     "draw",
     "folder_of",

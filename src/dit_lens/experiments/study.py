@@ -21,16 +21,20 @@ from tqdm import tqdm
 from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiments import keys
 from dit_lens.experiments.cache import kept, kept_json, save
-from dit_lens.experiments.cost import Runs, announce
+from dit_lens.experiments.cost import RefusedError, Runs, announce
 from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
 from dit_lens.experiments.samples import Drawn, draw, folder_of, remove_results, require_one_length
 from dit_lens.experiments.summary import report_failure, write_summary
-from dit_lens.tasks.pairs import by_shape, label
+from dit_lens.tasks.pairs import by_shape, label, shape_of
 from dit_lens.tasks.sample import Sample, folder_name
 
 if TYPE_CHECKING:
     from dit_lens.lens import Lens
+
+
+Begin = Callable[[list[Sample]], None]
+"""Says what a study costs, by the block that is measured first."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def study(
     Raises:
         TaskError: no seeds, too few samples, samples of several lengths where they need one, or options that contradict each
             other.
+        RefusedError: options that no sample can be measured by.
         DitLensError: no block could be measured, or results of samples of several shapes do not fit together.
     """
     if options.seeds < 1:
@@ -95,22 +100,44 @@ def study(
         )
     if one_length:
         require_one_length(samples, lens)
-    remove_results(options.out)
+    shapes = by_shape(samples)
     has_batches = lens.family.batching is not None  # without them no step is timed
-    begin = partial(announce, name, lens, len(samples), options, runs) if runs and has_batches else None
+    begin = announcements(name, lens, shapes, options, runs) if runs and has_batches else {}
     blocks = _Blocks(options, name, measure, keys.maker(name, options, lens, measure, using), begin)
-    parts = [
-        same[i : i + options.block] for same in by_shape(samples) for i in range(0, len(same), options.block)
-    ]
-    measured = [data for part in tqdm(parts, desc=name, unit="block") for data in blocks.get(part)]
+    measured: list[xr.Dataset] = []
+    for part in tqdm(parts_of(shapes, options.block), desc=name, unit="block"):
+        for data in blocks.get(part):
+            if not measured:  # what an earlier command came to stays until there is something in its place
+                remove_results(options.out)
+            measured.append(data)
+            require_one_table(measured[0], data, name)
     if not measured:
         raise DitLensError(f"{name}: no block of samples could be measured; the reasons are above.")
-    results = _together(measured, name)
+    results = together(measured, name)
     present = set(results.sample.values.tolist())
     results = results.sel(sample=[label(s) for s in samples if label(s) in present])
     results.attrs = {"script": name, **{k: str(v) for k, v in options.settings.items()}}
     save(results, options.out / "results.zarr")
     return Measured(results, drawn.left_out | blocks.left_out)
+
+
+def parts_of(shapes: Sequence[Sequence[Sample]], size: int) -> list[list[Sample]]:
+    """Return blocks of samples of one shape: first one of every shape, so that what does not fit together shows early."""
+    parts = [[list(same[i : i + size]) for i in range(0, len(same), size)] for same in shapes]
+    return [same[0] for same in parts] + [part for same in parts for part in same[1:]]
+
+
+def announcements(
+    name: str, lens: Lens, shapes: Sequence[Sequence[Sample]], options: StudyOptions, runs: Runs
+) -> dict[object, Begin]:
+    """Return, by the shape of samples, what says what they cost; it takes the block of them that is measured first."""
+    out: dict[object, Begin] = {}
+    for same in shapes:
+        first = same[0]
+        shape = f"{first.width} x {first.height}, {first.num_frames} frames"
+        what = name if len(shapes) == 1 else f"{name}, {shape}"
+        out[shape_of(first)] = partial(announce, what, lens, len(same), options, runs)
+    return out
 
 
 class _Blocks:
@@ -121,7 +148,7 @@ class _Blocks:
         name: of the script.
         measure: samples to a Dataset.
         made_by: hash of what makes the blocks.
-        begin: called with the first one before it is measured.
+        begin: by the shape of its samples, called with the first block of a shape before it is measured.
     """
 
     def __init__(
@@ -130,9 +157,9 @@ class _Blocks:
         name: str,
         measure: Callable[[list[Sample]], xr.Dataset],
         made_by: str,
-        begin: Callable[[list[Sample]], None] | None = None,
+        begin: Mapping[object, Begin],
     ) -> None:
-        self._begin = begin
+        self._begin = dict(begin)
         self.folder, self.name, self.measure, self.made_by = options.out / "blocks", name, measure, made_by
         self.left_out: dict[str, str] = {}
 
@@ -142,6 +169,8 @@ class _Blocks:
         stem = self.folder / folder_name(first.replace("/", "-"))
         try:
             return [kept(stem, keys.key(self.made_by, part)[:12], lambda: self._measured(part))]
+        except RefusedError:  # no other sample would do
+            raise
         except Exception as error:
             if len(part) == 1:
                 self.left_out[first] = report_failure(first, error)
@@ -151,20 +180,61 @@ class _Blocks:
         return [data for sample in part for data in self.get([sample])]
 
     def _measured(self, part: list[Sample]) -> xr.Dataset:
-        """Measure one block; before the first, say what all will cost."""
-        if self._begin is not None:
-            begin, self._begin = self._begin, None
+        """Measure one block; before the first of a shape, say what all of it will cost."""
+        if (begin := self._begin.pop(shape_of(part[0]), None)) is not None:
             begin(part)
         return self.measure(part)
 
 
-def _together(measured: Sequence[xr.Dataset], name: str) -> xr.Dataset:
+def require_one_table(first: xr.Dataset, other: xr.Dataset, name: str) -> None:
+    """Refuse blocks along whose axes other things stand, such as the noise levels of samples of several sizes.
+
+    Args:
+        first: a block.
+        other: another one.
+        name: of the study.
+
+    Raises:
+        DitLensError: it names the dimension or the coordinate, and what it is in each.
+    """
+    sizes = {str(dim): (first.sizes.get(dim), count) for dim, count in other.sizes.items() if dim != "sample"}
+    differing = {dim: pair for dim, pair in sizes.items() if pair[0] not in (None, pair[1])}
+    for coord in first.coords.keys() & other.coords.keys():
+        pair = first[coord], other[coord]
+        if "sample" not in first[coord].dims and not pair[0].variable.equals(pair[1].variable):
+            differing[str(coord)] = tuple(one.values.tolist() for one in pair)
+    if differing:
+        axis, values = next(iter(sorted(differing.items())))
+        labels = (str(data["sample"].values[0]) for data in (first, other))
+        said = "; ".join(f"{label} has {value}" for label, value in zip(labels, values, strict=True))
+        raise DitLensError(
+            f"{name}: samples of several shapes do not fit into one table: `{axis}` is not the same in all of them ({said}). "
+            "Give --num-frames, or one --tasks at a time; blocks that are measured stay."
+        )
+
+
+def together(measured: Sequence[xr.Dataset], name: str) -> xr.Dataset:
+    """Put blocks together; a number without `sample` that is not the same in all of them gets it.
+
+    Raises:
+        DitLensError: they do not fit into one table.
+    """
+    first = measured[0]
+    differing = [
+        variable
+        for variable, values in first.data_vars.items()
+        if "sample" not in values.dims
+        and not all(values.variable.equals(data[variable].variable) for data in measured if variable in data)
+    ]
+    rows = [
+        data.assign({v: data[v].expand_dims(sample=data["sample"]) for v in differing}) for data in measured
+    ]
     how: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "exact"}
     try:
-        return xr.concat(measured, "sample", **how)
+        return xr.concat(rows, "sample", **how)
     except ValueError as error:
         raise DitLensError(
-            f"{name}: samples of several numbers of frames do not fit into one table ({error}). Give --num-frames, or "
+            f"{name}: samples of several shapes do not fit into one table ({error}). Give --num-frames, or "
             "one --tasks at a time; blocks that are measured stay."
         ) from error
 
@@ -212,7 +282,6 @@ def each_sample(
         The numbers of each sample, with `task` and `id`; and of each that was left out, by `task/id`, the reason.
     """
     drawn, made_by = draw(options, lens), keys.maker(name, options, lens, analyse)
-    remove_results(options.out)
     numbers, left_out = [], {}
     for sample in tqdm(drawn, desc=name, unit="sample"):
         folder, key = folder_of(options.out, sample), keys.key(made_by, [sample])
@@ -220,6 +289,10 @@ def each_sample(
         make, settings = partial(_numbers, sample, folder, analyse), {"script": name, **options.settings}
         try:
             numbers.append(kept_json(folder / "done.json", key, make, settings=settings))
+            if (
+                len(numbers) == 1
+            ):  # what an earlier command came to stays until there is something in its place
+                remove_results(options.out)
         except Exception as error:
             left_out[label(sample)] = report_failure(label(sample), error)
     return numbers, left_out | drawn.left_out

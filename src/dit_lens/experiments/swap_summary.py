@@ -20,7 +20,8 @@ from dit_lens.experiments.swaps import ANOTHER, PLACEBO
 Bounds = tuple[float, float]
 LEANING: Bounds = (-1.0, 1.0)
 RATES: Bounds = (0.0, 1.0)
-UNBOUNDED: Bounds = BOUNDS["distance"]
+SIZES: Bounds = BOUNDS["distance"]
+"""Of movements: sizes, which are 0 or more. The difference of two may be anything."""
 STEP = re.compile(r"step (\d+)")
 """Name of an arm with one step, on all branches."""
 
@@ -149,4 +150,4 @@ def one_step(values: xr.DataArray) -> xr.DataArray | None:
     return chosen.astype(float).rename(arm="step").assign_coords(step=list(found.values()))
 
 
-__all__ = ["RATES", "UNBOUNDED", "Told", "of_units", "told", "told_of_leaning"]
+__all__ = ["RATES", "SIZES", "Told", "of_units", "told", "told_of_leaning"]

@@ -56,11 +56,16 @@ def counted_by_content(samples: Sequence[Sample]) -> list[int]:
     return out
 
 
+def shape_of(sample: Sample) -> tuple[tuple[int, int] | None, int, bool]:
+    """Return size, number of frames, and whether there is an image: samples alike in these go through the model together."""
+    return sample.size, sample.num_frames, sample.image is not None
+
+
 def by_shape(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Sort samples by their size, number of frames and whether they have an image: those go through the model together."""
     shapes: dict[object, list[Sample]] = {}
     for sample in samples:
-        shapes.setdefault((sample.size, sample.num_frames, sample.image is None), []).append(sample)
+        shapes.setdefault(shape_of(sample), []).append(sample)
     return list(shapes.values())
 
 
@@ -91,4 +96,4 @@ def together(pairs: Sequence[Pair]) -> list[tuple[Sample, list[int]]]:
     return list(gathered.values())
 
 
-__all__ = ["Pair", "by_shape", "check_pair", "counted_by_content", "label", "numbers", "together"]
+__all__ = ["Pair", "by_shape", "check_pair", "counted_by_content", "label", "numbers", "shape_of", "together"]

@@ -148,7 +148,7 @@ def test_steps_of_two_kinds_are_found_beside_runs_that_share_nothing(tmp_path):
             "similar_again": (("sample", "seed", "step", "other_step"), similar[:, :, 1] + 0.02),
             "similar_seed": (("sample", "seed", "layer", "step"), np.full((5, 1, 2, steps), np.nan)),
             "similar_sample": (("sample", "seed", "layer", "step"), np.full((5, 1, 2, steps), 0.2)),
-            "tokens": ("of", [40, 64]),
+            "tokens": (("sample", "seed", "of"), np.tile([40, 64], (5, 1, 1))),
         },
         {
             "sample": list("abcde"), "seed": [0], "layer": [0, 9], "step": range(steps), "other_step": range(steps),
@@ -164,7 +164,7 @@ def test_steps_of_two_kinds_are_found_beside_runs_that_share_nothing(tmp_path):
     assert over["low"] > 0.02
     assert "similarity of two runs at one step, another seed" not in found
     assert found["neighbouring steps minus two runs at one step, another sample"]["low"] > 0.4
-    assert cross.error_of_tokens(results) == pytest.approx(0.02 / 2**0.5, rel=1e-6)
+    assert cross.error_of_tokens(*cross.drawn_twice(results)) == pytest.approx(0.02 / 2**0.5, rel=1e-6)
     cross.conclude(Measured(results, {}), options)
     assert (tmp_path / "similarity.png").stat().st_size > 5000
 
@@ -180,10 +180,10 @@ def test_states_that_take_too_much_memory_are_refused_with_what_to_do(tmp_path, 
         "cka_tokens": 40,
         "out": tmp_path,
     }
-    with pytest.raises(TaskError, match="--memory is 1e-06: raise it, or take a smaller --block"):
+    with pytest.raises(TaskError, match=r"take 699 kB, .*--memory is 1e-06 GB: raise it, or take a smaller"):
         cross.main(cross.Options(**given, memory=1e-6))
     room = cross.room_of(organism, [dl.tasks.choose(1), dl.tasks.choose(2)], cross.Options(**given))
-    # 2 pairs x 2 layers and a second sample, 4 steps of 40 tokens; 2 x 2 whole states; 6 kernels.
-    assert int(room.bytes) == 5 * 4 * 40 * 128 * 4 + 4 * 64 * 128 * 4 + 8 * 6 * 40**2
+    # 2 pairs x 2 layers and their second draws, 4 steps of 40 tokens; 2 x 2 whole states; 6 kernels.
+    assert int(room.bytes) == 6 * 4 * 40 * 128 * 4 + 4 * 64 * 128 * 4 + 8 * 6 * 40**2
     with pytest.raises(TaskError, match="4 steps are compared at least"):
         cross.main(cross.Options(**given | {"steps": 3}))

@@ -136,7 +136,7 @@ def test_steps_are_compared_with_frames_that_stop_at_the_same_step(monkeypatch):
     """Every arm that a comparison names is one that is run, or its like judged elsewhere."""
     module = script("noise_sensitivity")
     options = module.Options(score="vbvr", noise="add")
-    arms = set(module.noise_of(options).arms(frames=3, after=4, stops=[0, 2]))
+    arms = set(module.noise_of(options).arms([0, 1, 2], after=4, stops=[0, 2]))
     coords = {"after_step": range(4), "frame": range(3), "budget": list(module.BUDGETS), "stop": [0, 2]}
     results = xr.Dataset(coords=coords).assign(video=xr.DataArray(0))
     said = {}
