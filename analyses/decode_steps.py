@@ -17,12 +17,12 @@ import numpy as np
 import xarray as xr
 
 import dit_lens as dl
-from dit_lens import analysis
 from dit_lens.experiments.cache import save
 from dit_lens.experiments.options import PictureOptions
 from dit_lens.experiments.pictures import believed, choose
 from dit_lens.experiments.samples import steps_of
 from dit_lens.experiments.script import run_script
+from dit_lens.experiments.steps import distance_to_end
 from dit_lens.experiments.study import each_sample
 from dit_lens.experiments.summary import rate, write_summary
 
@@ -37,10 +37,10 @@ class Options(PictureOptions):
 def main(options: Options) -> int:
     """Run, decode, score, draw, save."""
     lens = options.load()
+    steps = choose(options.vis_steps, steps_of(options, lens), "vis-steps")
     options.out.mkdir(parents=True, exist_ok=True)
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
-        steps = choose(options.vis_steps, steps_of(options, lens), "vis-steps")
         run = lens.run(
             sample,
             options.seed,
@@ -50,13 +50,11 @@ def main(options: Options) -> int:
             store=options.out / "store.zarr",
             **options.arguments,
         )
-        distance = analysis.trajectory_distance(run["x0"]).to_final_frame
-        moved = np.sqrt((distance**2).mean("frame")).sel(step=steps).values.tolist()
+        moved = distance_to_end(run["x0"]).sel(step=steps).values.tolist()
         return believed(run, lens.decode, sample, folder, steps) | {"distance": moved}
 
     numbers, left_out = each_sample(options, "decode_steps", lens, analyse)
-    summary = {} if not numbers else conclude(numbers, options)
-    write_summary(options, {"n": len(numbers), **summary}, left_out)
+    write_summary(options, {"n": len(numbers), **conclude(numbers, options)}, left_out)
     print(f"{len(numbers)} samples, {len(left_out)} left out; see {options.out}/")
     return int(bool(left_out))
 

@@ -44,7 +44,14 @@ from dit_lens.experiments.cost import announce_fit
 from dit_lens.experiments.options import Count, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, folder_of, noise_seeds, pairs_of, training_samples
+from dit_lens.experiments.samples import (
+    batch_of,
+    folder_of,
+    noise_seeds,
+    pairs_of,
+    steps_of,
+    training_samples,
+)
 from dit_lens.experiments.samples import draw as draw_samples
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, once, study
@@ -81,8 +88,11 @@ class Options(StudyOptions):
 
 def main(options: Options) -> int:
     """Fit the maps, read out every sample, draw, save."""
+    if not options.ridge >= 0:
+        raise dl.TaskError(f"--ridge {options.ridge}: give 0 or more.")
     lens = options.load()
     layers = sorted({*choose(options.layers, lens.layers, "layers"), lens.layers - 1})
+    choose(options.vis_steps, steps_of(options, lens), "vis-steps", auto=6)
     fit, maps = None, {}
     if options.tuning_scenes and options.draws_scenes:
         if len(layers) < 2:

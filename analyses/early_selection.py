@@ -35,7 +35,7 @@ from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.picks import agreed, sharpness
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.primary import primary_outcome
-from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, pairs_of, require_scorer, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -60,6 +60,7 @@ def main(options: Options) -> int:
         raise TaskError(f"--seeds {options.seeds}: one of 2 or more is picked.")
     require_scorer(options)
     lens = options.load()
+    choose(options.at, steps_of(options, lens), "at")
     measured = study(
         options, "early_selection", lens, lambda part: measure(lens, part, options), runs=lambda batch: 1.0
     )

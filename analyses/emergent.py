@@ -42,6 +42,7 @@ from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, headline
 from dit_lens.experiments.samples import batch_of, pairs_of, training_samples
 from dit_lens.experiments.script import run_script
+from dit_lens.experiments.steps import distance_to_end
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.tasks import explore
@@ -112,8 +113,7 @@ def measure(
     )
     columns: dict[str, list[Any]] = {}
     for (sample, _), run in zip(pairs, runs, strict=True):
-        moved = analysis.trajectory_distance(run["x0"]).to_final_frame
-        read_here = {"distance": np.sqrt((moved**2).mean("frame")).values}
+        read_here = {"distance": distance_to_end(run["x0"]).values}
         if sample.scorer is not None:
             frames = [lens.decode(run["x0"].isel(step=i)) for i in range(run["x0"].sizes["step"])]
             read_here |= read(sample, frames)

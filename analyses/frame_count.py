@@ -31,7 +31,7 @@ from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.options import ScoredOptions
-from dit_lens.experiments.samples import batch_of, draw, pairs_of, refuse_repeated
+from dit_lens.experiments.samples import batch_of, check_counts, draw, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, compare, study
 from dit_lens.experiments.summary import write_summary
@@ -60,7 +60,7 @@ def main(options: Options) -> int:
         raise dl.TaskError(
             f"--num-frames {options.num_frames}: this script compares numbers of frames; give them as --counts."
         )
-    refuse_repeated("--counts", options.counts)
+    check_counts("--counts", options.counts)
     benchmark.refuse_unscored(options)
     lens = options.load()
     first = next(iter(draw(options, lens)), None)

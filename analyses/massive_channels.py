@@ -52,12 +52,13 @@ from dit_lens.experiments.channel_states import (
     settle,
 )
 from dit_lens.experiments.clean_states import look_at_states
+from dit_lens.experiments.compared_tokens import refuse_few_tokens
 from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, family, headline
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.primary import primary_outcome
-from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.experiments.samples import batch_of, pairs_of, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -93,7 +94,10 @@ def main(options: Options) -> int:
         raise TaskError(f"--k {options.k} --random-sets {options.random_sets}: give 1 or more of each.")
     if len(set(options.to)) < len(options.to):
         raise TaskError(f"--to {' '.join(options.to)}: give each value once.")
+    refuse_few_tokens(options.cka_tokens)
     lens = options.load()
+    choose(options.layers, lens.layers, "layers")
+    choose(options.vis_steps, steps_of(options, lens), "vis-steps")
     if not 0 <= layer_of(lens, options) < lens.layers:
         raise TaskError(f"--edit-layer {options.edit_layer}: there are the layers 0 to {lens.layers - 1}.")
     channels = channels_of(lens)

@@ -171,7 +171,7 @@ def arms_of(batch: Batch, options: Options) -> dict[str, list[Placed]]:
     hit, after = frames_of(batch), batch.steps - 1
     if len(hit) < 2:
         raise TaskError(
-            f"{len(hit)} latent frames are generated: noise in a frame needs another frame; raise --num-frames."
+            f"Noise in a frame needs 2 latent frames that are generated, and there are {len(hit)}; raise --num-frames."
         )
     return noise_of(options).arms(hit, after, stops_of(after, options))
 

@@ -36,7 +36,8 @@ from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.ensembles import RIVALS, conclude_videos, ranges, rival, write_videos
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import headline
-from dit_lens.experiments.samples import batch_of, pairs_of, refuse_repeated
+from dit_lens.experiments.pictures import choose
+from dit_lens.experiments.samples import batch_of, check_counts, pairs_of, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
@@ -65,7 +66,7 @@ def main(options: Options) -> int:
     options = options.with_preset()
     if min(options.ks) < 1:
         raise TaskError(f"--ks {options.ks}: an ensemble has at least one run.")
-    refuse_repeated("--ks", options.ks)
+    check_counts("--ks", options.ks)
     if options.seeds not in (0, max(options.ks)):
         raise TaskError(
             f"--seeds {options.seeds}: the largest of --ks {options.ks} takes {max(options.ks)} seeds a sample; "
@@ -74,6 +75,9 @@ def main(options: Options) -> int:
     options = replace(options, seeds=max(options.ks))
     benchmark.refuse_unscored(options)
     lens = options.load()
+    for layers in ranges(options.layers, lens.layers).values():
+        choose(layers, lens.layers, "layers")
+    choose(options.at_steps, steps_of(options, lens), "at-steps")
     measured = study(
         options,
         "seed_ensemble",

@@ -31,7 +31,7 @@ from dit_lens.experiments import benchmark, benchmark_table
 from dit_lens.experiments.lengths import ONE_LENGTH, bins
 from dit_lens.experiments.options import ScoredOptions
 from dit_lens.experiments.outcomes import headline
-from dit_lens.experiments.samples import batch_of, pairs_of, refuse_repeated
+from dit_lens.experiments.samples import batch_of, check_counts, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import compare, study
 from dit_lens.tasks import explore
@@ -52,7 +52,7 @@ def main(options: Options) -> int:
         raise dl.TaskError(
             f"--steps {options.steps}: this script compares numbers of steps; give them as --counts."
         )
-    refuse_repeated("--counts", options.counts)
+    check_counts("--counts", options.counts)
     benchmark.refuse_unscored(options, needs_scorer=False)
     lens = options.load()
     measured = study(

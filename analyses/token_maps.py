@@ -43,9 +43,9 @@ class Options(PictureOptions):
 def main(options: Options) -> int:
     """Record energy everywhere and full states at --vis-steps and --layers; draw; save."""
     lens = options.load()
-    options.out.mkdir(parents=True, exist_ok=True)
     steps = choose(options.vis_steps, steps_of(options, lens), "vis-steps")
     layers = choose(options.layers, lens.layers, "layers", auto=4)
+    options.out.mkdir(parents=True, exist_ok=True)
     record = [dl.energy, (dl.hidden, dl.at(step=steps, layer=layers, branch=options.branch))]
     first = next(iter(draw(options, lens)), None)
     if first is not None:
@@ -66,15 +66,14 @@ def main(options: Options) -> int:
         return {"energy": mean.values.tolist()}
 
     numbers, left_out = each_sample(options, "token_maps", lens, analyse)
-    if numbers:
-        dims = ("sample", "step", "layer")
-        about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}
-        coords = {"sample": np.array([f"{f['task']}/{f['id']}" for f in numbers], np.dtypes.StringDType())}
-        results = xr.Dataset({"energy": (dims, [f["energy"] for f in numbers], about)}, coords)
-        save(results, options.out / "results.zarr")
-        mean = results.energy.mean(("sample", "step")).values.tolist()
-        summary = {"n": len(numbers), "mean_energy_by_layer": mean}
-        write_summary(options, summary, left_out)
+    dims = ("sample", "step", "layer")
+    about = {"long_name": "mean energy over tokens (L2 norm over channel)", "units": "1"}
+    coords = {"sample": np.array([f"{f['task']}/{f['id']}" for f in numbers], np.dtypes.StringDType())}
+    results = xr.Dataset({"energy": (dims, [f["energy"] for f in numbers], about)}, coords)
+    save(results, options.out / "results.zarr")
+    mean = results.energy.mean(("sample", "step")).values.tolist()
+    summary = {"n": len(numbers), "mean_energy_by_layer": mean}
+    write_summary(options, summary, left_out)
     print(f"see {options.out}/*/*/")
     return int(bool(left_out))
 

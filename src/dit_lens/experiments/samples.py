@@ -216,12 +216,14 @@ def at_latents(fixed: int, **where: Any) -> At:
     return at(site="latents", frame=f"{fixed}-" if fixed else None, **where)
 
 
-def refuse_repeated(option: str, counts: Sequence[int]) -> None:
-    """Refuse numbers of which one comes twice.
+def check_counts(option: str, counts: Sequence[int]) -> None:
+    """Refuse numbers of which one comes twice, or is 0.
 
     Raises:
-        TaskError: one does.
+        TaskError: one does, or is.
     """
+    if min(counts) < 1:
+        raise TaskError(f"{option} {' '.join(map(str, counts))}: give numbers of 1 or more.")
     if len({*counts}) < len(counts):
         raise TaskError(f"{option} {' '.join(map(str, counts))}: give each number once.")
 
@@ -305,13 +307,13 @@ __all__ = [
     "Drawn",
     "at_latents",
     "batch_of",
+    "check_counts",
     "draw",
     "folder_of",
     "given_frames",
     "noise_seeds",
     "pairs_of",
     "refuse_contradictions",
-    "refuse_repeated",
     "remove_results",
     "require_latent_frames",
     "require_one_length",

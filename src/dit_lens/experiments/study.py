@@ -26,6 +26,7 @@ from dit_lens.experiments.options import Options, StudyOptions
 from dit_lens.experiments.outcomes import BOUNDS, OUTCOMES, headline
 from dit_lens.experiments.samples import Drawn, draw, folder_of, remove_results, require_one_length
 from dit_lens.experiments.summary import report_failure, write_summary
+from dit_lens.experiments.tables import require_one_table, together
 from dit_lens.tasks.pairs import by_shape, label, shape_of
 from dit_lens.tasks.sample import Sample, folder_name
 
@@ -107,8 +108,6 @@ def study(
     measured: list[xr.Dataset] = []
     for part in tqdm(parts_of(shapes, options.block), desc=name, unit="block"):
         for data in blocks.get(part):
-            if not measured:  # what an earlier command came to stays until there is something in its place
-                remove_results(options.out)
             measured.append(data)
             require_one_table(measured[0], data, name)
     if not measured:
@@ -117,6 +116,7 @@ def study(
     present = set(results.sample.values.tolist())
     results = results.sel(sample=[label(s) for s in samples if label(s) in present])
     results.attrs = {"script": name, **{k: str(v) for k, v in options.settings.items()}}
+    remove_results(options.out)  # so far, what an earlier command came to stays
     save(results, options.out / "results.zarr")
     return Measured(results, drawn.left_out | blocks.left_out)
 
@@ -186,59 +186,6 @@ class _Blocks:
         return self.measure(part)
 
 
-def require_one_table(first: xr.Dataset, other: xr.Dataset, name: str) -> None:
-    """Refuse blocks along whose axes other things stand, such as the noise levels of samples of several sizes.
-
-    Args:
-        first: a block.
-        other: another one.
-        name: of the study.
-
-    Raises:
-        DitLensError: it names the dimension or the coordinate, and what it is in each.
-    """
-    sizes = {str(dim): (first.sizes.get(dim), count) for dim, count in other.sizes.items() if dim != "sample"}
-    differing = {dim: pair for dim, pair in sizes.items() if pair[0] not in (None, pair[1])}
-    for coord in first.coords.keys() & other.coords.keys():
-        pair = first[coord], other[coord]
-        if "sample" not in first[coord].dims and not pair[0].variable.equals(pair[1].variable):
-            differing[str(coord)] = tuple(one.values.tolist() for one in pair)
-    if differing:
-        axis, values = next(iter(sorted(differing.items())))
-        labels = (str(data["sample"].values[0]) for data in (first, other))
-        said = "; ".join(f"{label} has {value}" for label, value in zip(labels, values, strict=True))
-        raise DitLensError(
-            f"{name}: samples of several shapes do not fit into one table: `{axis}` is not the same in all of them ({said}). "
-            "Give --num-frames, or one --tasks at a time; blocks that are measured stay."
-        )
-
-
-def together(measured: Sequence[xr.Dataset], name: str) -> xr.Dataset:
-    """Put blocks together; a number without `sample` that is not the same in all of them gets it.
-
-    Raises:
-        DitLensError: they do not fit into one table.
-    """
-    first = measured[0]
-    differing = [
-        variable
-        for variable, values in first.data_vars.items()
-        if "sample" not in values.dims
-        and not all(values.variable.equals(data[variable].variable) for data in measured if variable in data)
-    ]
-    rows = [
-        data.assign({v: data[v].expand_dims(sample=data["sample"]) for v in differing}) for data in measured
-    ]
-    how: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "exact"}
-    try:
-        return xr.concat(rows, "sample", **how)
-    except ValueError as error:
-        raise DitLensError(
-            f"{name}: samples of several shapes do not fit into one table ({error}). Give --num-frames, or "
-            "one --tasks at a time; blocks that are measured stay."
-        ) from error
-
-
 def once(
     options: StudyOptions,
     name: str,
@@ -280,6 +227,9 @@ def each_sample(
 
     Returns:
         The numbers of each sample, with `task` and `id`; and of each that was left out, by `task/id`, the reason.
+
+    Raises:
+        DitLensError: no sample could be analysed.
     """
     drawn, made_by = draw(options, lens), keys.maker(name, options, lens, analyse)
     numbers, left_out = [], {}
@@ -289,12 +239,11 @@ def each_sample(
         make, settings = partial(_numbers, sample, folder, analyse), {"script": name, **options.settings}
         try:
             numbers.append(kept_json(folder / "done.json", key, make, settings=settings))
-            if (
-                len(numbers) == 1
-            ):  # what an earlier command came to stays until there is something in its place
-                remove_results(options.out)
         except Exception as error:
             left_out[label(sample)] = report_failure(label(sample), error)
+    if not numbers:
+        raise DitLensError(f"{name}: no sample could be analysed; the reasons are above.")
+    remove_results(options.out)  # so far, what an earlier command came to stays
     return numbers, left_out | drawn.left_out
 
 
