@@ -52,6 +52,17 @@ def test_directions_are_uniform_and_of_the_place_and_the_seed():
     assert not torch.equal(moved, dl.controls.placebo(edit, seed=1)(h, SPOT))
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_edit_that_gives_nan_or_inf_has_no_placebo(number):
+    def broken(h, at):
+        out = h.clone()
+        out[0, 1, 2, 3] = number
+        return out
+
+    with pytest.raises(dl.PlanError, match="moves 1 of 24 tokens by NaN or Inf"):
+        dl.controls.placebo(broken)(state(), SPOT)
+
+
 def test_an_edit_that_changes_nothing_or_the_shape():
     h = state()
     assert torch.equal(dl.controls.placebo(dl.scale(1.0))(h, SPOT), h)

@@ -8,9 +8,12 @@ import xarray as xr
 import dit_lens as dl
 from dit_lens import analysis, tasks
 from dit_lens.engine.outcomes import by_sample, outcomes
+from dit_lens.experiments import object_contrasts
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import family
+from dit_lens.experiments.outcomes import BOUNDS, family
 from dit_lens.experiments.samples import pairs_of
+from dit_lens.experiments.swap_summary import SIZES, told
+from scripts import script
 
 
 def test_outcomes_are_the_scorers_words_and_the_distance(lens):
@@ -44,6 +47,33 @@ def test_samples_with_several_numbers_of_seeds_fit_into_no_table():
     data = xr.Dataset({"x": ("pair", [1.0, 2.0, 3.0, 4.0])})
     with pytest.raises(dl.PlanError, match="several numbers of noise seeds"):
         by_sample(data, [(one, 0), (one, 1), (one, 2), (two, 0)])
+
+
+def test_no_interval_of_a_distance_goes_below_0_and_those_of_differences_do():
+    few = xr.DataArray([[0.01], [0.02], [0.9]], {"sample": list("abc"), "seed": [0]}, ("sample", "seed"))
+    assert analysis.mean(few).low < 0  # of three samples Student's t knows no bound
+    found = analysis.mean(few, bounds=BOUNDS["distance"])
+    assert (
+        found.low == 0
+        and found.high == analysis.mean(few).high
+        and found["mean"] == analysis.mean(few)["mean"]
+    )
+    assert analysis.effect(few, few + 0.1 * few, bounds=BOUNDS["distance"]).low < 0
+    movement = told(
+        few.expand_dims(site=["block"], layer=[0], arm=["all steps"], direction=["a", "b"]), "movement", SIZES
+    )
+    assert movement.summary["movement"]["site block"]["layer 0"][0]["low"] == 0
+
+
+def test_what_may_be_negative_has_no_bound_at_0():
+    values = xr.DataArray(
+        np.random.default_rng(0).normal(-0.3, 0.1, (4, 1, 2, 3)),
+        {"layer": [0, 1, 2]},
+        ("sample", "seed", "step", "layer"),
+    )
+    rows = script("massive_channels").by_layer(values)  # correlations and debiased CKA
+    assert all(row["high"] < 0 for row in rows)
+    assert object_contrasts.summarise(values.mean("step"), "layer").high.max() < 0
 
 
 def test_a_family_says_how_few_samples_its_smallest_member_has():
