@@ -47,9 +47,9 @@ def main(options: Options) -> int:
     layers = choose(options.layers, lens.layers, "layers", auto=4)
     options.out.mkdir(parents=True, exist_ok=True)
     record = [dl.energy, (dl.hidden, dl.at(step=steps, layer=layers, branch=options.branch))]
-    first = next(iter(draw(options, lens)), None)
-    if first is not None:
-        print(lens.estimate(record, first, options.steps, cfg_scale=options.cfg_scale))
+    largest = max(draw(options, lens), key=lambda s: s.height * s.width * s.num_frames, default=None)
+    if largest is not None:
+        print(lens.estimate(record, largest, options.steps, cfg_scale=options.cfg_scale))
 
     def analyse(sample: dl.Sample, folder: Path) -> dict[str, Any]:
         run = lens.run(
