@@ -164,7 +164,9 @@ def _keys(batch: Batch, sites: Sequence[str], place: At) -> dict[int, list[Key]]
         binding = batch.bind(Placed(KeptStates().edit, replace(place, site=site)))
         for step in sorted(binding.steps):
             if (step, batch.expert(step)) in binding.served:
-                keys.setdefault(step, []).extend((site, branch, layer) for branch, layer in binding.places)
+                heads = binding.heads if binding.by_head else (None,)
+                places = [(site, branch, layer, head) for branch, layer in binding.places for head in heads]
+                keys.setdefault(step, []).extend(places)
     return keys
 
 

@@ -32,8 +32,8 @@ class Patched:
 
     Attributes:
         step: of it.
-        key: site, branch and layer.
-        index: position of one token on the grid, (frame, y, x), and the head where the site has heads; () for all of them.
+        key: site, branch, layer and head.
+        index: position of one token on the grid, (frame, y, x); () for all of them.
     """
 
     step: int

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from dit_lens.plan.places import grid_dim
+from dit_lens.plan.places import grid_dim, head_dim
 from dit_lens.tasks.pairs import label
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def table_of(task: Attribution, options: Mapping[str, int], drawn: Mapping[str, 
 def _coordinates(task: Attribution) -> dict[str, Any]:
     batch, steps = task.batch, task.steps
     keys = [key for step in steps for key in task.keys[step]]
-    layers = sorted({layer for _, _, layer in keys if layer is not None})
-    branches = [b for b in batch.layout.branches if any(branch == b for _, branch, _ in keys)]
+    layers = sorted({layer for _, _, layer, _ in keys if layer is not None})
+    branches = [b for b in batch.layout.branches if any(branch == b for _, branch, _, _ in keys)]
     coords: dict[str, Any] = {
         "step": steps,
         "sigma": ("step", [batch.sigmas[step] for step in steps]),
@@ -79,16 +79,15 @@ def _of_site(task: Attribution, site: str, patched: bool = False) -> xr.DataArra
     keys = [key for key in task.keys[task.steps[0]] if key[0] == site]
     inside = np.shape(values[task.steps[0], keys[0]])
     stacked = np.array([[values[step, key] for key in keys] for step in task.steps], np.float64)
-    dims = [grid_dim(dim, site, task.place.stream) for dim in ("frame", "y", "x")] + ["head"]
-    dims = dims[: len(inside)]
+    dims = [grid_dim(dim, site, task.place.stream) or dim for dim in ("frame", "y", "x")] if inside else []
     if keys[0][2] is None:
         return xr.DataArray(stacked[:, 0], dims=["step", *dims])
-    branches = list(dict.fromkeys(branch for _, branch, _ in keys))
-    layers = list(dict.fromkeys(layer for _, _, layer in keys))
-    folded = stacked.reshape(len(task.steps), len(branches), len(layers), *inside)
-    coords = {"branch": np.array(branches, TEXT), "layer": layers}
-    array = xr.DataArray(folded, dims=["step", "branch", "layer", *dims], coords=coords)
-    return array.transpose("step", "branch", "layer", "head", *dims[:3], missing_dims="ignore")
+    branches, layers, heads = (list(dict.fromkeys(key[n] for key in keys)) for n in (1, 2, 3))
+    coords: dict[str, Any] = {"branch": np.array(branches, TEXT), "layer": layers}
+    if heads != [None]:
+        coords[head_dim(task.place.stream)] = heads
+    folded = stacked.reshape(len(task.steps), *map(len, coords.values()), *inside)
+    return xr.DataArray(folded, dims=["step", *coords, *dims], coords=coords)
 
 
 def _checked(task: Attribution, drawn: DrawnPatches, end: str) -> dict[str, Any]:
@@ -113,10 +112,10 @@ def _places(drawn: DrawnPatches, end: str) -> dict[str, Any]:
         f"{dim}_branch": (dim, np.array([patch.key[1] or "" for patch in patches], TEXT)),
         f"{dim}_layer": (dim, [-1 if patch.key[2] is None else patch.key[2] for patch in patches]),
     }
-    for n, name in enumerate(("frame", "y", "x", "head")):
-        found = [patch.index[n] if n < len(patch.index) else -1 for patch in patches]
-        coords |= {f"{dim}_{name}": (dim, found)} if max(found) >= 0 else {}
-    return coords
+    inside = {"head": [-1 if patch.key[3] is None else patch.key[3] for patch in patches]}
+    for n, name in enumerate(("frame", "y", "x")):
+        inside[name] = [patch.index[n] if n < len(patch.index) else -1 for patch in patches]
+    return coords | {f"{dim}_{name}": (dim, found) for name, found in inside.items() if max(found) >= 0}
 
 
 def _attributes(

@@ -92,6 +92,8 @@ class Attribution:
         place = replace(self.place, site=site, step=((step, step),))
         if key is not None and key[2] is not None and key[1] is not None:
             place = replace(place, branch=(key[1],), layer=((key[2], key[2]),))
+        if key is not None and key[3] is not None:
+            place = replace(place, head=((key[3], key[3]),))
         return self.batch.bind(Placed(edit, place))
 
     # ---- estimates
@@ -167,7 +169,7 @@ def _estimate(taps: Taps, step: int, key: Key) -> np.ndarray:
         return np.zeros(taps.targets[key].shape[:-1], np.float32)
     found = np.asarray(taps.products[key].cpu())
     if not np.isfinite(found).all():
-        site, branch, layer = key
+        site, branch, layer, _ = key
         raise PlanError(
             f"The gradient at step={step}, {site}, branch={branch}, layer={layer} is not finite. The metric has no derivative at "
             "this row's own latents (a distance of 0, a logarithm of 0), or the model's number type is too narrow for it."

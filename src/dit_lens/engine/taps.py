@@ -18,13 +18,13 @@ from dit_lens.errors import PlanError
 from dit_lens.plan.functions import Configured
 from dit_lens.plan.places import Spot
 
-Key = tuple[str, str | None, int | None]
-"""Site, branch and layer of a state; branch and layer are None on the latent grid."""
+Key = tuple[str, str | None, int | None, int | None]
+"""Site, branch, layer and head of a state; branch and layer are None on the latent grid, the head where a site has none."""
 
 
 def key_of(at: Spot) -> Key:
     """Return the key of a place."""
-    return at.site, at.branch, at.layer
+    return at.site, at.branch, at.layer, at.head
 
 
 class KeptStates:

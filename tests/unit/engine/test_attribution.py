@@ -199,3 +199,35 @@ def test_it_is_kept_as_any_dataset(batch, tmp_path):
     read = xr.open_zarr(tmp_path / "gain.zarr", consolidated=False)
     xr.testing.assert_equal(read.load(), gain)
     assert read.attrs["warning"] == gain.attrs["warning"]
+
+
+def test_heads_have_attributions_of_their_own_which_add_up_to_that_of_the_attention():
+    """The projection of the heads is linear, so what all heads of a token say is what the attention says."""
+    lens = dl.load("organism-v1")
+    batch = lens.batch([(dl.tasks.maze(seed=1_000_007), 0), (dl.tasks.maze(seed=1_000_008), 0)], steps=2)
+    drawn = torch.randn(48, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+
+    def metric(x0):
+        return (x0 * drawn).sum()
+
+    place = dl.at(step=1, layer=[3, 5])
+    sites = ["self_attn", "heads", "attn_v"]
+    found = batch.attribute(metric, sites, clean=0, corrupt=1, place=place, check=40)
+    assert found.heads.dims == ("step", "branch", "layer", "head", "frame", "y", "x")
+    whole = found.self_attn.values
+    assert np.allclose(found.heads.sum("head"), whole, atol=1e-4 * np.abs(whole).max())
+    assert (found.heads.std(("frame", "y", "x")) > 0).all()
+    assert set(found.check_head.values.tolist()) == {-1, 0, 1, 2, 3}
+    some = batch.attribute(metric, ["heads"], clean=0, corrupt=1, place=dl.at(step=1, layer=5, head=[1, 3]))
+    assert some["head"].values.tolist() == [1, 3]
+    assert np.allclose(some.heads, found.heads.sel(layer=[5], head=[1, 3]), atol=1e-6)
+    # A patch of one head, in truth: from the clean run's own heads.
+    x = batch.step(0, batch.noise).latents
+    heads = batch.step(1, x, watch=[("heads", "cond", 5)]).states["heads", "cond", 5][0]
+    one = heads.unflatten(-1, (4, -1))[..., 2, :]
+    edits = [[], [(dl.replace(value=one), dl.at(site="heads", layer=5, head=2, step=1))]]
+    gain = metric(batch.step(1, x, edits=edits).x0[1]) - metric(batch.step(1, x).x0[1])
+    chosen = (
+        (found.check_whole_site == "heads") & (found.check_whole_head == 2) & (found.check_whole_layer == 5)
+    )
+    assert np.allclose(found.exact_whole[chosen.values].values, float(gain), atol=1e-2)
