@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dit_lens.errors import CaptureError, PlanError
+from dit_lens.errors import PlanError
 from dit_lens.families.attention import Attention
 from dit_lens.families.site import Tokens
 from dit_lens.plan.functions import Configured, options
+from dit_lens.plan.places import whole_number
 from dit_lens.records import keeps
 
 BLOCK_BYTES = 64 << 20
@@ -88,21 +89,23 @@ def _frames(tokens: Tokens) -> Tensor:
     return torch.arange(frame).repeat_interleave(y * x)
 
 
-def _over_heads(a: Attention, heads: str, of: Callable[[Attention], Tensor]) -> Tensor:
+def _over_heads(a: Attention, heads: str, of: Callable[[Attention], Tensor], each: int = 1) -> Tensor:
     """Return a value of each head, [head, ...], or its mean over them, of which few heads are held at once.
 
     Args:
         a: the attention.
         heads: "all" or "mean".
         of: an attention of some heads to their values, [head, ...].
+        each: values of a query.
     """
-    size = max(1, BLOCK_BYTES // (4 * a.queries.count * a.q.shape[2]))
+    size = max(1, BLOCK_BYTES // (4 * a.queries.count * max(a.q.shape[2], each)))
     parts = (of(a.of_heads(tuple(part))) for part in _batched(a.heads, size))
     if heads == "all":
         return torch.cat(list(parts))
     total = next(parts).sum(0)
-    for part in parts:
+    while (part := next(parts, None)) is not None:
         total += part.sum(0)
+        del part  # before the next one is made
     return total / a.heads
 
 
@@ -151,11 +154,21 @@ def _maps(a: Attention, queries: int | None, of: Callable[[Tensor, Tensor], Tens
 # ---- the records
 
 
-def _reads(*dims: str, site: str, units: str = "1", long_name: str) -> Callable[[Any], Any]:
-    """Declare a record of attention: what it keeps, and which attention it reads unless the place says otherwise."""
+def _reads(
+    *dims: str, site: str, looks_at: tuple[str, ...], units: str = "1", long_name: str
+) -> Callable[[Any], Any]:
+    """Declare a record of attention: what it keeps, and which attention it reads unless the place says otherwise.
+
+    Args:
+        dims: of its result.
+        site: of the attention.
+        looks_at: what the keys may be: "itself", the stream that looks; "frames", another stream that has them; "text", "image".
+        units: of its values.
+        long_name: what it is, in words.
+    """
 
     def declare(function: Any) -> Any:
-        function.reads_attention = True
+        function.reads_attention, function.looks_at = True, looks_at
         return keeps(*dims, site=site, units=units, long_name=long_name)(function)
 
     return declare
@@ -168,30 +181,48 @@ def _reads(*dims: str, site: str, units: str = "1", long_name: str) -> Callable[
     "x",
     "text_token",
     site="cross_attention",
+    looks_at=("text",),
     long_name="attention to each token of the prompt",
 )
 def attention_to_text(a: Attention, *, heads: str = "mean") -> Tensor:
     """How much every place looks at each token of the prompt, padding and special tokens among them."""
-    return _over_heads(a, heads, _to_each_key)
+    return _over_heads(a, heads, _to_each_key, len(_keys(a)))
 
 
 @options
 @_reads(
-    "frame", "y", "x", "image_token", site="image_attention", long_name="attention to each token of the image"
+    "frame",
+    "y",
+    "x",
+    "image_token",
+    site="image_attention",
+    looks_at=("image",),
+    long_name="attention to each token of the image",
 )
 def attention_to_image(a: Attention, *, heads: str = "mean") -> Tensor:
     """How much every place looks at each token of the image that an image-to-video model is given."""
-    return _over_heads(a, heads, _to_each_key)
+    return _over_heads(a, heads, _to_each_key, len(_keys(a)))
 
 
 def _to_each_key(a: Attention) -> Tensor:
-    chosen = torch.arange(a.keys.count) if a.chosen is None else torch.tensor(a.chosen)
-    place = (chosen + a.keys.before).to(a.device)
+    place = _keys(a).to(a.device)
     return _maps(a, None, lambda logits, _: logits.softmax(-1)[..., place], len(place))
 
 
+def _keys(a: Attention) -> Tensor:
+    """Return the positions of the keys that are asked for, among all of them."""
+    chosen = torch.arange(a.keys.count) if a.chosen is None else torch.tensor(a.chosen)
+    return chosen + a.keys.before
+
+
 @options
-@_reads("frame", "key_frame", site="attention", long_name="attention from frame to frame")
+@_reads(
+    "frame",
+    "key_frame",
+    site="attention",
+    looks_at=("itself", "frames"),
+    long_name="attention from frame to frame",
+)
 def attention_over_frames(a: Attention, *, heads: str = "mean", queries: int | None = None) -> Tensor:
     """How much the places of a latent frame look at each latent frame: the mean over queries, the sum over keys."""
     positions = _sampled(a, queries).to(a.device) + a.queries.before
@@ -207,22 +238,29 @@ def attention_over_frames(a: Attention, *, heads: str = "mean", queries: int | N
 
 
 @options
-@_reads("query", "frame", "y", "x", site="attention", long_name="where chosen places look")
+@_reads(
+    "query", "frame", "y", "x", site="attention", looks_at=("itself",), long_name="where chosen places look"
+)
 def attention_from(
     a: Attention, *, places: tuple[tuple[int, int, int], ...] = (), heads: str = "mean"
 ) -> Tensor:
     """Where each of some places (frame, y, x) looks, on the grid of the keys."""
     grid = a.queries.grid
-    for place in places:
-        if not all(0 <= n < size for n, size in zip(place, grid, strict=True)):
-            raise CaptureError(f"attention(from_=...): {place} is not on the grid (frame, y, x) = {grid}.")
     positions = torch.tensor([(f * grid[1] + y) * grid[2] + x for f, y, x in places], device=a.device)
     of_places = weights(a, positions + a.queries.before)[..., a.keys.part].unflatten(-1, a.keys.grid)
     return of_places if heads == "all" else of_places.mean(0)
 
 
 @options
-@_reads("frame", "y", "x", site="attention", units="nat", long_name="entropy of attention")
+@_reads(
+    "frame",
+    "y",
+    "x",
+    site="attention",
+    looks_at=("itself", "frames", "text", "image"),
+    units="nat",
+    long_name="entropy of attention",
+)
 def attention_entropy(a: Attention, *, heads: str = "mean", queries: int | None = None) -> Tensor:
     """Entropy of where every place looks, in nats, over all keys: 0 for one key, log n for n alike."""
 
@@ -233,7 +271,7 @@ def attention_entropy(a: Attention, *, heads: str = "mean", queries: int | None 
 
 
 @options
-@_reads("frame", "y", "x", site="attention", long_name="attention to itself")
+@_reads("frame", "y", "x", site="attention", looks_at=("itself",), long_name="attention to itself")
 def attention_to_self(a: Attention, *, heads: str = "mean", queries: int | None = None) -> Tensor:
     """How much every place looks at itself."""
 
@@ -246,7 +284,14 @@ def attention_to_self(a: Attention, *, heads: str = "mean", queries: int | None 
 
 
 @options
-@_reads("frame", "y", "x", site="attention", long_name="attention to the first frame")
+@_reads(
+    "frame",
+    "y",
+    "x",
+    site="attention",
+    looks_at=("itself", "frames"),
+    long_name="attention to the first frame",
+)
 def attention_to_first_frame(a: Attention, *, heads: str = "mean") -> Tensor:
     """How much every place looks at the first latent frame."""
     groups = _grid_groups(a.keys, torch.where(_frames(a.keys) == 0, 0, -1))
@@ -321,10 +366,10 @@ def _made(maker: Any, heads: str, more: dict[str, Any]) -> Configured:
 
 def _places(from_: Any) -> tuple[tuple[int, int, int], ...]:
     try:
-        places = tuple(tuple(int(n) for n in place) for place in from_)
+        places = tuple(tuple(whole_number(n) for n in place) for place in from_)
     except TypeError:
         places = ()
-    if not places or any(len(place) != 3 for place in places):
+    if not places or any(len(place) != 3 or None in place for place in places):
         raise PlanError(f"attention(from_={from_!r}): a list of places (frame, y, x) of the grid.")
     return places  # type: ignore[return-value]
 

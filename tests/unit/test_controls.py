@@ -143,3 +143,26 @@ def test_what_is_alike_on_all_branches_is_so_of_the_placebo():
     conditional, other = (dl.controls.placebo(half)(h, replace(SPOT, branch=b)) for b in ("cond", "uncond"))
     assert torch.equal(conditional, other)
     assert not torch.equal(conditional, dl.controls.placebo(half)(h, replace(SPOT, layer=7)))
+
+
+@pytest.mark.parametrize(
+    ("site", "place"),
+    [
+        ("block", {"channel": [7, 11]}),
+        ("block", {"channel": 37}),
+        ("heads", {"head": [0, 2], "channel": "0-9"}),
+    ],
+)
+def test_of_some_channels_the_placebo_moves_these_alone_and_as_far(site, place):
+    """A massive channel would have a placebo that is spread over all channels, and mostly cut away."""
+    lens = dl.load("organism-v1")
+    sample, name = dl.tasks.maze(seed=1_000_007), "hidden" if site == "block" else f"hidden_{site}"
+    record, at = [(dl.hidden, dl.at(site=site, layer=2, step=0))], dl.at(site=site, layer=2, step=0, **place)
+    plain, edited, moved = (
+        lens.run(sample, steps=1, record=record, edit=[(edit, at)] if edit else [])[name].values[0, 0, 0]
+        for edit in (None, dl.scale(factor=0.3), dl.controls.placebo(edit=dl.scale(factor=0.3)))
+    )
+    ours, theirs = moved - plain, edited - plain
+    assert np.array_equal(ours != 0, theirs != 0)
+    norms = [np.linalg.norm(change, axis=-1) for change in (ours, theirs)]
+    assert np.allclose(*norms, rtol=1e-4, atol=1e-6) and norms[0].max() > 0

@@ -31,6 +31,10 @@ def apply_edit(edit: Placed, spot: Spot, value: Tensor, *more: Tensor) -> Tensor
     Raises:
         PlanError: it returned another shape, type or device.
     """
+    channels = None
+    if edit.place.channel is not None:
+        channels = positions("channel", edit.place.channel, value.shape[-1])
+        spot = replace(spot, channel=channels)
     new = edit.function(value.clone(), spot, *(other.clone() for other in more))
     same = isinstance(new, Tensor) and new.shape == value.shape and new.dtype == value.dtype
     if not same or new.device != value.device:
@@ -46,8 +50,8 @@ def apply_edit(edit: Placed, spot: Spot, value: Tensor, *more: Tensor) -> Tensor
     if not edit.place.region:
         return new
     mask = torch.from_numpy(edit.inside(tuple(value.shape[-4:-1])))[..., None]  # type: ignore[arg-type]
-    if edit.place.channel is not None:
+    if channels is not None:
         chosen = torch.zeros(value.shape[-1], dtype=torch.bool)
-        chosen[list(positions("channel", edit.place.channel, len(chosen)))] = True
+        chosen[list(channels)] = True
         mask = mask & chosen
     return torch.where(mask.to(value.device), new, value)

@@ -339,14 +339,16 @@ def _elsewhere(record: Placed) -> str:
     words = ""
     if record.variable != record.name:
         words = f", {record.site}" + ("" if record.stream == "video" else f", {record.stream}")
-    if record.place.channel is not None:
-        words += f", {At(channel=record.place.channel)}"
+    for name in ("channel", "head", "text_token"):  # of these alone
+        if (chosen := getattr(record.place, name)) is not None:
+            words += f", {At(**{name: chosen})}"
     return words
 
 
 def _dims(record: Binding) -> tuple[str, ...]:
     """Return the dimensions that a record writes beside step, branch, layer and head."""
-    return tuple(_of_head(record, dim) for dim in record.placed.kept)
+    keys = "" if record.keys == "video" else f"_{record.keys}"
+    return tuple(_of_head(record, dim + keys if dim == "key_frame" else dim) for dim in record.placed.kept)
 
 
 def _of_head(record: Binding, dim: str) -> str:

@@ -198,6 +198,29 @@ def sites_of_attention(
     return looking, seen if cross else {}
 
 
+def sites_of_image(
+    path: str, heads: str, projections: tuple[str, str, str], number: int
+) -> tuple[dict[str, Site], dict[str, Site]]:
+    """Return the sites of the attention to an image's tokens, where a cross-attention has one of its own beside the prompt's.
+
+    Args:
+        path: see `sites_of_attention`.
+        heads: see `sites_of_attention`.
+        projections: see `sites_of_attention`.
+        number: which call of the attention function it is inside of the module.
+    """
+
+    def site(part: str, words: str, like: str) -> AttentionSite:
+        return AttentionSite(
+            path, long_name=words, heads=heads, part=part, number=number, keys="image", like=like
+        )
+
+    return {"image_attention": site("whole", "cross-attention to the image", projections[0])}, {
+        "image_k": site("key", "keys of the image's tokens, as attention gets them", projections[1]),
+        "image_v": site("value", "values of the image's tokens, as attention gets them", projections[2]),
+    }
+
+
 @dataclass(frozen=True)
 class AttentionSite(Site):
     """A site in an attention: its queries, keys or values as they are given to it, its output, or all of it.
@@ -464,4 +487,12 @@ def _whole_mask(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor
     return mask
 
 
-__all__ = ["Attention", "AttentionSite", "Heard", "listening", "resting", "sites_of_attention"]
+__all__ = [
+    "Attention",
+    "AttentionSite",
+    "Heard",
+    "listening",
+    "resting",
+    "sites_of_attention",
+    "sites_of_image",
+]

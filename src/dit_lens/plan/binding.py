@@ -26,6 +26,7 @@ class Binding:
         heads: selected heads of an attention, in order; empty where the site has none.
         by_head: whether it is told every head on its own, as a coordinate of the place.
         head_count: heads that the site has.
+        keys: stream of the tokens that an attention looks at.
         over_seeds: whether it is an edit that sees the rows of several seeds together.
         reads_x0: whether it is an edit that takes x0 of the step before.
     """
@@ -43,6 +44,7 @@ class Binding:
     heads: tuple[int, ...] = ()
     by_head: bool = False
     head_count: int = 0
+    keys: str = "video"
 
     def never_fired(self, experts: Sequence[str], branches: Sequence[Collection[str]] | None = None) -> str:
         """Say in a sentence that the function fires in no step of a run; "" where it does.

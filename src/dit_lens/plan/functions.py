@@ -41,7 +41,14 @@ class Configured:
         if name in ("site", *DECLARED) and (like := getattr(self.function, "like", None)):
             edit = self.options[like]
             return declares(edit, name) if name in DECLARED else getattr(edit, name)
-        if name in ("dims", "site", "units", "long_name", *DECLARED):  # what is declared of the function
+        if name in (
+            "dims",
+            "site",
+            "units",
+            "long_name",
+            "looks_at",
+            *DECLARED,
+        ):  # what is declared of the function
             return getattr(self.function, name)
         if name == "per_head":  # of a record of attention: whether it returns every head on its own
             return self.options.get("heads") == "all"

@@ -55,6 +55,7 @@ class Spot:
         branch: guidance branch; None on the latent grid.
         layer: block index; None on the latent grid.
         head: of an attention, at a site that has its heads apart; None elsewhere.
+        channel: positions of the channels on which an edit acts; None for all.
         sample: row of a prompt batch.
         stream: `video`, or another that the model carries beside it.
         stage: pass of the sampling loop.
@@ -72,6 +73,7 @@ class Spot:
     stream: str = "video"
     stage: int = 0
     head: int | None = None
+    channel: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         known = {

@@ -138,6 +138,18 @@ class Placed:
         """Return what the site holds."""
         return layout.carried.get((self.stream, self.site), Carried())
 
+    def check_query_places(self, grid: tuple[int, int, int]) -> None:
+        """Refuse places whose attention is asked for and that are not on the grid of the tokens that look.
+
+        Raises:
+            PlanError: the first such place.
+        """
+        for place in getattr(self.function, "options", {}).get("places", ()):
+            if not all(0 <= n < size for n, size in zip(place, grid, strict=True)):
+                raise PlanError(
+                    f"record {self}: the place {place} is not on the grid (frame, y, x) = {grid}."
+                )
+
     def text_tokens(self, count: int) -> tuple[int, ...] | None:
         """Return which tokens of the prompt a record of attention keeps; None for all. Words are spelt before.
 
@@ -212,6 +224,7 @@ class Placed:
             heads=self.heads(layout),
             by_head=self.by_head(layout),
             head_count=self.held(layout).heads,
+            keys=self.held(layout).keys,
         )
 
     def steps(self, layout: Layout) -> tuple[int, ...]:
@@ -315,11 +328,26 @@ class Placed:
                 f"{what}: an attention is never held, so it cannot be edited as a whole: edit its queries, keys, values or "
                 "heads."
             )
+        self._check_keys(what, held)
         if held.is_attention != self.reads_attention:
             reads = "reads an attention" if self.reads_attention else "reads a value"
             raise PlanError(
                 f"{what}: it {reads}, and {self.site} is {'one' if held.is_attention else 'none'}; sites that are one: "
                 f"{layout.having(lambda one: one.is_attention, self.stream)}. Record those with dl.attention(...)."
+            )
+
+    def _check_keys(self, what: str, held: Carried) -> None:
+        """Refuse a record of attention to something else than what is looked at there."""
+        looks_at = getattr(self.function, "looks_at", None)
+        if looks_at is None or not held.is_attention:
+            return
+        of = {"itself"} if held.keys == self.stream else set()
+        of |= {held.keys if held.keys in ("text", "image") else "frames"}
+        if of.isdisjoint(looks_at):
+            wanted = " or ".join("another stream's frames" if one == "frames" else one for one in looks_at)
+            raise PlanError(
+                f"{what}: {self.site} of {self.stream} looks at {held.keys}, and this is a record of attention to {wanted}: "
+                "place it at another of lens.attentions."
             )
 
     def _check_reading(self, what: str) -> None:
@@ -526,6 +554,8 @@ class Plan:
             if grid is not None and edit.place.region:
                 edit.inside(grid)
         for record in self.records:
+            if record.stream in grids and record.reads_attention:
+                record.check_query_places(grids[record.stream])
             if TEXT in grids and record.place.text_token is not None:
                 try:
                     record.text_tokens(grids[TEXT][2])

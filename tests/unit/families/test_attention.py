@@ -300,6 +300,18 @@ def test_mass_is_a_sum_of_weights_in_bfloat16_too():
         ),
         ((dl.attention(from_=[(0, 0, 99)]), dl.at()), r"\(0, 0, 99\) is not on the grid"),
         ((dl.attention(to="image"), dl.at()), "unknown site 'image_attention'"),
+        (
+            (dl.attention(to="self"), dl.at(site="cross_attention")),
+            "looks at text, and this is a record of attention to itself",
+        ),
+        (
+            (dl.attention(over="frames"), dl.at(site="cross_attention")),
+            "looks at text.*itself or another stream's frames",
+        ),
+        ((dl.attention(to="first_frame"), dl.at(site="cross_attention")), "looks at text"),
+        ((dl.attention(to="image"), dl.at(site="cross_attention")), "looks at text.*attention to image"),
+        ((dl.attention(to="text"), dl.at(site="attention")), "looks at video.*attention to text"),
+        ((dl.attention(from_=[(0, 0, 0)]), dl.at(site="cross_attention")), "looks at text"),
     ],
 )
 def test_what_is_not_there_says_what_is(lens, sample, placed, words):
@@ -317,6 +329,8 @@ def test_what_is_not_there_says_what_is(lens, sample, placed, words):
         {"to": "text", "queries": 3},
         {"to": "self", "queries": 0},
         {"from_": [(1, 2)]},
+        {"from_": [(0.9, 1, 2)]},
+        {"from_": [(True, 1, 2)]},
         {"entropy": True, "heads": 3},
     ],
 )

@@ -149,6 +149,39 @@ def test_of_ltx2(cfg):
         assert np.allclose(own.reshape(heads_given.shape), heads_given, atol=2e-5)
 
 
+def test_of_diffusers_with_an_image_that_has_an_attention_of_its_own(made):
+    """Wan 2.1 I2V: keys and values of the image are added to the cross-attention, and attended to apart."""
+    conftest = helper("conftest")
+    case = conftest.Case("wan-image")
+    torch.manual_seed(0)
+    case.pipe.transformer = conftest.wan_transformer(36, image_dim=4, added_kv_proj_dim=24).eval()
+    for parameter in case.pipe.transformer.parameters():
+        if not parameter.any():
+            parameter.data.normal_(0, 0.2)
+    case.extra = {"max_sequence_length": 512}  # what the real model's attention takes for granted
+    lens = dl.Lens(case.pipe)
+    assert lens.attentions["video"] == ["attention", "cross_attention", "image_attention"]
+    run = case.run(lens, steps=2, record=placed(lens), cfg_scale=2.0)
+    assert assert_exact(lens, run) == 2
+    record = [dl.attention(to="image"), (dl.energy, dl.at(site="image_k", stream="image"))]
+    run = case.run(lens, steps=1, record=record)
+    assert np.allclose(run["attention_to_image"].sum("image_token"), 1, atol=1e-5)
+    assert run["energy_image_k_image"].sizes["x_image"] == run["attention_to_image"].sizes["image_token"]
+
+
+def test_attention_of_two_streams_to_each_others_frames_stands_in_one_run():
+    lens = dl.Lens(helper("ltx").make_pipe())
+    sample = dl.Sample(prompt="a cat walks", negative_prompt="bad", size=(64, 96), num_frames=17)
+    record = [dl.attention(over="frames"), (dl.attention(over="frames"), dl.at(site="audio_attention"))]
+    run = lens.run(sample, steps=1, record=record, cfg_scale=1.0)
+    own, other = run["attention_over_frames"], run["attention_over_frames_audio_attention"]
+    assert own.dims[-2:] == ("frame", "key_frame") and other.dims[-2:] == ("frame", "key_frame_audio")
+    for array in (own, other):
+        assert np.allclose(array.sum(array.dims[-1]), 1, atol=1e-5)
+    with pytest.raises(dl.PlanError, match=r"audio_attention of video looks at audio.*attention to itself"):
+        lens.run(sample, steps=1, record=[(dl.attention(to="self"), dl.at(site="audio_attention"))])
+
+
 def _keeper(kept):
     return lambda module, args, output=None: kept.append((args[0] if output is None else output).clone())
 

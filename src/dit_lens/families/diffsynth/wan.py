@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.attention import AttentionSite, sites_of_attention
+from dit_lens.families.attention import sites_of_attention, sites_of_image
 from dit_lens.families.call import Forward
 from dit_lens.families.diffsynth.common import (
     decoded,
@@ -73,26 +73,12 @@ SITES: dict[str, dict[str, Site]] = {
 """Where the values of Wan's blocks are."""
 
 
-def _image(words: str, part: str, like: str, keys: str = "image") -> AttentionSite:
-    path = "cross_attn"  # the second attention that is computed in it: the prompt's is the first
-    return AttentionSite(
-        path,
-        long_name=words,
-        heads=f"{path}.num_heads",
-        part=part,
-        number=1,
-        keys=keys,
-        like=f"{path}.{like}",
-    )
-
-
+_PROJECTIONS = ("cross_attn.q", "cross_attn.k_img", "cross_attn.v_img")
+IMAGE_ATTENTION, IMAGE_KEYS = sites_of_image("cross_attn", "cross_attn.num_heads", _PROJECTIONS, number=1)
 IMAGE_SITES: dict[str, dict[str, Site]] = {
-    "video": {**SITES["video"], "image_attention": _image("cross-attention to the image", "whole", "q")},
+    "video": {**SITES["video"], **IMAGE_ATTENTION},
     "text": SITES["text"],
-    "image": {
-        "image_k": _image("keys of the image's tokens, after norm", "key", "k_img"),
-        "image_v": _image("values of the image's tokens", "value", "v_img"),
-    },
+    "image": IMAGE_KEYS,
 }
 """Those of a model whose cross-attention has an attention of its own to the tokens of an image (CLIP)."""
 

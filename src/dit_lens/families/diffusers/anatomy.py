@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.attention import AttentionSite, JoinedTokens, sites_of_attention
+from dit_lens.families.attention import AttentionSite, JoinedTokens, sites_of_attention, sites_of_image
 from dit_lens.families.patching import refuse_compiled
 from dit_lens.families.site import Site
 
@@ -203,6 +203,10 @@ def _inside(blocks: list[nn.Module], joint: bool) -> Sites:
             looking, seen = _heads(blocks, cross, cross=True, keys="text", words="cross-attention")
             inner["video"] |= looking
             inner["text"] = seen
+            if seen and module(f"{cross}.add_k_proj"):  # which is computed before the prompt's
+                projections = (f"{cross}.to_q", f"{cross}.add_k_proj", f"{cross}.add_v_proj")
+                of_image, inner["image"] = sites_of_image(cross, f"{cross}.heads", projections, number=0)
+                inner["video"] |= of_image
     if joint and attention is not None:
         for stream, sites_of_stream in _joint_heads(blocks, attention).items():
             inner.setdefault(stream, {}).update(sites_of_stream)

@@ -113,10 +113,10 @@ class ModelCall:
         return Transformer2DModelOutput(sample=zeros) if self.inputs.get("return_dict", True) else (zeros,)
 
 
-def _image_tokens(block: Any, inputs: Mapping[str, Any]) -> int:
-    """Return how many tokens of an image stand before the prompt's, where no attention of their own looks at them."""
-    image, attention = inputs.get("encoder_hidden_states_image"), getattr(block, "attn2", None)
-    if not isinstance(image, torch.Tensor) or getattr(attention, "add_k_proj", None) is not None:
+def _image_tokens(inputs: Mapping[str, Any]) -> int:
+    """Return how many tokens of an image the model is given beside the prompt's."""
+    image = inputs.get("encoder_hidden_states_image")
+    if not isinstance(image, torch.Tensor):
         return 0
     return (
         image.shape[0] * image.shape[1] // len(inputs["hidden_states"])
@@ -292,9 +292,9 @@ class Loop(ABC):
         streams = {"video": Tokens(grid, before=self.before * grid[1] * grid[2], after=after)}
         text = inputs.get("encoder_hidden_states")
         if "text" in self.anatomy.sites and isinstance(text, torch.Tensor):
-            dit = self.anatomy.dits(self.pipe)[expert]
-            beside = _image_tokens(self.anatomy.block_list(dit)[0], inputs)
-            streams["text"] = Tokens((1, 1, text.shape[1]), before=beside)
+            count, apart = _image_tokens(inputs), "image" in self.anatomy.sites
+            streams["text"] = Tokens((1, 1, text.shape[1]), before=0 if apart else count)
+            streams |= {"image": Tokens((1, 1, count))} if apart and count else {}
         timestep = inputs["timestep"]
         told = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)
         return Forward(expert, self._rows(len(hidden), len(x), text), streams, told)
