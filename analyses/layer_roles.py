@@ -60,7 +60,7 @@ from dit_lens.experiments.object_contrasts import (
 )
 from dit_lens.experiments.object_regions import ELSEWHERE, MOVED, OWN, regions_by_kind
 from dit_lens.experiments.options import StudyOptions
-from dit_lens.experiments.outcomes import BOUNDS, family
+from dit_lens.experiments.outcomes import family
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.primary import primary_outcome
 from dit_lens.experiments.samples import Drawn, batch_of, draw, pairs_of, scenes
@@ -252,7 +252,7 @@ def of_primary(values: xr.DataArray) -> dict[str, Any]:
     if "not measured" in found:
         return found
     at_first = values.sel(step=0, drop=True)
-    find = partial(analysis.mean, at_first, along="layer", bounds=BOUNDS["distance"])
+    find = partial(analysis.mean, at_first, along="layer", bounds=(-np.inf, np.inf))
     return {**primary_outcome(find), **found}
 
 

@@ -418,3 +418,28 @@ def test_states_of_another_model_of_one_architecture_are_taken_where_it_is_said(
     )
     with pytest.raises(dl.PlanError, match=r"of another architecture \(wan: dit WanModel of"):
         lens.run(sample, steps=1, edit=[(dl.patch(larger, other_model=True), at())])
+
+
+def test_what_is_read_out_under_an_edit_of_heads_is_what_the_edited_network_says(lens, sample):
+    """The depth lens of a run whose heads are patched: the last block's state reads out as the edited x0, earlier ones do not."""
+    batch = lens.batch([(sample, 0)], steps=2)
+    edit = [(dl.zero(), dl.at(site="heads", layer=LAYER, head=[0, 1]))]
+    last, before = batch.layout.layers - 1, LAYER - 1
+    watch = [("block", "cond", layer) for layer in (before, LAYER, last)]
+    clean, edited = (batch.step(0, batch.noise, edits=[edits], watch=watch) for edits in ([], edit))
+    assert not torch.equal(clean.x0, edited.x0)
+    for stepped in (clean, edited):
+        read = {
+            n: batch.readout(0, {"cond": stepped.states["block", "cond", n]}, batch.noise)
+            for n in (before, last)
+        }
+        assert torch.allclose(read[last], stepped.x0, atol=1e-5) and not torch.allclose(
+            read[before], stepped.x0, atol=1e-2
+        )
+    states = [one.states["block", "cond", before] for one in (clean, edited)]
+    assert torch.equal(*states)  # before the heads nothing has changed
+    run = lens.run(sample, steps=2, record=[(dl.hidden, dl.at(layer=last, step=0))], edit=edit)
+    state = torch.from_numpy(
+        run["hidden"].values[0, 0]
+    )  # [layer, frame, y, x, channel]: recorded under the edit
+    assert torch.allclose(batch.readout(0, {"cond": state}, batch.noise), edited.x0, atol=1e-4)
