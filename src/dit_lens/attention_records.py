@@ -43,15 +43,20 @@ def weights(a: Attention, queries: Tensor) -> Tensor:
 
 
 def logits(a: Attention, queries: Tensor) -> Tensor:
-    """Return scale q k + mask of some queries, [head, query, key], in float32; see `weights`."""
+    """Return scale q k + mask of some queries, [head, query, key], in float32; -inf where a key may not be seen.
+
+    Args:
+        a: the attention.
+        queries: positions of tokens, [query], counted from the first token that looks.
+    """
     query, key = (part.float().transpose(0, 1) for part in (a.q[queries], a.k))
-    logits = (query * a.scale) @ key.transpose(1, 2)
+    products = (query * a.scale) @ key.transpose(1, 2)
     if a.mask is None:
-        return logits
+        return products
     mask = a.mask if a.mask.shape[1] == 1 else a.mask[:, queries]
     if mask.dtype == torch.bool:
-        return logits.masked_fill(~mask, -math.inf)
-    return logits + mask.float()
+        return products.masked_fill(~mask, -math.inf)
+    return products + mask.float()
 
 
 def mass(a: Attention, groups: Tensor, count: int) -> Tensor:
@@ -154,15 +159,15 @@ def _maps(a: Attention, queries: int | None, of: Callable[[Tensor, Tensor], Tens
 # ---- the records
 
 
-def _reads(
-    *dims: str, site: str, looks_at: tuple[str, ...], units: str = "1", long_name: str
+def reads(
+    *dims: str, site: str, looks_at: tuple[str, ...] | None = None, units: str = "1", long_name: str
 ) -> Callable[[Any], Any]:
     """Declare a record of attention: what it keeps, and which attention it reads unless the place says otherwise.
 
     Args:
         dims: of its result.
         site: of the attention.
-        looks_at: what the keys may be: "itself", the stream that looks; "frames", another stream that has them; "text", "image".
+        looks_at: what the keys may be: "itself", the stream that looks; "frames", another stream that has them; "text", "image". None: anything.
         units: of its values.
         long_name: what it is, in words.
     """
@@ -175,7 +180,7 @@ def _reads(
 
 
 @options
-@_reads(
+@reads(
     "frame",
     "y",
     "x",
@@ -190,7 +195,7 @@ def attention_to_text(a: Attention, *, heads: str = "mean") -> Tensor:
 
 
 @options
-@_reads(
+@reads(
     "frame",
     "y",
     "x",
@@ -216,7 +221,7 @@ def _keys(a: Attention) -> Tensor:
 
 
 @options
-@_reads(
+@reads(
     "frame",
     "key_frame",
     site="attention",
@@ -238,7 +243,7 @@ def attention_over_frames(a: Attention, *, heads: str = "mean", queries: int | N
 
 
 @options
-@_reads(
+@reads(
     "query", "frame", "y", "x", site="attention", looks_at=("itself",), long_name="where chosen places look"
 )
 def attention_from(
@@ -252,7 +257,7 @@ def attention_from(
 
 
 @options
-@_reads(
+@reads(
     "frame",
     "y",
     "x",
@@ -271,7 +276,7 @@ def attention_entropy(a: Attention, *, heads: str = "mean", queries: int | None 
 
 
 @options
-@_reads("frame", "y", "x", site="attention", looks_at=("itself",), long_name="attention to itself")
+@reads("frame", "y", "x", site="attention", looks_at=("itself",), long_name="attention to itself")
 def attention_to_self(a: Attention, *, heads: str = "mean", queries: int | None = None) -> Tensor:
     """How much every place looks at itself."""
 
@@ -284,7 +289,7 @@ def attention_to_self(a: Attention, *, heads: str = "mean", queries: int | None 
 
 
 @options
-@_reads(
+@reads(
     "frame",
     "y",
     "x",
@@ -374,4 +379,4 @@ def _places(from_: Any) -> tuple[tuple[int, int, int], ...]:
     return places  # type: ignore[return-value]
 
 
-__all__ = ["Attention", "attention", "mass", "weights"]
+__all__ = ["Attention", "attention", "logits", "mass", "reads", "weights"]

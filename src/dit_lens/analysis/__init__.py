@@ -12,6 +12,7 @@ from dit_lens.analysis.commitment import commitment, corrections, revisions
 from dit_lens.analysis.crossing import crossing
 from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
+from dit_lens.analysis.frame_shares import frame_shares
 from dit_lens.analysis.ideal import IdealDenoiser, ideal_denoiser
 from dit_lens.analysis.leaning import leaning
 from dit_lens.analysis.logistic import logistic
@@ -39,6 +40,7 @@ __all__ = [
     "energy",
     "energy_by_layer",
     "energy_by_step",
+    "frame_shares",
     "ideal_denoiser",
     "leaning",
     "logistic",

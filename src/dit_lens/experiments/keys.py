@@ -25,7 +25,7 @@ from dit_lens.tasks.sample import Sample
 
 LIBRARY = Path(__file__).parents[1]
 WHOLE = (
-    *("engine", "families", "models", "plan", "store", "edits", "lens", "records"),
+    *("engine", "families", "models", "plan", "store", "edits", "lens", "records", "attention_records"),
     *("tasks.files", "tasks.image", "tasks.pairs", "tasks.sample", "tasks.scene"),
 )
 """Packages and modules of the library that count whole: their objects are handed to measurements, or they serve those."""

@@ -9,6 +9,7 @@ from dit_lens.plot.curves import curves
 from dit_lens.plot.depth import depth_sheet
 from dit_lens.plot.frames import energy_frames, layer_grid, pca_frames
 from dit_lens.plot.heatmap import heatmap
+from dit_lens.plot.overlay import overlay
 from dit_lens.plot.profiles import energy_across_layers, energy_vs_step
 from dit_lens.plot.response import response
 from dit_lens.plot.save import save
@@ -29,6 +30,7 @@ __all__ = [
     "energy_vs_step",
     "heatmap",
     "layer_grid",
+    "overlay",
     "pca_frames",
     "read_video",
     "response",
