@@ -17,27 +17,51 @@ from dit_lens.families.attention import Attention
 from dit_lens.plan.functions import options
 from dit_lens.records import keeps
 
+MEASURES = ("mass", "auc")
+"""What `words_in_regions` measures."""
+
 
 @options
-@reads("region", "group", site="cross_attention", long_name="attention of regions to groups of tokens")
-def mass_in_regions(
+@reads(
+    *("region", "group", "measure"),
+    site="cross_attention",
+    long_name="attention of regions to groups of tokens",
+)
+def words_in_regions(
     a: Attention, *, regions: NDArray[np.bool_], groups: tuple[int, ...], count: int, heads: str = "all"
 ) -> Tensor:
-    """How much the places of a region look at groups of tokens of the prompt, [head, region, group]: the mean over the places.
+    """How regions of the video look at groups of tokens of the prompt, [head, region, group, measure].
+
+    The measures: `mass`, the attention to the group, mean over the places of the region; `auc`, the chance that a place of the
+    region looks at the group more than a place elsewhere does, ties counted half (Mann and Whitney 1947): 0.5 for a map that
+    does not know the region.
 
     Args:
         a: the attention.
-        regions: [region, frame, y, x] of the tokens that look. NaN comes of a region without a token.
+        regions: [region, frame, y, x] of the tokens that look. NaN comes of a region without a token, and the `auc` of one that
+            is everything.
         groups: number of each prompt token's group; -1 for those of none.
         count: of groups.
         heads: each on its own.
     """
     numbers = torch.full((a.keys.total,), -1)
     numbers[a.keys.part] = torch.tensor(groups)
-    inside = torch.from_numpy(regions.reshape(len(regions), -1)).to(a.device, torch.float32)
-    inside = inside / inside.sum(1, keepdim=True)
-    # A head at a time: the map of all would be heads x tokens x groups.
-    return torch.cat([inside @ mass(a.of_heads((head,)), numbers, count) for head in range(a.heads)])
+    inside = torch.from_numpy(regions.reshape(len(regions), -1)).to(a.device)
+    # A head at a time: the maps of all would be heads x tokens x groups.
+    maps = (mass(a.of_heads((head,)), numbers, count)[0] for head in range(a.heads))
+    return torch.stack([_measured(of_head, inside) for of_head in maps])
+
+
+def _measured(of_head: Tensor, inside: Tensor) -> Tensor:
+    """Return the `MEASURES` of one head's maps [token, group] in regions [region, token]: [region, group, measure]."""
+    values, weights = of_head.T.contiguous().double(), inside.double()
+    here = weights.sum(1, keepdim=True)
+    in_order = values.sort(-1).values
+    below, up_to = torch.searchsorted(in_order, values), torch.searchsorted(in_order, values, right=True)
+    rank = (below + up_to + 1).double() / 2  # of 1 to n, equal values share theirs
+    above = weights @ rank.T - here * (here + 1) / 2
+    auc = above / (here * (values.shape[1] - here))
+    return torch.stack([weights @ values.T / here, auc], -1).float()
 
 
 @options
@@ -80,4 +104,4 @@ def frame_separation(h: Tensor) -> Tensor:
     return torch.where(total > 0, between / total, torch.zeros_like(total)).float()
 
 
-__all__ = ["best_matches", "frame_separation", "mass_in_regions"]
+__all__ = ["MEASURES", "best_matches", "frame_separation", "words_in_regions"]

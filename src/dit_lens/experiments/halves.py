@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,36 +66,59 @@ def choose_heads(values: xr.DataArray, count: int) -> Chosen | None:
     )
 
 
-def measured(values: xr.DataArray) -> xr.DataArray:
+def measured_samples(values: xr.DataArray) -> xr.DataArray:
     """Return the mean over the seeds that were measured, of the samples that have a finite value everywhere then."""
     means = values.mean("seed") if "seed" in values.dims else values
     finite = np.isfinite(means.transpose("sample", ...).values).reshape(means.sizes["sample"], -1)
     return means.isel(sample=finite.all(1))
 
 
-def report(values: xr.DataArray, count: int, bounds: tuple[float, float]) -> dict[str, Any]:
-    """Say which heads are best, chosen on half of the samples, and what they have on the other half.
+def report(values: xr.DataArray, chosen: Chosen | None, bounds: tuple[float, float]) -> dict[str, Any]:
+    """Say which heads were chosen on half of the samples, and what they have on the other half.
 
     Args:
-        values: [sample, layer, head], of the samples that were measured.
-        count: of heads.
+        values: [sample, layer, head], by which they were chosen.
+        chosen: the heads.
         bounds: lowest and highest value.
     """
-    chosen = choose_heads(values, count)
     if chosen is None:
         return {
             "not measured": f"{values.sizes['sample']} samples, and choosing heads on half of them takes {LEAST}"
         }
     best = headline(analysis.mean(chosen.each(values), bounds=bounds))
+    everyone = values.mean(("layer", "head")).sel(sample=list(chosen.reported_on))
     return {
-        "samples": {"that chose": len(chosen.chosen_on), "that report": len(chosen.reported_on)},
-        "best heads": [
+        "samples that chose": len(chosen.chosen_on),
+        "samples that report": len(chosen.reported_on),
+        "chosen heads together": headline(analysis.mean(chosen.of(values), bounds=bounds)),
+        "each": [
             {**row, "mean where it was chosen": mean} for row, mean in zip(best, chosen.means, strict=True)
         ],
-        "mean over all heads": headline(
-            analysis.mean(values.mean(("layer", "head")).sel(sample=list(chosen.reported_on)), bounds=bounds)
-        ),
+        "mean over all heads": headline(analysis.mean(everyone, bounds=bounds)),
     }
 
 
-__all__ = ["LEAST", "Chosen", "choose_heads", "measured", "report"]
+def beside(
+    chosen: Chosen | None, lines: Mapping[str, xr.DataArray], bounds: tuple[float, float]
+) -> dict[str, Any]:
+    """Say what the chosen heads have of other things, on the half that reports.
+
+    Args:
+        chosen: the heads.
+        lines: values [sample, seed, layer, head] by name.
+        bounds: lowest and highest value.
+    """
+    found: dict[str, Any] = {}
+    for name, values in lines.items() if chosen is not None else ():
+        assert chosen is not None
+        here = chosen.of(measured_samples(values))
+        count = here.sizes["sample"]
+        found[name] = (
+            {"samples": count, **headline(analysis.mean(here, bounds=bounds))}
+            if count > 1
+            else {"not measured": f"{count} samples, and an interval needs 2"}
+        )
+    return found
+
+
+__all__ = ["LEAST", "Chosen", "beside", "choose_heads", "measured_samples", "report"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dit_lens.analysis.frame_shares import SHARES, frame_shares
 from dit_lens.attention_records import attention
 from dit_lens.errors import PlanError
-from dit_lens.experiments.attended import best_matches, frame_separation, mass_in_regions
+from dit_lens.experiments.attended import MEASURES, best_matches, frame_separation, words_in_regions
 from dit_lens.experiments.prompted import REGIONS, WORDS, Prompted, groups_of, prompted, regions_to_look_from
 from dit_lens.experiments.tracks import WHICH, Tracks, count_matches, tracks_of
 from dit_lens.plan.places import TEXT
@@ -95,7 +95,7 @@ class Looks:
         place = at(**where)
         records = [Placed(attention(over="frames", heads="all"), place), Placed(frame_separation, place)]
         if self.groups is not None:
-            words = mass_in_regions(regions=self.regions, groups=self.groups, count=len(WORDS))
+            words = words_in_regions(regions=self.regions, groups=self.groups, count=len(WORDS))
             records.append(Placed(words, place))
         if self.tracks.places:
             records.append(Placed(best_matches(places=self.tracks.places), place))
@@ -106,13 +106,16 @@ class Looks:
         size = len(reading.steps), len(reading.layers), len(reading.heads)
         frames = xr.DataArray(reading.values["attention_over_frames"], dims=(*PLACE, "frame", "key_frame"))
         shares = frame_shares(frames)
-        nothing = np.full((*size, len(REGIONS), len(WORDS)), np.nan)
+        nothing = np.full((*size, len(REGIONS), len(WORDS), len(MEASURES)), np.nan)
+        words = reading.values.get("words_in_regions", nothing)
         counts = self._counts(reading, radius)
         return {
             "frame_share": ((*PLACE, "share"), np.stack([shares[name].values for name in SHARES], -1)),
             "frame_map": (("step", "layer", "frame", "key_frame"), frames.mean("head").values),
             "separation": (PLACE, reading.values["frame_separation"]),
-            "word_mass": ((*PLACE, "region", "word"), reading.values.get("mass_in_regions", nothing)),
+            **{
+                f"word_{name}": ((*PLACE, "region", "word"), words[..., n]) for n, name in enumerate(MEASURES)
+            },
             "hits": ((*PLACE, "apart", "which"), counts.pop("hits")),
             **{name: (("apart", "which"), values) for name, values in counts.items()},
         }
