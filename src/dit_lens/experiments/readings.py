@@ -59,7 +59,7 @@ class Readings:
 def read_runs(
     batch: Batch, records: Sequence[Sequence[Placed]], readings: Sequence[Readings], progress: str
 ) -> Tensor:
-    """Run every pair of a batch clean, with records of its own.
+    """Run every pair of a batch as it is, with records of its own.
 
     Args:
         batch: the pairs.
@@ -70,9 +70,11 @@ def read_runs(
     Returns:
         The last latents, [pair, channel, frame, y, x].
     """
+    edits = [batch.binding(edit) for edit in batch.requests[0].plan.edits]
     rows = [
         Row(
             seed,
+            edits,
             records=[batch.binding(record, is_edit=False) for record in placed],
             recorders=[Recorder(batch.layout, 1, reading)],
         )

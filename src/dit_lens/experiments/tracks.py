@@ -95,7 +95,7 @@ def count_matches(
     frame = np.array([place[0] for place in tracks.places], int)
     token = np.array([place[1:] for place in tracks.places], float).reshape(-1, 1, 2)
     apart = np.abs(np.arange(grid[0])[None] - frame[:, None])
-    visible = np.isfinite(found[..., 0]).reshape(-1, *apart.shape).any(0)
+    visible = np.isfinite(found[..., 0]).any(tuple(range(found.ndim - 3)))
     pairs = np.isfinite(tracks.centres[..., 0]) & visible & (apart > 0)
     still = _within(token, tracks.centres, radius)
     kinds = [pairs, pairs & ~still]
