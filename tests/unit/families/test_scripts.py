@@ -166,3 +166,36 @@ def test_swaps_at_every_site_of_a_family_and_of_the_last_layer_everything(
     # FLUX's head reads the prompt itself, so there not even the last state is all.
     assert (last < 0.9).all() if family == "flux" else np.allclose(last, 1, atol=1e-3)
     assert (out / "leaning_one_step_update.png").stat().st_size > 3000
+
+
+INSIDE = {
+    "attention_maps": {"layers": "0", "best": 1},
+    "head_ablation": {"layers": "0", "best": 1, "random_sets": 1},
+}
+
+
+@pytest.mark.parametrize("family", ["wan", "ltx2", "diffusers"])
+@pytest.mark.parametrize("name", INSIDE)
+def test_what_looks_into_attention_runs_on_a_folder(name, family, lenses, bench, tmp_path, monkeypatch):
+    lens, out = lenses(family), tmp_path / "out"
+    given = {"eval_root": bench, "out": out, "steps": 2, "cfg_scale": 2.0, **INSIDE[name]}
+    assert run(name, monkeypatch, lens, **given) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["samples"] == 2 and summary["samples left out"] == 0
+    assert any(p.stat().st_size > 3000 for p in out.rglob("*.png"))
+    if name == "head_ablation":  # of a folder there is no other scene, and nobody judges
+        assert summary["kinds"] == ["zero", "token mean", "placebo"] and "score" not in summary
+        return
+    known = "not measured" not in summary["words"]
+    assert known == (family == "wan")  # of the others it is not known which tokens a prompt becomes
+    assert "0 samples" in summary["correspondence"]["not measured"]
+
+
+@pytest.mark.parametrize("family", ["flux", "blocks"])
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_model_whose_attention_is_not_known_is_refused_before_anything_runs(
+    name, family, lenses, bench, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dit_lens.engine.batch.Batch.__init__", None)
+    with pytest.raises(dl.PlanError, match=r"attentions none|the attentions none are known"):
+        run(name, monkeypatch, lenses(family), eval_root=bench, out=tmp_path, **INSIDE[name])
