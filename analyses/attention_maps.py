@@ -12,13 +12,14 @@ Maps come from the queries and keys that the model's own attention is given, a h
 3. Correspondence (arXiv 2506.17220). From the centre of a moving object in one frame, the token of another frame with the
    largest q.k: the share within `--radius` tokens of where the object is then (PCK), by distance in frames. Beside it the place
    that does not move, and a token drawn from the frame. Primary: of pairs between which the object has moved farther than the
-   radius, minus chance. Tracks are those of the right video, so runs count that are solved by the same answer.
+   radius, minus chance. Tracks are those of the right video, so runs count that are solved by the same answer; with
+   `--shown truth` the model is shown the right video at every step, under its noise, and all runs count.
 4. Heads. Variance of a head's outputs between frames, over their total variance (the formula and its source stand in
-   `dit_lens.experiments.attended`); beside what tokens have that are alike in all frames.
+   `dit_lens.experiments.attended`); beside what tokens have that are drawn alike in all frames.
 
-The best heads of 1, 3 and 4 are chosen on every second sample, and reported on the others. The same command with
-`--weights random` is the model that has learned nothing. Samples of --eval-root have no masks: of them there are frames, heads,
-and what each kind of words gets.
+The best heads of 1, 3 and 4 are chosen on every second sample, and reported on the others. The null of all four is a model that
+has learned nothing: the same command with `--weights random`; as that solves nothing, both with `--shown truth`. Samples of
+--eval-root have no masks: of them there are frames, heads, and what each kind of words gets.
 
     python analyses/attention_maps.py --task arrows --samples 32 --out runs/attention_maps
 """
@@ -28,9 +29,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -47,18 +49,27 @@ from dit_lens.experiments.attention_findings import (
     of_words,
     rates,
 )
-from dit_lens.experiments.attention_pictures import few, frame_matrices, token_sheet, view_run, word_sheet
+from dit_lens.experiments.attention_pictures import (
+    few,
+    frame_matrices,
+    token_of,
+    token_sheet,
+    view_run,
+    word_sheet,
+)
 from dit_lens.experiments.halves import measured_samples
+from dit_lens.experiments.inversion import require_flow
 from dit_lens.experiments.looks import COORDS, Looks, require_attention
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.readings import Readings, read_runs
-from dit_lens.experiments.samples import batch_of, draw, pairs_of
+from dit_lens.experiments.samples import batch_of, draw, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.models.options import Unset
 from dit_lens.plan.places import TEXT
+from dit_lens.plan.plan import Placed
 from dit_lens.tasks.pairs import label
 
 LABELS = np.dtypes.StringDType()
@@ -76,6 +87,8 @@ class Options(StudyOptions):
     """Steps that are read: all, auto (5 of them), or a list such as 0,5,19. Shares are means over them."""
     heads: str = "all"
     """Heads that are read: all, or a list such as 0,3."""
+    shown: Literal["run", "truth"] = "run"
+    """What a step starts from: the run itself, or the right video under the noise of the step."""
     best: int = 3
     """How many of the best heads are listed."""
     radius: float = 0.75
@@ -98,6 +111,10 @@ def main(options: Options) -> int:
         )
     lens = options.load()
     require_attention(lens, "attention")
+    if options.shown == "truth":
+        require_scorer(options)
+        require_flow(lens)
+    refuse_views(lens, options)
     measured = study(
         options,
         "attention_maps",
@@ -110,6 +127,24 @@ def main(options: Options) -> int:
         draw_numbers(measured.results, options)
     draw_views(lens, measured.results, options)
     return measured.exit_code
+
+
+def refuse_views(lens: dl.Lens, options: Options) -> None:
+    """Refuse a word or a token that the first sample does not have, before anything is computed.
+
+    Raises:
+        TaskError: the token is not on the grid.
+        PlanError: the word is not in the prompt, or its tokens are not known.
+    """
+    if options.word is None and options.token is None:
+        return
+    batch = batch_of(lens, pairs_of([next(iter(draw(options, lens)))], options)[:1], options)
+    token_of(options.token, Looks.of(batch, 0, False, options.threshold))
+    if options.word is not None:
+        branch = batch.layout.branches[0]
+        batch.binding(
+            Placed(dl.attention(to="text"), dl.at(text_token=options.word, branch=branch)), is_edit=False
+        )
 
 
 def places(batch: Batch, options: Options) -> dict[str, list[int]]:
@@ -133,17 +168,31 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     looks = [Looks.of(batch, n, has_text, options.threshold) for n in range(len(pairs))]
     records = [one.records(**where, branch=batch.layout.branches[0]) for one in looks]
     readings = [Readings(where["step"], where["layer"], where["head"]) for _ in pairs]
-    latents = read_runs(batch, records, readings, "attention")
+    shown = right_videos(lens, batch) if options.shown == "truth" else None
+    latents = read_runs(batch, records, readings, "attention", shown)
     rows = [one.measured(reading, options.radius) for one, reading in zip(looks, readings, strict=True)]
     data: dict[str, Any] = {
         name: (("pair", *dims), np.stack([row[name][1] for row in rows]))
         for name, (dims, _) in rows[0].items()
     }
-    data["follows"] = "pair", follows(batch, latents, looks)
+    data["follows"] = "pair", follows(batch, latents, looks) if shown is None else [True] * len(pairs)
     coords = {name: np.array(labels, LABELS) for name, labels in COORDS.items()}
     sigma = ("step", [batch.sigmas[step] for step in where["step"]])
     coords |= {**where, "sigma": sigma, "apart": np.arange(1, batch.grid[0])}
     return by_sample(xr.Dataset({**data, "grid": ("axis", list(batch.grid))}, coords), pairs)
+
+
+def right_videos(lens: dl.Lens, batch: Batch) -> Tensor:
+    """Return the latents of the right videos, [pair, channel, frame, y, x].
+
+    Raises:
+        TaskError: one is not known.
+    """
+    if missing := [label(sample) for sample, _ in batch.pairs if sample.truth is None]:
+        raise TaskError(f"--shown truth: the right video of {missing[0]} is not known; give --shown run.")
+    return torch.stack([lens.encode(sample.truth).permute(3, 0, 1, 2) for sample, _ in batch.pairs]).to(
+        batch.noise
+    )
 
 
 def follows(batch: Batch, latents: Tensor, looks: Sequence[Looks]) -> list[bool]:
@@ -174,6 +223,7 @@ def conclude(measured: Measured, options: Options) -> None:
         "samples": results.sizes["sample"],
         "seeds": results.sizes["seed"],
         "weights": options.weights,
+        "shown": options.shown,
         "steps": results.step.values.tolist(),
         "tokens (frame, y, x)": results.grid.values.reshape(-1, 3)[0].tolist(),
     }
@@ -212,7 +262,7 @@ def draw_numbers(results: xr.Dataset, options: Options) -> None:
             "layer",
             value_label=f"PCK within {options.radius:g} tokens, moved objects",
             title=f"Matches by q.k, mean over heads · {title}",
-            reference=analysis.mean(by_chance, bounds=(0, 1)),
+            reference=float(by_chance.mean()),
             reference_label="chance",
         )
         plot.save(figure, options.out / "matches_by_layer.png")
@@ -222,6 +272,7 @@ def draw_views(lens: dl.Lens, results: xr.Dataset, options: Options) -> None:
     """Draw a word's map over the first sample's video, and where a token looks."""
     sample = next(iter(draw(options, lens)))
     where = {dim: few(results[dim].values.tolist()) for dim in ("step", "layer")}
+    where["head"] = results["head"].values.tolist()
 
     def view() -> xr.Dataset:
         batch = batch_of(lens, pairs_of([sample], options)[:1], options)

@@ -94,7 +94,7 @@ def of_matches(results: xr.Dataset, best: int, radius: float) -> dict[str, Any]:
     over_chance = rates(results, "hits", "moved") - rates(results, "chance", "moved")
     values = measured_samples(over_chance)
     if values.sizes["sample"] < 2:
-        reason = f"{values.sizes['sample']} samples with a solved run and an object that moves by over {radius} tokens"
+        reason = f"{values.sizes['sample']} samples in which an object moves by over {radius} tokens and a run follows it"
         return {**count, "not measured": f"{reason}; an interval needs 2"}
     chosen = choose_heads(values, best)
     lines = {
@@ -120,11 +120,11 @@ def of_matches(results: xr.Dataset, best: int, radius: float) -> dict[str, Any]:
 
 
 def of_separation(results: xr.Dataset, best: int) -> dict[str, Any]:
-    """Say which heads' outputs tell frames apart, beside tokens that are alike in all frames."""
+    """Say which heads' outputs tell frames apart, beside tokens that are drawn alike in all frames."""
     frame, y, x = results.grid.values.reshape(-1, 3)[0].tolist()
     values = measured_samples(results.separation.mean("step"))
     return {
-        "tokens alike in all frames": (frame - 1) / (frame * y * x - 1),
+        "tokens drawn alike in all frames": (frame - 1) / (frame * y * x - 1),
         "variance between frames over total": report(values, choose_heads(values, best), (0, 1)),
     }
 

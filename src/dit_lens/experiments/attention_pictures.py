@@ -57,20 +57,21 @@ def view_run(
         lens: the model.
         batch: the pairs, and how they are run.
         looks: what is read of the first pair.
-        where: `step` and `layer` that are kept.
+        where: `step` and `layer` that are kept, and `head`, of which the mean is taken.
         word: of the prompt. Default: the object's, or the last one.
         token: FRAME,Y,X. Default: a moving object in the middle, or the middle of the video.
 
     Returns:
-        `token_map`, and where the prompt's tokens are known `word_map`, [step, layer, frame, y, x], means over heads; `video`;
-        attributes `word`, `token`, and `frame`, where most of the named object is seen.
+        `token_map`, and where the prompt's tokens are known `word_map`, [step, layer, frame, y, x], means over these heads;
+        `video`; attributes `word`, `token`, and `frame`, where most of the named object is seen.
     """
     sample, seed = batch.pairs[0]
     tokens = tokens_of(batch, 0) if "cross_attention" in lens.attentions["video"] else None
     if tokens is not None and word is None:
         word = looks.named.word if looks.named else str(sample.prompt).split()[-1]
     place = token_of(token, looks)
-    at_place = partial(at, step=where["step"], layer=where["layer"], branch=batch.layout.branches[0])
+    step, layer, head = (list(where[dim]) for dim in ("step", "layer", "head"))
+    at_place = partial(at, step=step, layer=layer, head=head, branch=batch.layout.branches[0])
     record: list[Any] = [(attention(from_=[place]), at_place())]
     if tokens is not None:
         record.append((attention(to="text"), at_place(text_token=word)))
@@ -90,7 +91,7 @@ def view_run(
 
 def _picked(maps: xr.DataArray, where: Mapping[str, Sequence[int]]) -> xr.DataArray:
     """Return the maps at some steps and layers, [step, layer, frame, y, x], without other labels."""
-    labels = {dim: list(numbers) for dim, numbers in where.items()}
+    labels = {dim: list(where[dim]) for dim in ("step", "layer")}
     picked = maps.isel(branch=0).sel(labels).load()
     return picked.drop_vars(list(picked.coords)).assign_coords(labels)
 
@@ -118,7 +119,7 @@ def token_of(text: str | None, looks: Looks) -> tuple[int, int, int]:
 def word_sheet(view: xr.Dataset, title: str) -> Figure:
     """Draw a word's map over the frame that shows most of its object, steps down, layers across, relative to each map's mean."""
     maps, frame = view.word_map / view.word_map.mean(("frame", "y", "x")), int(view.attrs["frame"])
-    limit = max(float(np.nanquantile(maps, 0.99)), 1.0)
+    limit = max(float(np.nan_to_num(np.nanquantile(maps, 0.99))), 1.0)
     picture, at_frame = frame_of(view, frame), maps.isel(frame=frame).transpose("step", "layer", "y", "x")
     cells = [[plot.overlay(picture, cell, limit) for cell in row] for row in at_frame.values]
     rows = [f"step {step}" for step in view.step.values.tolist()]

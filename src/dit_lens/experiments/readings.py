@@ -57,7 +57,11 @@ class Readings:
 
 
 def read_runs(
-    batch: Batch, records: Sequence[Sequence[Placed]], readings: Sequence[Readings], progress: str
+    batch: Batch,
+    records: Sequence[Sequence[Placed]],
+    readings: Sequence[Readings],
+    progress: str,
+    shown: Tensor | None = None,
 ) -> Tensor:
     """Run every pair of a batch as it is, with records of its own.
 
@@ -66,6 +70,8 @@ def read_runs(
         records: of each pair; each keeps every head apart, on the first branch.
         readings: of each pair, which are filled.
         progress: name of the progress bar.
+        shown: clean latents [pair, channel, frame, y, x], which every step starts from, under its own noise level. Default: what
+            the step before made.
 
     Returns:
         The last latents, [pair, channel, frame, y, x].
@@ -80,8 +86,10 @@ def read_runs(
         )
         for (_, seed), placed, reading in zip(batch.pairs, records, readings, strict=True)
     ]
-    x = batch.noise
+    x = noise = batch.noise
     for step in tqdm(range(batch.steps), desc=progress, leave=False):
+        if shown is not None:
+            x = ((1 - batch.sigmas[step]) * shown + batch.sigmas[step] * noise.to(shown)).to(noise)
         x = batch.advance(step, x, list(range(len(rows))), rows).latents
     return x
 

@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 
 import dit_lens as dl
+import dit_lens.engine.batch
 from dit_lens.experiments.attention_findings import more_than_other_words, of_matches, of_words, rates
 from dit_lens.experiments.attention_pictures import token_of
 from dit_lens.experiments.looks import Looks, require_attention
@@ -222,6 +223,30 @@ def test_matches_count_in_runs_that_follow_the_tracks_alone():
     assert "1 samples" in of_matches(counted([True] + [False] * 7, [3] * 8), 1, 0.75)["not measured"]
 
 
+def test_shown_the_right_video_every_step_starts_from_it_under_its_noise(maps, monkeypatch, organism):
+    sample, options = (
+        dl.tasks.occlude(1_000_001),
+        maps.Options(**{**SMALL, "task": "occlude", "shown": "truth"}),
+    )
+    started, advance = [], dl.engine.batch.Batch.advance
+
+    def seen(batch, step, latents, *rest, **more):
+        started.append((batch.sigmas[step], latents.clone()))
+        return advance(batch, step, latents, *rest, **more)
+
+    monkeypatch.setattr("dit_lens.engine.batch.Batch.advance", seen)
+    results = maps.measure(organism, [sample], options)
+    assert results.follows.all() and results.points.sum() > 0
+    (first, x), (sigma, y) = started
+    clean = organism.encode(sample.truth).permute(3, 0, 1, 2)[None]
+    torch.testing.assert_close(
+        (y - (1 - sigma) * clean) / sigma, (x - (1 - first) * clean) / first, atol=1e-4, rtol=0
+    )
+    untold = [sample.with_(truth=None)]
+    with pytest.raises(dl.TaskError, match="the right video of occlude/1000001 is not known"):
+        maps.measure(organism, untold, options)
+
+
 def test_one_sample_and_unknown_words_are_said(maps, tmp_path, organism):
     options = maps.Options(**{**SMALL, "out": tmp_path})
     results = maps.measure(organism, [dl.tasks.maze(1_000_000)], options)
@@ -245,6 +270,13 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_computed(
     )
     with pytest.raises(dl.PlanError, match=r"the attentions none are known.*with_sites"):
         require_attention(bare, "attention")
+    monkeypatch.setattr("dit_lens.engine.batch.Batch.advance", None)
+    for changes, said in (
+        ({"word": "dragon"}, "has no such word"),
+        ({"token": "9,0,0"}, r"FRAME,Y,X on the grid of \(4, 4, 4\)"),
+    ):
+        with pytest.raises(dl.DitLensError, match=said):
+            go(maps, tmp_path, monkeypatch, organism, **changes)
     monkeypatch.setattr("dit_lens.engine.batch.Batch.__init__", None)
     for changes in ({"best": 0}, {"radius": 0.0}, {"threshold": 2.0}):
         with pytest.raises(dl.TaskError, match="a radius over 0"):
