@@ -120,7 +120,7 @@ def main(options: Options) -> int:
         "attention_maps",
         lens,
         lambda part: measure(lens, part, options),
-        runs=lambda batch: (1 + places(batch, options)["step"][-1]) / batch.steps,
+        runs=lambda _: 1,
     )
     conclude(measured, options)
     if measured.results.sizes["sample"] > 1:
@@ -169,13 +169,18 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     records = [one.records(**where, branch=batch.layout.branches[0]) for one in looks]
     readings = [Readings(where["step"], where["layer"], where["head"]) for _ in pairs]
     shown = right_videos(lens, batch) if options.shown == "truth" else None
-    latents = read_runs(batch, records, readings, "attention", shown)
+    is_judged = shown is None and any(one.tracks.places for one in looks)
+    last = batch.steps if is_judged else 1 + where["step"][-1]
+    latents = read_runs(batch, records, readings, "attention", shown, last)
     rows = [one.measured(reading, options.radius) for one, reading in zip(looks, readings, strict=True)]
     data: dict[str, Any] = {
         name: (("pair", *dims), np.stack([row[name][1] for row in rows]))
         for name, (dims, _) in rows[0].items()
     }
-    data["follows"] = "pair", follows(batch, latents, looks) if shown is None else [True] * len(pairs)
+    data["follows"] = (
+        "pair",
+        follows(batch, latents, looks) if is_judged else [shown is not None] * len(pairs),
+    )
     coords = {name: np.array(labels, LABELS) for name, labels in COORDS.items()}
     sigma = ("step", [batch.sigmas[step] for step in where["step"]])
     coords |= {**where, "sigma": sigma, "apart": np.arange(1, batch.grid[0])}

@@ -118,12 +118,14 @@ def token_of(text: str | None, looks: Looks) -> tuple[int, int, int]:
 
 def word_sheet(view: xr.Dataset, title: str) -> Figure:
     """Draw a word's map over the frame that shows most of its object, steps down, layers across, relative to each map's mean."""
-    maps, frame = view.word_map / view.word_map.mean(("frame", "y", "x")), int(view.attrs["frame"])
-    limit = max(float(np.nan_to_num(np.nanquantile(maps, 0.99))), 1.0)
-    picture, at_frame = frame_of(view, frame), maps.isel(frame=frame).transpose("step", "layer", "y", "x")
-    cells = [[plot.overlay(picture, cell, limit) for cell in row] for row in at_frame.values]
-    rows = [f"step {step}" for step in view.step.values.tolist()]
-    return plot.contact_sheet(cells, rows, [f"layer {n}" for n in view.layer.values.tolist()], title)
+    frame = int(view.attrs["frame"])
+    maps = (view.word_map / view.word_map.mean(("frame", "y", "x"))).isel(frame=frame)
+    limit = float(np.nan_to_num(np.nanquantile(maps, 0.99))) or 1.0
+    picture, in_order = frame_of(view, frame), maps.transpose("step", "layer", "y", "x")
+    cells = [[plot.overlay(picture, cell, limit) for cell in row] for row in in_order.values]
+    rows, columns = ([f"{dim} {n}" for n in view[dim].values.tolist()] for dim in ("step", "layer"))
+    title = f"{title} · latent frame {frame} · full colour: {limit:.2g} times the mean of a map"
+    return plot.contact_sheet(cells, rows, columns, title)
 
 
 def token_sheet(view: xr.Dataset, title: str) -> Figure:

@@ -62,6 +62,7 @@ def read_runs(
     readings: Sequence[Readings],
     progress: str,
     shown: Tensor | None = None,
+    steps: int | None = None,
 ) -> Tensor:
     """Run every pair of a batch as it is, with records of its own.
 
@@ -72,9 +73,10 @@ def read_runs(
         progress: name of the progress bar.
         shown: clean latents [pair, channel, frame, y, x], which every step starts from, under its own noise level. Default: what
             the step before made.
+        steps: how many are taken. Default: all.
 
     Returns:
-        The last latents, [pair, channel, frame, y, x].
+        The latents after them, [pair, channel, frame, y, x].
     """
     edits = [batch.binding(edit) for edit in batch.requests[0].plan.edits]
     rows = [
@@ -87,7 +89,7 @@ def read_runs(
         for (_, seed), placed, reading in zip(batch.pairs, records, readings, strict=True)
     ]
     x = noise = batch.noise
-    for step in tqdm(range(batch.steps), desc=progress, leave=False):
+    for step in tqdm(range(batch.steps if steps is None else steps), desc=progress, leave=False):
         if shown is not None:
             x = ((1 - batch.sigmas[step]) * shown + batch.sigmas[step] * noise.to(shown)).to(noise)
         x = batch.advance(step, x, list(range(len(rows))), rows).latents
