@@ -167,7 +167,8 @@ def reads(
     Args:
         dims: of its result.
         site: of the attention.
-        looks_at: what the keys may be: "itself", the stream that looks; "frames", another stream that has them; "text", "image". None: anything.
+        looks_at: what the keys may be: "itself", the stream that looks; "frames", another stream that has them; "text",
+            "image". None: anything.
         units: of its values.
         long_name: what it is, in words.
     """
