@@ -102,7 +102,9 @@ FAMILY: dict[str, Experiment] = {
         for kind in ("replace", "add", "renoise")
     },
     **{
-        f"full_commitment_{task}": study("causal_commitment.py", task, 24, figures=["same_answer_by_step"])
+        f"full_commitment_{task}": study(
+            "causal_commitment.py", task, 24, "--at", "1-7", figures=["same_answer_by_step"]
+        )
         for task in ("latin", "choose")
     },
     "full_early_maze": study("early_selection.py", "maze", 64, figures=["solved_by_step"]),
@@ -157,6 +159,19 @@ FAMILY: dict[str, Experiment] = {
         f"full_scratch_{task}": study("scratch_space.py", task, 32, "--layers", "none", "--at-steps", "none")
         for task in ("latin", "choose")
     },
+    "full_causal_map_circle": study(
+        *("causal_map.py", "circle", 12, "--layers", "2,5,8,9,12", "--map-steps", "0,4,9", "--cfg-scale", 1),
+        figures=["block", "heads_by_head", "block_by_frame"],
+    ),
+    "full_attribution_circle": study(
+        *("attribution.py", "circle", 8, "--cfg-scale", 1, "--sites", "block,self_attn,cross_attn,ffn"),
+    ),
+    "full_attention_maps_arrows": study(
+        *("attention_maps.py", "arrows", 32, "--steps", 8), figures=["word", "frames", "matches_by_layer"]
+    ),
+    "full_head_ablation_arrows": study(
+        *("head_ablation.py", "arrows", 16, "--seeds", 2, "--steps", 6, "--layers", "9,13", "--kinds", "zero")
+    ),
     "full_surprise_maze": study("surprise.py", "maze", 64, figures=["share_by_step"]),
     "full_surprise_maze_random": study("surprise.py", "maze", 64, "--weights", "random", "--no-invert"),
 }
