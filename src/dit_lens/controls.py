@@ -1,4 +1,4 @@
-"""What a finding has to beat: an edit of equal norm in a random direction, and a model without what it learned."""
+"""What a finding has to beat: an edit of equal norm elsewhere, a model without what it learned, labels without meaning."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace as replace_fields
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dit_lens.edits import generator_at
-from dit_lens.errors import PlanError
+from dit_lens.errors import DitLensError, PlanError
 from dit_lens.models.shuffled import shuffle_weights
 from dit_lens.plan.functions import options
 from dit_lens.plan.places import Spot
@@ -62,4 +64,52 @@ def placebo(h: Tensor, at: Spot, *x0: Tensor, edit: Callable[..., Any], seed: in
 placebo.function.like = "edit"  # type: ignore[attr-defined]
 
 
-__all__ = ["placebo", "shuffle_weights"]
+def shuffled_labels(labels: ArrayLike, types: ArrayLike, *, seed: int = 0) -> NDArray[Any]:
+    """Give every type of thing a random label, the same wherever it comes: the control task of a probe.
+
+    A probe that reads what a state says cannot learn these labels; one that merely knows the types again can. What it is
+    better at its own task than at this one is its selectivity (Hewitt & Liang 2019, arXiv 1909.03368).
+
+    Args:
+        labels: [thing], of the task.
+        types: [thing], what kind each is of: its word, its place on a board.
+        seed: of the drawing.
+
+    Returns:
+        [thing], a label for each type, drawn from the labels as often as they come. Every label comes, where there are types
+        enough.
+
+    Raises:
+        DitLensError: the two are no lists of one length, or all things are of one type or of one label.
+    """
+    old, kinds = np.asarray(labels), np.asarray(types)
+    if old.ndim != 1 or old.shape != kinds.shape:
+        raise DitLensError(f"shuffled_labels: labels {old.shape} and types {kinds.shape}: give [thing] each.")
+    names, shares = np.unique(old, return_counts=True)
+    known, of_thing = np.unique(kinds, return_inverse=True)
+    if len(names) < 2 or len(known) < 2:
+        raise DitLensError(
+            f"shuffled_labels: {len(names)} label(s) of {len(known)} type(s): a control task has 2 or more of each."
+        )
+    rng = np.random.default_rng(seed)
+    first = names[: len(known)]
+    drawn = np.concatenate([first, rng.choice(names, len(known) - len(first), p=shares / shares.sum())])
+    out: NDArray[Any] = rng.permutation(drawn)[of_thing]
+    return out
+
+
+def random_direction(direction: ArrayLike, *, seed: int = 0) -> NDArray[np.float64]:
+    """Return a random direction as long as a given one: what `steer` by it is beaten by, or not.
+
+    Args:
+        direction: [..., channel]; a random one is drawn for each, uniform on the sphere of its length.
+        seed: of the drawing.
+    """
+    given = np.asarray(direction, np.float64)
+    drawn = np.random.default_rng(seed).standard_normal(given.shape)
+    length = np.linalg.norm(given, axis=-1, keepdims=True)
+    out: NDArray[np.float64] = drawn * length / np.linalg.norm(drawn, axis=-1, keepdims=True)
+    return out
+
+
+__all__ = ["placebo", "random_direction", "shuffle_weights", "shuffled_labels"]

@@ -151,7 +151,9 @@ def steer(h: Tensor, at: Spot, *, direction: Any, scale: float = 1.0) -> Tensor:
 
 
 @options
-def ablate(h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0) -> Tensor:
+def ablate(
+    h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0, direction: Any = None
+) -> Tensor:
     """Take away what a value says, and leave something as ordinary in its place.
 
     | `to` | every token becomes | what is lost |
@@ -171,10 +173,44 @@ def ablate(h: Tensor, at: Spot, *, to: str, reference: Any = None, seed: int = 0
         reference: states of other samples, an `xarray.DataArray` with the dimension `sample`, such as
             `xr.concat([run["hidden"] for run in runs], "sample")`; for step, branch and layer as in `patch`.
         seed: of the drawing; one sample is drawn for all places of a run, tokens are shuffled anew at each.
+        direction: [channel], or [direction, channel] for what several span: what a token holds along it alone is taken away,
+            and the rest of it stays. Default: all channels.
 
     Raises:
-        PlanError: `to` is none of these, a reference is missing or not wanted, or it does not fit the place.
+        PlanError: `to` is none of these, a reference is missing or not wanted, or it does not fit the place; a direction has
+            not as many channels as the value, or is 0.
     """
+    away = _ablated(h, at, to, reference, seed)
+    if direction is None:
+        return away
+    basis = _basis(direction, h, at)
+    change = (away.to(basis) - h.to(basis)) @ basis.T @ basis
+    return (h.to(basis) + change).to(h.dtype)
+
+
+def _basis(direction: Any, h: Tensor, at: Spot) -> Tensor:
+    """Return orthonormal directions that span what some directions span, [direction, channel].
+
+    Raises:
+        PlanError: they have not as many channels as the value, or depend on one another.
+    """
+    wide = torch.promote_types(h.dtype, torch.float32)
+    rows = torch.atleast_2d(torch.as_tensor(_values(direction))).to(h.device, wide)
+    if rows.ndim != 2 or rows.shape[1] != h.shape[-1]:
+        raise PlanError(
+            f"ablate at {at}: the direction has shape {tuple(rows.shape)}, the value {h.shape[-1]} channels."
+        )
+    lengths = rows.norm(dim=1, keepdim=True)
+    if not bool((lengths > 0).all()) or not bool(torch.isfinite(rows).all()):
+        raise PlanError(f"ablate at {at}: a direction is 0, NaN or Inf, and points nowhere.")
+    columns, upper = torch.linalg.qr((rows / lengths).T)
+    if float(upper.diagonal().abs().min()) < 1e-5:
+        raise PlanError(f"ablate at {at}: the directions depend on one another: leave some of them out.")
+    return columns.T
+
+
+def _ablated(h: Tensor, at: Spot, to: str, reference: Any, seed: int) -> Tensor:
+    """Return a value with all its channels ablated; see `ablate`."""
     if to not in ABLATIONS:
         raise PlanError(f"ablate(to={to!r}): it is one of {', '.join(ABLATIONS)}.")
     if (reference is not None) != (to in ("mean", "resample")):

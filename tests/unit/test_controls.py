@@ -166,3 +166,33 @@ def test_of_some_channels_the_placebo_moves_these_alone_and_as_far(site, place):
     assert np.array_equal(ours != 0, theirs != 0)
     norms = [np.linalg.norm(change, axis=-1) for change in (ours, theirs)]
     assert np.allclose(*norms, rtol=1e-4, atol=1e-6) and norms[0].max() > 0
+
+
+def test_a_type_has_one_label_wherever_it_comes_and_all_labels_come_as_often_as_before():
+    rng = np.random.default_rng(0)
+    types, labels = rng.integers(400, size=20_000), rng.random(20_000) < 0.3
+    drawn = dl.controls.shuffled_labels(labels, types, seed=1)
+    assert all(len({*drawn[types == kind].tolist()}) == 1 for kind in range(400))
+    assert drawn.mean() == pytest.approx(0.3, abs=0.07)
+    assert np.corrcoef(drawn, labels)[0, 1] == pytest.approx(0, abs=0.05)
+    assert (drawn == dl.controls.shuffled_labels(labels, types, seed=1)).all()
+    assert (drawn != dl.controls.shuffled_labels(labels, types, seed=2)).any()
+    for seed in range(20):  # every label comes, however few the types
+        assert {*dl.controls.shuffled_labels(["a", "a", "a", "b"], [0, 1, 0, 1], seed=seed)} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "labels, types", [([1, 1], [0, 1]), ([0, 1], [1, 1]), ([0, 1], [0, 1, 2]), ([[0]], [[1]])]
+)
+def test_labels_without_a_control_task_are_refused(labels, types):
+    with pytest.raises(dl.DitLensError, match="shuffled_labels"):
+        dl.controls.shuffled_labels(labels, types)
+
+
+def test_a_random_direction_is_as_long_and_elsewhere():
+    given = np.stack([np.eye(200)[0] * 3, np.eye(200)[5] * 7])
+    drawn = dl.controls.random_direction(given)
+    assert np.linalg.norm(drawn, axis=1).tolist() == pytest.approx([3, 7])
+    assert abs(drawn[0, 0]) < 1 and abs(drawn[1, 5]) < 2
+    assert (drawn == dl.controls.random_direction(given)).all()
+    assert (drawn != dl.controls.random_direction(given, seed=1)).all()

@@ -343,3 +343,38 @@ def test_the_bits_of_bfloat16_are_not_taken_for_numbers(source):
     for edit in (patch(bits), replace(np.zeros(5, np.uint16))):
         with pytest.raises(PlanError, match="holds the bits of bfloat16 numbers"):
             edit(state(), SPOT)
+
+
+@floats
+def test_what_a_value_holds_along_directions_is_taken_away_and_the_rest_stays(dtype):
+    h, along = (
+        state(dtype),
+        np.array([[2.0, 0, 0, 0, 0], [2.0, 3, 0, 0, 0]]),
+    )  # they span the first two channels
+    exact = {"rtol": 0, "atol": 1e-6 if dtype == torch.float32 else 2e-2}
+    gone = ablate(to="zero", direction=along)(h, SPOT)
+    assert gone.dtype == dtype and torch.allclose(gone[..., :2], 0 * h[..., :2], **exact)
+    assert torch.allclose(gone[..., 2:], h[..., 2:], **exact)
+    level = ablate(to="token_mean", direction=along[1] - along[0])(h, SPOT)
+    assert torch.allclose(level[..., 1], h[..., 1].mean().expand(SHAPE[:3]), **exact)
+    assert torch.allclose(level[..., [0, 2, 3, 4]], h[..., [0, 2, 3, 4]], **exact)
+    oblique = torch.tensor([3.0, 0, 0, 0, 4.0])
+    left = ablate(to="zero", direction=oblique)(state(), SPOT)
+    assert torch.allclose(left @ oblique, torch.zeros(SHAPE[:3]), atol=1e-5)
+    assert torch.allclose(
+        ablate(to="zero", direction=np.eye(5))(state(), SPOT), torch.zeros(SHAPE), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "direction, match",
+    [
+        (np.ones(4), "5 channels"),
+        (np.zeros(5), "points nowhere"),
+        (np.full(5, np.nan), "points nowhere"),
+        (np.ones((2, 5)), "depend on one another"),
+    ],
+)
+def test_a_direction_that_is_none_is_refused(direction, match):
+    with pytest.raises(PlanError, match=match):
+        ablate(to="zero", direction=direction)(state(), SPOT)

@@ -10,6 +10,7 @@ from dit_lens.analysis.channels import channel_importance, top_channels
 from dit_lens.analysis.cka import cka, cka_matrix, cka_pairs
 from dit_lens.analysis.commitment import commitment, corrections, revisions
 from dit_lens.analysis.crossing import crossing
+from dit_lens.analysis.direction import direction
 from dit_lens.analysis.distance import trajectory_distance
 from dit_lens.analysis.energy import energy, energy_by_layer, energy_by_step, temporal_energy
 from dit_lens.analysis.frame_shares import frame_shares
@@ -36,6 +37,7 @@ __all__ = [
     "commitment",
     "corrections",
     "crossing",
+    "direction",
     "effect",
     "energy",
     "energy_by_layer",

@@ -18,12 +18,13 @@ SHRINKAGE = 0.01
 """scikit-learn's C: a few hundred states, as many channels."""
 
 
-def fit_probe(states: NDArray[Any], labels: NDArray[np.bool_]) -> tuple[Array, Array]:
+def fit_probe(states: NDArray[Any], labels: NDArray[np.bool_], balanced: bool = False) -> tuple[Array, Array]:
     """Fit a linear probe for each choice.
 
     Args:
         states: [state, channel].
         labels: [state, choice], bool.
+        balanced: let states with the label and those without it weigh the same together, however many they are.
 
     Returns:
         weight [choice, channel] and bias [choice]: `states @ weight.T + bias` are log odds. A choice that all states
@@ -39,7 +40,8 @@ def fit_probe(states: NDArray[Any], labels: NDArray[np.bool_]) -> tuple[Array, A
         if wanted.all() or not wanted.any():
             bias[k] = 1.0 if wanted.all() else -1.0
             continue
-        classifier = LogisticRegression(C=SHRINKAGE, max_iter=2000).fit(scaled, wanted)
+        weights = "balanced" if balanced else None
+        classifier = LogisticRegression(C=SHRINKAGE, max_iter=2000, class_weight=weights).fit(scaled, wanted)
         weight[k] = classifier.coef_[0] / scale
         bias[k] = classifier.intercept_[0] - weight[k] @ mean
     return weight, bias
@@ -67,3 +69,49 @@ def common(labels: list[NDArray[np.bool_]]) -> Array:
     most = max(map(len, labels))
     taken = [[one[k] for one in labels if k < len(one)] for k in range(most)]
     return np.array([np.mean(picked) - 0.5 for picked in taken])
+
+
+def held_out(
+    states: NDArray[Any], labels: NDArray[np.bool_], folds: NDArray[np.int_]
+) -> tuple[Array, Array, Array]:
+    """Read every state by a balanced probe that was fitted on the states of other folds.
+
+    Args:
+        states: [state, channel].
+        labels: [state], bool.
+        folds: [state], from 0 on; states of one scene are in one fold, or the probe may know the scene again.
+
+    Returns:
+        The log odds of each state, [state]; weight [fold, channel] and bias [fold] of the probe that reads each fold.
+    """
+    odds, weights, biases = np.zeros(len(states)), [], []
+    for fold in range(int(folds.max()) + 1):
+        here = folds == fold
+        weight, bias = fit_probe(states[~here], labels[~here, None], balanced=True)
+        odds[here] = states[here] @ weight[0] + bias[0]
+        weights.append(weight[0])
+        biases.append(bias[0])
+    return odds, np.array(weights), np.array(biases)
+
+
+def recall(said: NDArray[np.bool_], labels: NDArray[np.bool_], counted: NDArray[np.bool_]) -> Array:
+    """Compute the balanced accuracy of each run: the mean, over the labels that it has, of how many are found.
+
+    Where a run has both labels, whoever says the same of all its items gets 0.5.
+
+    Args:
+        said: [..., run, item], bool.
+        labels: [..., run, item], bool.
+        counted: [run, item], the items there are.
+
+    Returns:
+        [..., run]; NaN where a run has no items.
+    """
+    hit, shares = said == labels, []
+    for label in (True, False):
+        there = counted & (labels == label)
+        number = np.broadcast_to(there, hit.shape).sum(-1)
+        shares.append(np.where(number > 0, (hit & there).sum(-1) / np.maximum(number, 1), np.nan))
+    present = (~np.isnan(shares)).sum(0)
+    out: Array = np.where(present > 0, np.nansum(shares, 0) / np.maximum(present, 1), np.nan)
+    return out

@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dit_lens.analysis import probe
 from dit_lens.analysis.probe import SHRINKAGE, common, fit_probe, pick, shuffle
 
 
@@ -80,3 +81,32 @@ def test_a_choice_that_is_always_or_never_right_needs_no_state():
     states = np.random.default_rng(0).standard_normal((20, 4))
     weight, bias = fit_probe(states, np.array([[True, False]] * 20))
     assert not weight.any() and bias.tolist() == [1, -1]
+
+
+def test_scenes_are_read_by_probes_that_did_not_see_them():
+    """Planted: a direction that all scenes share. Null: labels that each scene has to itself, by what marks the scene."""
+    rng = np.random.default_rng(0)
+    scene = np.repeat(np.arange(40), 6)
+    marks = rng.standard_normal((40, 60))[scene] * 5
+    labels = rng.random(240) < 0.2
+    shared = marks + rng.standard_normal((240, 60)) * 0.1
+    shared[:, 0] = 3 * labels + 0.1 * rng.standard_normal(240)
+    odds, weight, bias = probe.held_out(shared, labels, scene % 4)
+    assert ((odds > 0) == labels).mean() > 0.97 and weight.shape == (4, 60)
+    assert np.allclose(odds, np.einsum("sc,sc->s", shared, weight[scene % 4]) + bias[scene % 4])
+    own = (rng.random(40) < 0.5)[scene]  # a label for each scene: to be known by its marks alone
+    odds, *_ = probe.held_out(marks, own, scene % 4)
+    seen = probe.fit_probe(marks, own[:, None])
+    assert ((marks @ seen[0][0] + seen[1][0] > 0) == own).mean() > 0.95 > 0.75 > ((odds > 0) == own).mean()
+
+
+def test_recall_counts_both_labels_alike_and_chance_is_one_half():
+    labels = np.array([[1, 0, 0, 0], [1, 1, 0, 1], [1, 1, 1, 0]], bool)
+    counted = np.array([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]], bool)
+    assert probe.recall(labels, labels, counted).tolist()[:2] == [1, 1]
+    assert probe.recall(~labels, labels, counted).tolist()[:2] == [0, 0]
+    for constant in (True, False):
+        assert probe.recall(np.full((3, 4), constant), labels, counted).tolist()[:2] == [0.5, 0.5]
+    assert np.isnan(probe.recall(labels, labels, counted)[2])
+    two = probe.recall(np.stack([labels, ~labels]), labels, counted)
+    assert two[:, :2].tolist() == [[1, 1], [0, 0]]
