@@ -11,9 +11,11 @@ accuracy within a run: whoever says the same of all cells gets one half. Beside 
   denoiser, which knows all right answers and x_s (of a task with one answer it is always right);
 - transfer: the probe of one step, read at another.
 
-Then the direction of the probe is taken away in all tokens at every step (`dl.ablate(to="token_mean", direction=...)`), in one
-layer, and in all that are probed: does the answer change? Placebos change every token by as much along another direction: of the
-control task, and a random one. What a new probe still reads after the cut stands beside it.
+Then the direction is taken away in all tokens at every step (`dl.ablate(to="token_mean", direction=...)`), in one layer, and in
+all that are probed: does the answer change? It is the difference of the means of a yes and a no, without which no linear probe
+reads more than chance (Belrose et al. 2023, arXiv 2306.03819), and beside it the probe's own, which leaves others. Placebos
+change every token by as much along another direction: a random one, or that of the control task. What a new probe still reads
+after the cut, at the same layer and step, stands beside it.
 
 Labels are what the run's own video shows (`--label shown`), or the right answer where there is one alone (`--label right`, which
 an untrained model can be asked, too: `--weights random`).
@@ -23,6 +25,7 @@ an untrained model can be asked, too: `--weights random`).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,12 +39,12 @@ from dit_lens.experiments.cost import runs_of_arms
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.outcomes import family, headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.probe_cuts import PROBE, RANDOM, arms_of, cuts
+from dit_lens.experiments.probe_cuts import MEANS, MEANS_PLACEBO, PROBE, PROBE_PLACEBO, arms_of, cuts
 from dit_lens.experiments.samples import batch_of, draw, pairs_of, require_scorer
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
-from dit_lens.experiments.token_probes import fit
+from dit_lens.experiments.token_probes import ACCURACIES, DIRECTIONS, fit
 from dit_lens.experiments.token_questions import question_of
 from dit_lens.experiments.token_states import FEATURES, read_tokens
 from dit_lens.tasks.pairs import label
@@ -76,12 +79,10 @@ def main(options: Options) -> int:
     read = study(asked, "probes, states", lens, lambda part: measure(lens, part, options), runs=lambda _: 1.0)
     present = {*read.results.sample.values.tolist()}
     samples = [sample for sample in draw(options, lens) if label(sample) in present]
-    results = read.results
-
-    def make() -> xr.Dataset:
-        return fit(results, options.folds, options.controls, options.draw)
-
-    probes = once(options, "probes", lens, samples, make)
+    probes = once(options, "probes", lens, samples, lambda: fitted(options), using=named(read.results))
+    probes = probes[
+        sorted(map(str, probes.data_vars))
+    ]  # a store lists them in any order, and the order is part of a key
     measured = study(
         options,
         "probes",
@@ -119,6 +120,18 @@ def refuse(options: Options) -> None:
         )
 
 
+def named(read: xr.Dataset) -> xr.Dataset:
+    """Return what was read with a key of its content: other states make other probes."""
+    values = [read[name].values for name in sorted(map(str, read.data_vars))]
+    return read.assign_attrs(key=hashlib.sha256(b"".join(one.tobytes() for one in values)).hexdigest())
+
+
+def fitted(options: Options) -> xr.Dataset:
+    """Fit the probes to what was read."""
+    read = xr.open_zarr(options.out / "states" / "results.zarr", consolidated=False).load()
+    return fit(read, options.folds, options.controls, options.draw)
+
+
 def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dataset:
     """Run every pair clean, and read its tokens."""
     batch = batch_of(lens, pairs_of(samples, options), options)
@@ -129,7 +142,7 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
 
 def of_part(lens: dl.Lens, samples: list[dl.Sample], probes: xr.Dataset, options: Options) -> xr.Dataset:
     """Return what the probes say of some samples, and what cuts come to."""
-    said = probes.sel(sample=[label(sample) for sample in samples]).drop_vars(["weight", "control_weight"])
+    said = probes.sel(sample=[label(sample) for sample in samples]).drop_vars(DIRECTIONS)
     if not options.cut:
         return said
     batch = batch_of(lens, pairs_of(samples, options), options)
@@ -144,14 +157,10 @@ def conclude(measured: Measured, options: Options) -> None:
         "samples": results.sizes["sample"],
         "seeds": results.sizes["seed"],
         "question": question_of(options.task).about,
+        "intervals": "over the scenes that are read, given the probes: what other scenes to fit on would change is not in them",
         "runs that count": f"{int(counted.sum())} of {counted.size}: the answer can be read, with a yes and a no",
     }
-    accuracy = {
-        name: by_scene(results, name)
-        for name in results
-        if str(name).split("_")[0] in ("state", *FEATURES, "ideal")
-    }
-    accuracy |= {"first_frame": by_scene(results, "first_frame"), "transfer": by_scene(results, "transfer")}
+    accuracy = {name: by_scene(results, name) for name in (*ACCURACIES, *FEATURES, "ideal", "transfer")}
     grid = analysis.mean(accuracy["state"], along=["layer", "step"], bounds=(0, 1))
     selective = analysis.effect(
         accuracy["state"], accuracy["state_control"], along=["layer", "step"], bounds=(0, 1)
@@ -160,9 +169,9 @@ def conclude(measured: Measured, options: Options) -> None:
     summary["selectivity"] = headline(selective)
     middle = results.layer.values[results.sizes["layer"] // 2].item()
     summary |= beside(accuracy, middle)
-    summary["balanced accuracy of a new probe after the cut"] = headline(
-        analysis.mean(accuracy["state_cut"], bounds=(0, 1))
-    )
+    for name in ("means", "probe"):
+        after = analysis.mean(accuracy[f"after_{name}"], bounds=(0, 1))
+        summary[f"balanced accuracy of a new probe, {name} cut"] = headline(after)
     at_middle = analysis.mean(accuracy["transfer"].sel(layer=middle), bounds=(0, 1))
     summary[f"transfer from step to step, layer {middle}"] = headline(at_middle)
     summary |= of_cuts(results, options) if "changed" in results else {}
@@ -171,12 +180,12 @@ def conclude(measured: Measured, options: Options) -> None:
     draw_lines(accuracy, middle, options)
 
 
-def by_scene(results: xr.Dataset, name: Any) -> xr.DataArray:
+def by_scene(results: xr.Dataset, name: str) -> xr.DataArray:
     """Return an accuracy by scene: the mean over its runs that count; scenes without any are left out."""
     return results[name].where(results.counted.astype(bool)).mean("seed").dropna("sample", how="all")
 
 
-def beside(accuracy: dict[Any, xr.DataArray], middle: int) -> dict[str, Any]:
+def beside(accuracy: dict[str, xr.DataArray], middle: int) -> dict[str, Any]:
     """Say what else reads the answer, and what the states of the middle layer, over all steps, read beyond it."""
     out: dict[str, Any] = {}
     states = accuracy["state"].sel(layer=middle, drop=True).mean("step")
@@ -209,14 +218,21 @@ def of_cuts(results: xr.Dataset, options: Options) -> dict[str, Any]:
         limits=(-0.03, 1.03),
     )
     plot.save(figure, options.out / "changed_by_cut.png")
-    placebo = changed.sel(kind=RANDOM, drop=True)
-    own = changed.sel(kind=PROBE, drop=True)
+    against = {
+        f"answers changed, {kind} minus {placebo}": headline(
+            analysis.effect(
+                changed.sel(kind=kind, drop=True),
+                changed.sel(kind=placebo, drop=True),
+                along="place",
+                bounds=(0, 1),
+            )
+        )
+        for kind, placebo in ((MEANS, MEANS_PLACEBO), (PROBE, PROBE_PLACEBO))
+    }
     solved = analysis.effect(results.solved, results.clean_solved, along=["kind", "place"], bounds=(0, 1))
     return {
         "answers changed by cuts": headline(means),
-        "answers changed, probe minus random direction": headline(
-            analysis.effect(own, placebo, along="place", bounds=(0, 1))
-        ),
+        **against,
         "solved, cut minus clean": headline(solved),
         "distance of the last latents, by cut": headline(analysis.mean(results.distance)),
     }
@@ -242,7 +258,7 @@ def draw_grids(grids: dict[str, xr.Dataset], options: Options) -> None:
         plot.save(figure, options.out / f"{name}.png")
 
 
-def draw_lines(accuracy: dict[Any, xr.DataArray], middle: int, options: Options) -> None:
+def draw_lines(accuracy: dict[str, xr.DataArray], middle: int, options: Options) -> None:
     """Draw the middle layer beside what it has to beat."""
     lines = {f"layer {middle}": accuracy["state"].sel(layer=middle, drop=True)}
     lines |= {"control task": accuracy["state_control"].sel(layer=middle, drop=True)}

@@ -14,6 +14,7 @@ from dit_lens import controls
 from dit_lens.edits import ablate
 from dit_lens.engine.outcomes import by_sample, outcomes
 from dit_lens.engine.sweep import Arm, run_arms
+from dit_lens.experiments.token_probes import DIRECTIONS
 from dit_lens.plan.functions import options
 from dit_lens.plan.places import Spot
 from dit_lens.plan.plan import Placed
@@ -23,9 +24,16 @@ from dit_lens.tasks.pairs import label
 if TYPE_CHECKING:
     from dit_lens.engine.batch import Batch
 
-PROBE, SHUFFLED, RANDOM = "probe", "shuffled labels", "random direction"
-"""What is taken away, and the placebos, which change each token by as much: along a control task's direction, or a random one."""
-KINDS = (PROBE, SHUFFLED, RANDOM)
+MEANS, PROBE, SHUFFLED = "means", "probe", "shuffled labels"
+MEANS_PLACEBO, PROBE_PLACEBO = "random, as means", "random, as probe"
+KINDS = {
+    MEANS: ("means", None),
+    MEANS_PLACEBO: ("means", "random"),
+    SHUFFLED: ("means", "control_means"),
+    PROBE: ("probe", None),
+    PROBE_PLACEBO: ("probe", "random"),
+}
+"""Kinds of cuts: the direction that is taken away; and of placebos, which change each token by as much, along which other one."""
 TOGETHER = "all of them"
 
 
@@ -55,27 +63,27 @@ def arms_of(batch: Batch, probes: xr.Dataset, seed: int) -> list[Arm]:
 
     Args:
         batch: the pairs.
-        probes: `weight` and `control_weight` [fold, layer, step, channel], `fold` [sample, seed]; at a step without probes, those
-            of the nearest one.
+        probes: `DIRECTIONS` [fold, layer, step, channel], `fold` [sample, seed]; at a step without probes, those of the nearest.
         seed: of the random directions.
     """
     nearest = np.abs(np.subtract.outer(np.arange(batch.steps), probes.step.values)).argmin(1)
     known = dict(zip(probes.sample.values.tolist(), probes.fold.isel(seed=0).values.tolist(), strict=True))
-    weights = {
-        n: probes[n].transpose("fold", "layer", "step", "channel").values
-        for n in ("weight", "control_weight")
-    }
+    found = {n: probes[n].transpose("fold", "layer", "step", "channel").values for n in DIRECTIONS}
     layers = probes.layer.values.tolist()
 
     def edit(kind: str, fold: int, layer: int, step: int) -> Placed | None:
-        own, other = (weights[n][fold, layers.index(layer), step] for n in ("weight", "control_weight"))
-        if not own.any() or (kind == SHUFFLED and not other.any()):
-            return None  # a probe that found one label alone: there is nothing to take away
+        name, other = KINDS[kind]
+        own, *more = (found[n][fold, layers.index(layer), step] for n in (name, other) if n in found)
+        if not own.any() or not all(one.any() for one in more):
+            return None  # one label alone was found: there is nothing to take away
         steps = np.flatnonzero(nearest == step).tolist()
-        if kind == PROBE:
-            return Placed(cut(direction=own), at(site="block", layer=layer, step=steps))
-        drawn = controls.random_direction(own, seed=seed + 1000 * layer + step) if kind == RANDOM else other
-        return Placed(cut_elsewhere(direction=own, along=drawn), at(site="block", layer=layer, step=steps))
+        along = controls.random_direction(own, seed=seed + 1000 * layer + step) if other == "random" else None
+        put = (
+            cut(direction=own)
+            if other is None
+            else cut_elsewhere(direction=own, along=more[0] if more else along)
+        )
+        return Placed(put, at(site="block", layer=layer, step=steps))
 
     def arm(kind: str, chosen: list[int]) -> Arm:
         def edits(pair: int) -> list[Placed]:
@@ -101,7 +109,7 @@ def cuts(batch: Batch, probes: xr.Dataset, seed: int) -> xr.Dataset:
     judged, alone = outcomes(batch, ended, clean), outcomes(batch, clean[None], clean).isel(arm=0)
     names = np.dtypes.StringDType()
     coords = {
-        "kind": np.array(KINDS, names),
+        "kind": np.array([*KINDS], names),
         "place": np.array([*places_of(probes.layer.values.tolist())], names),
     }
     shape = [len(one) for one in coords.values()]
@@ -118,4 +126,14 @@ def cuts(batch: Batch, probes: xr.Dataset, seed: int) -> xr.Dataset:
     return by_sample(xr.Dataset(data, coords), batch.pairs)
 
 
-__all__ = ["KINDS", "PROBE", "RANDOM", "SHUFFLED", "TOGETHER", "arms_of", "cuts", "places_of"]
+__all__ = [
+    "KINDS",
+    "MEANS",
+    "MEANS_PLACEBO",
+    "PROBE",
+    "PROBE_PLACEBO",
+    "TOGETHER",
+    "arms_of",
+    "cuts",
+    "places_of",
+]

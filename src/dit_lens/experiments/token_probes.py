@@ -20,6 +20,10 @@ from dit_lens.experiments.token_states import FEATURES, NOT_ASKED
 
 Array = NDArray[Any]
 RUN = ("sample", "seed")
+ACCURACIES = ("state", "state_control", "after_means", "after_probe")
+DIRECTIONS = ("means", "probe", "control_means")
+"""What is fitted at every layer and step. Where the means of a yes and a no are equal, no linear probe tells them apart better
+than a constant does (Belrose et al. 2023, arXiv 2306.03819); the direction of one probe leaves others."""
 
 
 @dataclass(frozen=True)
@@ -87,30 +91,15 @@ def fit(read: xr.Dataset, folds: int, controls: int, seed: int) -> xr.Dataset:
         seed: of folds and control tasks.
 
     Returns:
-        Balanced accuracy on scenes that were not fitted on, on [sample, seed] and more, NaN of runs that do not count:
-        `state`, `state_control` [layer, step], `state_cut` likewise, of a new probe once the direction of the first is taken
-        away; `input`, `latents`, `first_frame` and their `_control` by step; `ideal` [step]; `transfer` [layer, step, tested].
-        `weight` and `control_weight` [fold, layer, step, channel]; `fold` and `counted`, of runs.
+        Balanced accuracy on scenes that were not fitted on, on [sample, seed] and more, NaN of runs that do not count: `state`,
+        `state_control` [layer, step]; of a new probe, once a direction is taken away from all states, `after_means`,
+        `after_probe` likewise; `input`, `latents`, `first_frame` and their `_control` by step; `ideal` [step]; `transfer`
+        [layer, step, tested]. Directions, [fold, layer, step, channel], of the other folds: `means`, from the mean of a no to
+        that of a yes; `probe`, weights; `control_means`, as `means` of the first control task. `fold` and `counted`, of runs.
     """
     items = Items.of(read, folds, controls, seed)
-    grid: dict[str, list[list[Array]]] = {
-        n: [] for n in ("state", "state_control", "state_cut", "weight", "control_weight")
-    }
-    transfer = []
-    for layer in read.layer.values:
-        states = [_by_run(read.state.sel(layer=layer, step=step)) for step in read.step.values]
-        probes = [_Probe.of(items, one) for one in states]
-        for name in grid:
-            grid[name].append([getattr(one, name) for one in probes])
-        transfer.append([[one.on(items, other) for other in states] for one in probes])
     shape = [read.sizes[dim] for dim in RUN]
-    data: dict[str, Any] = {
-        n: _accuracies(np.array(v), ["layer", "step"], shape) for n, v in grid.items() if n[0] == "s"
-    }
-    data |= {
-        n: (("layer", "step", "fold", "channel"), np.array(grid[n])) for n in ("weight", "control_weight")
-    }
-    data["transfer"] = _accuracies(np.array(transfer), ["layer", "step", "tested"], shape)
+    data = _of_states(items, read, shape)
     for name in [n for n in FEATURES if n != "state"]:
         found = [_Probe.of(items, _by_run(part), cut=False) for part in _by_step(read[name])]
         data[name] = _accuracies(np.array([one.state for one in found]), ["step"], shape)
@@ -120,6 +109,21 @@ def fit(read: xr.Dataset, folds: int, controls: int, seed: int) -> xr.Dataset:
     data["counted"] = (RUN, items.counted.any(-1).reshape(shape))
     coords = {n: read[n] for n in ("sample", "seed", "layer", "step", "sigma")}
     return xr.Dataset(data, {**coords, "tested": read.step.values})
+
+
+def _of_states(items: Items, read: xr.Dataset, shape: list[int]) -> dict[str, Any]:
+    """Fit a probe at every layer and step, and read each at the other steps."""
+    grid: dict[str, list[list[Array]]] = {name: [] for name in (*ACCURACIES, *DIRECTIONS)}
+    transfer = []
+    for layer in read.layer.values:
+        states = [_by_run(read.state.sel(layer=layer, step=step)) for step in read.step.values]
+        probes = [_Probe.of(items, one) for one in states]
+        for name in grid:
+            grid[name].append([getattr(one, name) for one in probes])
+        transfer.append([[one.on(items, other) for other in states] for one in probes])
+    data: dict[str, Any] = {n: _accuracies(np.array(grid[n]), ["layer", "step"], shape) for n in ACCURACIES}
+    data |= {n: (("layer", "step", "fold", "channel"), np.array(grid[n])) for n in DIRECTIONS}
+    return data | {"transfer": _accuracies(np.array(transfer), ["layer", "step", "tested"], shape)}
 
 
 def _by_step(values: xr.DataArray) -> list[xr.DataArray]:
@@ -149,30 +153,36 @@ class _Probe:
     Attributes:
         state: balanced accuracy, [run].
         state_control: the mean over control tasks.
-        state_cut: of new probes, once the directions are taken away.
-        weight: [fold, channel].
-        control_weight: [fold, channel], of the first control task.
+        after_means: of new probes, once the difference of the means is taken away.
+        after_probe: of new probes, once the direction of the first is taken away.
+        means: [fold, channel].
+        probe: [fold, channel], the weights.
+        control_means: [fold, channel], of the first control task.
         bias: [fold].
     """
 
     state: Array
     state_control: Array
-    state_cut: Array
-    weight: Array
-    control_weight: Array
+    after_means: Array
+    after_probe: Array
+    means: Array
+    probe: Array
+    control_means: Array
     bias: Array
 
     @classmethod
     def of(cls, items: Items, states: Array, cut: bool = True) -> _Probe:
         """Fit to states [run, item, channel]."""
         fits = [_held_out(items, states, labels) for labels in items.tasks]
-        again = _once_cut(items, states, fits[0][1]) if cut else fits[0][0]
+        state, weight, bias = fits[0]
         control = np.mean([fit[0] for fit in fits[1:]], 0)
-        return cls(fits[0][0], control, again, fits[0][1], fits[1][1], fits[0][2])
+        means, control_means = (_means_apart(items, states, labels) for labels in items.tasks[:2])
+        after = [_once_cut(items, states, along) if cut else state for along in (means, weight)]
+        return cls(state, control, after[0], after[1], means, weight, control_means, bias)
 
     def on(self, items: Items, states: Array) -> Array:
         """Read other states, each by the probe that did not see its scene: balanced accuracy, [run]."""
-        odds = np.einsum("ric,rc->ri", states, self.weight[items.folds]) + self.bias[items.folds][:, None]
+        odds = np.einsum("ric,rc->ri", states, self.probe[items.folds]) + self.bias[items.folds][:, None]
         return recall(odds > 0, items.tasks[0], items.counted)
 
 
@@ -185,12 +195,23 @@ def _held_out(items: Items, states: Array, labels: NDArray[np.bool_]) -> tuple[A
     return recall(said, labels, items.counted), weight, bias
 
 
-def _once_cut(items: Items, states: Array, weight: Array) -> Array:
-    """Fit probes again, once all states lack what they hold along the direction that reads a fold: balanced accuracy, [run]."""
+def _means_apart(items: Items, states: Array, labels: NDArray[np.bool_]) -> Array:
+    """Return the mean of a yes minus that of a no over the scenes of all other folds, [fold, channel]; 0 where one is missing."""
+    out = np.zeros((items.folds.max() + 1, states.shape[-1]))
+    for fold in range(len(out)):
+        others = items.counted & (items.folds != fold)[:, None]
+        yes, no = others & labels, others & ~labels
+        if yes.any() and no.any():
+            out[fold] = states[yes].mean(0, dtype=np.float64) - states[no].mean(0, dtype=np.float64)
+    return out
+
+
+def _once_cut(items: Items, states: Array, directions: Array) -> Array:
+    """Fit probes again, once all states lack what they hold along the direction of a fold: balanced accuracy, [run]."""
     folds = np.broadcast_to(items.folds[:, None], items.counted.shape)[items.counted]
     flat, labels = states[items.counted].astype(np.float64), items.tasks[0][items.counted]
     odds = np.zeros(len(flat))
-    for fold, along in enumerate(weight):
+    for fold, along in enumerate(directions):
         unit, here = along / max(float(np.linalg.norm(along)), 1e-30), folds == fold
         left = flat - np.outer(flat @ unit, unit)
         again, bias = fit_probe(left[~here], labels[~here, None], balanced=True)
@@ -200,4 +221,4 @@ def _once_cut(items: Items, states: Array, weight: Array) -> Array:
     return recall(said, items.tasks[0], items.counted)
 
 
-__all__ = ["Items", "fit", "folds_of"]
+__all__ = ["ACCURACIES", "DIRECTIONS", "Items", "fit", "folds_of"]

@@ -46,8 +46,8 @@ def read_tokens(
         label: `shown`: what the run's own video shows; `right`: what the scene's only right answer does.
 
     Returns:
-        On [sample, seed, ..., item]: `state` [layer, step, channel], `input`, `latents` [step, ...], of the last latent frame at a
-        cell; `first_frame`, of the cell and the 8 around it. `taken`: 1 yes, 0 no, -1 not known.
+        On [sample, seed, ..., item]: `state` [layer, step, channel], `input`, `latents` [step, ...], of the last latent frame at
+        a cell; `first_frame`, of the cell and the 8 around it. `taken`: 1 yes, 0 no, -1 not known.
         `ideal` [step]: how likely the answer takes the cell for who knows all right answers and x_s; NaN where these are not
         enumerable. `place`: number of the cell, -1 of no item. `picture` [sample]: number of the scene's picture.
 
