@@ -111,7 +111,7 @@ def couples(options: CoupleOptions, lens: Lens | None = None) -> Coupled:
             )
         return Coupled(found, {}, drawn.left_out, alone)
     if options.task == TWO_PROMPTS:
-        asked = [_asked(int(scene.id), options) for scene in scenes(options, pictures=True)]
+        asked = [asked_both(int(scene.id), options) for scene in scenes(options, pictures=True)]
         return Coupled([Couple.of(*both) for both in asked], {})
     several = scenes(options, 2 * options.scene_count, pictures=True)
     found, alone = neighbours(scene.with_(**options.changes) for scene in several)
@@ -153,7 +153,7 @@ def neighbours(samples: Iterable[Sample]) -> tuple[list[Couple], tuple[str, ...]
     return found, tuple(label(sample) for sample in waiting.values())
 
 
-def _asked(seed: int, options: CoupleOptions) -> list[Sample]:
+def asked_both(seed: int, options: CoupleOptions) -> list[Sample]:
     """Return the samples of one scene, a prompt each."""
     frames = {} if options.num_frames is None else {"num_frames": options.num_frames}
     return [tasks.circle(seed, kind=kind, **frames).with_(**options.changes) for kind in KINDS]
@@ -169,4 +169,4 @@ def _pictures(options: CoupleOptions, lens: Lens | None) -> Couple:
     return Couple.of(receiver, donor)
 
 
-__all__ = ["Couple", "CoupleOptions", "Coupled", "check_donor", "couples", "neighbours"]
+__all__ = ["Couple", "CoupleOptions", "Coupled", "asked_both", "check_donor", "couples", "neighbours"]

@@ -43,9 +43,9 @@ class CleanEnds:
     is_judged: bool
 
     @classmethod
-    def of(cls, batch: Batch, is_judged: bool) -> CleanEnds:
-        """Run the rows clean."""
-        latents = apart(run_arms(batch, [])[0])["video"]
+    def of(cls, batch: Batch, is_judged: bool, latents: Tensor | None = None) -> CleanEnds:
+        """Take the ends of the clean rows. Default: run them."""
+        latents = apart(run_arms(batch, [])[0] if latents is None else latents)["video"]
         given = min(given_frames(batch.pairs[0][0]), latents.shape[2] - 1)
         return cls(batch, latents, given, is_judged)
 

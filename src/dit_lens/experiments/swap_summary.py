@@ -114,11 +114,13 @@ def estimate(values: xr.DataArray, bounds: Bounds, along: Sequence[str]) -> xr.D
     return analysis.mean(values, bounds=bounds, along=along)
 
 
-def difference(values: xr.DataArray, other: xr.DataArray, along: Sequence[str]) -> xr.Dataset:
-    """Return the paired difference of two leanings, with an interval where there are two samples or more."""
+def difference(
+    values: xr.DataArray, other: xr.DataArray, along: Sequence[str], bounds: Bounds = LEANING
+) -> xr.Dataset:
+    """Return the paired difference of two outcomes within bounds, with an interval where there are two samples or more."""
     if values.sizes["sample"] < 2:
         return xr.Dataset({"effect": (values - other).mean(("sample", "seed"))})
-    return analysis.effect(values, other, bounds=LEANING, along=along)
+    return analysis.effect(values, other, bounds=bounds, along=along)
 
 
 def arms_together(values: xr.DataArray) -> xr.DataArray:
