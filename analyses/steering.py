@@ -200,8 +200,9 @@ def of_directions(states: xr.DataArray, directions: xr.DataArray, options: Optio
             f"layer {layer}": float(values.sel(layer=layer).mean()) for layer in values.layer.values.tolist()
         }
 
-    squared = (directions**2).sum("channel").sel(kind=DIRECTION)
-    near = (directions.sel(kind=SHUFFLED) * directions.sel(kind=DIRECTION)).sum("channel") / squared
+    squared = (directions**2).sum("channel").sel(kind=DIRECTION, drop=True)
+    mixed = directions.sel(kind=directions.kind == SHUFFLED)
+    near = (mixed * directions.sel(kind=DIRECTION, drop=True)).sum("channel").mean("kind") / squared
     size = (states**2).sum("channel").mean(("side", "sample")) ** 0.5
     return {
         "cosine of the directions of two halves of what is fitted, mean over steps": by_layer(

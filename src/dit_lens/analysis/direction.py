@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dit_lens.analysis.probe import fit_probe
-from dit_lens.analysis.states import require_dims
+from dit_lens.analysis.states import place, require_dims
 from dit_lens.errors import DitLensError
 
 Array = NDArray[np.float64]
@@ -50,9 +50,13 @@ def direction(positive: xr.DataArray, negative: xr.DataArray, *, how: How = "mea
     ]
     find = {"means": _of_means, "probe": _of_probe, "pca": _of_pca}[how]
     rows = [find(flat[0][:, i], flat[1][:, i]) for i in range(flat[0].shape[1])]
-    if any(not np.linalg.norm(row) > 0 for row in rows):
-        raise DitLensError(f"direction(how={how!r}): the two kinds of states do not differ, or not along it.")
     shape = [a.sizes[dim] for dim in (*places, "channel")]
+    for number, row in enumerate(rows):
+        if not np.linalg.norm(row) > 0:
+            where = place(a, dict(zip(places, map(int, np.unravel_index(number, shape[:-1])), strict=True)))
+            raise DitLensError(
+                f"direction(how={how!r}): the two kinds of states do not differ, or not along it{where and ', at '}{where}."
+            )
     coords = {name: c for name, c in a.coords.items() if set(c.dims) <= {*places, "channel"}}
     values = np.array(rows).reshape(shape)
     return xr.DataArray(values, coords, [*places, "channel"], "direction", {"how": how})

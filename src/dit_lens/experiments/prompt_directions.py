@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from dit_lens import analysis, controls
 from dit_lens.analysis.direction import How
-from dit_lens.errors import TaskError
+from dit_lens.errors import DitLensError, TaskError
 from dit_lens.experiments.couples import TWO_PROMPTS, Couple, Coupled, CoupleOptions, asked_both
 from dit_lens.experiments.samples import batch_of, noise_seeds
 from dit_lens.experiments.steps import clean_steps
@@ -139,7 +140,7 @@ def directions_of(states: xr.DataArray, how: How, seed: int) -> xr.DataArray:
         seed: of what is random.
 
     Returns:
-        [kind, layer, step, channel]; without `LAYER` where there is one layer.
+        [kind, layer, step, channel]; without `LAYER` where there is one layer, without `SHUFFLED` where samples do not differ.
     """
     a, b = states.isel(side=0), states.isel(side=1)
     found = analysis.direction(b, a, how=how).transpose("layer", "step", "channel")
@@ -150,8 +151,11 @@ def directions_of(states: xr.DataArray, how: How, seed: int) -> xr.DataArray:
         return other * length / (other**2).sum("channel") ** 0.5
 
     drawn = found.copy(data=controls.random_direction(found.values, seed=seed))
-    shuffled = analysis.direction(*mixed, how=how).transpose(*found.dims)
-    every = {DIRECTION: found, RANDOM: drawn, SHUFFLED: as_long(shuffled)}
+    every = {DIRECTION: found, RANDOM: drawn}
+    with suppress(
+        DitLensError
+    ):  # where no two samples differ, prompts that are mixed up leave no direction at all
+        every[SHUFFLED] = as_long(analysis.direction(*mixed, how=how).transpose(*found.dims))
     layers = list(range(found.sizes["layer"]))
     if orders := derangements(layers, 1, seed):
         every[LAYER] = as_long(found.isel(layer=orders[0]).assign_coords(layer=found.layer))
