@@ -8,8 +8,8 @@ names, and taken away from those that its own does. With `--tokens all` it is of
 added to all of them (of B: taken away); of a picture of your own (--image) that is all there is, fitted from other noise.
 
 It is added after one layer, on the prompt's branch. How far does the run go towards the other prompt's (`dl.analysis.leaning`; -1
-is its own, 1 the other's clean end)? Where there is a scorer: flips (the video solves the other prompt), keeps, neither. Beside
-it how far the video moves outside of the target, where the two clean ends agree.
+is its own, 1 the other's clean end)? Where there is a scorer: flips (the answer that it reads is that
+of the other's clean run), keeps, neither. Beside it how far the video moves outside of the target, where the clean ends agree.
 
 Placebos at the same doses, each as long as d at every step: a random direction, d of another layer, and a direction between
 prompts that were mixed up (its cosine with d stands in the summary, as does that of two halves of the scenes).
@@ -240,10 +240,9 @@ def of_outcome(
 
 
 def of_answers(results: xr.Dataset, options: Options) -> dict[str, Any]:
-    """Say how often answers flip, of couples that are solved clean both ways and whose answers differ."""
-    solved, confused = results.right.all(("seed", "direction")), results.confused.any(("seed", "direction"))
-    chosen = results.isel(sample=(solved & ~confused).values)
-    summary: dict[str, Any] = {"solved clean under both, by videos that differ": chosen.sizes["sample"]}
+    """Say how often the answer becomes that of the other's clean run, of couples whose clean answers differ."""
+    chosen = results.isel(sample=results.differ.all(("seed", "direction")).values)
+    summary: dict[str, Any] = {"couples whose clean answers differ": chosen.sizes["sample"]}
     if chosen.sizes["sample"] < 2:
         return summary | {
             "no flip rates": "an interval needs 2 such couples: take more --samples, or more --steps"

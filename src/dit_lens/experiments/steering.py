@@ -16,7 +16,7 @@ from dit_lens.engine.batch import Batch
 from dit_lens.engine.sweep import Arm, run_arms
 from dit_lens.experiments.prompt_directions import named_cells
 from dit_lens.experiments.swap_outcomes import DIMS, CleanEnds, by_direction
-from dit_lens.experiments.swaps import partner, receives
+from dit_lens.experiments.swaps import itself, partner, receives
 from dit_lens.families.latents import apart
 from dit_lens.plan.plan import Placed
 from dit_lens.plan.selectors import at
@@ -106,8 +106,9 @@ def steered(
 
     Returns:
         On [layer, kind, scale, pair, direction]: `leaning` to the other prompt's clean end; `outside`, the root mean square
-        distance to the own clean end where the two ends agree, `inside` where they differ; with scorers `flip` and `kept`. On
-        [pair, direction]: `target`, the share of places where the ends differ; what `CleanEnds.clean` gives.
+        distance to the own clean end where the two ends agree, `inside` where they differ; with scorers `flip`, the
+        answer is that of the other's clean run, and `kept`, it is that of the own one. On [pair, direction]: `target`, the share
+        of places where the ends differ; with scorers `differ`, whether the clean answers do.
     """
     arms = doses(directions, scales)
     clean, ended = run_arms(
@@ -130,10 +131,23 @@ def steered(
         "target": (DIMS, by_direction(targets.mean((1, 2, 3)))),
     }
     if is_judged:
-        solved = [ends.solved(latents) for latents in ended]
-        data |= {"kept": by_arm([one[0] for one in solved]), "flip": by_arm([one[1] for one in solved])}
+        clean_answers = answers_of(ends, ends.latents)
+        own, other = (clean_answers[[of(row) for row in rows]] for of in (itself, partner))
+        read = [answers_of(ends, apart(latents)["video"])[rows] for latents in ended]
+        data |= {"kept": by_arm([by_direction(one == own) for one in read])}
+        data |= {"flip": by_arm([by_direction(one == other) for one in read])}
+        data |= {"differ": (DIMS, by_direction(own != other))}
     coords = {"layer": directions.layer.values, "kind": directions.kind.values, "scale": list(scales)}
-    return xr.Dataset(data, coords).merge(ends.clean())
+    return xr.Dataset(data, coords)
+
+
+def answers_of(ends: CleanEnds, latents: Tensor) -> NDArray[np.object_]:
+    """Return the answer that is read off the video of each row that is a receiver or its partner, [row]."""
+    out = np.full(len(latents), "", object)
+    for row in ends.receivers:
+        sample = ends.batch.pairs[row][0]
+        out[row] = sample.score(ends.batch.decode(latents[row : row + 1])[0]).answer
+    return out
 
 
 def target_of(ends: CleanEnds) -> NDArray[np.bool_]:

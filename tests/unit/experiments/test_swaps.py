@@ -14,7 +14,7 @@ from dit_lens.experiments.couples import Couple, couples, neighbours
 from dit_lens.experiments.samples import given_frames
 from dit_lens.experiments.swap_outcomes import CleanEnds, outcomes_of
 from dit_lens.models.options import ModelOptions
-from readers import READS, reader, sample
+from readers import READS, SAID, reader, sample
 from scripts import script
 
 
