@@ -7,8 +7,8 @@ accuracy within a run: whoever says the same of all cells gets one half. Beside 
 
 - selectivity: the same probe on a control task, a random label for every place of the board (Hewitt & Liang 2019,
   arXiv 1909.03368): what is left is not the probe's own memory;
-- what is known without the layer: probes on the input of layer 0, on x_s, on the first frame around the cell, and the ideal
-  denoiser, which knows all right answers and x_s (of a task with one answer it is always right);
+- what is known without the layer: probes on the input of layer 0, on x_s, on the first frame around the cell, on the cell's place
+  alone, and the ideal denoiser, which knows all right answers and x_s (of a task with one answer it is always right);
 - transfer: the probe of one step, read at another.
 
 Then the direction is taken away in all tokens at every step (`dl.ablate(to="token_mean", direction=...)`), in one layer, and in

@@ -147,7 +147,7 @@ def compared(
                 floors["cka_scene"][i, j, [row // 2 for row in coupled]] = analysis.cka_pairs(
                     every[coupled], beside
                 )
-    data = {n: (("course", "layer", "step", "pair"), v) for n, v in found.items()}
+    data: dict[str, Any] = {n: (("course", "layer", "step", "pair"), v) for n, v in found.items()}
     data |= {n: (("layer", "step", "pair"), v) for n, v in floors.items()}
     names = np.array(COURSES, np.dtypes.StringDType())
     sigma = ("step", [batch.sigmas[step] for step in steps])

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from dit_lens.lens import Lens
 
 Array = NDArray[Any]
-FEATURES = {"state": "states", "input": "input of layer 0", "latents": "x_s", "first_frame": "first frame"}
+FEATURES = {
+    "state": "states",
+    "input": "input of layer 0",
+    "latents": "x_s",
+    "first_frame": "first frame",
+    "board": "place alone",
+}
 """What a probe reads, by the variable that holds it."""
 NOT_ASKED = -1
 """The place, and the label, of an item that is none: scenes have several numbers of items."""
@@ -47,7 +53,7 @@ def read_tokens(
 
     Returns:
         On [sample, seed, ..., item]: `state` [layer, step, channel], `input`, `latents` [step, ...], of the last latent frame at
-        a cell; `first_frame`, of the cell and the 8 around it. `taken`: 1 yes, 0 no, -1 not known.
+        a cell; `first_frame`, of the cell and the 8 around it; `board`, 1 for the cell. `taken`: 1 yes, 0 no, -1 not known.
         `ideal` [step]: how likely the answer takes the cell for who knows all right answers and x_s; NaN where these are not
         enumerable. `place`: number of the cell, -1 of no item. `picture` [sample]: number of the scene's picture.
 
@@ -81,6 +87,7 @@ def read_tokens(
         )
     answers = [_answer(batch, sample, x[n : n + 1], label) for n, sample in enumerate(samples)]
     ends = _of_latents(x, batch.grid, cells, question.most, frame=0, around=1)
+    numbers = np.stack([_padded([r * batch.grid[2] + c for r, c in one], question.most) for one in cells])
     data = {
         "state": (("step", "layer", "pair", "item", "channel"), np.stack(parts["state"])),
         "input": (("step", "pair", "item", "channel"), np.stack(parts["input"])),
@@ -91,10 +98,8 @@ def read_tokens(
             ("pair", "item"),
             np.stack([_taken(*one, question) for one in zip(samples, answers, strict=True)]),
         ),
-        "place": (
-            ("pair", "item"),
-            np.stack([_padded([r * 1000 + c for r, c in one], question.most) for one in cells]),
-        ),
+        "place": (("pair", "item"), numbers),
+        "board": (("pair", "item", "cell"), _of_board(numbers, batch.grid)),
     }
     sigma = ("step", [batch.sigmas[step] for step in steps])
     out = by_sample(
@@ -126,6 +131,11 @@ def _taken(sample: Sample, answer: str, question: TokenQuestion) -> Array:
     taken = question.taken(sample, answer)
     known = [NOT_ASKED if taken is None else int(cell in taken) for cell in question.cells(sample)]
     return _padded(known, question.most)
+
+
+def _of_board(numbers: Array, grid: Sequence[int]) -> Array:
+    """Return each item's place as a channel for each cell of the board, [row, item, cell]."""
+    return (numbers[..., None] == np.arange(grid[1] * grid[2])).astype(np.float32)
 
 
 def _padded(values: Sequence[int], count: int) -> Array:

@@ -60,6 +60,7 @@ def read(scenes=40, seeds=2, items=6, channels=30, unread=(), seed=0):
         "input": (("step", "sample", "seed", "item", "channel"), noise),
         "latents": (("step", "sample", "seed", "item", "value"), noise[..., :8]),
         "first_frame": (("sample", "seed", "item", "given"), noise[0, ..., :5]),
+        "board": (("sample", "seed", "item", "cell"), np.eye(items)[place]),
         "ideal": (
             ("step", "sample", "seed", "item"),
             np.stack([np.full(taken.shape, 0.3), 0.1 + 0.8 * (taken == 1)]),
@@ -103,6 +104,10 @@ def test_what_is_planted_is_read_and_nothing_else(fitted):
 
 def test_a_probe_that_knows_the_place_is_good_at_the_control_task_alone(fitted):
     control = interval(fitted.state_control)
+    assert (
+        float(interval(fitted.board_control)["mean"]) > 0.99
+        and abs(float(interval(fitted.board)["mean"]) - 0.5) < 0.1
+    )
     assert (control["mean"].sel(layer=0) > 0.9).all() and abs(
         control["mean"].sel(layer=1, step=1) - 0.5
     ) < 0.1
