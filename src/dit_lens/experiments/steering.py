@@ -110,10 +110,8 @@ def steered(
         answer is that of the other's clean run, and `kept`, it is that of the own one. On [pair, direction]: `target`, the share
         of places where the ends differ; with scorers `differ`, whether the clean answers do.
     """
-    arms = doses(directions, scales)
-    clean, ended = run_arms(
-        batch, [one.arm(batch, directions, steps, at_objects) for one in arms], progress="steering"
-    )
+    arms = [one.arm(batch, directions, steps, at_objects) for one in doses(directions, scales)]
+    clean, ended = run_arms(batch, arms, progress="steering")
     ends = CleanEnds.of(batch, is_judged, clean)
     rows, targets = ends.receivers, target_of(ends)
     shape = directions.sizes["layer"], directions.sizes["kind"], len(scales)
@@ -131,11 +129,10 @@ def steered(
         "target": (DIMS, by_direction(targets.mean((1, 2, 3)))),
     }
     if is_judged:
-        clean_answers = answers_of(ends, ends.latents)
-        own, other = (clean_answers[[of(row) for row in rows]] for of in (itself, partner))
-        read = [answers_of(ends, apart(latents)["video"])[rows] for latents in ended]
-        data |= {"kept": by_arm([by_direction(one == own) for one in read])}
-        data |= {"flip": by_arm([by_direction(one == other) for one in read])}
+        answers = [answers_of(ends, apart(latents)["video"]) for latents in (clean, *ended)]
+        own, other = (answers[0][[of(row) for row in rows]] for of in (itself, partner))
+        data |= {"kept": by_arm([by_direction(one[rows] == own) for one in answers[1:]])}
+        data |= {"flip": by_arm([by_direction(one[rows] == other) for one in answers[1:]])}
         data |= {"differ": (DIMS, by_direction(own != other))}
     coords = {"layer": directions.layer.values, "kind": directions.kind.values, "scale": list(scales)}
     return xr.Dataset(data, coords)

@@ -63,50 +63,50 @@ def read_tokens(
     samples = [sample for sample, _ in batch.pairs]
     cells = [question.cells(sample) for sample in samples]
     refuse_other_tokens(batch, samples[0])
-    places = [("block", batch.layout.branches[0], layer) for layer in layers]
-    first = ("block_in", batch.layout.branches[0], 0)
-    parts: dict[str, list[Array]] = {"state": [], "input": [], "latents": []}
-    ideals = [_ideal(lens, sample) for sample in samples]
-    x, beliefs = batch.noise, []
-    for step, before, now in clean_steps(batch, [*places, first]):
-        x = now.latents
-        if step not in steps:
-            continue
-        parts["state"].append(
-            np.stack([_of_states(now.states[place], cells, question.most) for place in places])
-        )
-        parts["input"].append(_of_states(now.states[first], cells, question.most))
-        parts["latents"].append(_of_latents(before, batch.grid, cells, question.most, frame=-1, around=0))
-        beliefs.append(
-            np.stack(
-                [
-                    _believed(*one, question, batch.sigmas[step])
-                    for one in zip(samples, ideals, before, strict=True)
-                ]
-            )
-        )
+    data, x = _along_the_run(lens, batch, question, layers, steps)
     answers = [_answer(batch, sample, x[n : n + 1], label) for n, sample in enumerate(samples)]
-    ends = _of_latents(x, batch.grid, cells, question.most, frame=0, around=1)
+    taken = [_taken(*one, question) for one in zip(samples, answers, strict=True)]
     numbers = np.stack([_padded([r * batch.grid[2] + c for r, c in one], question.most) for one in cells])
-    data = {
-        "state": (("step", "layer", "pair", "item", "channel"), np.stack(parts["state"])),
-        "input": (("step", "pair", "item", "channel"), np.stack(parts["input"])),
-        "latents": (("step", "pair", "item", "value"), np.stack(parts["latents"])),
-        "first_frame": (("pair", "item", "given"), ends),
-        "ideal": (("step", "pair", "item"), np.stack(beliefs)),
-        "taken": (
-            ("pair", "item"),
-            np.stack([_taken(*one, question) for one in zip(samples, answers, strict=True)]),
+    data |= {
+        "first_frame": (
+            ("pair", "item", "given"),
+            _of_latents(x, batch.grid, cells, question.most, frame=0, around=1),
         ),
+        "taken": (("pair", "item"), np.stack(taken)),
         "place": (("pair", "item"), numbers),
         "board": (("pair", "item", "cell"), _of_board(numbers, batch.grid)),
     }
     sigma = ("step", [batch.sigmas[step] for step in steps])
-    out = by_sample(
-        xr.Dataset(data, {"layer": list(layers), "step": list(steps), "sigma": sigma}), batch.pairs
-    )
+    coords = {"layer": list(layers), "step": list(steps), "sigma": sigma}
     pictures = {sample.id: zlib.crc32(np.asarray(sample.image).tobytes()) for sample in samples}
+    out = by_sample(xr.Dataset(data, coords), batch.pairs)
     return out.assign(picture=("sample", [*pictures.values()]))
+
+
+def _along_the_run(
+    lens: Lens, batch: Batch, question: TokenQuestion, layers: Sequence[int], steps: Sequence[int]
+) -> tuple[dict[str, Any], Tensor]:
+    """Run a batch clean; return what is read at the steps, as variables, and the last latents."""
+    samples = [sample for sample, _ in batch.pairs]
+    cells = [question.cells(sample) for sample in samples]
+    ideals = [_ideal(lens, sample) for sample in samples]
+    places = [("block", batch.layout.branches[0], layer) for layer in layers]
+    first = ("block_in", batch.layout.branches[0], 0)
+    parts: dict[str, list[Array]] = {"state": [], "input": [], "latents": [], "ideal": []}
+    x = batch.noise
+    for step, before, now in clean_steps(batch, [*places, first]):
+        x = now.latents
+        if step not in steps:
+            continue
+        states = [_of_states(now.states[place], cells, question.most) for place in places]
+        beliefs = zip(samples, ideals, before, strict=True)
+        parts["state"].append(np.stack(states))
+        parts["input"].append(_of_states(now.states[first], cells, question.most))
+        parts["latents"].append(_of_latents(before, batch.grid, cells, question.most, frame=-1, around=0))
+        parts["ideal"].append(np.stack([_believed(*one, question, batch.sigmas[step]) for one in beliefs]))
+    ends = {"state": ("layer", "pair", "item", "channel"), "input": ("pair", "item", "channel")}
+    ends |= {"latents": ("pair", "item", "value"), "ideal": ("pair", "item")}
+    return {name: (("step", *ends[name]), np.stack(values)) for name, values in parts.items()}, x
 
 
 def refuse_other_tokens(batch: Batch, sample: Sample) -> None:
