@@ -30,9 +30,10 @@ import xarray as xr
 import dit_lens as dl
 from dit_lens import plot
 from dit_lens.analysis.direction import How
+from dit_lens.engine.batch import Batch
 from dit_lens.engine.outcomes import by_sample
 from dit_lens.errors import TaskError
-from dit_lens.experiments.cost import announce, runs_of_arms
+from dit_lens.experiments.cost import announce
 from dit_lens.experiments.couples import KINDS as PROMPTS
 from dit_lens.experiments.couples import TWO_PROMPTS, CoupleOptions, check_donor, couples
 from dit_lens.experiments.outcomes import headline
@@ -149,13 +150,10 @@ def measure(lens: dl.Lens, part: list[dl.Sample], directions: xr.DataArray, opti
     return by_sample(found.assign_coords(direction=names), pairs)
 
 
-def runs_of(batch: Any, directions: xr.DataArray, options: Options) -> float:
-    """Return how many whole runs a couple and a noise seed cost."""
-    steps = choose(options.at_steps, batch.steps, "at-steps")
-    arms = [
-        one.arm(batch, directions, steps, options.at_objects) for one in doses(directions, options.scales)
-    ]
-    return ROWS + 2 * (runs_of_arms(batch, arms) - 1)
+def runs_of(batch: Batch, directions: xr.DataArray, options: Options) -> float:
+    """Return how many whole runs a couple and a noise seed cost: an arm is the clean run up to its first step."""
+    first = choose(options.at_steps, batch.steps, "at-steps")[0]
+    return ROWS + 2 * len(doses(directions, options.scales)) * (batch.steps - first) / batch.steps
 
 
 def towards(options: Options) -> tuple[str, str]:

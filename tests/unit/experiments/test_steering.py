@@ -25,6 +25,11 @@ def lens():
     return reader()
 
 
+@pytest.fixture(scope="module")
+def organism():
+    return dl.load("organism-v1")
+
+
 def states(apart=0.0, samples=40, seed=0):
     """Make states [side, sample, layer, step, channel]: what samples differ in is shared by both sides."""
     rng = np.random.default_rng(seed)
@@ -114,8 +119,24 @@ def test_the_objects_of_a_prompt_are_those_it_names():
 
 
 @pytest.mark.slow
-def test_the_script_steers_objects_and_fits_on_other_pictures(module, tmp_path, monkeypatch):
-    organism = dl.load("organism-v1")
+def test_one_couple_and_one_seed_give_numbers_without_intervals(
+    module, organism, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(ModelOptions, "load", lambda _: organism)
+    options = module.Options(
+        samples=1, steps=2, layers="3", at_steps="1", scales=(1.0,), fit=4, out=tmp_path, how="probe"
+    )
+    assert module.main(options) == 0
+    said = json.loads((tmp_path / "summary.json").read_text())
+    assert said["intervals are over"].startswith("nothing")
+    assert "low" not in said["leaning"]["layer 3"]["kind direction"][0]
+    assert (
+        "x 7.0 runs" in capsys.readouterr().err
+    )  # 4 clean rows, and half a run for each of 3 kinds both ways
+
+
+@pytest.mark.slow
+def test_the_script_steers_objects_and_fits_on_other_pictures(module, organism, tmp_path, monkeypatch):
     monkeypatch.setattr(ModelOptions, "load", lambda _: organism)
     options = module.Options(
         samples=2, steps=2, layers="6", scales=(1.0,), fit=4, cfg_scale=1.0, draw=1, out=tmp_path
