@@ -20,6 +20,8 @@ from dit_lens.experiments.token_states import FEATURES, NOT_ASKED
 
 Array = NDArray[Any]
 RUN = ("sample", "seed")
+ROUNDING = 1e-7
+"""Chances that are this near are equal."""
 ACCURACIES = ("state", "state_control", "after_means", "after_probe")
 DIRECTIONS = ("means", "probe", "control_means")
 """What is fitted at every layer and step. Where the means of a yes and a no are equal, no linear probe tells them apart better
@@ -138,11 +140,13 @@ def _accuracies(values: Array, dims: list[str], shape: list[int]) -> tuple[list[
     return [*dims, *RUN], values.reshape(*values.shape[:-1], *shape)
 
 
-def _of_ideal(items: Items, chances: Array) -> Array:
+def _of_ideal(items: Items, gained: Array) -> Array:
     """Return the balanced accuracy of the ideal denoiser, [step, run]; NaN where it is not known."""
-    steps = np.moveaxis(chances, 1, 0)
+    steps = np.moveaxis(gained, 1, 0)
     known = ~np.isnan(np.where(items.counted, steps, 0)).any(-1)
-    found = recall(np.nan_to_num(steps) > 0.5, np.broadcast_to(items.tasks[0], steps.shape), items.counted)
+    found = recall(
+        np.nan_to_num(steps) > ROUNDING, np.broadcast_to(items.tasks[0], steps.shape), items.counted
+    )
     return np.where(known, found, np.nan)
 
 

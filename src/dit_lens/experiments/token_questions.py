@@ -100,13 +100,13 @@ def _red(sample: Sample, answer: str) -> set[Cell] | None:
 
 
 TOKEN_QUESTIONS = {
-    "maze": TokenQuestion("is the cell on the path?", _board, _walked, 34),
-    "loop": TokenQuestion("is the cell on the route that is taken?", _board, _walked, 14),
-    "choose": TokenQuestion("is the goal gone to?", _goals, _goal, 4),
-    "circle": TokenQuestion("does the object get a ring?", objects, _ringed, 4),
-    "odd": TokenQuestion("does the object get a ring?", _looks, _ringed, 16),
-    "pick": TokenQuestion("does the object get a ring?", _looks, _ringed, 9),
-    "latin": TokenQuestion("is the open cell filled with red?", _open, _red, 8),
+    "maze": TokenQuestion("Is the cell on the path?", _board, _walked, 34),
+    "loop": TokenQuestion("Is the cell on the route that is taken?", _board, _walked, 14),
+    "choose": TokenQuestion("Is the goal gone to?", _goals, _goal, 4),
+    "circle": TokenQuestion("Does the object get a ring?", objects, _ringed, 4),
+    "odd": TokenQuestion("Does the object get a ring?", _looks, _ringed, 16),
+    "pick": TokenQuestion("Does the object get a ring?", _looks, _ringed, 9),
+    "latin": TokenQuestion("Is the open cell filled with red?", _open, _red, 8),
 }
 """By task. In maze and loop the cells of agent and goal are not asked about: they are on every path."""
 

@@ -34,6 +34,8 @@ FEATURES = {
     "board": "place alone",
 }
 """What a probe reads, by the variable that holds it."""
+CERTAIN = 1 - 1e-6
+"""A chance that counts as certainty."""
 NOT_ASKED = -1
 """The place, and the label, of an item that is none: scenes have several numbers of items."""
 
@@ -54,8 +56,9 @@ def read_tokens(
     Returns:
         On [sample, seed, ..., item]: `state` [layer, step, channel], `input`, `latents` [step, ...], of the last latent frame at
         a cell; `first_frame`, of the cell and the 8 around it; `board`, 1 for the cell. `taken`: 1 yes, 0 no, -1 not known.
-        `ideal` [step]: how likely the answer takes the cell for who knows all right answers and x_s; NaN where these are not
-        enumerable. `place`: number of the cell, -1 of no item. `picture` [sample]: number of the scene's picture.
+        `ideal` [step]: how much likelier the answer takes the cell for who knows all right answers and x_s, than for who knows
+        the answers alone; NaN where these are not enumerable. `place`: number of the cell, -1 of no item. `picture` [sample]:
+        number of the scene's picture.
 
     Raises:
         TaskError: a token of the model is no cell.
@@ -177,14 +180,17 @@ def _ideal(lens: Lens, sample: Sample) -> analysis.IdealDenoiser | None:
 def _believed(
     sample: Sample, ideal: analysis.IdealDenoiser | None, x: Tensor, question: TokenQuestion, sigma: float
 ) -> Array:
-    """Return how likely the answer takes each cell for the ideal denoiser, given a run's own latents: [item]."""
+    """Return how much likelier than without x_s the answer takes each cell for the ideal denoiser, [item].
+
+    Over 0 is a yes: of all rules that know x_s, it has the best balanced accuracy. A cell that every answer takes is a yes, too.
+    """
     out = np.full(question.most, np.nan)
     if ideal is not None:
         weights = ideal.weights(x[None], sigma)[0]
         takes = [question.taken(sample, text) or set() for text in ideal.texts]
         cells = question.cells(sample)
-        chances = [sum(w for w, taken in zip(weights, takes, strict=True) if cell in taken) for cell in cells]
-        out[: len(cells)] = chances
+        inside = np.array([[cell in taken for taken in takes] for cell in cells], float)
+        out[: len(cells)] = inside @ weights - np.minimum(inside @ ideal.prior, CERTAIN)
     return out
 
 
