@@ -40,7 +40,7 @@ def frame_matrices(maps: xr.DataArray, title: str) -> Figure:
     names = [f"layer {layer}, step {step}" for layer in layers for step in steps]
     panels = [maps.sel(step=step, layer=layer, drop=True) for layer in layers for step in steps]
     stacked = xr.concat(panels, xr.Variable("place", np.array(names, np.dtypes.StringDType())))
-    return plot.heatmap(stacked, value_label="attention", title=title, annotate=False)
+    return plot.heatmap(stacked, value_label="attention", title=title, annotate=False, columns=len(steps))
 
 
 def view_run(

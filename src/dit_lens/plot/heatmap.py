@@ -61,6 +61,7 @@ def heatmap(
     annotate: bool | None = None,
     limits: tuple[float, float] | None = None,
     borders: Sequence[int] = (),
+    columns: int | None = None,
 ) -> Figure:
     """Draw a matrix, or several on one colour scale; the first row is at the top.
 
@@ -78,6 +79,7 @@ def heatmap(
         annotate: write the number into every cell; None does where there are at most 60.
         limits: the values at the ends of the colours. Default: the lowest and the highest that is shown.
         borders: numbers of rows, which are columns too, before which a line is drawn: where something changes along both.
+        columns: of panels. Default: what fits well.
 
     Raises:
         DitLensError: there are too many or too few dimensions, or nothing was measured.
@@ -90,7 +92,7 @@ def heatmap(
     numbers = array.size <= MOST_NUMBERS if annotate is None else annotate
     if numbers:
         require_few(array.size, MOST_WRITTEN, "numbers to write", "heatmap")
-    figure, axes, size = _panels(stack, numbers, title)
+    figure, axes, size = _panels(stack, numbers, title, columns)
     low, high = limits or _limits(stack, diverging)
     for ax, name, matrix, marks in zip(axes, _names(array), stack, dots.reshape(stack.shape), strict=True):
         ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, zorder=-1, **BLANK))
@@ -164,7 +166,7 @@ def _limits(stack: NDArray[np.float64], diverging: bool) -> tuple[float, float]:
 
 
 def _panels(
-    stack: NDArray[np.float64], numbers: bool, title: str
+    stack: NDArray[np.float64], numbers: bool, title: str, panel_columns: int | None = None
 ) -> tuple[Figure, list[Axes], tuple[float, float]]:
     """Return a figure with a panel for each matrix, in rows, and the size of a panel in inches."""
     count, rows, columns = stack.shape
@@ -173,7 +175,7 @@ def _panels(
         height = min(6.0, max(1.6, rows * (0.36 if numbers else 0.27)))
         across = 1
     else:
-        across = best_columns(count, columns / rows)
+        across = panel_columns or best_columns(count, columns / rows)
         width = min(3.2, max(1.7, 11 / across, columns * 0.42 * numbers))
         height = min(1.25 * width, max(0.6 * width, width * rows / columns))
     down = ceil(count / across)
