@@ -63,7 +63,7 @@ from dit_lens.experiments.looks import COORDS, Looks, require_attention
 from dit_lens.experiments.options import StudyOptions
 from dit_lens.experiments.pictures import choose
 from dit_lens.experiments.readings import Readings, read_runs
-from dit_lens.experiments.samples import batch_of, draw, pairs_of, require_scorer
+from dit_lens.experiments.samples import batch_of, draw, pairs_of, require_scorer, steps_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.study import Measured, once, study
 from dit_lens.experiments.summary import write_summary
@@ -111,6 +111,9 @@ def main(options: Options) -> int:
         )
     lens = options.load()
     require_attention(lens, "attention")
+    choose(options.vis_steps, steps_of(options, lens), "vis-steps")
+    choose(options.layers, lens.layers, "layers")
+    choose(options.heads, lens.specimen.carried["video", "attention"].heads, "heads")
     if options.shown == "truth":
         require_scorer(options)
         require_flow(lens)

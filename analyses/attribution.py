@@ -37,14 +37,15 @@ from dit_lens.errors import TaskError
 from dit_lens.experiments.couples import TWO_PROMPTS, Couple, CoupleOptions, check_donor, couples
 from dit_lens.experiments.outcomes import headline
 from dit_lens.experiments.pictures import choose
-from dit_lens.experiments.samples import batch_of, pairs_of
+from dit_lens.experiments.samples import batch_of, given_frames, pairs_of
 from dit_lens.experiments.script import run_script
 from dit_lens.experiments.steps import clean_steps
 from dit_lens.experiments.study import Measured, study
 from dit_lens.experiments.summary import write_summary
 from dit_lens.experiments.swaps import names_in
 from dit_lens.families.latents import apart
-from dit_lens.tasks.pairs import Pair
+from dit_lens.plan.digests import digest
+from dit_lens.tasks.pairs import Pair, label
 
 UNBOUNDED = (-np.inf, np.inf)
 RANKS = (-1.0, 1.0)
@@ -132,11 +133,14 @@ def one_way(lens: dl.Lens, batch: Batch, ends: Tensor, own: int, other: int, opt
     place = dl.at(step=steps, layer=layers)
     size = float(max(ends[own].norm(), ends[other].norm()))
     coords = {"site": np.array(sites, np.dtypes.StringDType()), "step": steps, "layer": layers}
-    if float((ends[other] - ends[own]).norm()) <= SAME * size:
+    way = way_to(ends[own], ends[other], given_frames(batch.pairs[own][0]))
+    if float(way.norm()) <= SAME * size:
         data = {"gain": (tuple(coords), np.full([len(c) for c in coords.values()], np.nan))}
         return xr.Dataset({**data, **dict.fromkeys(CHECKS, np.nan)}, coords)
+    # Places of its own for each run: an interval over runs then holds what other places would have said.
+    drawn = digest([options.draw, [label(batch.pairs[row][0]) for row in (own, other)], batch.pairs[own][1]])
     found = batch.attribute(
-        way_between(ends[own], ends[other]),
+        way_along(ends[own], way),
         sites,
         clean=other,
         corrupt=own,
@@ -144,17 +148,26 @@ def one_way(lens: dl.Lens, batch: Batch, ends: Tensor, own: int, other: int, opt
         until=-1,
         check=options.check,
         integrate=options.integrate,
-        seed=options.draw,
+        seed=int(drawn[:8], 16),
         by_blocks=options.by_blocks,
     )
-    totals = [found[site].sum(("branch", "frame", "y", "x")).values for site in sites]
+    totals = [
+        found[s].sum([dim for dim in found[s].dims if dim not in ("step", "layer")]).values for s in sites
+    ]
     data = {"gain": (tuple(coords), np.stack(totals))}
-    return xr.Dataset(data, coords).assign({name: found.attrs[name] for name in CHECKS})
+    checked = {name: ("check", found[f"{name}_whole"].values) for name in ("estimate", "exact")}
+    return xr.Dataset(data, coords).assign({name: found.attrs[name] for name in CHECKS}).assign(checked)
 
 
-def way_between(own: Tensor, other: Tensor) -> Any:
-    """Return the metric m: how far latents have come from one end to the other, 0 to 1."""
+def way_to(own: Tensor, other: Tensor, given: int) -> Tensor:
+    """Return the difference of two ends [channel, frame, y, x], without first frames that are given: no patch moves them."""
     way = (other - own).double()
+    way[:, : min(given, way.shape[1] - 1)] = 0
+    return way
+
+
+def way_along(own: Tensor, way: Tensor) -> Any:
+    """Return the metric m: how far latents have come along the way from one end to the other, 0 to 1."""
     square = (way**2).sum()
 
     def share(x: Tensor) -> Tensor:
@@ -197,7 +210,7 @@ def conclude(measured: Measured, options: Options) -> None:
     along = [dim for dim in ("step", "layer") if chosen.sizes[dim] > 1]
     gains = analysis.mean(chosen.gain.mean("direction"), bounds=UNBOUNDED, along=along)
     summary["gain to first order" if not options.integrate else "gain, integrated"] = headline(gains)
-    summary["largest at"] = largest(gains)
+    summary["largest at"] = largest(chosen.gain.mean("direction"))
     for site in chosen.site.values.tolist():
         figure = plot.heatmap(
             gains.sel(site=site, drop=True).transpose("step", "layer"),
@@ -247,18 +260,24 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(spearmanr(one, other).statistic)
 
 
-def largest(gains: xr.Dataset) -> dict[str, Any]:
-    """Return where the mean gain is largest, by site, with its interval (of one position at a time)."""
-    out = {}
-    for site in gains.site.values.tolist():
-        of_site = gains.sel(site=site, drop=True)
-        at = of_site["mean"].argmax(("step", "layer"))
-        there = of_site.isel(at)
-        out[site] = {
-            "step": int(there.step),
-            "layer": int(there.layer),
-            **{name: float(there[name]) for name in ("mean", "low", "high")},
-        }
+def largest(gain: xr.DataArray) -> dict[str, Any]:
+    """Return where the gain is largest, by site: chosen on every second couple, and told of the others.
+
+    Args:
+        gain: [site, step, layer, sample, seed].
+    """
+    out: dict[str, Any] = {}
+    for site in gain.site.values.tolist():
+        chosen_on, told_on = (gain.sel(site=site, drop=True).isel(sample=slice(n, None, 2)) for n in (0, 1))
+        if told_on.sizes["sample"] < 2:
+            out[site] = (
+                f"not measured: of {gain.sizes['sample']} couples half choose the place, and it is told of the others"
+            )
+            continue
+        at = chosen_on.mean(("sample", "seed")).argmax(("step", "layer"))
+        there = told_on.isel(at)
+        place = {name: int(there[name]) for name in ("step", "layer")}
+        out[site] = {**place, "n": there.sizes["sample"], **headline(analysis.mean(there, bounds=UNBOUNDED))}
     return out
 
 

@@ -150,7 +150,8 @@ def measure(lens: dl.Lens, samples: list[dl.Sample], options: Options) -> xr.Dat
     data = data.merge(alone.rename({str(name): f"clean_{name}" for name in alone}))
     apart = np.full(len(pairs), np.nan)
     for pair, other in partners(batch)["seed"].items():
-        apart[pair] = float((clean[pair].float() - clean[other].float()).square().mean().sqrt())
+        ends = [batch.generated(clean[n : n + 1]).float() for n in (pair, other)]
+        apart[pair] = float((ends[0] - ends[1]).square().mean().sqrt())
     data["other_seed_distance"] = "pair", apart
     return by_sample(data, pairs)
 

@@ -10,6 +10,7 @@ Here `a` is an `Attention`: the queries and keys of one row, of the selected hea
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -366,6 +367,11 @@ def attention(
 
 
 def _made(maker: Any, heads: str, more: dict[str, Any]) -> Configured:
+    takes = inspect.signature(maker).parameters
+    if "queries" in more and "queries" not in takes:
+        raise PlanError(
+            f"{maker.__name__}(queries=...): every place looks there; queries= goes with over='frames', entropy and to='self'."
+        )
     made: Configured = maker(heads=heads, **more)
     return made
 

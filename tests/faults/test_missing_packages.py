@@ -36,7 +36,14 @@ def run(packages, code, *arguments):
 
 
 TRACE = 'needs torch, which this Python does not have: pip install "dit-lens[trace]"'
-NEED_TORCH = {"Lens", "blocks", "controls", *dl._FROM["dit_lens.records"], *dl._FROM["dit_lens.edits"]}
+NEED_TORCH = {
+    "Lens",
+    "attention",
+    "blocks",
+    "controls",
+    *dl._FROM["dit_lens.records"],
+    *dl._FROM["dit_lens.edits"],
+}
 
 
 def test_without_torch_every_public_name_is_there_or_says_what_to_install():

@@ -37,18 +37,22 @@ class KeptStates:
     def __init__(self) -> None:
         self.states: dict[Key, Tensor] = {}
 
+    def __repr__(self) -> str:
+        return "states"
+
     @property
     def edit(self) -> Callable[[Tensor, Spot], Tensor]:
         """The edit that keeps."""
-        return Configured(_keep, {"kept": self})
+        return Configured(attributed, {"kept": self})
 
 
-def _keep(h: Tensor, at: Spot, *, kept: KeptStates) -> Tensor:
+def attributed(h: Tensor, at: Spot, *, kept: KeptStates) -> Tensor:
+    """Keep the state of a row, and leave it as it is."""
     kept.states[key_of(at)] = h.detach().clone()  # the model may write over its own memory
     return h
 
 
-@dataclass
+@dataclass(repr=False)
 class Taps:
     """The taps of one row at one step.
 
@@ -78,6 +82,9 @@ class Taps:
     def edit(self) -> Callable[[Tensor, Spot], Tensor]:
         """The edit that taps."""
         return Configured(_tapped, {"taps": self})
+
+    def __repr__(self) -> str:
+        return "states"
 
     def tap(self, h: Tensor, at: Spot) -> Tensor:
         """Tap a state, which is the edit's own copy.

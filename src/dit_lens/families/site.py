@@ -14,8 +14,6 @@ from operator import attrgetter
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from torch.nn import Linear, Sequential
-
 from dit_lens.errors import CaptureError, PlanError
 from dit_lens.plan.plan import Carried
 
@@ -110,6 +108,8 @@ class Site:
 
     def width(self, block: nn.Module) -> int:
         """Return the channels that a linear layer at the site gives, or is given; 0 where there is none."""
+        from torch.nn import Linear, Sequential  # the class is known where torch is not installed
+
         layer = submodule(block, self.path)
         while isinstance(layer, Sequential) and len(layer):
             layer = layer[-1 if self.end == "output" else 0]

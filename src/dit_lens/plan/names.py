@@ -92,7 +92,9 @@ def dims_problem(dims: tuple[object, ...], streams: Collection[str], variables: 
     if repeated := sorted({str(d) for d in dims if dims.count(d) > 1}):
         return f"it declares {repeated[0]!r} twice; give each dimension a name of its own"
     known = [d for d in dims if d in DIMS and d != "head"]
-    if any(d in COORDINATES for d in dims) or known != sorted(known, key=lambda d: DIMS.index(str(d))):
+    if any(d in DIMS[: DIMS.index("head")] for d in dims) or known != sorted(
+        known, key=lambda d: DIMS.index(str(d))
+    ):
         return f"it declares {dims}; keep some of frame, y, x, channel in this order, or others"
     taken = {d: "the video" for d in OUTPUT_DIMS["video"]} | {d: "the sound" for d in OUTPUT_DIMS["audio"]}
     taken |= {d: "the steps" for d in COORDINATES}

@@ -306,7 +306,7 @@ def test_what_cannot_be_is_refused(organism, scratch_space, tmp_path, monkeypatc
     with pytest.raises(dl.TaskError, match="give a task"):
         scratch_space.main(options(eval_root=tmp_path))
     sample = tasks.choose(1_000_000)
-    with pytest.raises(dl.TaskError, match=r"raise --num-frames or --steps"):
+    with pytest.raises(dl.TaskError, match=r"raise --(num-frames or --)?steps"):
         scratch_space.spans_of(organism.batch([(sample, 0)], steps=1), options())
     batch = organism.batch([(sample, 0)], steps=4)
     assert scratch_space.spans_of(batch, options(at_steps="all,2-3,1")) == {
