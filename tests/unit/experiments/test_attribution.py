@@ -121,10 +121,20 @@ def test_the_summary_says_it(measured, tmp_path):
         1, abs=1e-4
     )
     assert found["rank correlation of the maps of both directions"]["mean"] > 0.99
-    assert found["largest at"]["cross"] | {"mean": 0, "low": 0, "high": 0} == {
-        "step": 2, "layer": READS, "mean": 0, "low": 0, "high": 0,
-    }  # fmt: skip
+    assert found["largest at"]["cross"].startswith("not measured: of 3 couples half choose the place")
     assert (tmp_path / "gain_cross.png").stat().st_size > 3000
+
+
+def test_where_the_gain_is_largest_is_told_of_couples_that_did_not_choose_it():
+    gain = of_noise(samples=40).gain.mean("direction")
+    gain[{"step": 2, "layer": 1}] += 3
+    found = attribution.largest(gain)["block"]
+    assert (found["step"], found["layer"], found["n"]) == (2, int(gain.layer[1]), 20)
+    assert found["low"] < 3 < found["high"]
+    flat = attribution.largest(of_noise(seed=1, samples=40).gain.mean("direction"))["block"]
+    assert (
+        flat["low"] < 0 < flat["high"]
+    )  # a maximum of noise, told of the samples that chose it, would be off 0
 
 
 def of_noise(seed=0, samples=12):
