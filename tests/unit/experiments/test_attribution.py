@@ -131,10 +131,9 @@ def test_where_the_gain_is_largest_is_told_of_couples_that_did_not_choose_it():
     found = attribution.largest(gain)["block"]
     assert (found["step"], found["layer"], found["n"]) == (2, int(gain.layer[1]), 20)
     assert found["low"] < 3 < found["high"]
-    flat = attribution.largest(of_noise(seed=1, samples=40).gain.mean("direction"))["block"]
-    assert (
-        flat["low"] < 0 < flat["high"]
-    )  # a maximum of noise, told of the samples that chose it, would be off 0
+    # A maximum of noise, told of the samples that chose it, would be off 0 most of the time.
+    flat = [attribution.largest(of_noise(n, 40).gain.mean("direction"))["block"] for n in range(20)]
+    assert sum(one["low"] < 0 < one["high"] for one in flat) >= 16
 
 
 def of_noise(seed=0, samples=12):
