@@ -169,6 +169,9 @@ FAMILY: dict[str, Experiment] = {
     "full_attention_maps_arrows": study(
         *("attention_maps.py", "arrows", 32, "--steps", 8), figures=["word", "frames", "matches_by_layer"]
     ),
+    "full_attention_maps_arrows_random": study(
+        *("attention_maps.py", "arrows", 16, "--steps", 8, "--weights", "random", "--shown", "truth")
+    ),
     "full_head_ablation_arrows": study(
         *("head_ablation.py", "arrows", 16, "--seeds", 2, "--steps", 6, "--layers", "9,13", "--kinds", "zero")
     ),
@@ -176,7 +179,12 @@ FAMILY: dict[str, Experiment] = {
     "full_surprise_maze_random": study("surprise.py", "maze", 64, "--weights", "random", "--no-invert"),
 }
 """By name: what it reports on the family of `organism`."""
-CONTROLS = ("causal_steps_or_frames_choose", "full_layer_roles_random", "full_surprise_maze_random")
+CONTROLS = (
+    "causal_steps_or_frames_choose",
+    "full_layer_roles_random",
+    "full_surprise_maze_random",
+    "full_attention_maps_arrows_random",
+)
 """Those that are a control of another row."""
 LEVEL = 0.05
 """Chance that any of the page's primary outcomes is called off its null where none is."""
