@@ -160,8 +160,8 @@ FAMILY: dict[str, Experiment] = {
         for task in ("latin", "choose")
     },
     "full_causal_map_circle": study(
-        *("causal_map.py", "circle", 12, "--layers", "2,5,8,9,12", "--map-steps", "0,4,9", "--cfg-scale", 1),
-        figures=["block", "heads_by_head", "block_by_frame"],
+        *("causal_map.py", "circle", 8, "--layers", "5,9", "--map-steps", 9, "--cfg-scale", 1),
+        figures=["cross_heads_by_head"],
     ),
     "full_attribution_circle": study(
         *("attribution.py", "circle", 8, "--cfg-scale", 1, "--sites", "block,self_attn,cross_attn,ffn"),
