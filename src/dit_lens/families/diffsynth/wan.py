@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit_lens.errors import PlanError
-from dit_lens.families.attention import sites_of_attention, sites_of_image
+from dit_lens.families.attention_sites import sites_of_attention, sites_of_image
 from dit_lens.families.call import Forward
 from dit_lens.families.diffsynth.common import (
     decoded,

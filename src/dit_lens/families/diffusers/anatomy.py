@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dit_lens.errors import CaptureError, PlanError
-from dit_lens.families.attention import AttentionSite, JoinedTokens, sites_of_attention, sites_of_image
+from dit_lens.families.attention import AttentionSite, JoinedTokens
+from dit_lens.families.attention_sites import sites_of_attention, sites_of_image
 from dit_lens.families.patching import refuse_compiled
 from dit_lens.families.site import Site
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dit_lens.families.attention import AttentionSite, sites_of_attention
+from dit_lens.families.attention import AttentionSite
+from dit_lens.families.attention_sites import sites_of_attention
 from dit_lens.families.diffsynth.common import quiet, schedule
 from dit_lens.families.diffsynth.ltx2.asked import arguments, branches, latent_grid, later, refuse, sizes
 from dit_lens.families.diffsynth.ltx2.batches import BATCHING
