@@ -21,7 +21,7 @@ Of a model for which this takes too long, `attribution.py` estimates the same ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ from dit_lens.experiments.swaps import (
 )
 
 WAY = (0.0, 1.0)
-KINDS = {"whole": "", "head": "heads", "frame": "frames_at"}
-"""What is swapped at a time, with the option that names the sites of it where that is not --sites."""
+KINDS = {"whole": "sites", "head": "heads", "frame": "frames_at"}
+"""What is swapped at a time, with the option that names the sites of it."""
 
 
 @dataclass
@@ -112,10 +112,10 @@ def sites_by_kind(lens: dl.Lens, options: Options) -> dict[str, list[str]]:
     """
     found = {}
     for kind, option in KINDS.items():
-        text = getattr(options, option or "sites")
+        text = getattr(options, option)
         if text.strip() == "none":
             continue
-        name = (option or "sites").replace("_", "-")
+        name = option.replace("_", "-")
         found[kind] = (
             sites_of(text, list(lens.sites)) if kind == "whole" else names_in(text, list(lens.sites), name)
         )
@@ -138,7 +138,8 @@ def measure(lens: dl.Lens, part: list[dl.Sample], options: Options) -> xr.Datase
         for site in sites:
             swaps = swaps_of(lens, batch, kind, site, options)
             by_layer = [
-                outcomes_of(ends, site, layer, [_at(swap, layer) for swap in swaps]) for layer in layers
+                outcomes_of(ends, site, layer, [replace(swap, layer=layer) for swap in swaps])
+                for layer in layers
             ]
             found = xr.concat(by_layer, xr.Variable("layer", layers))
             data = data.merge(arranged(found, kind, site, swaps))
@@ -158,10 +159,6 @@ def swaps_of(lens: dl.Lens, batch: Batch, kind: str, site: str, options: Options
     if kind == "whole":
         arms += [Swap(f"{PLACEBO} {step}", partner, 0, (step,), is_placebo=True) for step in steps]
     return [*arms, Swap(OWN, itself, 0, (steps[0],), part=parts[-1])]
-
-
-def _at(swap: Swap, layer: int) -> Swap:
-    return Swap(swap.name, swap.source, layer, swap.steps, swap.branch, swap.is_placebo, swap.part)
 
 
 def arranged(found: xr.Dataset, kind: str, site: str, swaps: list[Swap]) -> xr.Dataset:
