@@ -20,7 +20,7 @@ from dit_lens.engine.rows import Moment, Row, Shared, Where
 from dit_lens.errors import CaptureError, DitLensError, PlanError
 from dit_lens.families.attention import Attention, AttentionSite, Heard, listening, resting
 from dit_lens.families.call import Forward
-from dit_lens.families.site import Tokens, detach, submodule
+from dit_lens.families.site import Site, Tokens, submodule
 from dit_lens.plan.binding import Binding
 from dit_lens.plan.functions import is_packages_own, kept_by
 from dit_lens.plan.places import Spot, positions
@@ -82,7 +82,7 @@ class Visitor:
         self._moment: Moment | None = None
         self._x0: Mapping[str, Tensor] = {}  # of the step before
         self.reads_x0 = any(edit.reads_x0 for row in rows for edit in row.edits)
-        self._hooked: list[tuple[nn.Module, Any]] = []  # modules, and what their hooks call
+        self._hooked: list[tuple[Site, nn.Module, Any]] = []  # sites, modules, and what their hooks call
         self._active: Sequence[Sequence[Binding]] = ()
         self._selected: dict[tuple[Where, str | None], dict[int, Selection]] = {}
         self._fired: dict[tuple[int, Binding], set[tuple[str | None, int | None]]] = defaultdict(set)
@@ -105,7 +105,7 @@ class Visitor:
                         if (expert, where) in wanted:
                             visit, module = self._visit_at(where), submodule(block, site.path)
                             self._hooked.append(
-                                (module, visit)
+                                (site, module, visit)
                             )  # before it is hooked: an interrupt may come in between
                             self._listens = self._listens or isinstance(site, AttentionSite)
                             site.attach(module, visit)
@@ -136,7 +136,8 @@ class Visitor:
         """Remove all hooks. Removing them twice does no harm; no call is running, so what is left is inert."""
         self.forward = None
         while self._hooked:
-            detach(*self._hooked[-1])
+            site, module, visit = self._hooked[-1]
+            site.detach(module, visit)
             self._hooked.pop()
 
     def _visit_at(self, where: Where) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dit_lens.errors import CaptureError
-from dit_lens.families.site import Site, Tokens
+from dit_lens.families.site import Site, Tokens, submodule, unhook
 from dit_lens.plan.plan import Carried
 
 if TYPE_CHECKING:
@@ -210,11 +210,19 @@ class AttentionSite(Site):
             _inside().leave(target)
             return None
 
-        enter.visit = leave.visit = visit  # type: ignore[attr-defined]  # by which `detach` knows them
+        enter.visit = leave.visit = visit  # type: ignore[attr-defined]  # by which `unhook` knows them
         module.register_forward_hook(leave, with_kwargs=True, always_call=True)
-        for path in {part.projection for part in (self.own, self.looked_at) if part is not None}:
+        for path in self._projections():
             module.get_submodule(path).register_forward_hook(project(path))
         return module.register_forward_pre_hook(enter, with_kwargs=True)
+
+    def detach(self, module: nn.Module, visit: Visit) -> None:
+        """Remove the hooks of `attach`, those of a joint attention's projections too."""
+        for path in ("", *self._projections()):
+            unhook(submodule(module, path), visit)
+
+    def _projections(self) -> set[str]:
+        return {part.projection for part in (self.own, self.looked_at) if part is not None}
 
     def _in_joint(self, visit: Visit) -> Visit:
         """Return a visit of the stream's own tokens in the sequence of a joint attention."""

@@ -145,10 +145,14 @@ class Site:
             new = visit(self.of_inputs(target, inputs))
             return None if new is None else self.into_inputs(target, inputs, new)
 
-        on_output.visit = on_input.visit = visit  # type: ignore[attr-defined]  # by which `detach` knows them
+        on_output.visit = on_input.visit = visit  # type: ignore[attr-defined]  # by which `unhook` knows them
         if self.end == "input":
             return module.register_forward_pre_hook(on_input, with_kwargs=True)
         return module.register_forward_hook(on_output)
+
+    def detach(self, module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> None:
+        """Remove the hooks by which `attach` lets a function see a module's hidden state, where they are there."""
+        unhook(module, visit)
 
     def of_output(self, output: Any) -> Tensor:
         """Return the hidden state in what the module returned."""
@@ -228,17 +232,16 @@ def _tensor(value: Any, site: Site) -> Tensor:
     return tensor
 
 
-def detach(module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> None:
-    """Remove the hooks by which `Site.attach` lets a function see a module's hidden state, where they are there."""
-    for part in module.modules():  # an attention is looked at through its projections, too
-        for hooks, *others in (
-            (part._forward_hooks, part._forward_hooks_with_kwargs, part._forward_hooks_always_called),
-            (part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs),
-        ):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "visit", None) is visit]:
-                hooks.pop(key, None)
-                for also in others:
-                    also.pop(key, None)
+def unhook(module: nn.Module, visit: Callable[[Tensor], Tensor | None]) -> None:
+    """Remove the hooks of a module that serve a function, where they are there."""
+    for hooks, *others in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    ):
+        for key in [key for key, hook in hooks.items() if getattr(hook, "visit", None) is visit]:
+            hooks.pop(key, None)
+            for also in others:
+                also.pop(key, None)
 
 
 def blocks_of(dit: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
